@@ -1,0 +1,22 @@
+"""The budget's limit on its way to the rollout server: an agent loop that caps ``max_tokens``."""
+
+from typing import Any
+
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+LIMIT = "prune_opd_limit"
+"""Batch field, int: the most tokens a response may have. Training prompts carry it, validation prompts do not."""
+
+
+@register("prune_opd")
+class LimitedAgentLoop(SingleTurnAgentLoop):
+    """verl's single-turn loop under the current response limit."""
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        """See ``SingleTurnAgentLoop``."""
+        limit = kwargs.pop(LIMIT, None)
+        if limit is not None:
+            # One dict is shared by all samples of a prompt: copied, not changed.
+            sampling_params = {**sampling_params, "max_tokens": int(limit)}
+        return await super().run(sampling_params, **kwargs)

@@ -1,0 +1,113 @@
+"""The response budget: how long the next batch may generate. (METHOD: paper section 3.4)"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class ResponseBudget:
+    """Batch-wise limit M on the response length, moved by how many responses stay reliable up to it.
+
+    A response *hits* where its effective length reaches ``boundary = max(min, M - margin)``. Where the share of hits is
+    ``hit_ratio`` or more the limit grows by ``step``, at most to ``max``; after ``patience`` batches in a row below it,
+    the limit shrinks by ``step``, at least to ``min``. All lengths are in tokens.
+
+    Args:
+        init: limit of the first batch, clipped into [min, max].
+        min: the limit never falls below it.
+        max: the limit never rises above it.
+        step: change of the limit.
+        hit_ratio: share of responses that must hit, ρ.
+        margin: how far before the limit a response already counts as a hit.
+        patience: batches below ``hit_ratio`` until the limit shrinks.
+
+    Raises:
+        ValueError: unless 0 < min <= max, step >= 1, 0 <= hit_ratio <= 1, margin >= 0 and patience >= 1.
+    """
+
+    def __init__(
+        self,
+        init: int,
+        min: int,  # noqa: A002 - the method's own names
+        max: int,  # noqa: A002
+        step: int = 100,
+        hit_ratio: float = 0.1,
+        margin: int = 100,
+        patience: int = 3,
+    ):
+        _require(0 < min <= max, "0 < min <= max", min=min, max=max)
+        _require(step >= 1, "step >= 1", step=step)
+        _require(0 <= hit_ratio <= 1, "0 <= hit_ratio <= 1", hit_ratio=hit_ratio)
+        _require(margin >= 0, "margin >= 0", margin=margin)
+        _require(patience >= 1, "patience >= 1", patience=patience)
+        self.min, self.max, self.step = min, max, step
+        self.hit_ratio, self.margin, self.patience = hit_ratio, margin, patience
+        self._limit = sorted((min, init, max))[1]
+        self._no_hit_steps = 0
+
+    @property
+    def limit(self) -> int:
+        """M: the most tokens a response of the next batch may have."""
+        return self._limit
+
+    def update(self, effective_lengths: Sequence[int]) -> dict[str, float]:
+        """Take in a batch that was generated under ``limit`` and move the limit for the next one.
+
+        Args:
+            effective_lengths: E of every real sequence (padding sequences left out), any iterable of numbers.
+
+        Returns:
+            Metrics by the names of the paper's release, without prefix.
+
+        Raises:
+            ValueError: no sequence was given.
+        """
+        lengths = [int(length) for length in effective_lengths]
+        if not lengths:
+            raise ValueError("ResponseBudget.update: needs the effective length of at least one sequence, got none")
+        current = self._limit
+        boundary = max(self.min, current - self.margin)
+        hits = sum(length >= boundary for length in lengths) / len(lengths)
+        self._move(hits)
+        return {
+            "current_max_response_length": current,
+            "next_max_response_length": self._limit,
+            "no_hit_steps": self._no_hit_steps,
+            "effective_response_length_mean": sum(lengths) / len(lengths),
+            "effective_response_length_max": max(lengths),
+            "effective_response_length_min": min(lengths),
+            "effective_response_length_hit_ratio": hits,
+        }
+
+    def _move(self, hits: float) -> None:
+        if hits >= self.hit_ratio:
+            self._limit = min(self._limit + self.step, self.max)
+            self._no_hit_steps = 0
+            return
+        self._no_hit_steps += 1
+        if self._no_hit_steps >= self.patience:
+            self._limit = max(self._limit - self.step, self.min)
+            self._no_hit_steps = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint must hold to go on exactly here."""
+        return {"limit": self._limit, "no_hit_steps": self._no_hit_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict()``'s answer.
+
+        Raises:
+            ValueError: the saved limit does not fit into this budget's [min, max]: the run was resumed with other bounds.
+        """
+        limit = int(state["limit"])
+        if not self.min <= limit <= self.max:
+            raise ValueError(
+                f"prune_opd.budget: the checkpoint's limit is {limit}, outside min = {self.min} and max = {self.max}; "
+                "resume with bounds that contain it"
+            )
+        self._limit, self._no_hit_steps = limit, int(state["no_hit_steps"])
+
+
+def _require(condition: bool, rule: str, **given: float) -> None:
+    if not condition:
+        values = ", ".join(f"{name} = {value}" for name, value in given.items())
+        raise ValueError(f"ResponseBudget: {rule} is required, got {values}")

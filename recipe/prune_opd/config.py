@@ -1,0 +1,179 @@
+"""Keys of ``prune_opd.*``: typed, documented under each field, defaults are the paper's. Invalid values cannot be built.
+
+The YAML beside this file (``conf/recipe/prune_opd.yaml``) shows the same keys to Hydra.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recipe.prune_opd.budget import ResponseBudget
+from recipe.prune_opd.reward import STRATEGIES, WEIGHTINGS
+
+METRICS = ("overlap_ratio", "teacher_top_p_accept")
+PAPER_MAX, PAPER_MIN, PAPER_INIT = 12288, 1024, 1024
+
+
+def require(condition: bool, key: str, found: Any, allowed: str) -> None:
+    """Refuse a value in one sentence.
+
+    Raises:
+        ValueError: ``condition`` is false; names the key, what was found and what is allowed.
+    """
+    if not condition:
+        raise ValueError(f"prune_opd.{key}: got {found!r}, allowed: {allowed}")
+
+
+@dataclass
+class TeacherConfig:
+    """The frozen model that scores responses, in verl's reference-model worker group.
+
+    How it is held is verl's own: ``actor_rollout_ref.ref.fsdp_config.{model_dtype,param_offload}``,
+    ``actor_rollout_ref.ref.log_prob_{micro_batch_size_per_gpu,use_dynamic_bsz,max_token_len_per_gpu}``.
+    """
+
+    path: str | None = None
+    """Required. Local folder or hub name of the teacher."""
+    temperature: float = 1.0
+    """Teacher logits are divided by it. The student's are divided by ``actor_rollout_ref.rollout.temperature``."""
+    trust_remote_code: bool = False
+    """As ``actor_rollout_ref.model.trust_remote_code``, for the teacher."""
+    override_config: dict[str, Any] = field(default_factory=dict)
+    """As ``actor_rollout_ref.model.override_config``, for the teacher (``attn_implementation``, ...)."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "teacher.path", self.path, "a folder or hub name of the teacher model")
+        require(self.temperature > 0, "teacher.temperature", self.temperature, "a number > 0")
+
+
+@dataclass
+class DriftConfig:
+    """What counts as drift, and what it costs (METHOD: sections 3.1, 3.2)."""
+
+    enable: bool = True
+    """Multiply the reward by the reliability weight. False: events are measured, the loss is that of plain OPD."""
+    metric: str = "overlap_ratio"
+    """``overlap_ratio`` or ``teacher_top_p_accept``."""
+    threshold: float = 0.7
+    """γ in (0, 1]: an overlap below it is an event. It depends on k: 0.7 asks for 12 of 16, or for 23 of 32."""
+    top_p: float = 0.95
+    """Nucleus of ``teacher_top_p_accept`` in (0, 1]: a sampled token outside it is an event."""
+    w_drop: float = 0.01
+    """Weight lost per event: reliability reaches 0 at the ceil(1 / w_drop)-th."""
+    w_base: float = 0.5
+    """Weight added on every generated token. Not a floor: the weight runs from 1 + w_base down to w_base."""
+
+    def __post_init__(self) -> None:
+        require(self.metric in METRICS, "drift.metric", self.metric, ", ".join(METRICS))
+        require(0 < self.threshold <= 1, "drift.threshold", self.threshold, "a number in (0, 1]")
+        require(0 < self.top_p <= 1, "drift.top_p", self.top_p, "a number in (0, 1]")
+        require(self.w_drop >= 0, "drift.w_drop", self.w_drop, "a number >= 0")
+        require(self.w_base >= 0, "drift.w_base", self.w_base, "a number >= 0")
+
+
+@dataclass
+class BudgetConfig:
+    """How long a training response may become (METHOD: section 3.4). All lengths in tokens."""
+
+    enable: bool = True
+    """Move the limit after every batch. False: it stays at ``max``."""
+    init: int | None = None
+    """First limit. Default 1024, or ``max`` where that is smaller; the paper takes 2048 for a close teacher."""
+    min: int | None = None
+    """The limit never falls below it. Default 1024, or ``max`` where that is smaller."""
+    max: int | None = None
+    """The limit never rises above it, in baselines too. Default: the rollout's response length, at most 12288."""
+    step: int = 100
+    """Change of the limit."""
+    hit_ratio: float = 0.1
+    """ρ in [0, 1]: share of responses that must stay reliable up to the limit for it to grow."""
+    margin: int = 100
+    """How far before the limit a response already counts as reaching it."""
+    patience: int = 3
+    """Batches in a row below ``hit_ratio`` until the limit shrinks."""
+
+    def __post_init__(self) -> None:
+        for name in ("init", "min", "max"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"budget.{name}", value, "a whole number >= 1, or null")
+        require(self.step >= 1, "budget.step", self.step, "a whole number >= 1")
+        require(0 <= self.hit_ratio <= 1, "budget.hit_ratio", self.hit_ratio, "a number in [0, 1]")
+        require(self.margin >= 0, "budget.margin", self.margin, "a whole number >= 0")
+        require(self.patience >= 1, "budget.patience", self.patience, "a whole number >= 1")
+
+    def build(self, response_length: int) -> ResponseBudget:
+        """The budget object for a rollout that can generate ``response_length`` tokens.
+
+        A default is lowered to fit; a value the user gave is never adjusted.
+
+        Raises:
+            ValueError: a given value does not fit.
+        """
+        most = min(response_length, PAPER_MAX) if self.max is None else self.max
+        require(
+            most <= response_length,
+            "budget.max",
+            most,
+            f"at most the rollout's response length, {response_length} (data.max_response_length)",
+        )
+        least = min(PAPER_MIN, most) if self.min is None else self.min
+        require(least <= most, "budget.min", least, f"at most budget.max, {most}")
+        init = max(least, min(PAPER_INIT, most)) if self.init is None else self.init
+        require(least <= init <= most, "budget.init", init, f"from budget.min, {least}, to budget.max, {most}")
+        if not self.enable:
+            least = init = most
+        return ResponseBudget(init, least, most, self.step, self.hit_ratio, self.margin, self.patience)
+
+
+@dataclass
+class PruneOPDConfig:
+    """All of ``prune_opd.*``."""
+
+    teacher: TeacherConfig
+    drift: DriftConfig = field(default_factory=DriftConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    topk: int = 16
+    """k: candidates per position of each model."""
+    strategy: str = "only_stu"
+    """Which candidates are rewarded: only_stu, only_tch, intersection, union, union_intersection, sampled."""
+    weighting: str = "student_p"
+    """What weighs a candidate: student_p, teacher_p, none."""
+    dump_dir: str | None = None
+    """Folder for the tensors behind every step (ids, log-probs, weights, advantages), one file per rank. Large."""
+
+    def __post_init__(self) -> None:
+        require(self.topk >= 1, "topk", self.topk, "a whole number >= 1")
+        require(self.strategy in STRATEGIES, "strategy", self.strategy, ", ".join(STRATEGIES))
+        require(self.weighting in WEIGHTINGS, "weighting", self.weighting, ", ".join(WEIGHTINGS))
+
+    def describe(self, budget: ResponseBudget) -> str:
+        """What is on, for the banner at start."""
+        drift, lines = self.drift, ["Prune-OPD"]
+        event = f"γ = {drift.threshold}" if drift.metric == "overlap_ratio" else f"top_p = {drift.top_p}"
+        weights = f"w_drop = {drift.w_drop}, w_base = {drift.w_base}"
+        limit = f"{budget.limit} to start, {budget.min} to {budget.max}, step {budget.step}"
+        lines.append(f"  teacher   {self.teacher.path} (worker group, temperature {self.teacher.temperature})")
+        lines.append(f"  reward    {self.strategy}, {self.weighting}, k = {self.topk}")
+        lines.append(f"  drift     {drift.metric}, {event}")
+        lines.append(f"  weights   {weights if drift.enable else 'off: plain OPD'}")
+        lines.append(f"  budget    {limit if self.budget.enable else f'off: fixed at {budget.max} tokens'}")
+        lines.append("  gate      off: responses end by themselves or at the limit")
+        return "\n".join(lines)
+
+
+def load_config(node: DictConfig) -> PruneOPDConfig:
+    """Typed ``prune_opd.*`` out of the composed configuration.
+
+    Args:
+        node: the node ``prune_opd``.
+
+    Raises:
+        ValueError: a value is of the wrong type or outside what is allowed; names the key.
+    """
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(PruneOPDConfig), OmegaConf.to_container(node, resolve=True))
+        return OmegaConf.to_object(typed)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"prune_opd.{error.full_key}: {str(error.msg).splitlines()[0]}") from error

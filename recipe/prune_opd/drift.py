@@ -1,0 +1,131 @@
+"""Where do student and teacher part, and how much is a token worth after that? (METHOD: paper sections 3.1-3.2)
+
+Shapes: B sequences, T response positions, K candidates per position.
+A response token is scored by the logits of the position before it; the caller aligns rows accordingly.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SLACK = 1e-6
+"""A ratio or a cumulative probability this close to its bound counts as equal to it, whatever the rounding."""
+
+
+def is_member(ids: Tensor, others: Tensor) -> Tensor:
+    """Which of ``ids`` occur among ``others`` at the same position.
+
+    Args:
+        ids: (..., K) int.
+        others: (..., K2) int.
+
+    Returns:
+        (..., K) bool.
+    """
+    found = torch.zeros_like(ids, dtype=torch.bool)
+    for column in others.unbind(-1):  # one column at a time: never a (..., K, K2) block
+        found |= ids == column.unsqueeze(-1)
+    return found
+
+
+def overlap_ratio(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
+    """Share of candidates that both models rank among their k most likely, O_t = |K_S ∩ K_T| / k.
+
+    Args:
+        student_ids: (B, T, K) int, ids of the student's k largest logits, distinct within a position.
+        teacher_ids: (B, T, K) int, the same of the teacher.
+
+    Returns:
+        (B, T) float32 in [0, 1].
+
+    Raises:
+        ValueError: the two shapes differ.
+    """
+    if student_ids.shape != teacher_ids.shape:
+        raise ValueError(
+            "overlap_ratio: student_ids and teacher_ids must have one shape (B, T, K), "
+            f"got {tuple(student_ids.shape)} and {tuple(teacher_ids.shape)}"
+        )
+    return is_member(student_ids, teacher_ids).float().mean(-1)
+
+
+def overlap_events(overlap: Tensor, mask: Tensor, threshold: float) -> Tensor:
+    """Drift events of metric ``overlap_ratio``: D_t = 1 where O_t < γ, strictly, on tokens the student generated.
+
+    Args:
+        overlap: (B, T) float.
+        mask: (B, T) bool or 0/1, 1 on tokens the student generated.
+        threshold: γ.
+
+    Returns:
+        (B, T) bool.
+    """
+    return (overlap.double() < threshold - SLACK) & mask.bool()
+
+
+def nucleus_events(
+    responses: Tensor, teacher_ids: Tensor, teacher_log_probs: Tensor, mask: Tensor, top_p: float
+) -> Tensor:
+    """Drift events of metric ``teacher_top_p_accept``: the sampled token is outside the teacher's nucleus.
+
+    The nucleus is the shortest prefix of the teacher's ranked candidates whose full-vocabulary probability reaches
+    ``top_p``, the crossing token included, or all K of them where it is never reached.
+
+    Args:
+        responses: (B, T) int, sampled tokens.
+        teacher_ids: (B, T, K) int, ranked by descending probability.
+        teacher_log_probs: (B, T, K) float, log-softmax over the full vocabulary at ``teacher_ids``.
+        mask: (B, T) bool or 0/1.
+        top_p: p in (0, 1].
+
+    Returns:
+        (B, T) bool.
+    """
+    probs = teacher_log_probs.double().exp()
+    mass_before = probs.cumsum(-1) - probs
+    in_nucleus = mass_before < top_p - SLACK
+    accepted = ((teacher_ids == responses.unsqueeze(-1)) & in_nucleus).any(-1)
+    return ~accepted & mask.bool()
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """What ``reliability`` returns."""
+
+    weight: Tensor
+    """R, (B, T) float32: 1 before any event, falling by w_drop with each, never recovering."""
+    loss_weight: Tensor
+    """L, (B, T) float32: R + w_base on generated tokens, 0 elsewhere."""
+    effective_length: Tensor
+    """E, (B,) int64: generated tokens with R > 0."""
+
+
+def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> Reliability:
+    """Monotone reliability weight R_t = clip(1 - w_drop * C_t, 0, 1) with C_t the events up to and including t.
+
+    R is exactly 0 from the ceil(1 / w_drop)-th event on. Counts are exact integers and the weight is formed in
+    float64 before it is rounded to float32 (bfloat16 would stall a count at 256).
+
+    Args:
+        events: (B, T) bool; events outside ``mask`` are ignored.
+        mask: (B, T) bool or 0/1.
+        w_drop: weight lost per event, >= 0.
+        w_base: weight added to R on every generated token; not a floor.
+
+    Raises:
+        ValueError: ``w_drop`` is negative.
+    """
+    if w_drop < 0:
+        raise ValueError(f"reliability: w_drop must be >= 0, got {w_drop}")
+    generated = mask.bool()
+    count = (events.bool() & generated).long().cumsum(-1)
+    spent_at = math.ceil(1 / w_drop - 1e-9) if w_drop > 0 else math.inf
+    alive = count < spent_at
+    weight = torch.where(alive, (1 - w_drop * count.double()).clamp(0, 1), 0.0).float()
+    return Reliability(
+        weight=weight,
+        loss_weight=torch.where(generated, weight + w_base, 0.0),
+        effective_length=(alive & generated).sum(-1),
+    )

@@ -1,0 +1,121 @@
+"""What a step tells about drift: sums per response on the workers, means over responses on the driver.
+
+Shapes: B responses, T positions, K candidates. A response's sums are one row of C = len(COLUMNS) numbers, so that
+nothing of shape (B, T) has to reach the driver.
+"""
+
+import torch
+from torch import Tensor
+
+from recipe.prune_opd.drift import Reliability
+from recipe.prune_opd.reward import TopKReward
+
+BUCKETS = 8
+"""Position buckets: equal parts of the largest limit; the last also takes what lies beyond."""
+
+SUMS = (
+    "tokens",
+    "overlap",
+    "events",
+    "weight",
+    "loss_weight",
+    "zero_weight",
+    "reward",
+    "pruned_reward",
+    "student_mass",
+    "teacher_mass",
+)
+"""Per-token values that are summed over a response."""
+BY_POSITION = ("tokens", "overlap", "events", "loss_weight")
+"""Those also summed by position bucket."""
+COLUMNS = (*SUMS, "effective_length", "ended", *(f"{name}/{i}" for name in BY_POSITION for i in range(BUCKETS)))
+
+
+def response_sums(
+    mask: Tensor,
+    overlap: Tensor,
+    events: Tensor,
+    reliability: Reliability,
+    reward: TopKReward,
+    pruned: Tensor,
+    student_log_probs: Tensor,
+    teacher_log_probs: Tensor,
+    ended: Tensor,
+    max_length: int,
+) -> Tensor:
+    """One row of sums per response, columns as in ``COLUMNS``.
+
+    Args:
+        mask: (B, T) bool or 0/1.
+        overlap: (B, T) float.
+        events: (B, T) bool.
+        reliability: of these events.
+        reward: before weighting.
+        pruned: (B, T, K') float, after weighting.
+        student_log_probs: (B, T, K) float, at the student's own candidates.
+        teacher_log_probs: (B, T, K) float, at the teacher's own candidates.
+        ended: (B,) bool, the response ended by itself.
+        max_length: the largest limit, in tokens.
+
+    Returns:
+        (B, C) float32.
+    """
+    per_token = {
+        "tokens": torch.ones_like(overlap),
+        "overlap": overlap,
+        "events": events,
+        "weight": reliability.weight,
+        "loss_weight": reliability.loss_weight,
+        "zero_weight": reliability.weight == 0,
+        "reward": reward.reward.sum(-1),
+        "pruned_reward": pruned.sum(-1),
+        "student_mass": student_log_probs.exp().sum(-1),
+        "teacher_mass": teacher_log_probs.exp().sum(-1),
+    }
+    generated = mask.bool()
+    per_token = {name: torch.where(generated, value.float(), 0.0) for name, value in per_token.items()}
+    columns = [per_token[name].sum(-1) for name in SUMS] + [reliability.effective_length, ended]
+    positions = torch.arange(mask.shape[-1]) // bucket_width(max_length)
+    for name in BY_POSITION:
+        buckets = torch.zeros(mask.shape[0], BUCKETS).index_add(-1, positions.clamp(max=BUCKETS - 1), per_token[name])
+        columns += list(buckets.unbind(-1))
+    return torch.stack([column.float() for column in columns], -1)
+
+
+def bucket_width(max_length: int) -> int:
+    """Positions per bucket."""
+    return -(-max_length // BUCKETS)
+
+
+def summarise(sums: Tensor, max_length: int) -> dict[str, float]:
+    """Means over all tokens of a batch, under their logged names without prefix.
+
+    Args:
+        sums: (B, C), real responses only.
+        max_length: as in ``response_sums``.
+    """
+    total = dict(zip(COLUMNS, sums.double().sum(0).tolist(), strict=True))
+    tokens, responses = max(total["tokens"], 1.0), len(sums)
+    metrics = {
+        "overlap_ratio": total["overlap"] / tokens,
+        "event_rate": total["events"] / tokens,
+        "reliability_weight": total["weight"] / tokens,
+        "loss_weight": total["loss_weight"] / tokens,
+        "zero_weight_ratio": total["zero_weight"] / tokens,
+        "generated_tokens": total["tokens"],
+        "kept_tokens": total["effective_length"],
+        "reward_mean": total["reward"] / tokens,
+        "pruned_reward_mean": total["pruned_reward"] / tokens,
+        "student_topk_mass": total["student_mass"] / tokens,
+        "teacher_topk_mass": total["teacher_mass"] / tokens,
+        "ended_ratio": total["ended"] / responses,
+        "limit_hit_ratio": 1 - total["ended"] / responses,
+    }
+    for i in range(BUCKETS):
+        count = total[f"tokens/{i}"]
+        if count:  # no response reached this bucket: no value rather than a made-up one
+            start = i * bucket_width(max_length)
+            metrics[f"overlap_ratio/from_{start}"] = total[f"overlap/{i}"] / count
+            metrics[f"event_rate/from_{start}"] = total[f"events/{i}"] / count
+            metrics[f"loss_weight/from_{start}"] = total[f"loss_weight/{i}"] / count
+    return metrics

@@ -1,0 +1,131 @@
+"""The synchronous trainer of Prune-OPD: verl's, with a teacher pass, pruned rewards and a moving response limit."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+from recipe.prune_opd.agent_loop import LIMIT
+from recipe.prune_opd.check import check_inputs, check_settings
+from recipe.prune_opd.metrics import COLUMNS, summarise
+from recipe.prune_opd.reward import needs_student_on_teacher
+from recipe.prune_opd.worker import (
+    MODEL_FIELDS,
+    SUMS,
+    TEACHER_IDS,
+    UPDATE_FIELDS,
+    PruneOPDWorker,
+    advantage_fields,
+    teacher_fields,
+)
+from verl_ext import compat
+
+STATE_FILE = "prune_opd.json"
+
+
+@register_trainer("prune_opd")
+class PruneOPDTrainer(PPOTrainerSync):
+    """verl's synchronous trainer whose reference model is the teacher.
+
+    Args:
+        config: verl's composed configuration with the node ``prune_opd``.
+
+    Raises:
+        ValueError: bad input, see ``recipe.prune_opd.check``.
+    """
+
+    def __init__(self, config: DictConfig):
+        compat.check()
+        self.prune_opd = check_settings(config)
+        check_inputs(config)
+        self.budget = self.prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
+        with open_dict(config):
+            # verl's base class compares the mode with "sync" in seven places.
+            config.trainer.v1.trainer_mode = "sync"
+            config.actor_rollout_ref.prune_opd = config.prune_opd
+        super().__init__(config)
+        self.use_reference_policy = True
+        print(self.prune_opd.describe(self.budget), flush=True)
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        # One colocated worker for student and teacher, with LoRA too, where verl would use the actor as reference.
+        self.role_worker_mapping.pop(Role.ActorRollout, None)
+        self.mapping.pop(Role.ActorRollout, None)
+        self.role_worker_mapping[Role.ActorRolloutRef] = ray.remote(PruneOPDWorker)
+        self.mapping[Role.ActorRolloutRef] = "global_pool"
+
+    def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        tu.assign_non_tensor_data(batch, LIMIT, self.budget.limit)
+        return super()._submit_batch_to_rollout(batch)
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """The teacher's pass, and one more of the student where the strategy needs it."""
+        self._on_workers("compute_ref_log_prob", batch, teacher_fields(self.prune_opd))
+        if needs_student_on_teacher(self.prune_opd.strategy):
+            batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
+            self._on_workers("compute_student_on_teacher", batch, (*MODEL_FIELDS, TEACHER_IDS))
+        return batch
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """Pruned advantages on the workers; here only one row of sums per response, and the next limit."""
+        batch.extra_info["global_steps"] = self.global_steps
+        self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.prune_opd))
+        sums = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[SUMS])[SUMS]
+        rows = zip(sums.unbind(), batch.tags, strict=True)  # TransferQueue may answer with a jagged tensor
+        sums = torch.stack([row for row, tag in rows if not tag.get("is_padding", False)])
+        logged = summarise(sums, self.budget.max)
+        # Here and not at the end of the step: verl saves its checkpoint before that.
+        logged |= self.budget.update(sums[:, COLUMNS.index("effective_length")].tolist())
+        metrics.update({f"prune_opd/{name}": value for name, value in logged.items()})
+        return batch
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        batch.fields = list(UPDATE_FIELDS)
+        return super()._update_actor(batch, metrics)
+
+    def _on_workers(self, method: str, batch: KVBatchMeta, fields: tuple[str, ...]) -> None:
+        """Run a worker method that reads ``fields`` from TransferQueue and writes its results back to it."""
+        batch.fields = list(fields)  # without it every worker would fetch every field
+        done = getattr(self.actor_rollout_wg, method)(batch)
+        if len(done) != len(batch):
+            raise RuntimeError(f"{method} answered for {len(done)} of {len(batch)} responses")
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def _save_checkpoint(self) -> None:
+        """The budget's state goes in first: verl's last act is the file that declares the checkpoint complete."""
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{STATE_FILE}.partial"
+        partial.write_text(json.dumps({"budget": self.budget.state_dict()}))
+        partial.replace(folder / STATE_FILE)
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps == 0:
+            return
+        trainer = self.config.trainer
+        folder = trainer.resume_from_path
+        if trainer.resume_mode == "auto":
+            folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
+        file = Path(folder) / STATE_FILE
+        if not file.is_file():
+            raise ValueError(
+                f"{file} does not exist: the checkpoint was not written by the prune_opd trainer, so it cannot be resumed "
+                "exactly; start from its weights with actor_rollout_ref.model.path and trainer.resume_mode=disable"
+            )
+        self.budget.load_state_dict(json.loads(file.read_text())["budget"])

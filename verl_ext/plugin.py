@@ -1,0 +1,15 @@
+"""Entry point of ``verl.plugins``: loaded in every process that imports verl, Ray workers too. Keep it light."""
+
+import logging
+
+from verl_ext.cpu import no_accelerator
+
+if no_accelerator():
+    try:
+        from verl_ext.cpu.platform import activate
+
+        activate()
+    except Exception:
+        # verl logs a failing plugin at DEBUG only, and would go on to look for a GPU.
+        logging.getLogger(__name__).exception("the CPU platform for verl could not be set up")
+        raise

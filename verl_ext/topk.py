@@ -1,0 +1,221 @@
+"""Top-k ids and log-probs out of a training engine, in one pass, with or without gradient.
+
+verl's engines let a loss function look at the logits first: with ``distillation_use_topk`` set on the batch they call
+``loss_fn(student_logits=..., data=...)`` and keep what it returns, one value per token and name, then call
+``loss_fn(model_output=..., data=...)`` for the loss (``FSDPEngineWithLMHead.prepare_model_outputs``, ``forward_step``).
+``TopKPass`` speaks that protocol; a block of K values per token travels as K named columns.
+
+Shapes: N rows of packed sequences (this rank's share under sequence parallelism), S tokens of all full sequences,
+R tokens of all responses, K candidates, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+ROWS_AT_A_TIME = 1024
+"""Rows turned to float32 at once: 1,024 x 152,000 x 4 bytes = 0.6 GB instead of N x V x 4."""
+
+
+# ------------------------------------------------------------------------------------------------ pure tensors
+
+
+def top_log_probs(logits: Tensor, k: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """The k largest logits among the first ``vocab_size`` ids, and their full-vocabulary log-probs.
+
+    Args:
+        logits: (N, V) float of any dtype; ranked and normalised in float32.
+        k: K.
+        vocab_size: candidates are ids below it; the normaliser always takes all V.
+
+    Returns:
+        (N, K) int32 ids by descending logit, (N, K) float32 log-probs.
+    """
+    ids, log_probs = [], []
+    for rows in logits.split(ROWS_AT_A_TIME):
+        rows = rows.float()
+        top = rows[:, :vocab_size].topk(k, dim=-1)
+        ids.append(top.indices.int())
+        log_probs.append(top.values - rows.logsumexp(-1, keepdim=True))
+    return torch.cat(ids), torch.cat(log_probs)
+
+
+def log_probs_at(logits: Tensor, ids: Tensor) -> Tensor:
+    """Full-vocabulary log-probs of chosen ids, differentiable.
+
+    Args:
+        logits: (N, V) float.
+        ids: (N, K) int; an id outside [0, V) is given -inf: this model has no row for it.
+
+    Returns:
+        (N, K) float32.
+    """
+    pieces = zip(logits.split(ROWS_AT_A_TIME), ids.split(ROWS_AT_A_TIME), strict=True)
+    # Checkpointed: the float32 copy of a piece is made again for its gradient instead of being kept.
+    return torch.cat([checkpoint(_gather_log_probs, rows, at, use_reentrant=False) for rows, at in pieces])
+
+
+def _gather_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
+    logits = logits.float()
+    known = (ids >= 0) & (ids < logits.shape[-1])
+    picked = logits.gather(-1, torch.where(known, ids, 0).long()) - logits.logsumexp(-1, keepdim=True)
+    return picked.masked_fill(~known, -torch.inf)
+
+
+def scoring_rows(sequence_offsets: Tensor, response_offsets: Tensor) -> Tensor:
+    """Row of the packed sequences whose logits score each response token: the one before it.
+
+    Args:
+        sequence_offsets: (B + 1,) int, offsets of prompt + response.
+        response_offsets: (B + 1,) int, offsets of the responses, which end their sequences.
+
+    Returns:
+        (R,) int64.
+    """
+    lengths = response_offsets.diff()
+    first = sequence_offsets[1:] - lengths - 1 - response_offsets[:-1]
+    count = torch.arange(int(response_offsets[-1]), device=response_offsets.device)
+    return count + torch.repeat_interleave(first, lengths)
+
+
+# ------------------------------------------------------------------------------------------------ jagged fields
+
+
+def spread(field: Tensor, input_ids: Tensor) -> Tensor:
+    """Per-response values put on the rows that score them; other rows hold 0.
+
+    Args:
+        field: jagged (B, response, K).
+        input_ids: jagged (B, prompt + response).
+
+    Returns:
+        (S, K), of the field's dtype.
+    """
+    values = field.values()
+    rows = scoring_rows(input_ids.offsets(), field.offsets())
+    return values.new_zeros(input_ids.values().shape[0], values.shape[-1]).index_copy(0, rows, values)
+
+
+def collect(values: Tensor, input_ids: Tensor, responses: Tensor) -> Tensor:
+    """The rows that score a response, as a jagged field; inverse of ``spread``.
+
+    Args:
+        values: (S, ...).
+        input_ids: jagged (B, prompt + response).
+        responses: jagged (B, response).
+
+    Returns:
+        jagged (B, response, ...).
+    """
+    rows = scoring_rows(input_ids.offsets(), responses.offsets())
+    return torch.nested.nested_tensor_from_jagged(values[rows], responses.offsets())
+
+
+def join_columns(model_output: Mapping[str, Tensor], name: str) -> Tensor:
+    """(S, K) of the columns that ``TopKPass`` wrote as ``name/0``, ``name/1``, ..."""
+    columns = []
+    while f"{name}/{len(columns)}" in model_output:
+        columns.append(model_output[f"{name}/{len(columns)}"].values())
+    return torch.stack(columns, -1)
+
+
+def _columns(name: str, values: Tensor) -> dict[str, Tensor]:
+    """(N, K) as K tensors (1, N), the only shape the engines carry."""
+    return {f"{name}/{i}": column.unsqueeze(0) for i, column in enumerate(values.unbind(-1))}
+
+
+def _this_rank(rows: Tensor) -> Tensor:
+    """(S, K) -> (N, K): under Ulysses sequence parallelism, the share whose logits this rank holds."""
+    from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_input_tensor
+
+    if get_ulysses_sequence_parallel_world_size() == 1:
+        return rows
+    return slice_input_tensor(rows, dim=0)
+
+
+# ------------------------------------------------------------------------------------------------ engine protocol
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one pass over a batch is to return. It travels with the batch under the key ``REQUEST``."""
+
+    topk: int = 0
+    """Return the model's own K most likely ids and log-probs (columns ``top_ids``, ``top_log_probs``); 0: do not."""
+    vocab_size: int = 0
+    """Ids below it are candidates of ``topk``."""
+    at: str | None = None
+    """Batch field, jagged (B, response, K) int: return log-probs of these ids (columns ``log_probs_at``)."""
+
+
+REQUEST = "topk_request"
+
+Objective = Callable[[Tensor, TensorDict], tuple[Tensor, dict[str, Any]]]
+"""(log-probs at the requested ids (S, K), micro-batch) -> scalar loss, metrics."""
+
+
+class TopKPass:
+    """A ``loss_fn`` for verl's training workers that answers the batch's ``Request``.
+
+    Args:
+        objective: makes the loss out of the requested log-probs when the engine trains; None: a scoring-only model.
+    """
+
+    def __init__(self, objective: Objective | None = None):
+        self.objective = objective
+
+    def __call__(
+        self,
+        model_output: Mapping[str, Tensor] | None = None,
+        data: TensorDict | None = None,
+        dp_group: Any = None,
+        student_logits: Tensor | None = None,
+        data_format: str = "thd",
+    ) -> Any:
+        """verl's protocol: columns while ``student_logits`` is given, else loss and metrics."""
+        if student_logits is not None:
+            return self._columns(student_logits.squeeze(0), data)
+        if torch.is_grad_enabled():
+            return self.objective(join_columns(model_output, "log_probs_at"), data)
+        # A scoring pass still has to return a loss: verl calls the loss function or has no logits processor at all.
+        return torch.zeros((), device=data["input_ids"].values().device), {}
+
+    def _columns(self, logits: Tensor, data: TensorDict) -> dict[str, Tensor]:
+        request: Request = data[REQUEST]
+        columns = {}
+        if request.topk:
+            ids, log_probs = top_log_probs(logits, request.topk, request.vocab_size)
+            columns |= _columns("top_ids", ids) | _columns("top_log_probs", log_probs)
+        if request.at:
+            ids = _this_rank(spread(data[request.at], data["input_ids"]))
+            columns |= _columns("log_probs_at", log_probs_at(logits, ids))
+        return columns
+
+
+def request_pass(data: TensorDict, request: Request, sampled: bool, entropy: bool = False) -> None:
+    """Set the flags on a batch that make verl's engine answer ``request``.
+
+    Set on the worker's own copy: on the driver they would stay in ``extra_info`` for every later call of the step.
+
+    Args:
+        data: the batch as the worker got it.
+        request: what to return.
+        sampled: also return ``log_probs`` of the sampled tokens.
+        entropy: also return ``entropy``.
+    """
+    from verl.utils import tensordict_utils as tu
+
+    flags = {
+        REQUEST: request,
+        "distillation_use_topk": True,  # call the loss function on the logits
+        "distillation_only": not sampled,  # leave the sampled-token term out
+        "calculate_entropy": entropy,
+        "compute_loss": True,  # False would take the loss function away, and the columns with it
+    }
+    for key, value in flags.items():
+        tu.assign_non_tensor_data(data, key, value)
