@@ -55,9 +55,10 @@ class Settings:
     heads: int = 2
     batch: int = 64
     lr: float = 5e-3
-    tail_weight: float = 1.0
-    student: tuple[Stage, ...] = (Stage(350, 3, 8), Stage(60, 3, 16))
-    teacher: tuple[Stage, ...] = (Stage(160, task.MIN_STEPS, task.MAX_STEPS),)
+    student: tuple[Stage, ...] = (Stage(450, 3, 8), Stage(110, 3, 15))
+    teacher: tuple[Stage, ...] = (Stage(250, task.MIN_STEPS, task.MAX_STEPS),)
+    student_tail_weight: float = 0.01
+    teacher_tail_weight: float = 0.3
 
     def key(self) -> str:
         """Hash of the settings and of the vocabulary."""
@@ -125,11 +126,11 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     stages: tuple[Stage, ...],
     settings: Settings,
-    seed: int,
+    tail_weight: float,
     name: str,
 ) -> None:
     """Run the stages one after the other: warm-up, constant rate, linear decay over the last third."""
-    rng, total = random.Random(seed), sum(stage.updates for stage in stages)
+    rng, total = random.Random(f"{settings.seed} {name}"), sum(stage.updates for stage in stages)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 20, 0.05 + 3 * (1 - step / total))
@@ -140,7 +141,7 @@ def train(
         # Problems of nearly one length make a batch: padding would be wasted work.
         steps = rng.randint(stage.min_steps, stage.max_steps)
         problems = [task.sample_problem(rng, steps, min(steps + 1, stage.max_steps)) for _ in range(settings.batch)]
-        loss = loss_of(model, *training_batch(tokenizer, problems), settings.tail_weight)
+        loss = loss_of(model, *training_batch(tokenizer, problems), tail_weight)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -168,9 +169,9 @@ def build_pair(out: Path, settings: Settings) -> bool:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = build_model(settings, tokenizer)
-    train(model, tokenizer, settings.student, settings, settings.seed + 1, "student")
+    train(model, tokenizer, settings.student, settings, settings.student_tail_weight, "student")
     save(model, tokenizer, out / "student")
-    train(model, tokenizer, settings.teacher, settings, settings.seed + 2, "teacher")
+    train(model, tokenizer, settings.teacher, settings, settings.teacher_tail_weight, "teacher")
     save(model, tokenizer, out / "teacher")
     stamp.write_text(json.dumps({"key": settings.key(), "seconds": round(time.time() - started)}))
     return True

@@ -27,14 +27,13 @@ from transformers import PreTrainedTokenizerFast
 
 DATA_SOURCE = "prune_opd/running_sum"
 MODULUS = 32
-MIN_STEPS, MAX_STEPS = 14, 32
+MIN_STEPS, MAX_STEPS = 8, 32
 TOKENS_PER_STEP = 7
 MAX_DIGIT, CYCLE, CIRCLE = 9, 3, 48
 MAX_RESPONSE_TOKENS = TOKENS_PER_STEP * MAX_STEPS + 3  # "answer", the number, end of text
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 SPECIALS = [PAD, EOS, UNK, "<system>", "<user>", "<assistant>"]
-PAIR="{d} {n}"
 WORDS = ["start", "add", "from", "answer", "+", "=", ";"]
 NUMBERS = [str(n) for n in range(MODULUS)]
 STEPS = [f"#{n}" for n in range(CIRCLE)]
