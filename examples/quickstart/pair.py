@@ -55,9 +55,9 @@ class Settings:
     heads: int = 2
     batch: int = 64
     lr: float = 5e-3
-    student: tuple[Stage, ...] = (Stage(450, 3, 8), Stage(110, 3, 15))
+    student: tuple[Stage, ...] = (Stage(480, 3, 8), Stage(60, 3, 12))
     teacher: tuple[Stage, ...] = (Stage(250, task.MIN_STEPS, task.MAX_STEPS),)
-    student_tail_weight: float = 0.01
+    student_tail_weight: float = 0.007
     teacher_tail_weight: float = 0.3
 
     def key(self) -> str:
@@ -87,9 +87,8 @@ def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Qwen2
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, problems: list[task.Problem]) -> Tensor:
     """Chat prompts of the problems, (B, P); all have one length."""
     chats = [[{"role": "user", "content": problem.question}] for problem in problems]
-    return tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
-        "input_ids"
-    ]
+    encoded = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    return encoded["input_ids"]
 
 
 def training_batch(tokenizer: PreTrainedTokenizerFast, problems: list[task.Problem]) -> tuple[Tensor, Tensor]:
@@ -166,9 +165,8 @@ def build_pair(out: Path, settings: Settings) -> bool:
     for folder in ("student", "teacher"):
         shutil.rmtree(out / folder, ignore_errors=True)
     started, tokenizer = time.time(), task.build_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = build_model(settings, tokenizer)
+    torch.manual_seed(settings.seed)
+    model = build_model(settings, tokenizer)
     train(model, tokenizer, settings.student, settings, settings.student_tail_weight, "student")
     save(model, tokenizer, out / "student")
     train(model, tokenizer, settings.teacher, settings, settings.teacher_tail_weight, "teacher")
@@ -179,10 +177,12 @@ def build_pair(out: Path, settings: Settings) -> bool:
 
 @torch.no_grad()
 def respond(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Tensor, sample: bool) -> Tensor:
-    """Responses to the prompts, (B, T), padded after the end of text."""
-    limits = {"max_new_tokens": task.MAX_RESPONSE_TOKENS, "do_sample": sample} | ({"top_k": 0} if sample else {})
-    answers = model.generate(prompts, attention_mask=torch.ones_like(prompts), **limits)
-    return answers[:, prompts.shape[1] :]
+    """Responses to the prompts, greedy or sampled at temperature 1, (B, T), padded after the end of text."""
+    how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
+    ids = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=task.MAX_RESPONSE_TOKENS, **how
+    )
+    return ids[:, prompts.shape[1] :]
 
 
 def accuracy(tokenizer: PreTrainedTokenizerFast, responses: Tensor, problems: list[task.Problem]) -> float:
@@ -208,34 +208,32 @@ def overlap(
     return shared, responses != pad
 
 
-def report(out: Path, count: int, seed: int, bucket: int = 32) -> None:
-    """Print the accuracy of both models, and where along the student's own responses the two part."""
+def print_overlap(shared: Tensor, mask: Tensor, bucket: int = 32) -> None:
+    """Overlap and drift events over all generated tokens, then by position in the response."""
+    events = (shared < DRIFT_BELOW).float()
+    print(f"top-{TOP_K} overlap on the student's responses, and drift events per token:")
+    print(f"  all tokens: {shared[mask].mean():.2f}, {events[mask].mean():.3f}")
+    for begin in range(0, mask.shape[1], bucket):
+        part = slice(begin, begin + bucket)
+        if (here := mask[:, part]).any():
+            mean, rate = shared[:, part][here].mean(), events[:, part][here].mean()
+            print(f"  tokens {begin:3} to {begin + bucket - 1:3}: {mean:.2f}, {rate:.3f}")
+
+
+def report(out: Path, count: int, seed: int) -> None:
+    """Print the accuracy of both models, and where along the student's own sampled responses the two part."""
     tokenizer = task.build_tokenizer()
     models = {name: AutoModelForCausalLM.from_pretrained(out / name) for name in ("student", "teacher")}
     problems = task.sample_problems(count, seed)
-    prompts = encode_prompts(tokenizer, problems)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name, model in models.items():
-            greedy, sampled = (respond(model, tokenizer, prompts, sample) for sample in (False, True))
-            print(
-                f"{name}: right {accuracy(tokenizer, greedy, problems):.1%} greedy, "
-                f"{accuracy(tokenizer, sampled, problems):.1%} at temperature 1 ({count} problems)"
-            )
-            responses = sampled if name == "student" else responses  # noqa: F821 - the student comes first
-    shared, mask = overlap(models["student"], models["teacher"], prompts, responses, tokenizer.pad_token_id)
-    events = (shared < DRIFT_BELOW) & mask
-    print(
-        f"top-{TOP_K} overlap on the student's responses {shared[mask].mean():.2f}, drift events per token "
-        f"{events.sum() / mask.sum():.3f}"
-    )
-    for begin in range(0, responses.shape[1], bucket):
-        here = mask[:, begin : begin + bucket]
-        if here.any():
-            mean, rate = shared[:, begin : begin + bucket][here].mean(), events[:, begin : begin + bucket][here].mean(
-                dtype=torch.float
-            )
-            print(f"  tokens {begin:3}-{begin + bucket - 1:3}: overlap {mean:.2f}, events per token {rate:.3f}")
+    prompts, sampled = encode_prompts(tokenizer, problems), {}
+    for name, model in models.items():
+        sampled[name] = respond(model, tokenizer, prompts, sample=True)
+        greedy = respond(model, tokenizer, prompts, sample=False)
+        print(
+            f"{name}: {accuracy(tokenizer, greedy, problems):.1%} right greedy, "
+            f"{accuracy(tokenizer, sampled[name], problems):.1%} at temperature 1 ({count} held-out problems)"
+        )
+    print_overlap(*overlap(models["student"], models["teacher"], prompts, sampled["student"], tokenizer.pad_token_id))
 
 
 def main() -> None:

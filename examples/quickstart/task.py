@@ -1,16 +1,17 @@
-"""A synthetic long-horizon task: carry one number through a long list of named additions.
+"""A synthetic long-horizon task: how many additions until a number comes round to zero?
 
-The question names a start value and a list of (name, digit) pairs::
+The question gives a start value, three digits that are added in turn modulo 32, and the name of the first step
+(step names run round a circle, #0 to #47)::
 
-    start 17 ba 3 zo 9 ... end
+    start 15 add 9 5 3 from #46
 
-and the solution walks through them, one step of seven words per pair, modulo 32::
+and the solution walks until it meets 0, seven words a step, and answers with the name of the last step::
 
-    ba 17 + 3 = 20 ; zo 20 + 9 = 29 ; ... answer 29
+    #46 15 + 9 = 24 ; #47 24 + 5 = 29 ; #0 29 + 3 = 0 ; answer #0
 
-Each step is easy (find the next name, copy its digit, add). The answer needs every step, so one slip early
-in a response of one or two hundred tokens spoils the rest: the situation that long reasoning puts a model in.
-Every word is one token, so lengths in words are lengths in tokens.
+Each step is easy: the next name, the last result, the digit three steps back, a sum. The answer needs every one of
+up to 32 steps, so one slip early in a response of one or two hundred tokens spoils the rest: the situation that
+long reasoning puts a model in. Every word is one token, so lengths in words are lengths in tokens.
 
     python examples/quickstart/task.py --out DIR        # writes train.parquet and validation.parquet
 """
@@ -18,25 +19,24 @@ Every word is one token, so lengths in words are lengths in tokens.
 import argparse
 import random
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import pandas as pd
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-DATA_SOURCE = "prune_opd/running_sum"
+DATA_SOURCE = "prune_opd/walk_to_zero"
 MODULUS = 32
+MAX_DIGIT = 9
+CYCLE = 3
 MIN_STEPS, MAX_STEPS = 8, 32
-TOKENS_PER_STEP = 7
-MAX_DIGIT, CYCLE, CIRCLE = 9, 3, 48
-MAX_RESPONSE_TOKENS = TOKENS_PER_STEP * MAX_STEPS + 3  # "answer", the number, end of text
+MAX_RESPONSE_TOKENS = 7 * MAX_STEPS + 3  # seven words a step, then "answer", the name, end of text
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 SPECIALS = [PAD, EOS, UNK, "<system>", "<user>", "<assistant>"]
 WORDS = ["start", "add", "from", "answer", "+", "=", ";"]
 NUMBERS = [str(n) for n in range(MODULUS)]
-STEPS = [f"#{n}" for n in range(CIRCLE)]
+STEPS = [f"#{n}" for n in range(48)]
 VOCABULARY = SPECIALS + WORDS + NUMBERS + STEPS
 
 CHAT_TEMPLATE = (
@@ -76,12 +76,16 @@ def walk(digits: list[int], count: int) -> list[int]:
     return [(sum(added[:step]) - sum(added)) % MODULUS for step in range(count + 1)]
 
 
+def sample_digits(rng: random.Random) -> list[int]:
+    """The digits that are added in turn."""
+    return [rng.randint(1, MAX_DIGIT) for _ in range(CYCLE)]
+
+
 def sample_problem(rng: random.Random, min_steps: int = MIN_STEPS, max_steps: int = MAX_STEPS) -> Problem:
     """Draw one problem that takes ``min_steps`` to ``max_steps`` additions."""
-    count, first = rng.randint(min_steps, max_steps), rng.randrange(len(STEPS))
-    digits = [rng.randint(1, MAX_DIGIT) for _ in range(CYCLE)]
+    count, first, digits = rng.randint(min_steps, max_steps), rng.randrange(len(STEPS)), sample_digits(rng)
     while 0 in (states := walk(digits, count))[:-1]:  # it would be over earlier
-        digits = [rng.randint(1, MAX_DIGIT) for _ in range(CYCLE)]
+        digits = sample_digits(rng)
     names = [STEPS[(first + step) % len(STEPS)] for step in range(count)]
     solution = [
         f"{name} {states[step]} + {digits[step % CYCLE]} = {states[step + 1]} ;" for step, name in enumerate(names)

@@ -49,6 +49,8 @@ def teacher_fields(config: PruneOPDConfig) -> tuple[str, ...]:
 def advantage_fields(config: PruneOPDConfig) -> tuple[str, ...]:
     """Fields ``compute_pruned_advantage`` reads."""
     fields = ["responses", "response_mask", STUDENT_IDS, STUDENT_LOG_PROBS, TEACHER_IDS, TEACHER_LOG_PROBS]
+    if config.dump_dir:
+        fields.append("prompts")
     if config.strategy == "sampled":
         return (*fields, "old_log_probs", TEACHER_SAMPLED)
     if config.strategy != "only_tch":
@@ -155,6 +157,8 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         else:
             events = nucleus_events(responses, padded[TEACHER_IDS], padded[TEACHER_LOG_PROBS], mask, drift.top_p)
         weights = reliability(events, mask, drift.w_drop, drift.w_base)
+        if not drift.enable:  # plain OPD: drift is measured, but weighs nothing
+            weights = replace(weights, loss_weight=mask.float())
         reward = topk_reward(
             padded[STUDENT_IDS],
             padded[STUDENT_LOG_PROBS],
@@ -168,7 +172,7 @@ class PruneOPDWorker(ActorRolloutRefWorker):
             strategy=config.strategy,
             weighting=config.weighting,
         )
-        pruned = reward.reward * (weights.loss_weight if drift.enable else mask).unsqueeze(-1)
+        pruned = reward.reward * weights.loss_weight.unsqueeze(-1)
         advantages, _ = get_adv_estimator_fn(advantage.NAME)(token_level_rewards=pruned, response_mask=mask)
         lengths = data["responses"].offsets().diff()
         last = responses.gather(1, (lengths - 1).unsqueeze(1))

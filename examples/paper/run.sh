@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Settings that all pairs of the paper share (Prune-OPD, arXiv:2605.07804): 8 GPUs on one node, 203 steps of 64 prompts
+# with 4 responses each. The pair scripts beside this file set NAME, STUDENT, TEACHER and INIT and call it; arguments
+# after the script's name are further overrides for verl, and win.
+#
+#   DATA_DIR=/path/to/parquet bash examples/paper/r1_1.5b_from_justrl.sh
+#
+# DATA_DIR   folder with dapo_math_17k.parquet, amc23.parquet, aime24.parquet, aime25.parquet, hmmt24.parquet,
+#            hmmt25.parquet in verl's format (default: data)
+# RECIPE     prune_opd (default), opd, or opd_fixed_length, which needs prune_opd.budget.max=N as an argument
+# ROLLOUT    vllm (default) or sglang
+# GPUS       GPUs of the node (default: 8)
+# PYTHON     interpreter (default: python)
+#
+# γ, w_drop, w_base, k, ρ, step, margin, patience and the smallest limit are not repeated here: the recipe's defaults are
+# the paper's.
+set -euo pipefail
+: "${NAME:?start one of the pair scripts beside this file}" "${STUDENT:?}" "${TEACHER:?}" "${INIT:?}"
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+DATA_DIR=${DATA_DIR:-data}
+RECIPE=${RECIPE:-prune_opd}
+PROMPT=1024      # longest prompt
+LIMIT=12288      # longest training response, with and without pruning
+VALIDATION=31744 # longest validation response
+
+settings=(
+  "+recipe=$RECIPE"
+  "actor_rollout_ref.model.path=$STUDENT"
+  "prune_opd.teacher.path=$TEACHER"
+
+  "data.train_files=$DATA_DIR/dapo_math_17k.parquet"
+  "data.val_files=[$DATA_DIR/amc23.parquet,$DATA_DIR/aime24.parquet,$DATA_DIR/aime25.parquet,$DATA_DIR/hmmt24.parquet,$DATA_DIR/hmmt25.parquet]"
+  "data.max_prompt_length=$PROMPT"
+  "data.filter_overlong_prompts=true"
+  "data.max_response_length=$VALIDATION" # what validation may generate; training is under prune_opd.budget.max
+  "data.train_batch_size=64"
+  "reward.custom_reward_function.path=$HERE/score.py"
+
+  "actor_rollout_ref.actor.ppo_mini_batch_size=64" # prompts: one update per step
+  "actor_rollout_ref.actor.optim.lr=1e-6"
+  "actor_rollout_ref.actor.optim.lr_scheduler_type=constant"
+  "actor_rollout_ref.actor.fsdp_config.model_dtype=fp32" # master weights; verl computes in bf16
+  "actor_rollout_ref.actor.use_dynamic_bsz=true"
+  # Must hold the longest sequence; the scoring passes of student and teacher follow it.
+  "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=$((PROMPT + LIMIT))"
+
+  "actor_rollout_ref.rollout.name=${ROLLOUT:-vllm}"
+  "actor_rollout_ref.rollout.tensor_model_parallel_size=1"
+  "actor_rollout_ref.rollout.n=4"
+  "actor_rollout_ref.rollout.temperature=1.0"
+  "actor_rollout_ref.rollout.max_model_len=$((PROMPT + VALIDATION))"
+  "actor_rollout_ref.rollout.val_kwargs.n=16"
+  "actor_rollout_ref.rollout.val_kwargs.do_sample=true"
+  "actor_rollout_ref.rollout.val_kwargs.temperature=1.0"
+  "actor_rollout_ref.rollout.val_kwargs.top_p=0.95"
+
+  "trainer.nnodes=1"
+  "trainer.n_gpus_per_node=${GPUS:-8}"
+  "trainer.total_epochs=1"
+  "trainer.total_training_steps=203"
+  "trainer.test_freq=20"
+  "trainer.save_freq=20"
+  "trainer.logger=[console,file]"
+  "trainer.project_name=prune_opd_paper"
+  "trainer.experiment_name=$NAME-$RECIPE"
+)
+if [[ $RECIPE == opd_fixed_length ]]; then
+  : # the caller gives prune_opd.budget.max
+else
+  settings+=("prune_opd.budget.max=$LIMIT")
+fi
+if [[ $RECIPE == prune_opd ]]; then
+  settings+=("prune_opd.budget.init=$INIT")
+fi
+
+exec "${PYTHON:-python}" -m verl.trainer.main_ppo "${settings[@]}" "$@"

@@ -1,0 +1,22 @@
+"""Fixtures shared by the packages' tests. Nothing here imports verl: it takes seconds, and most tests need none of it."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., DictConfig]:
+    """verl's configuration with overrides, composed as ``python -m verl.trainer.main_ppo`` would."""
+    import hydra
+
+    folder = Path(find_spec("verl").submodule_search_locations[0]) / "trainer" / "config"
+
+    def composed(*overrides: str) -> DictConfig:
+        with hydra.initialize_config_dir(str(folder), version_base=None):
+            return hydra.compose("ppo_trainer", list(overrides))
+
+    return composed

@@ -1,0 +1,239 @@
+"""The real trainer: verl, Ray, TransferQueue and vLLM, on tiny models. Each run takes one to two minutes."""
+
+import json
+from pathlib import Path
+
+import harness
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from recipe.prune_opd.budget import ResponseBudget
+from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.metrics import COLUMNS
+
+pytestmark = pytest.mark.e2e
+
+BUDGET = {"init": 32, "min": 16, "step": 16, "margin": 8}
+SAME = {
+    "trainer.n_gpus_per_node": 2,
+    # 14 responses in mini-batches of 8: verl fills up with padding rows, and the second update has a ratio of its own.
+    "data.train_batch_size": 7,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
+    "trainer.total_training_steps": 5,
+    "trainer.save_freq": 1,
+    # Adam makes a step of this size out of any gradient, the rounding of a reward of 0 too.
+    "actor_rollout_ref.actor.optim.lr": 1e-8,
+    **{f"prune_opd.budget.{key}": value for key, value in BUDGET.items()},
+}
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    harness.build_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def same(inputs, tmp_path_factory):
+    """Teacher = student on two data-parallel ranks, all loggers, with validation."""
+    extra = {"trainer.logger": "[console,file,tensorboard,wandb]", "trainer.val_before_train": True}
+    return finished(harness.run(inputs, tmp_path_factory.mktemp("same"), SAME | extra))
+
+
+@pytest.fixture(scope="session")
+def resumed(inputs, tmp_path_factory):
+    """The same run killed once step 3 is saved, then started again."""
+    folder = tmp_path_factory.mktemp("resumed")
+    tracker = folder / "checkpoints/latest_checkpointed_iteration.txt"
+    killed = harness.run(inputs, folder, SAME, kill_when=lambda: tracker.exists() and tracker.read_text() == "3")
+    assert killed.returncode != 0
+    return finished(harness.run(inputs, folder, SAME))
+
+
+@pytest.fixture(scope="session")
+def permuted(inputs, tmp_path_factory):
+    """A teacher whose vocabulary is permuted, a strategy that needs every pass, temperatures of both models."""
+    settings = {
+        "prune_opd.teacher.path": inputs / "permuted",
+        "prune_opd.teacher.temperature": 2.0,
+        "prune_opd.strategy": "union",
+        "prune_opd.drift.w_drop": 0.1,
+        "actor_rollout_ref.rollout.temperature": 0.8,
+        "trainer.total_training_steps": 5,
+        "prune_opd.budget.patience": 1,
+        **{f"prune_opd.budget.{key}": value for key, value in (BUDGET | {"init": 64}).items()},
+    }
+    return finished(harness.run(inputs, tmp_path_factory.mktemp("permuted"), settings))
+
+
+@pytest.fixture(scope="session")
+def plain(inputs, tmp_path_factory):
+    """Plain OPD on the sampled tokens, without packing and with fixed micro-batches."""
+    settings = {
+        "prune_opd.teacher.path": inputs / "permuted",
+        "prune_opd.strategy": "sampled",
+        "prune_opd.drift.metric": "teacher_top_p_accept",
+        "actor_rollout_ref.model.use_remove_padding": False,
+        "actor_rollout_ref.actor.use_dynamic_bsz": False,
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 4,
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 4,
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 4,
+        "trainer.total_training_steps": 2,
+    }
+    return finished(harness.run(inputs, tmp_path_factory.mktemp("plain"), settings, recipe="opd"))
+
+
+def finished(run):
+    """The run, if it came to its end."""
+    assert run.returncode == 0, run.output[-5000:]
+    return run
+
+
+# ---------------------------------------------------------------------------------------------- teacher = student
+
+
+def test_a_teacher_equal_to_the_student_never_drifts(same):
+    assert same.metric("overlap_ratio") == pytest.approx([1] * 5)
+    assert same.metric("event_rate") == [0] * 5
+    assert same.metric("loss_weight") == pytest.approx([1.5] * 5)
+    assert same.metric("kept_tokens") == same.metric("generated_tokens")
+    assert same.metric("student_topk_mass") == pytest.approx(same.metric("teacher_topk_mass"))
+    assert same.metric("reward_mean") == pytest.approx([0] * 5, abs=1e-4)
+
+
+def test_the_limit_grows_while_responses_fill_it(same):
+    assert same.metric("current_max_response_length") == [32, 48, 64, 80, 96]
+    assert same.metric("next_max_response_length") == [48, 64, 80, 96, 96]
+    longest = [max(d["lengths"].max().item() for d in same.dump(step)) for step in range(1, 6)]
+    assert longest == [32, 48, 64, 80, 96]
+
+
+def test_validation_keeps_its_own_length(same):
+    lines = (same.folder / "validation/0.jsonl").read_text().splitlines()
+    lengths = [len(json.loads(line)["output"].split()) for line in lines]
+    assert BUDGET["init"] < max(lengths) <= harness.MAX_RESPONSE
+
+
+def test_the_banner_says_what_is_on(same):
+    for words in ("Prune-OPD", "only_stu, student_p, k = 16", "γ = 0.7", "w_drop = 0.01", "32 to start", "gate"):
+        assert words in same.output
+
+
+def test_every_logger_got_the_metrics(same):
+    assert list((same.folder / "tensorboard").rglob("events.out.tfevents*"))
+    assert list(same.folder.rglob("offline-run*/*.wandb"))
+    assert "prune_opd/overlap_ratio" in same.output
+
+
+def test_metrics_are_those_of_the_dumped_tensors(same, permuted):
+    for run in (same, permuted):
+        for step, logged in enumerate(run.steps, 1):
+            ranks = run.dump(step)
+            real = [(d, i) for d in ranks for i in range(len(d["lengths"])) if d["response_mask"][i].any()]
+            length = 0.0
+            totals = dict.fromkeys(("tokens", "overlap", "events", "reward"), 0.0)
+            for d, i in real:
+                mask = d["response_mask"][i : i + 1]
+                overlap = overlap_ratio(d["student_topk_ids"][i : i + 1], d["teacher_topk_ids"][i : i + 1])
+                events = overlap_events(overlap, mask, 0.7)
+                weights = reliability(events, mask, 0.01 if run is same else 0.1, 0.5)
+                length += weights.effective_length.item()
+                totals["tokens"] += mask.sum().item()
+                totals["overlap"] += (overlap * mask).sum().item()
+                totals["events"] += events.sum().item()
+                totals["reward"] += d["candidate_advantages"][i].sum().item()
+            assert logged["prune_opd/generated_tokens"] == totals["tokens"]
+            assert logged["prune_opd/overlap_ratio"] == pytest.approx(totals["overlap"] / totals["tokens"], abs=1e-5)
+            assert logged["prune_opd/event_rate"] == pytest.approx(totals["events"] / totals["tokens"], abs=1e-6)
+            assert logged["prune_opd/pruned_reward_mean"] == pytest.approx(totals["reward"] / totals["tokens"], abs=1e-4)
+            assert logged["prune_opd/effective_response_length_mean"] == pytest.approx(length / len(real))
+
+
+def test_padding_rows_count_in_nothing(same):
+    rows = [len(d["lengths"]) for d in same.dump(1)]
+    real = sum(int(d["response_mask"].any(-1).sum()) for d in same.dump(1))
+    assert (sum(rows), real) == (16, 14)
+
+
+# ---------------------------------------------------------------------------------------------- resume
+
+
+def test_a_killed_run_goes_on_with_the_same_state_and_data(same, resumed):
+    for step in (3, 4, 5):
+        assert resumed.budget(step) == same.budget(step)
+    for step in (4, 5):
+        assert resumed.prompts(step) == same.prompts(step)
+    assert resumed.prompts(4) != resumed.prompts(5)
+    assert [step["training/global_step"] for step in resumed.steps] == [4, 5]
+
+
+def test_fed_the_same_responses_a_restored_budget_takes_the_same_course(same, resumed):
+    budget = ResponseBudget(max=harness.MAX_RESPONSE, **BUDGET)
+    budget.load_state_dict(resumed.budget(3))
+    for step in (4, 5):
+        sums = torch.cat([d["prune_opd_sums"] for d in same.dump(step)])
+        real = sums[sums[:, COLUMNS.index("tokens")] > 0]
+        budget.update(real[:, COLUMNS.index("effective_length")].tolist())
+        assert budget.state_dict() == same.budget(step)
+
+
+# ---------------------------------------------------------------------------------------------- permuted teacher
+
+
+def test_an_unrelated_teacher_takes_the_limit_down_to_min(permuted):
+    assert max(permuted.metric("overlap_ratio")) < 0.3
+    assert permuted.metric("current_max_response_length") == [64, 48, 32, 16, 16]
+    assert max(permuted.metric("effective_response_length_max")) < 40
+
+
+def test_every_pass_agrees_with_transformers(permuted, inputs):
+    """First step, before any update: ids and log-probs of both models, each at its own temperature."""
+    (dump,) = permuted.dump(1)
+    student = AutoModelForCausalLM.from_pretrained(inputs / "student")
+    teacher = AutoModelForCausalLM.from_pretrained(inputs / "permuted")
+    pad = student.config.pad_token_id
+    for i, length in enumerate(dump["lengths"].tolist()):
+        prompt = dump["prompts"][i]
+        prompt = prompt[: int((prompt != 0).nonzero().max()) + 1] if pad == 0 else prompt
+        response = dump["responses"][i, :length].long()
+        ids, start = torch.cat([prompt, response]).unsqueeze(0), len(prompt) - 1
+        with torch.no_grad():
+            s, t = (
+                (model(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+                for model, temperature in ((student, 0.8), (teacher, 2.0))
+            )
+        mine = {name: value[i, :length] for name, value in dump.items() if name.startswith(("student_", "teacher_"))}
+        close = {"atol": 1e-4, "rtol": 0}
+        torch.testing.assert_close(mine["student_topk_log_probs"], s.topk(16).values, **close)
+        torch.testing.assert_close(mine["teacher_topk_log_probs"], t.topk(16).values, **close)
+        torch.testing.assert_close(mine["student_topk_log_probs"], s.gather(1, mine["student_topk_ids"].long()), **close)
+        torch.testing.assert_close(mine["teacher_on_student_ids"], t.gather(1, mine["student_topk_ids"].long()), **close)
+        torch.testing.assert_close(mine["student_on_teacher_ids"], s.gather(1, mine["teacher_topk_ids"].long()), **close)
+
+
+def test_the_first_loss_is_the_negative_mean_reward(permuted, plain):
+    """At ratio 1 the loss is -A, whatever the micro-batches."""
+    for run in (permuted, plain):
+        first = run.steps[0]
+        assert first["actor/pg_loss"] == pytest.approx(-first["prune_opd/pruned_reward_mean"], rel=1e-4)
+        assert first["actor/grad_norm"] > 0
+
+
+# ---------------------------------------------------------------------------------------------- plain OPD
+
+
+def test_plain_opd_keeps_its_limit_and_weights(plain):
+    assert plain.metric("current_max_response_length") == [harness.MAX_RESPONSE] * 2
+    assert plain.metric("loss_weight") == pytest.approx([1, 1])
+    assert plain.metric("pruned_reward_mean") == pytest.approx(plain.metric("reward_mean"))
+    assert min(plain.metric("event_rate")) > 0
+    assert "plain OPD" in plain.output
+
+
+def test_ray_is_gone_afterwards(same, resumed, permuted, plain):
+    import psutil
+
+    mine = [p for p in psutil.process_iter(["cmdline"]) if str(Path(plain.folder).parent) in " ".join(p.info["cmdline"] or [])]
+    assert not mine

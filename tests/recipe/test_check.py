@@ -1,0 +1,340 @@
+"""Refusals before Ray starts. Imports verl and transformers: slow to collect nothing, slow to run the first test."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.prune_opd.check import SETTINGS, StartCheck, check_inputs, check_settings
+
+VOCABULARY = ["<unk>", "<eos>", "<end>", *(f"w{i}" for i in range(20))]
+
+
+@pytest.fixture(scope="module")
+def composed(compose):
+    return compose("+recipe=prune_opd", "prune_opd.teacher.path=T")
+
+
+@pytest.fixture
+def config(composed) -> DictConfig:
+    """The recipe's configuration, free to change."""
+    return composed.copy()
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+WRONG = {
+    "trainer.use_v1": False,
+    "trainer.v1.trainer_mode": "sync",
+    "algorithm.adv_estimator": "grpo",
+    "algorithm.use_kl_in_reward": True,
+    "algorithm.gamma": 0.99,
+    "algorithm.rollout_correction.bypass_mode": True,
+    "algorithm.rollout_correction.rollout_is": "token",
+    "algorithm.rollout_correction.rollout_rs": "token",
+    "critic.enable": True,
+    "distillation.enabled": True,
+    "actor_rollout_ref.actor.strategy": "megatron",
+    "actor_rollout_ref.actor.use_kl_loss": True,
+    "actor_rollout_ref.actor.entropy_coeff": 0.01,
+    "actor_rollout_ref.actor.calculate_entropy": True,
+    "actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-sum",
+    "actor_rollout_ref.actor.policy_loss.loss_mode": "gspo",
+    "actor_rollout_ref.actor.use_prefix_grouper": True,
+    "actor_rollout_ref.actor.pad_to_length": True,
+    "actor_rollout_ref.ref.pad_to_length": True,
+    "actor_rollout_ref.model.use_fused_kernels": True,
+    "actor_rollout_ref.hybrid_engine": False,
+    "actor_rollout_ref.rollout.multi_turn.enable": True,
+    "actor_rollout_ref.rollout.agent.default_agent_loop": "single_turn_agent",
+}
+
+
+def test_the_recipe_itself_is_allowed(config):
+    assert check_settings(config).teacher.path == "T"
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_both_fsdp_engines_are_allowed(config, strategy):
+    config.actor_rollout_ref.actor.strategy = strategy
+    check_settings(config)
+
+
+def test_every_setting_has_a_case_here():
+    assert [setting.key for setting in SETTINGS] == list(WRONG)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
+def test_wrong_settings_are_refused(config, setting):
+    parent, _, name = setting.key.rpartition(".")
+    assert name in OmegaConf.select(config, parent), "verl has no such key"
+    OmegaConf.update(config, setting.key, WRONG[setting.key])
+    with pytest.raises(ValueError, match="because") as refused:
+        check_settings(config)
+    message = str(refused.value)
+    assert message.startswith(f"{setting.key}: got {WRONG[setting.key]!r}, allowed with prune_opd: {setting.allowed[0]}")
+    assert message.endswith(setting.why)
+
+
+def test_a_configuration_without_the_recipe_is_refused(compose):
+    with pytest.raises(ValueError, match=r"\+recipe=prune_opd"):
+        check_settings(compose())
+
+
+@pytest.mark.parametrize("node", [3, "yes"])
+def test_the_recipes_node_must_be_a_node(config, node):
+    config.prune_opd = node
+    with pytest.raises(ValueError, match="^prune_opd: "):
+        check_settings(config)
+
+
+def test_the_budget_must_fit_the_rollout(config):
+    config.data.max_response_length = 300
+    check_settings(config)
+    config.prune_opd.budget.max = 301
+    with pytest.raises(ValueError, match=r"prune_opd\.budget\.max: got 301, allowed: .*300"):
+        check_settings(config)
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def save_model(folder: Path, words: list[str] = VOCABULARY, rows: int | None = None, ends: list[int] | None = None) -> str:
+    """A model folder without weights: configuration and word-level tokenizer."""
+    from tokenizers import Tokenizer, models
+    from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
+
+    LlamaConfig(
+        vocab_size=rows or len(words), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    ).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>"
+    ).save_pretrained(folder)
+    if ends is not None:
+        GenerationConfig(eos_token_id=ends).save_pretrained(folder)
+    return str(folder)
+
+
+def save_data(file: Path, rows: list[dict]) -> str:
+    if file.suffix == ".parquet":
+        import pandas
+
+        pandas.DataFrame(rows).to_parquet(file)
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(rows))
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+PROMPT = {"prompt": [{"role": "user", "content": "w1 w2"}], "data_source": "d"}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> dict[str, str]:
+    """A student folder and a data file."""
+    folder = tmp_path_factory.mktemp("good")
+    return {"student": save_model(folder / "student"), "data": save_data(folder / "d.parquet", [PROMPT])}
+
+
+@pytest.fixture
+def inputs(config, good, tmp_path, monkeypatch) -> DictConfig:
+    """A configuration whose files are all there; the teacher's folder is the test's own."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    config.actor_rollout_ref.model.path = good["student"]
+    config.prune_opd.teacher.path = save_model(tmp_path / "teacher")
+    config.data.train_files = config.data.val_files = good["data"]
+    return config
+
+
+def refusal(config: DictConfig) -> str:
+    with pytest.raises(ValueError, match="^[a-z_]+") as refused:
+        check_inputs(config)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_pair_with_one_tokenizer_is_accepted(inputs, caplog):
+    inputs.prune_opd.topk = len(VOCABULARY)
+    check_inputs(inputs)
+    assert not caplog.records
+
+
+def test_ids_with_another_meaning_are_refused(inputs, tmp_path):
+    words = [*VOCABULARY]
+    words[5], words[6] = words[6], words[5]
+    inputs.prune_opd.teacher.path = save_model(tmp_path / "swapped", words)
+    message = refusal(inputs)
+    assert message.startswith("prune_opd.teacher.path: 2 of 23 token ids mean another token")
+    assert "first is 5: 'w3' against 'w2'" in message
+
+
+@pytest.mark.parametrize(("words", "rows"), [(VOCABULARY, 64), ([*VOCABULARY, "added"], 24), ([*VOCABULARY, "added"], 64)])
+def test_embeddings_may_differ_in_rows(inputs, tmp_path, words, rows):
+    inputs.prune_opd.teacher.path = save_model(tmp_path / "padded", words, rows)
+    check_inputs(inputs)
+
+
+@pytest.mark.parametrize("smaller", ["student", "teacher"])
+def test_topk_above_the_common_vocabulary_is_refused(inputs, tmp_path, smaller):
+    path = save_model(tmp_path / "large", rows=64)
+    if smaller == "student":
+        inputs.prune_opd.teacher.path = path
+    else:
+        inputs.actor_rollout_ref.model.path = path
+    inputs.prune_opd.topk = 24
+    assert refusal(inputs) == "prune_opd.topk: got 24, allowed: at most the common vocabulary, 23"
+
+
+@pytest.mark.parametrize("key", ["actor_rollout_ref.model.path", "prune_opd.teacher.path"])
+def test_a_model_folder_that_does_not_exist_is_refused(inputs, tmp_path, key):
+    OmegaConf.update(inputs, key, str(tmp_path / "nowhere"))
+    message = refusal(inputs)
+    assert message.startswith(f"{key}: {tmp_path / 'nowhere'} does not exist")
+
+
+@pytest.mark.parametrize("gone", [["config.json"], ["tokenizer.json", "tokenizer_config.json"]])
+def test_a_model_folder_without_its_parts_is_refused(inputs, tmp_path, gone):
+    for name in gone:
+        (tmp_path / "teacher" / name).unlink()
+    message = refusal(inputs)
+    assert message.startswith(f"prune_opd.teacher.path: {tmp_path / 'teacher'} holds no model configuration with tokenizer")
+
+
+def test_different_ends_are_a_warning(inputs, tmp_path, caplog):
+    inputs.prune_opd.teacher.path = save_model(tmp_path / "ends", ends=[1, 2])
+    with caplog.at_level(logging.WARNING):
+        check_inputs(inputs)
+    (record,) = caplog.records
+    assert "token 1 (<eos>), the teacher with 1 (<eos>), 2 (<end>)" in record.getMessage()
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])
+@pytest.mark.parametrize("key", ["train_files", "val_files"])
+def test_data_formats(inputs, tmp_path, key, suffix):
+    file = tmp_path / f"data{suffix}"
+    inputs.data[key] = [inputs.data[key], save_data(file, [PROMPT, PROMPT])]
+    check_inputs(inputs)
+    save_data(file, [{"question": "w1"}])
+    os.utime(file, (0, 0))
+    message = refusal(inputs)
+    assert message.startswith(f"data.{key}: {file} has no column 'prompt'")
+    assert "question" in message
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])
+def test_a_column_that_would_choose_another_agent_loop_is_refused(inputs, tmp_path, suffix):
+    file = save_data(tmp_path / f"data{suffix}", [PROMPT | {"agent_name": "tool_agent"}])
+    inputs.data.train_files = file
+    assert refusal(inputs).startswith(f"data.train_files: {file} has a column 'agent_name'")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])
+def test_data_without_rows_is_refused(inputs, tmp_path, suffix):
+    file = tmp_path / f"data{suffix}"
+    save_data(file, [PROMPT] if suffix == ".parquet" else [])
+    if suffix == ".parquet":
+        import pandas
+
+        pandas.read_parquet(file)[:0].to_parquet(file)
+    inputs.data.train_files = str(file)
+    assert refusal(inputs).startswith(f"data.train_files: {file} ")
+
+
+@pytest.mark.parametrize("name", ["data.parquet", "data.jsonl", "data.json", "data.txt"])
+def test_unreadable_data_is_refused(inputs, tmp_path, name):
+    file = tmp_path / name
+    file.write_text("no data {")
+    inputs.data.val_files = str(file)
+    assert refusal(inputs).startswith(f"data.val_files: {file} ")
+
+
+@pytest.mark.parametrize("key", ["train_files", "val_files"])
+@pytest.mark.parametrize("files", ["nowhere.parquet", ["nowhere.parquet"], None, []])
+def test_missing_data_is_refused(inputs, key, files):
+    inputs.data[key] = files
+    assert refusal(inputs).startswith(f"data.{key}: ")
+
+
+def test_the_prompt_column_is_verls_key(inputs, tmp_path):
+    inputs.data.train_files = inputs.data.val_files = save_data(tmp_path / "d.parquet", [{"chat": "w1"}])
+    inputs.data.prompt_key = "chat"
+    check_inputs(inputs)
+
+
+def test_remote_data_and_own_datasets_are_not_looked_at(inputs):
+    inputs.data.train_files = "hdfs://cluster/data.parquet"
+    check_inputs(inputs)
+    inputs.data.train_files = "nowhere.bin"
+    inputs.data.custom_cls.path = "my_dataset.py"
+    check_inputs(inputs)
+
+
+# ------------------------------------------------------------------------------------------------ start
+
+
+@pytest.fixture
+def local(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def ending(config: DictConfig) -> str:
+    with pytest.raises(SystemExit) as end:
+        StartCheck().on_job_start(config)
+    assert isinstance(end.value.code, str)  # Python prints it and exits with 1
+    assert end.value.code.startswith("prune_opd cannot start: ")
+    assert "\n" not in end.value.code
+    return end.value.code
+
+
+def test_start_goes_on_with_good_input(inputs, local):
+    StartCheck().on_job_start(inputs, config_name="ppo_trainer")
+
+
+@pytest.mark.parametrize(("key", "value"), [("prune_opd.topk", 0), ("critic.enable", True), ("data.train_files", "no.parquet")])
+def test_start_ends_with_one_sentence(inputs, local, key, value):
+    OmegaConf.update(inputs, key, value)
+    assert key in ending(inputs)
+
+
+def test_files_are_left_to_a_remote_cluster_but_settings_are_not(inputs, local, monkeypatch):
+    inputs.data.train_files = "no.parquet"
+    ending(inputs)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    StartCheck().on_job_start(inputs)
+    monkeypatch.delenv("RAY_ADDRESS")
+    OmegaConf.update(inputs, "ray_kwargs.ray_init.address", "ray://head:10001", force_add=True)
+    StartCheck().on_job_start(inputs)
+    inputs.prune_opd.topk = 0
+    ending(inputs)
+
+
+def test_verl_ends_before_ray_starts(tmp_path):
+    overrides = ["+recipe=prune_opd", "prune_opd.teacher.path=T", "prune_opd.drift.threshold=1.5"]
+    environment = os.environ | {"RAY_TMPDIR": str(tmp_path / "ray"), "HYDRA_FULL_ERROR": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    run = subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", *overrides, f"hydra.run.dir={tmp_path}"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 1
+    sentence = "prune_opd cannot start: prune_opd.drift.threshold: got 1.5, allowed: a number in (0, 1]"
+    assert run.stderr.splitlines()[-1] == sentence
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "ray").exists()
+    assert "Ray instance" not in run.stdout + run.stderr

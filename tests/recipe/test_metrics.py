@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from recipe.prune_opd.drift import reliability
+from recipe.prune_opd.metrics import BUCKETS, COLUMNS, response_sums, summarise
+from recipe.prune_opd.reward import TopKReward
+
+NAN = torch.nan
+
+
+def sums_of(mask, overlap, events, reward, ended, max_length, mass=(0.75, 0.5)) -> torch.Tensor:
+    """Rows of sums, with constant student and teacher mass on the top-k and a reward of two candidates a token."""
+    weights = reliability(events, mask, w_drop=0.5, w_base=0.25)
+    halves = reward.unsqueeze(-1).expand(*reward.shape, 2) / 2
+    given = TopKReward(halves, torch.zeros_like(halves).long(), torch.ones_like(halves).bool(), halves)
+    masses = [torch.full_like(halves, m / 2).log() for m in mass]
+    pruned = halves * weights.loss_weight.unsqueeze(-1)
+    return response_sums(mask, overlap, events, weights, given, pruned, *masses, ended, max_length)
+
+
+def test_a_batch_by_hand():
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    overlap = torch.tensor([[1.0, 0.5, 0.0, NAN], [1.0, 0.75, NAN, NAN]])
+    events = torch.tensor([[0, 1, 1, 1], [0, 0, 1, 1]]).bool()  # R: 1, .5, 0 and 1, 1
+    reward = torch.tensor([[-1.0, -2.0, -3.0, NAN], [-4.0, -6.0, NAN, NAN]])
+    sums = sums_of(mask, overlap, events, reward, torch.tensor([True, False]), max_length=2 * BUCKETS)
+    assert sums.shape == (2, len(COLUMNS))
+    assert sums.dtype == torch.float32
+    assert summarise(sums, 2 * BUCKETS) == pytest.approx(
+        {
+            "overlap_ratio": 3.25 / 5,
+            "event_rate": 2 / 5,
+            "reliability_weight": 3.5 / 5,
+            "loss_weight": (3.5 + 5 * 0.25) / 5,
+            "zero_weight_ratio": 1 / 5,
+            "generated_tokens": 5,
+            "kept_tokens": 4,
+            "reward_mean": -16 / 5,
+            "pruned_reward_mean": -(1.25 * 1 + 0.75 * 2 + 0.25 * 3 + 1.25 * 4 + 1.25 * 6) / 5,
+            "student_topk_mass": 0.75,
+            "teacher_topk_mass": 0.5,
+            "ended_ratio": 0.5,
+            "limit_hit_ratio": 0.5,
+            "overlap_ratio/from_0": 3.25 / 4,
+            "event_rate/from_0": 1 / 4,
+            "loss_weight/from_0": (1.25 + 0.75 + 1.25 + 1.25) / 4,
+            "overlap_ratio/from_2": 0,
+            "event_rate/from_2": 1,
+            "loss_weight/from_2": 0.25,
+        }
+    )
+
+
+def test_the_row_holds_the_effective_length():
+    mask = torch.ones(2, 6)
+    events = torch.tensor([[0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    zeros = torch.zeros(2, 6)
+    sums = sums_of(mask, zeros, events, zeros, torch.tensor([True, True]), max_length=6)
+    assert sums[:, COLUMNS.index("effective_length")].tolist() == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("max_length", "length", "counts"),
+    [
+        (8, 8, {0: 1, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1}),
+        (16, 5, {0: 2, 2: 2, 4: 1}),
+        (17, 17, {0: 3, 3: 3, 6: 3, 9: 3, 12: 3, 15: 2}),
+        (8, 11, {0: 1, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 4}),  # beyond the limit: in the last
+    ],
+)
+def test_buckets_are_equal_parts_of_the_largest_limit(max_length, length, counts):
+    mask = torch.ones(1, length)
+    overlap = torch.zeros(1, length)
+    overlap[0, -1] = 1  # only the last token overlaps: its bucket's mean tells the count
+    sums = sums_of(mask, overlap, torch.zeros(1, length).bool(), overlap, torch.tensor([True]), max_length)
+    tokens = {name: value for name, value in zip(COLUMNS, sums[0].tolist(), strict=True) if name.startswith("tokens/")}
+    assert [count for count in tokens.values() if count] == list(counts.values())
+    prefix = "overlap_ratio/from_"
+    means = {int(n.removeprefix(prefix)): v for n, v in summarise(sums, max_length).items() if n.startswith(prefix)}
+    assert means == pytest.approx(dict.fromkeys(counts, 0) | {max(counts): 1 / counts[max(counts)]})
+
+
+def test_sums_of_parts_are_those_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(6, 20, generator=generator) < 0.8
+    overlap, reward = torch.rand(2, 6, 20, generator=generator)
+    ended = torch.rand(6, generator=generator) < 0.5
+    events = overlap < 0.3
+    whole = sums_of(mask, overlap, events, reward, ended, 20)
+    parts = [sums_of(*part, 20) for part in zip(*(x.split(2) for x in (mask, overlap, events, reward, ended)), strict=True)]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_a_batch_without_tokens_has_finite_metrics():
+    zeros = torch.zeros(2, 3)
+    sums = sums_of(zeros, zeros, zeros.bool(), zeros, torch.tensor([True, True]), 8)
+    metrics = summarise(sums, 8)
+    assert metrics["generated_tokens"] == 0
+    assert metrics["overlap_ratio"] == 0
+    assert not any("/from_" in name for name in metrics)
