@@ -1,4 +1,4 @@
-"""Fixtures shared by the packages' tests. Nothing here imports verl: it takes seconds, and most tests need none of it."""
+"""Fixtures shared by the packages' tests. Nothing here imports verl: that takes seconds, and most tests do without."""
 
 from collections.abc import Callable
 from importlib.util import find_spec

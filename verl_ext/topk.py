@@ -97,7 +97,7 @@ def spread(field: Tensor, input_ids: Tensor) -> Tensor:
         (S, K), of the field's dtype.
     """
     values = field.values()
-    rows = scoring_rows(input_ids.offsets(), field.offsets())
+    rows = scoring_rows(_offsets(input_ids), _offsets(field))
     return values.new_zeros(input_ids.values().shape[0], values.shape[-1]).index_copy(0, rows, values)
 
 
@@ -112,13 +112,17 @@ def collect(values: Tensor, input_ids: Tensor, responses: Tensor) -> Tensor:
     Returns:
         jagged (B, response, ...).
     """
-    rows = scoring_rows(input_ids.offsets(), responses.offsets())
-    return torch.nested.nested_tensor_from_jagged(values[rows], responses.offsets())
+    rows = scoring_rows(_offsets(input_ids), _offsets(responses))
+    return torch.nested.nested_tensor_from_jagged(values[rows], _offsets(responses))
+
+
+def _offsets(jagged: Tensor) -> Tensor:
+    return jagged.offsets()  # type: ignore[attr-defined]  # torch declares it for nested tensors only
 
 
 def join_columns(model_output: Mapping[str, Tensor], name: str) -> Tensor:
     """(S, K) of the columns that ``TopKPass`` wrote as ``name/0``, ``name/1``, ..."""
-    columns = []
+    columns: list[Tensor] = []
     while f"{name}/{len(columns)}" in model_output:
         columns.append(model_output[f"{name}/{len(columns)}"].values())
     return torch.stack(columns, -1)
@@ -171,23 +175,23 @@ class TopKPass:
 
     def __call__(
         self,
+        *,
+        data: TensorDict,
         model_output: Mapping[str, Tensor] | None = None,
-        data: TensorDict | None = None,
-        dp_group: Any = None,
         student_logits: Tensor | None = None,
-        data_format: str = "thd",
+        **kwargs: Any,
     ) -> Any:
         """verl's protocol: columns while ``student_logits`` is given, else loss and metrics."""
         if student_logits is not None:
             return self._columns(student_logits.squeeze(0), data)
-        if torch.is_grad_enabled():
+        if self.objective is not None and model_output is not None and torch.is_grad_enabled():
             return self.objective(join_columns(model_output, "log_probs_at"), data)
         # A scoring pass still has to return a loss: verl calls the loss function or has no logits processor at all.
         return torch.zeros((), device=data["input_ids"].values().device), {}
 
     def _columns(self, logits: Tensor, data: TensorDict) -> dict[str, Tensor]:
         request: Request = data[REQUEST]
-        columns = {}
+        columns: dict[str, Tensor] = {}
         if request.topk:
             ids, log_probs = top_log_probs(logits, request.topk, request.vocab_size)
             columns |= _columns("top_ids", ids) | _columns("top_log_probs", log_probs)

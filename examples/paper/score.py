@@ -1,7 +1,7 @@
 """Scores of the paper's runs, for logging and validation only; no score takes part in the loss.
 
-verl's own scoring picks a rule by ``data_source`` and knows none of the five validation sets by the names in ``BOXED``, so the
-last boxed answer is compared with the ground truth by ``math-verify``. Training prompts keep verl's rule.
+verl's own scoring picks a rule by ``data_source`` and knows none of the five validation sets by the names in ``BOXED``,
+so the last boxed answer is compared with the ground truth by ``math-verify``. Training prompts keep verl's rule.
 """
 
 from typing import Any

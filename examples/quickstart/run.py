@@ -145,7 +145,9 @@ def summary(out: Path, seconds: float) -> Table:
         ),
         "response limit over the run": " ".join(map(str, course)),
         "tokens generated in training": f"{generated:,.0f}",
-        f"the same responses at plain OPD's limit of {task.MAX_RESPONSE_TOKENS}": f"at most {full:,} ({generated / full:.0%} used)",
+        f"the same responses at plain OPD's limit of {task.MAX_RESPONSE_TOKENS}": (
+            f"at most {full:,}, {generated / full:.0%} of it generated"
+        ),
         "seconds, start-up and validation included": f"{seconds:.0f}",
         "metrics of every step": str(out / "metrics.jsonl"),
         "output of the run": str(out / "train.log"),

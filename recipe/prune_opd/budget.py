@@ -27,8 +27,8 @@ class ResponseBudget:
     def __init__(
         self,
         init: int,
-        min: int,  # noqa: A002 - the method's own names
-        max: int,  # noqa: A002
+        min: int,
+        max: int,
         step: int = 100,
         hit_ratio: float = 0.1,
         margin: int = 100,
@@ -96,7 +96,7 @@ class ResponseBudget:
         """Go on from ``state_dict()``'s answer.
 
         Raises:
-            ValueError: the saved limit does not fit into this budget's [min, max]: the run was resumed with other bounds.
+            ValueError: the saved limit does not fit into this budget's [min, max]: resumed with other bounds.
         """
         limit = int(state["limit"])
         if not self.min <= limit <= self.max:

@@ -90,7 +90,7 @@ def check_inputs(config: DictConfig) -> None:
     prune_opd, model = load_config(config.prune_opd), config.actor_rollout_ref.model
     _check_data(config)
     student = _Model("actor_rollout_ref.model.path", model.path, model.get("trust_remote_code", False))
-    teacher = _Model("prune_opd.teacher.path", prune_opd.teacher.path, prune_opd.teacher.trust_remote_code)
+    teacher = _Model("prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code)
     vocabulary = min(student.vocab_size, teacher.vocab_size)
     if prune_opd.topk > vocabulary:
         raise ValueError(f"prune_opd.topk: got {prune_opd.topk}, allowed: at most the common vocabulary, {vocabulary}")
@@ -156,9 +156,9 @@ def _check_same_tokens(student: _Model, teacher: _Model) -> None:
     if different:
         first = different[0]
         raise ValueError(
-            f"{teacher.key}: {len(different)} of {len(common)} token ids mean another token than in {student.path}, the "
-            f"first is {first}: {teacher.tokens[first]!r} against {student.tokens[first]!r}; teacher and student must "
-            "share one tokenizer"
+            f"{teacher.key}: {len(different)} of {len(common)} token ids mean another token than in {student.path}, "
+            f"the first is {first}: {teacher.tokens[first]!r} against {student.tokens[first]!r}; teacher and student "
+            "must share one tokenizer"
         )
 
 

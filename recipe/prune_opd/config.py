@@ -1,6 +1,6 @@
-"""Keys of ``prune_opd.*``: typed, documented under each field, defaults are the paper's. Invalid values cannot be built.
+"""Keys of ``prune_opd.*``: typed, documented under each field, defaults are the paper's.
 
-The YAML beside this file (``conf/recipe/prune_opd.yaml``) shows the same keys to Hydra.
+Invalid values cannot be built. The YAML beside this file (``conf/recipe/prune_opd.yaml``) shows the same keys to Hydra.
 """
 
 from dataclasses import dataclass, field

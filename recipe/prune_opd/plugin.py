@@ -4,6 +4,8 @@ Importing the trainer costs seconds, and this runs in every process that imports
 """
 
 import importlib
+from functools import partial
+from types import ModuleType
 
 from wrapt import when_imported
 
@@ -13,5 +15,10 @@ _REGISTER_AFTER = {
     "verl.experimental.agent_loop": "recipe.prune_opd.agent_loop",
 }
 
+
+def _register(ours: str, theirs: ModuleType) -> None:
+    importlib.import_module(ours)
+
+
 for _theirs, _ours in _REGISTER_AFTER.items():
-    when_imported(_theirs)(lambda _, ours=_ours: importlib.import_module(ours))
+    when_imported(_theirs)(partial(_register, _ours))

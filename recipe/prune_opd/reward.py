@@ -52,7 +52,7 @@ def needs_student_on_teacher(strategy: str) -> bool:
 def topk_reward(
     student_ids: Tensor,
     student_log_probs: Tensor,
-    teacher_on_student: Tensor,
+    teacher_on_student: Tensor | None,
     *,
     teacher_ids: Tensor | None = None,
     teacher_log_probs: Tensor | None = None,
@@ -68,7 +68,7 @@ def topk_reward(
     Args:
         student_ids: (B, T, K) int, K_S.
         student_log_probs: (B, T, K) float, S on K_S.
-        teacher_on_student: (B, T, K) float, T on K_S.
+        teacher_on_student: (B, T, K) float, T on K_S; not read by ``only_tch`` and ``sampled``.
         teacher_ids: (B, T, K) int, K_T; all strategies but ``only_stu`` and ``sampled``.
         teacher_log_probs: (B, T, K) float, T on K_T; ``only_tch`` and the unions.
         student_on_teacher: (B, T, K) float, S on K_T; ``only_tch`` and the unions.
@@ -106,10 +106,11 @@ def topk_reward(
     return TopKReward(reward, candidates.ids, candidates.valid, candidates.student)
 
 
-def _need(strategy: str, **tensors: Tensor | None) -> None:
+def _need(strategy: str, **tensors: Tensor | None) -> list[Tensor]:
     missing = [name for name, tensor in tensors.items() if tensor is None]
     if missing:
         raise ValueError(f"strategy {strategy!r} needs {', '.join(missing)}")
+    return [tensor for tensor in tensors.values() if tensor is not None]
 
 
 def _possible(ids: Tensor, student: Tensor, teacher: Tensor, valid: Tensor) -> Candidates:
@@ -118,8 +119,8 @@ def _possible(ids: Tensor, student: Tensor, teacher: Tensor, valid: Tensor) -> C
 
 
 def _sampled(sampled_student: Tensor | None, sampled_teacher: Tensor | None, responses: Tensor | None) -> Candidates:
-    _need("sampled", sampled_student=sampled_student, sampled_teacher=sampled_teacher)
-    student, teacher = sampled_student.unsqueeze(-1), sampled_teacher.unsqueeze(-1)
+    both = _need("sampled", sampled_student=sampled_student, sampled_teacher=sampled_teacher)
+    student, teacher = (log_probs.unsqueeze(-1) for log_probs in both)
     ids = torch.full_like(student, -1, dtype=torch.long) if responses is None else responses.unsqueeze(-1)
     return _possible(ids, student, teacher, torch.ones_like(ids, dtype=torch.bool))
 
@@ -128,31 +129,31 @@ def _candidates(
     strategy: str,
     student_ids: Tensor,
     student_log_probs: Tensor,
-    teacher_on_student: Tensor,
+    teacher_on_student: Tensor | None,
     teacher_ids: Tensor | None,
     teacher_log_probs: Tensor | None,
     student_on_teacher: Tensor | None,
 ) -> Candidates:
     if strategy == "only_stu":
-        every = torch.ones_like(student_ids, dtype=torch.bool)
-        return _possible(student_ids, student_log_probs, teacher_on_student, every)
-    _need(strategy, teacher_ids=teacher_ids)
+        (on_student,) = _need(strategy, teacher_on_student=teacher_on_student)
+        return _possible(student_ids, student_log_probs, on_student, torch.ones_like(student_ids, dtype=torch.bool))
     if strategy == "intersection":
-        shared = is_member(student_ids, teacher_ids)
-        return _possible(student_ids, student_log_probs, teacher_on_student, shared)
-    _need(strategy, teacher_log_probs=teacher_log_probs, student_on_teacher=student_on_teacher)
+        on_student, theirs = _need(strategy, teacher_on_student=teacher_on_student, teacher_ids=teacher_ids)
+        return _possible(student_ids, student_log_probs, on_student, is_member(student_ids, theirs))
+    theirs, their_log_probs, on_teacher = _need(
+        strategy, teacher_ids=teacher_ids, teacher_log_probs=teacher_log_probs, student_on_teacher=student_on_teacher
+    )
     if strategy == "only_tch":
-        every = torch.ones_like(teacher_ids, dtype=torch.bool)
-        return _possible(teacher_ids, student_on_teacher, teacher_log_probs, every)
+        return _possible(theirs, on_teacher, their_log_probs, torch.ones_like(theirs, dtype=torch.bool))
+    (on_student,) = _need(strategy, teacher_on_student=teacher_on_student)
     of_student = torch.ones_like(student_ids, dtype=torch.bool)
     if strategy == "union_intersection":
-        of_student = ~is_member(student_ids, teacher_ids)
-    of_teacher = ~is_member(teacher_ids, student_ids)
+        of_student = ~is_member(student_ids, theirs)
     return _possible(
-        torch.cat([student_ids, teacher_ids], -1),
-        torch.cat([student_log_probs, student_on_teacher], -1),
-        torch.cat([teacher_on_student, teacher_log_probs], -1),
-        torch.cat([of_student, of_teacher], -1),
+        torch.cat([student_ids, theirs], -1),
+        torch.cat([student_log_probs, on_teacher], -1),
+        torch.cat([on_student, their_log_probs], -1),
+        torch.cat([of_student, ~is_member(theirs, student_ids)], -1),
     )
 
 

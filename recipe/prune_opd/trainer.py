@@ -125,7 +125,7 @@ class PruneOPDTrainer(PPOTrainerSync):
         file = Path(folder) / STATE_FILE
         if not file.is_file():
             raise ValueError(
-                f"{file} does not exist: the checkpoint was not written by the prune_opd trainer, so it cannot be resumed "
-                "exactly; start from its weights with actor_rollout_ref.model.path and trainer.resume_mode=disable"
+                f"{file} does not exist: the checkpoint was not written by the prune_opd trainer, so it cannot be "
+                "resumed exactly; start from its weights (actor_rollout_ref.model.path), trainer.resume_mode=disable"
             )
         self.budget.load_state_dict(json.loads(file.read_text())["budget"])

@@ -89,13 +89,13 @@ class PruneOPDWorker(ActorRolloutRefWorker):
 
     def _build_teacher(self, config: TrainingWorkerConfig) -> TrainingWorker:
         given = self.prune_opd.teacher
-        model = OmegaConf.to_container(self.config.model, resolve=True)
+        model: Any = OmegaConf.to_container(self.config.model, resolve=True)
         model |= {"path": given.path, "hf_config_path": None, "tokenizer_path": None, "custom_chat_template": None}
         model |= {"trust_remote_code": given.trust_remote_code, "override_config": given.override_config}
         model |= {"lora_rank": 0, "lora": {}, "lora_adapter_path": None}
         teacher: HFModelConfig = omega_conf_to_dataclass(OmegaConf.create(model))
-        # With ref.fsdp_config.forward_only=false, which keeps the teacher on its device, verl builds an optimizer for it.
-        # It never steps, so it holds no state; but verl has no settings for it.
+        # ref.fsdp_config.forward_only=false keeps the teacher on its device, but then verl builds an optimizer for it,
+        # and has no settings for one. It never steps, so it holds no state.
         optimizer = omega_conf_to_dataclass(self.config.actor.optim)
         return TrainingWorker(config=replace(config, model_config=teacher, optimizer_config=optimizer))
 
@@ -108,7 +108,9 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size)
         request_pass(data, request, sampled=True, entropy=True)
         output = self.actor.infer_batch(data)
-        return _fields(output, data, {"top_ids": STUDENT_IDS, "top_log_probs": STUDENT_LOG_PROBS}, "log_probs", "entropy")
+        return _fields(
+            output, data, {"top_ids": STUDENT_IDS, "top_log_probs": STUDENT_LOG_PROBS}, "log_probs", "entropy"
+        )
 
     @register(dispatch_mode=_on_ref)
     @DistProfiler.annotate(color="olive", role="ref_compute_log_prob")
@@ -146,7 +148,9 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         """Events, weights, rewards and advantages of this worker's responses, and one row of sums for each."""
         config, drift = self.prune_opd, self.prune_opd.drift
         padded = {
-            name: torch.nested.to_padded_tensor(value, 0) for name, value in data.items() if name in advantage_fields(config)
+            name: torch.nested.to_padded_tensor(value, 0)
+            for name, value in data.items()
+            if name in advantage_fields(config)
         }
         mask, responses = padded["response_mask"], padded["responses"]
         _refuse_nan(padded)
@@ -198,7 +202,7 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         return TensorDict({**fields, SUMS: sums}, batch_size=len(data))
 
     def _policy_loss(self, log_probs: Tensor, data: TensorDict) -> tuple[Tensor, dict[str, Any]]:
-        """``topk_policy_loss`` on one micro-batch; (1, R, K): responses packed, there is nothing to tell them apart for."""
+        """``topk_policy_loss`` on one micro-batch, its responses packed into one row: (1, R, K)."""
         actor = self.config.actor
         rows = scoring_rows(data["input_ids"].offsets(), data["responses"].offsets())
         loss, metrics = topk_policy_loss(
@@ -216,7 +220,7 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         return loss, logged | {"actor/pg_loss": Metric(AggregationType.SUM, loss.detach())}
 
     def _dump(self, data: TensorDict, tensors: Mapping[str, Tensor]) -> None:
-        folder = Path(self.prune_opd.dump_dir)
+        folder = Path(str(self.prune_opd.dump_dir))
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(dict(tensors), folder / f"step_{data['global_steps']}_rank_{self.rank}.pt")
 
@@ -258,6 +262,6 @@ def _refuse_nan(padded: Mapping[str, Tensor]) -> None:
     for name, value in padded.items():
         if value.is_floating_point() and value.isnan().any():
             raise ValueError(
-                f"{name}: NaN at {int(value.isnan().any(-1).sum())} positions; the model behind it is broken or overflows "
-                "in its dtype (actor_rollout_ref.{actor,ref}.fsdp_config.dtype)"
+                f"{name}: NaN at {int(value.isnan().any(-1).sum())} positions; its model is broken or overflows "
+                "in its dtype (actor_rollout_ref.{actor,ref}.fsdp_config.mixed_precision)"
             )

@@ -147,7 +147,9 @@ def test_metrics_are_those_of_the_dumped_tensors(same, permuted):
             assert logged["prune_opd/generated_tokens"] == totals["tokens"]
             assert logged["prune_opd/overlap_ratio"] == pytest.approx(totals["overlap"] / totals["tokens"], abs=1e-5)
             assert logged["prune_opd/event_rate"] == pytest.approx(totals["events"] / totals["tokens"], abs=1e-6)
-            assert logged["prune_opd/pruned_reward_mean"] == pytest.approx(totals["reward"] / totals["tokens"], abs=1e-4)
+            assert logged["prune_opd/pruned_reward_mean"] == pytest.approx(
+                totals["reward"] / totals["tokens"], abs=1e-4
+            )
             assert logged["prune_opd/effective_response_length_mean"] == pytest.approx(length / len(real))
 
 
@@ -208,9 +210,15 @@ def test_every_pass_agrees_with_transformers(permuted, inputs):
         close = {"atol": 1e-4, "rtol": 0}
         torch.testing.assert_close(mine["student_topk_log_probs"], s.topk(16).values, **close)
         torch.testing.assert_close(mine["teacher_topk_log_probs"], t.topk(16).values, **close)
-        torch.testing.assert_close(mine["student_topk_log_probs"], s.gather(1, mine["student_topk_ids"].long()), **close)
-        torch.testing.assert_close(mine["teacher_on_student_ids"], t.gather(1, mine["student_topk_ids"].long()), **close)
-        torch.testing.assert_close(mine["student_on_teacher_ids"], s.gather(1, mine["teacher_topk_ids"].long()), **close)
+        torch.testing.assert_close(
+            mine["student_topk_log_probs"], s.gather(1, mine["student_topk_ids"].long()), **close
+        )
+        torch.testing.assert_close(
+            mine["teacher_on_student_ids"], t.gather(1, mine["student_topk_ids"].long()), **close
+        )
+        torch.testing.assert_close(
+            mine["student_on_teacher_ids"], s.gather(1, mine["teacher_topk_ids"].long()), **close
+        )
 
 
 def test_the_first_loss_is_the_negative_mean_reward(permuted, plain):
@@ -235,5 +243,9 @@ def test_plain_opd_keeps_its_limit_and_weights(plain):
 def test_ray_is_gone_afterwards(same, resumed, permuted, plain):
     import psutil
 
-    mine = [p for p in psutil.process_iter(["cmdline"]) if str(Path(plain.folder).parent) in " ".join(p.info["cmdline"] or [])]
+    mine = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if str(Path(plain.folder).parent) in " ".join(p.info["cmdline"] or [])
+    ]
     assert not mine

@@ -69,7 +69,9 @@ def test_a_hit_starts_the_patience_anew():
     assert budget.limit == 50
 
 
-@pytest.mark.parametrize(("hits", "of", "grows"), [(1, 10, True), (3, 30, True), (25, 256, False), (26, 256, True), (0, 1, False)])
+@pytest.mark.parametrize(
+    ("hits", "of", "grows"), [(1, 10, True), (3, 30, True), (25, 256, False), (26, 256, True), (0, 1, False)]
+)
 def test_the_ratio_itself_is_enough(hits, of, grows):
     budget = ResponseBudget(init=50, min=1, max=100, step=10, hit_ratio=0.1)
     feed(budget, hits, of)

@@ -95,9 +95,8 @@ def test_command_line_beats_the_recipe(compose):
 
 
 def test_teacher_takes_the_students_model_overrides(compose):
-    config = compose(
-        "+recipe=prune_opd", "prune_opd.teacher.path=T", "+actor_rollout_ref.model.override_config.attn_implementation=sdpa"
-    )
+    override = "+actor_rollout_ref.model.override_config.attn_implementation=sdpa"
+    config = compose("+recipe=prune_opd", "prune_opd.teacher.path=T", override)
     assert load_config(config.prune_opd).teacher.override_config == {"attn_implementation": "sdpa"}
 
 
@@ -294,7 +293,8 @@ def test_unknown_keys_are_refused(key):
 def test_banner_tells_what_is_on():
     config = load(drift__w_drop=0.03, drift__threshold=0.6, budget__max=4000, topk=8, strategy="union")
     text = config.describe(config.budget.build(8192))
-    for part in ("T (", "union, student_p, k = 8", "γ = 0.6", "w_drop = 0.03, w_base = 0.5", "1024 to start, 1024 to 4000"):
+    weights, limit = "w_drop = 0.03, w_base = 0.5", "1024 to start, 1024 to 4000"
+    for part in ("T (", "union, student_p, k = 8", "γ = 0.6", weights, limit):
         assert part in text
 
 

@@ -52,7 +52,16 @@ def test_overlap_ratio_refuses_different_shapes():
 
 @pytest.mark.parametrize(
     ("k", "threshold", "most_shared_of_an_event"),
-    [(16, 0.7, 11), (32, 0.7, 22), (10, 0.7, 6), (16, 0.75, 11), (10, 0.3, 2), (10, 0.1, 0), (16, 1.0, 15), (3, 1 / 3, 0)],
+    [
+        (16, 0.7, 11),
+        (32, 0.7, 22),
+        (10, 0.7, 6),
+        (16, 0.75, 11),
+        (10, 0.3, 2),
+        (10, 0.1, 0),
+        (16, 1.0, 15),
+        (3, 1 / 3, 0),
+    ],
 )
 def test_event_is_strictly_below_the_threshold(k, threshold, most_shared_of_an_event):
     overlap = torch.cat([overlap_ratio(*ids_sharing(shared, k)) for shared in range(k + 1)], 1)
@@ -151,9 +160,7 @@ def test_weight_never_recovers_and_events_outside_the_mask_do_not_count():
     events = torch.tensor([[1, 1, 0, 0, 1, 0], [1, 1, 1, 1, 1, 1]]).bool()
     mask = torch.tensor([[1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
     result = reliability(events, mask, w_drop=0.25, w_base=0.5)
-    torch.testing.assert_close(
-        result.weight, torch.tensor([[0.75, 0.75, 0.75, 0.75, 0.5, 0.5], [1, 1, 1, 1, 1, 0.75]])
-    )
+    torch.testing.assert_close(result.weight, torch.tensor([[0.75, 0.75, 0.75, 0.75, 0.5, 0.5], [1, 1, 1, 1, 1, 0.75]]))
     torch.testing.assert_close(result.loss_weight, torch.tensor([[1.25, 0, 1.25, 1.25, 1, 1], [0, 0, 0, 0, 0, 1.25]]))
     assert result.effective_length.tolist() == [5, 1]
 

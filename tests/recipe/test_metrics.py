@@ -86,8 +86,9 @@ def test_sums_of_parts_are_those_of_the_whole():
     overlap, reward = torch.rand(2, 6, 20, generator=generator)
     ended = torch.rand(6, generator=generator) < 0.5
     events = overlap < 0.3
-    whole = sums_of(mask, overlap, events, reward, ended, 20)
-    parts = [sums_of(*part, 20) for part in zip(*(x.split(2) for x in (mask, overlap, events, reward, ended)), strict=True)]
+    tensors = (mask, overlap, events, reward, ended)
+    whole = sums_of(*tensors, 20)
+    parts = [sums_of(*part, 20) for part in zip(*(tensor.split(2) for tensor in tensors), strict=True)]
     torch.testing.assert_close(torch.cat(parts), whole)
 
 

@@ -1,0 +1,1 @@
+"""Config groups for Hydra: ``+platform=cpu``."""

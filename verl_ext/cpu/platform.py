@@ -32,7 +32,7 @@ def activate() -> None:
     _default_to_gloo(distributed)
 
 
-def _default_to_gloo(distributed: ModuleType) -> None:
+def _default_to_gloo(distributed: Any) -> None:
     """verl would ask torch for the backend "cpu:gloo,cpu:gloo", which it refuses."""
     stock = distributed.initialize_global_process_group_ray
 
@@ -94,7 +94,7 @@ class CPUPlatform(PlatformBase):
         """See ``PlatformBase``."""
         return no_accelerator()
 
-    def current_device(self) -> torch.device:  # type: ignore[override]
+    def current_device(self) -> torch.device:
         """A torch.device: verl passes it to ``Tensor.to``, where an index would mean an accelerator."""
         return torch.device("cpu")
 

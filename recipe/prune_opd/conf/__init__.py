@@ -1,0 +1,1 @@
+"""Config groups for Hydra: ``+recipe=prune_opd``, ``opd``, ``opd_fixed_length``."""

@@ -1,0 +1,138 @@
+"""The package as a user installs it, in an environment where this checkout is not on the path."""
+
+import json
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PACKAGES = ("recipe", "verl_ext", "hydra_plugins")
+
+LOAD = """
+import json, os, site, sys
+from importlib import import_module
+from importlib.util import find_spec
+
+target, checkout = sys.argv[1:]
+before = [path for path in sys.path if os.path.realpath(path) != checkout]
+sys.path[:] = before
+site.addsitedir(target)  # reads .pth files, as the interpreter does for site-packages
+sys.path[:] = [path for path in sys.path if path not in before] + before
+
+import hydra
+
+verl = os.path.join(find_spec("verl").submodule_search_locations[0], "trainer", "config")
+with hydra.initialize_config_dir(verl, version_base=None):
+    config = hydra.compose("ppo_trainer", ["+recipe=prune_opd", "+platform=cpu", "prune_opd.teacher.path=T"])
+
+names = ("hydra_plugins.prune_opd_searchpath", "recipe.prune_opd", "verl_ext")
+print(json.dumps({
+    "files": [import_module(name).__file__ for name in names],
+    "teacher": config.prune_opd.teacher.path,
+    "trainer": config.trainer.v1.trainer_mode,
+    "device": config.trainer.device,
+}))
+"""
+
+
+def pip(*arguments: object) -> None:
+    options = ("--quiet", "--no-index", "--no-deps", "--disable-pip-version-check")
+    subprocess.run([sys.executable, "-m", "pip", *map(str, arguments), *options], check=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A copy of the checkout: building must not leave anything in it."""
+    copy = tmp_path_factory.mktemp("source")
+    for package in PACKAGES:
+        shutil.copytree(CHECKOUT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / file, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-build-isolation", "--wheel-dir", folder, source)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+def test_wheel_holds_every_module_and_configuration(wheel, source):
+    expected = {
+        str(file.relative_to(source))
+        for package in PACKAGES
+        for file in (source / package).rglob("*")
+        if file.suffix in (".py", ".yaml")
+    }
+    with ZipFile(wheel) as archive:
+        inside = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert expected <= inside
+    assert "recipe/prune_opd/conf/recipe/prune_opd.yaml" in inside
+    assert {name.split("/")[0] for name in inside} == set(PACKAGES)
+    assert not {"recipe/__init__.py", "hydra_plugins/__init__.py"} & inside, "others put their own modules there"
+
+
+def test_entry_points_lead_to_modules_of_the_wheel(wheel):
+    with ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        parser = ConfigParser()
+        parser.read_string(archive.read(name).decode())
+        inside = set(archive.namelist())
+    points = {target for group in ("verl.plugins", "vllm.general_plugins") for target in parser[group].values()}
+    assert len(points) == 3
+    for point in points:
+        path = point.split(":")[0].replace(".", "/")
+        assert {f"{path}.py", f"{path}/__init__.py"} & inside
+
+
+@pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
+def test_hydra_finds_the_recipe(editable, wheel, source, tmp_path):
+    target = tmp_path / "site"
+    if editable:
+        pip("install", "--no-build-isolation", "--target", target, "--editable", source)
+    else:
+        pip("install", "--target", target, wheel)
+    command = [sys.executable, "-I", "-c", LOAD, str(target), str(CHECKOUT)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    home = source if editable else target
+    assert [Path(file).resolve().is_relative_to(home.resolve()) for file in found["files"]] == [True] * 3, found
+    assert (found["teacher"], found["trainer"], found["device"]) == ("T", "prune_opd", "cpu")
+
+
+PURE = """
+import sys
+from importlib import import_module
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"verl", "ray", "vllm", "omegaconf", "hydra", "tensordict", "transformers"}:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+for module in sys.argv[1:]:
+    import_module(module)
+"""
+
+
+def import_blocked(*modules: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PURE, *modules], capture_output=True, text=True, timeout=60)
+
+
+def test_pure_modules_need_torch_alone():
+    names = ("drift", "reward", "loss", "budget", "metrics")
+    run = import_blocked(*(f"recipe.prune_opd.{name}" for name in names), "verl_ext.cpu")
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_blocker_blocks():
+    run = import_blocked("recipe.prune_opd.config")
+    assert "omegaconf is blocked" in run.stderr

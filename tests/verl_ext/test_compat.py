@@ -1,0 +1,43 @@
+from importlib.metadata import version
+
+import pytest
+
+from verl_ext import compat
+from verl_ext.compat import Symbol
+
+
+def test_the_installed_verl_has_everything():
+    assert compat.missing() == []
+    compat.check()
+
+
+def test_the_tested_verl_is_the_pinned_one():
+    assert version("verl") == compat.TESTED
+
+
+def test_every_symbol_says_what_for_and_is_listed_once():
+    names = [(symbol.module, symbol.name) for symbol in compat.SYMBOLS]
+    assert len(set(names)) == len(names) > 15
+    assert all(symbol.why for symbol in compat.SYMBOLS)
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        Symbol("collections", "OrderedDict.fly", "a method"),
+        Symbol("collections", "NoSuchClass.method", "a class"),
+        Symbol("collections.nowhere", "Thing", "a module"),
+        Symbol("no_such_package.module", "Thing", "a package"),
+    ],
+    ids=lambda symbol: symbol.why,
+)
+def test_what_is_gone_is_named(monkeypatch, gone):
+    there = Symbol("collections", "OrderedDict.popitem", "still there")
+    monkeypatch.setattr(compat, "SYMBOLS", (there, gone))
+    assert compat.missing() == [gone]
+    with pytest.raises(RuntimeError, match=f"verl {version('verl')} lacks") as refused:
+        compat.check()
+    message = str(refused.value)
+    assert f"{gone.module}.{gone.name} ({gone.why})" in message
+    assert "still there" not in message
+    assert message.endswith(f"install verl=={compat.TESTED}")
