@@ -46,7 +46,7 @@ SETTINGS = (
     Setting("distillation.enabled", (False,), "it would replace the actor's loss"),
     Setting(f"{ACTOR}.strategy", ("fsdp", "fsdp2"), "the scoring pass reads FSDP's logits"),
     Setting(f"{ACTOR}.use_kl_loss", (False,), "the reference model is the teacher, its KL is the reward"),
-    Setting(f"{ACTOR}.entropy_coeff", (0, 0.0), "the loss has no entropy term"),
+    Setting(f"{ACTOR}.entropy_coeff", (0,), "the loss has no entropy term"),
     Setting(f"{ACTOR}.calculate_entropy", (False,), "the update does not compute it; actor/entropy is always logged"),
     Setting(f"{ACTOR}.loss_agg_mode", ("token-mean",), "the loss is divided by the number of generated tokens"),
     Setting(f"{ACTOR}.policy_loss.loss_mode", ("vanilla",), "the loss is the clipped one over candidates"),
@@ -78,6 +78,12 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
         if found not in setting.allowed:
             allowed = " or ".join(str(value) for value in setting.allowed)
             raise ValueError(f"{setting.key}: got {found!r}, allowed with prune_opd: {allowed}, because {setting.why}")
+    ref = config.actor_rollout_ref.ref
+    if not (ref.log_prob_use_dynamic_bsz or ref.log_prob_micro_batch_size_per_gpu):
+        raise ValueError(  # verl asks for it only where its own KL terms need a reference model
+            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu: got None, allowed with "
+            "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false: a whole number, the teacher's micro-batch"
+        )
     return typed
 
 
@@ -176,7 +182,9 @@ def _check_data(config: DictConfig) -> None:
     if OmegaConf.select(config, "data.custom_cls.path"):
         return  # a dataset class of the user's own reads what it likes
     for key in ("train_files", "val_files"):
-        files = config.data[key]
+        files = config.data[key] or []
+        if not files:
+            raise ValueError(f"data.{key}: got {config.data[key]!r}, allowed: parquet or JSON files in verl's format")
         for file in [files] if isinstance(files, str) else files:
             if "://" not in file:
                 _check_file(f"data.{key}", Path(file).expanduser(), config.data.prompt_key)

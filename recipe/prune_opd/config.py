@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from recipe.prune_opd.budget import ResponseBudget
 from recipe.prune_opd.reward import STRATEGIES, WEIGHTINGS
@@ -175,5 +175,9 @@ def load_config(node: DictConfig) -> PruneOPDConfig:
     try:
         typed = OmegaConf.merge(OmegaConf.structured(PruneOPDConfig), OmegaConf.to_container(node, resolve=True))
         return OmegaConf.to_object(typed)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise ValueError(
+            f"prune_opd.{error.full_key}: no value was given, and this recipe has no default for it"
+        ) from error
     except OmegaConfBaseException as error:
         raise ValueError(f"prune_opd.{error.full_key}: {str(error.msg).splitlines()[0]}") from error

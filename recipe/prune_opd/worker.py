@@ -92,7 +92,12 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         model: Any = OmegaConf.to_container(self.config.model, resolve=True)
         model |= {"path": given.path, "hf_config_path": None, "tokenizer_path": None, "custom_chat_template": None}
         model |= {"trust_remote_code": given.trust_remote_code, "override_config": given.override_config}
-        model |= {"lora_rank": 0, "lora": {}, "lora_adapter_path": None}
+        model |= {
+            "lora_rank": 0,
+            "lora": {},
+            "lora_adapter_path": None,
+            "mtp": (model["mtp"] or {}) | {"enable": False},
+        }
         teacher: HFModelConfig = omega_conf_to_dataclass(OmegaConf.create(model))
         # ref.fsdp_config.forward_only=false keeps the teacher on its device, but then verl builds an optimizer for it,
         # and has no settings for one. It never steps, so it holds no state.
