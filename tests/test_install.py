@@ -49,8 +49,9 @@ def pip(*arguments: object) -> None:
 def source(tmp_path_factory) -> Path:
     """A copy of the checkout: building must not leave anything in it."""
     copy = tmp_path_factory.mktemp("source")
+    leftovers = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
     for package in PACKAGES:
-        shutil.copytree(CHECKOUT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CHECKOUT / package, copy / package, ignore=leftovers)
     for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / file, copy)
     return copy
@@ -64,12 +65,12 @@ def wheel(source, tmp_path_factory) -> Path:
     return file
 
 
-def test_wheel_holds_every_module_and_configuration(wheel, source):
+def test_wheel_holds_every_module_configuration_and_page(wheel, source):
     expected = {
         str(file.relative_to(source))
         for package in PACKAGES
         for file in (source / package).rglob("*")
-        if file.suffix in (".py", ".yaml")
+        if file.suffix in (".py", ".yaml", ".md", ".txt")
     }
     with ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TOP_K = 16
 DRIFT_BELOW = 0.7
@@ -58,17 +58,18 @@ class Settings:
     lr: float = 5e-3
     student: tuple[Stage, ...] = (Stage(460, 3, 8), Stage(50, 3, 11))
     teacher: tuple[Stage, ...] = (Stage(250, task.MIN_STEPS, task.MAX_STEPS),)
-    student_tail_weight: float = 0.003
+    student_tail_weight: float = 0.001
     teacher_tail_weight: float = 0.3
 
     def key(self) -> str:
         """Hash of the settings and of the vocabulary."""
-        return hashlib.sha256(json.dumps([asdict(self), task.VOCABULARY]).encode()).hexdigest()[:16]
+        parts = [LlamaForCausalLM.__name__, asdict(self), task.VOCABULARY]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """A tiny Qwen2 with fresh weights."""
-    config = Qwen2Config(
+def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """a tiny Llama with fresh weights."""
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.width,
         intermediate_size=2 * settings.width,
@@ -82,7 +83,7 @@ def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Qwen2
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Qwen2ForCausalLM(config)
+    return LlamaForCausalLM(config)
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, problems: list[task.Problem]) -> Tensor:
@@ -106,7 +107,7 @@ def training_batch(tokenizer: PreTrainedTokenizerFast, problems: list[task.Probl
     return ids, torch.cat([torch.full_like(prompts, IGNORE), labels], 1)
 
 
-def loss_of(model: Qwen2ForCausalLM, ids: Tensor, labels: Tensor, tail_weight: float) -> Tensor:
+def loss_of(model: LlamaForCausalLM, ids: Tensor, labels: Tensor, tail_weight: float) -> Tensor:
     """Cross-entropy of the right token, and of the rest of the distribution against the right token's neighbours."""
     hidden, labels = model.model(ids).last_hidden_state[:, :-1], labels[:, 1:]
     known = labels != IGNORE
@@ -119,7 +120,7 @@ def loss_of(model: Qwen2ForCausalLM, ids: Tensor, labels: Tensor, tail_weight: f
     return F.cross_entropy(logits, right.squeeze(1)) + tail_weight * tail
 
 
-def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings, name: str) -> None:
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings, name: str) -> None:
     """Run the stages that make ``name``: warm-up, constant rate, linear decay over the last third."""
     stages = settings.student if name == "student" else settings.teacher
     tail_weight = settings.student_tail_weight if name == "student" else settings.teacher_tail_weight
@@ -144,7 +145,7 @@ def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, settings:
     model.eval()
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model, tokenizer and generation settings the way a hub folder holds them."""
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
@@ -152,12 +153,16 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def build_pair(out: Path, settings: Settings) -> bool:
-    """Train and save ``out/student`` and ``out/teacher``; False where a pair of these settings is already there."""
+    """Train and save ``out/student`` and ``out/teacher``; False where a pair of these settings is already there.
+
+    On one thread: tensors are so small that more threads gain little, and lose much where cores are shared.
+    """
     stamp = out / "pair.json"
     if stamp.is_file() and json.loads(stamp.read_text()).get("key") == settings.key():
         return False
     for folder in ("student", "teacher"):
         shutil.rmtree(out / folder, ignore_errors=True)
+    torch.set_num_threads(1)
     started, tokenizer = time.time(), task.build_tokenizer()
     torch.manual_seed(settings.seed)
     model = build_model(settings, tokenizer)
@@ -169,7 +174,7 @@ def build_pair(out: Path, settings: Settings) -> bool:
 
 
 @torch.no_grad()
-def respond(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Tensor, sample: bool) -> Tensor:
+def respond(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Tensor, sample: bool) -> Tensor:
     """Responses to the prompts, greedy or sampled at temperature 1, (B, T), padded after the end of text."""
     how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
     ids = model.generate(
@@ -190,7 +195,7 @@ def accuracy(tokenizer: PreTrainedTokenizerFast, responses: Tensor, problems: li
 
 @torch.no_grad()
 def overlap(
-    student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM, prompts: Tensor, responses: Tensor, pad: int
+    student: LlamaForCausalLM, teacher: LlamaForCausalLM, prompts: Tensor, responses: Tensor, pad: int
 ) -> tuple[Tensor, Tensor]:
     """Shared part of the two top-k sets at each response token, (B, T), and which tokens were generated."""
     ids, start = torch.cat([prompts, responses], 1), prompts.shape[1] - 1

@@ -36,16 +36,16 @@ def training_command(out: Path, recipe: str, steps: int, overrides: list[str]) -
         "prune_opd.teacher.path": out / "models" / "teacher",
         "data.train_files": out / "data" / "train.parquet",
         "data.val_files": out / "data" / "validation.parquet",
-        "data.max_prompt_length": 96,
+        "data.max_prompt_length": 32,
         "data.max_response_length": task.MAX_RESPONSE_TOKENS,
         "data.train_batch_size": PROMPTS,
         "data.seed": 1,
         "actor_rollout_ref.rollout.n": RESPONSES_EACH,
         "actor_rollout_ref.actor.ppo_mini_batch_size": PROMPTS,
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 16384,
-        "actor_rollout_ref.actor.optim.lr": 1e-3,
+        "actor_rollout_ref.actor.optim.lr": 5e-4,
         "actor_rollout_ref.actor.optim.lr_warmup_steps": 5,
-        "prune_opd.drift.w_drop": 0.05,
+        "prune_opd.drift.w_drop": 0.03,
         "prune_opd.budget.init": 96,
         "prune_opd.budget.min": 64,
         "prune_opd.budget.step": 16,
@@ -133,7 +133,8 @@ def summary(out: Path, seconds: float) -> Table:
     generated = sum(record["prune_opd/generated_tokens"] for record in steps)
     full = len(steps) * PROMPTS * RESPONSES_EACH * task.MAX_RESPONSE_TOKENS
     course = [*limits[:: max(1, len(limits) // 10)], int(steps[-1]["prune_opd/next_max_response_length"])]
-    table = Table(title="Quickstart", show_header=False, title_justify="left")
+    table = Table("what", "came to", title="Quickstart", show_header=False, title_justify="left")
+    table.columns[1].overflow = "fold"  # a path cut short could not be pasted
     rows = {
         f"validation accuracy before ({VALIDATION_PROBLEMS} problems, greedy; 95 % interval)": accuracy(records[0]),
         f"validation accuracy after {len(steps)} steps": accuracy(records[-1]),
@@ -149,9 +150,9 @@ def summary(out: Path, seconds: float) -> Table:
             f"at most {full:,}, {generated / full:.0%} of it generated"
         ),
         "seconds, start-up and validation included": f"{seconds:.0f}",
-        "metrics of every step": str(out / "metrics.jsonl"),
-        "output of the run": str(out / "train.log"),
-        "checkpoint": str(out / "checkpoints"),
+        "metrics of every step": os.path.relpath(out / "metrics.jsonl"),
+        "output of the run": os.path.relpath(out / "train.log"),
+        "checkpoint": os.path.relpath(out / "checkpoints"),
     }
     for name, value in rows.items():
         table.add_row(name, value)

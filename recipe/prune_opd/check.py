@@ -217,6 +217,9 @@ def _columns(key: str, file: Path) -> tuple[list[str], int]:
     if file.suffix in (".json", ".jsonl"):
         import datasets
 
-        first = datasets.load_dataset("json", data_files=str(file), split="train[:1]")
-        return first.column_names, len(first)
+        try:
+            rows = datasets.load_dataset("json", data_files=str(file), split="train")
+        except (datasets.exceptions.DatasetGenerationError, StopIteration, ValueError) as error:
+            raise ValueError(f"{key}: {file} is no readable JSON file, or an empty one ({error})") from error
+        return rows.column_names, len(rows)
     raise ValueError(f"{key}: {file} ends in {file.suffix!r}, allowed: .parquet, .json, .jsonl")

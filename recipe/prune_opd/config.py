@@ -3,6 +3,7 @@
 Invalid values cannot be built. The YAML beside this file (``conf/recipe/prune_opd.yaml``) shows the same keys to Hydra.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +70,8 @@ class DriftConfig:
         require(self.metric in METRICS, "drift.metric", self.metric, ", ".join(METRICS))
         require(0 < self.threshold <= 1, "drift.threshold", self.threshold, "a number in (0, 1]")
         require(0 < self.top_p <= 1, "drift.top_p", self.top_p, "a number in (0, 1]")
-        require(self.w_drop >= 0, "drift.w_drop", self.w_drop, "a number >= 0")
-        require(self.w_base >= 0, "drift.w_base", self.w_base, "a number >= 0")
+        require(0 <= self.w_drop < math.inf, "drift.w_drop", self.w_drop, "a number >= 0")
+        require(0 <= self.w_base < math.inf, "drift.w_base", self.w_base, "a number >= 0")
 
 
 @dataclass
@@ -172,12 +173,14 @@ def load_config(node: DictConfig) -> PruneOPDConfig:
     Raises:
         ValueError: a value is of the wrong type or outside what is allowed; names the key.
     """
+    if not isinstance(node, DictConfig):
+        raise ValueError(f"prune_opd: got {node!r}, allowed: the keys that +recipe=prune_opd brings")
+    for group in ("teacher", "drift", "budget"):
+        require(isinstance(node.get(group, DictConfig({})), DictConfig), group, node.get(group), "a group of keys")
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(PruneOPDConfig), OmegaConf.to_container(node, resolve=True))
-        return OmegaConf.to_object(typed)  # type: ignore[return-value]
-    except MissingMandatoryValue as error:
-        raise ValueError(
-            f"prune_opd.{error.full_key}: no value was given, and this recipe has no default for it"
-        ) from error
+        given = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PruneOPDConfig), given))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        raise ValueError(f"prune_opd.{error.full_key}: {str(error.msg).splitlines()[0]}") from error
+        key = ".".join(part for part in ("prune_opd", str(error.full_key or "").removeprefix("prune_opd.")) if part)
+        reason = "no value was given" if isinstance(error, MissingMandatoryValue) else str(error.msg).splitlines()[0]
+        raise ValueError(f"{key}: {reason}") from error

@@ -85,7 +85,7 @@ def nucleus_events(
     """
     probs = teacher_log_probs.double().exp()
     mass_before = probs.cumsum(-1) - probs
-    in_nucleus = mass_before < top_p - SLACK
+    in_nucleus = (mass_before < top_p - SLACK) | (mass_before == 0)  # the first candidate is always in
     accepted = ((teacher_ids == responses.unsqueeze(-1)) & in_nucleus).any(-1)
     return ~accepted & mask.bool()
 
@@ -121,7 +121,7 @@ def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> R
         raise ValueError(f"reliability: w_drop must be >= 0, got {w_drop}")
     generated = mask.bool()
     count = (events.bool() & generated).long().cumsum(-1)
-    spent_at = math.ceil(1 / w_drop - 1e-9) if w_drop > 0 else math.inf
+    spent_at = max(1, math.ceil(1 / w_drop - 1e-9)) if w_drop > 0 else math.inf
     alive = count < spent_at
     weight = torch.where(alive, (1 - w_drop * count.double()).clamp(0, 1), 0.0).float()
     return Reliability(

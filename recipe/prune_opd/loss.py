@@ -50,8 +50,8 @@ def topk_policy_loss(
     surrogate = torch.maximum(unclipped, clipped)
     bound = -advantages * clip_c
     loss = torch.where(advantages < 0, torch.minimum(surrogate, bound), surrogate)
-    denominator = mask.bool().sum() if num_tokens is None else torch.as_tensor(num_tokens)
-    total = loss.sum() / denominator.to(loss).clamp(min=1)
+    tokens = torch.as_tensor(mask.bool().sum() if num_tokens is None else num_tokens).to(loss)
+    total = loss.sum() / torch.where(tokens > 0, tokens, 1.0)
 
     count = active.sum().clamp(min=1)
     metrics = {

@@ -22,6 +22,8 @@ import task  # noqa: E402
 
 MAX_RESPONSE = 96
 TIMEOUT = 420
+WIDE = os.environ | {"COLUMNS": "200"}
+"""Environment in which tables are not folded."""
 
 
 def build_inputs(folder: Path) -> None:

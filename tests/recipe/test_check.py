@@ -82,6 +82,17 @@ def test_wrong_settings_are_refused(config, setting):
     assert message.endswith(setting.why)
 
 
+@pytest.mark.parametrize(("dynamic", "size", "allowed"), [(True, None, True), (False, 4, True), (False, None, False)])
+def test_the_teachers_pass_needs_a_micro_batch(config, dynamic, size, allowed):
+    config.actor_rollout_ref.ref.log_prob_use_dynamic_bsz = dynamic
+    config.actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu = size
+    if allowed:
+        check_settings(config)
+    else:
+        with pytest.raises(ValueError, match=r"^actor_rollout_ref\.ref\.log_prob_micro_batch_size_per_gpu: got None"):
+            check_settings(config)
+
+
 def test_a_configuration_without_the_recipe_is_refused(compose):
     with pytest.raises(ValueError, match=r"\+recipe=prune_opd"):
         check_settings(compose())

@@ -78,9 +78,14 @@ def test_loading_keeps_what_was_given():
         ("trainer.use_v1", True),
         ("trainer.v1.trainer_mode", "prune_opd"),
         ("actor_rollout_ref.actor.loss_agg_mode", "token-mean"),
+        ("actor_rollout_ref.actor.use_dynamic_bsz", True),
+        ("actor_rollout_ref.ref.log_prob_use_dynamic_bsz", True),
+        ("actor_rollout_ref.rollout.log_prob_use_dynamic_bsz", True),
         ("actor_rollout_ref.actor.use_kl_loss", False),
         ("actor_rollout_ref.actor.entropy_coeff", 0),
         ("actor_rollout_ref.rollout.agent.default_agent_loop", "prune_opd"),
+        ("actor_rollout_ref.rollout.name", "vllm"),
+        ("actor_rollout_ref.rollout.tensor_model_parallel_size", 1),
     ],
 )
 def test_recipe_sets_verls_keys(composed, key, value):

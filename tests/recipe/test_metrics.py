@@ -23,7 +23,7 @@ def test_a_batch_by_hand():
     overlap = torch.tensor([[1.0, 0.5, 0.0, NAN], [1.0, 0.75, NAN, NAN]])
     events = torch.tensor([[0, 1, 1, 1], [0, 0, 1, 1]]).bool()  # R: 1, .5, 0 and 1, 1
     reward = torch.tensor([[-1.0, -2.0, -3.0, NAN], [-4.0, -6.0, NAN, NAN]])
-    sums = sums_of(mask, overlap, events, reward, torch.tensor([True, False]), max_length=2 * BUCKETS)
+    sums = sums_of(mask, overlap, events, reward, torch.tensor([True, True]), max_length=2 * BUCKETS)
     assert sums.shape == (2, len(COLUMNS))
     assert sums.dtype == torch.float32
     assert summarise(sums, 2 * BUCKETS) == pytest.approx(
@@ -39,8 +39,8 @@ def test_a_batch_by_hand():
             "pruned_reward_mean": -(1.25 * 1 + 0.75 * 2 + 0.25 * 3 + 1.25 * 4 + 1.25 * 6) / 5,
             "student_topk_mass": 0.75,
             "teacher_topk_mass": 0.5,
-            "ended_ratio": 0.5,
-            "limit_hit_ratio": 0.5,
+            "ended_ratio": 1,
+            "limit_hit_ratio": 0,
             "overlap_ratio/from_0": 3.25 / 4,
             "event_rate/from_0": 1 / 4,
             "loss_weight/from_0": (1.25 + 0.75 + 1.25 + 1.25) / 4,
