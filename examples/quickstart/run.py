@@ -55,6 +55,7 @@ def training_command(out: Path, recipe: str, steps: int, overrides: list[str]) -
         "trainer.total_epochs": 100,
         "trainer.test_freq": steps,
         "trainer.save_freq": steps,
+        "trainer.resume_mode": "disable",  # verl would take up a finished run in the same folder
         "trainer.default_local_dir": out / "checkpoints",
         "trainer.logger": "[console,file]",
         "trainer.project_name": "quickstart",
@@ -105,9 +106,14 @@ def read(metrics: Path) -> list[dict[str, float]]:
     return [{"step": record["step"], **record["data"]} for record in records]
 
 
+def training_steps(records: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Records of training steps; others hold a validation alone."""
+    return [record for record in records if "prune_opd/generated_tokens" in record]
+
+
 def follow(metrics: Path, bar: tqdm) -> None:
     """Bring the bar up to the last finished step."""
-    done = [record for record in read(metrics) if record["step"]]
+    done = training_steps(read(metrics))
     if len(done) > bar.n:
         last = done[-1]
         bar.set_description("training")
@@ -128,7 +134,7 @@ def accuracy(record: dict[str, float]) -> str:
 def summary(out: Path, seconds: float) -> Table:
     """What the run came to."""
     records = read(out / "metrics.jsonl")
-    steps = [record for record in records if record["step"]]
+    steps = training_steps(records)
     limits = [int(record["prune_opd/current_max_response_length"]) for record in steps]
     generated = sum(record["prune_opd/generated_tokens"] for record in steps)
     full = len(steps) * PROMPTS * RESPONSES_EACH * task.MAX_RESPONSE_TOKENS

@@ -18,7 +18,8 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from recipe.prune_opd.agent_loop import LIMIT
-from recipe.prune_opd.check import check_inputs, check_settings
+from recipe.prune_opd.check import check_settings
+from recipe.prune_opd.inputs import check_inputs, local_path
 from recipe.prune_opd.metrics import COLUMNS, summarise
 from recipe.prune_opd.reward import needs_student_on_teacher
 from recipe.prune_opd.worker import (
@@ -55,6 +56,7 @@ class PruneOPDTrainer(PPOTrainerSync):
             # verl's base class compares the mode with "sync" in seven places.
             config.trainer.v1.trainer_mode = "sync"
             config.actor_rollout_ref.prune_opd = config.prune_opd
+            config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
         super().__init__(config)
         self.use_reference_policy = True
         print(self.prune_opd.describe(self.budget), flush=True)
@@ -68,6 +70,10 @@ class PruneOPDTrainer(PPOTrainerSync):
         self.mapping[Role.ActorRolloutRef] = "global_pool"
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        if "agent_name" in batch:
+            raise ValueError(
+                "data: rows name their agent_name, which would bypass the response limit; remove the column"
+            )
         tu.assign_non_tensor_data(batch, LIMIT, self.budget.limit)
         return super()._submit_batch_to_rollout(batch)
 
@@ -81,6 +87,12 @@ class PruneOPDTrainer(PPOTrainerSync):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Pruned advantages on the workers; here only one row of sums per response, and the next limit."""
+        longest = max(tag["response_len"] for tag in batch.tags if not tag.get("is_padding", False))
+        if longest > self.budget.limit:
+            raise RuntimeError(
+                f"a response has {longest} tokens under a limit of {self.budget.limit}: the rollout does not take it "
+                "from the batch (an agent loop or a rollout replay of your own?)"
+            )
         batch.extra_info["global_steps"] = self.global_steps
         self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.prune_opd))
         sums = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[SUMS])[SUMS]

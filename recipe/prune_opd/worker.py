@@ -25,6 +25,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from recipe.prune_opd import advantage
 from recipe.prune_opd.config import PruneOPDConfig, load_config
 from recipe.prune_opd.drift import nucleus_events, overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.inputs import end_tokens, local_path
 from recipe.prune_opd.loss import topk_policy_loss
 from recipe.prune_opd.metrics import response_sums
 from recipe.prune_opd.reward import needs_student_on_teacher, topk_reward
@@ -84,15 +85,20 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         self.ref.set_loss_fn(TopKPass())
         student, teacher = self.actor.model_config, self.ref.model_config
         self.vocab_size = min(m.hf_config.get_text_config().vocab_size for m in (student, teacher))
-        self.ends = _ends(student)
+        self.ends = end_tokens(student.generation_config, student.tokenizer)
         self.max_length = self.prune_opd.budget.build(self.config.rollout.response_length).max
 
     def _build_teacher(self, config: TrainingWorkerConfig) -> TrainingWorker:
         given = self.prune_opd.teacher
         model: Any = OmegaConf.to_container(self.config.model, resolve=True)
-        model |= {"path": given.path, "hf_config_path": None, "tokenizer_path": None, "custom_chat_template": None}
-        model |= {"trust_remote_code": given.trust_remote_code, "override_config": given.override_config}
         model |= {
+            "path": local_path(str(given.path)),
+            "trust_remote_code": given.trust_remote_code,
+            "override_config": given.override_config,
+            # What belongs to the student alone:
+            "hf_config_path": None,
+            "tokenizer_path": None,
+            "custom_chat_template": None,
             "lora_rank": 0,
             "lora": {},
             "lora_adapter_path": None,
@@ -254,13 +260,6 @@ def _jagged(padded: Tensor, offsets: Tensor) -> Tensor:
     """(B, T, ...) -> jagged (B, response, ...)."""
     rows = [row[:length] for row, length in zip(padded, offsets.diff().tolist(), strict=True)]
     return torch.nested.nested_tensor_from_jagged(torch.cat(rows), offsets)
-
-
-def _ends(model: HFModelConfig) -> set[int]:
-    """Token ids that end a response."""
-    generation = getattr(model.generation_config, "eos_token_id", None)
-    ends = generation if isinstance(generation, list) else [generation]
-    return {end for end in (*ends, model.tokenizer.eos_token_id) if end is not None}
 
 
 def _refuse_nan(padded: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.check import SETTINGS, StartCheck, check_inputs, check_settings
+from recipe.prune_opd.check import SETTINGS, StartCheck, check_settings
+from recipe.prune_opd.inputs import check_inputs, local_path
 
 VOCABULARY = ["<unk>", "<eos>", "<end>", *(f"w{i}" for i in range(20))]
 
@@ -38,6 +39,7 @@ WRONG = {
     "algorithm.rollout_correction.rollout_is": "token",
     "algorithm.rollout_correction.rollout_rs": "token",
     "critic.enable": True,
+    "trainer.critic_warmup": 5,
     "distillation.enabled": True,
     "actor_rollout_ref.actor.strategy": "megatron",
     "actor_rollout_ref.actor.use_kl_loss": True,
@@ -98,6 +100,29 @@ def test_a_configuration_without_the_recipe_is_refused(compose):
         check_settings(compose())
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+        "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
+        "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
+    ],
+)
+def test_micro_batches_must_hold_the_longest_sequence(config, key):
+    config.data.max_prompt_length, config.data.max_response_length = 100, 400
+    OmegaConf.update(config, key, 500)
+    check_settings(config)
+    OmegaConf.update(config, key, 499)
+    with pytest.raises(ValueError, match=rf"^{key.replace('.', '[.]')}: got 499, allowed: at least 500"):
+        check_settings(config)
+    # The limit counts, not what validation may generate; and sequence-parallel ranks share a sequence.
+    config.prune_opd.budget.max = 399
+    check_settings(config)
+    config.prune_opd.budget.max = None
+    config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 2
+    check_settings(config)
+
+
 @pytest.mark.parametrize("node", [3, "yes"])
 def test_the_recipes_node_must_be_a_node(config, node):
     config.prune_opd = node
@@ -122,7 +147,12 @@ def save_model(folder: Path, words: list[str] = VOCABULARY, rows: int = 0, ends:
     from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
     LlamaConfig(
-        vocab_size=rows or len(words), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        vocab_size=rows or len(words),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        eos_token_id=1,
     ).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     PreTrainedTokenizerFast(
@@ -162,6 +192,7 @@ def inputs(config, good, tmp_path, monkeypatch) -> DictConfig:
     config.actor_rollout_ref.model.path = good["student"]
     config.prune_opd.teacher.path = save_model(tmp_path / "teacher")
     config.data.train_files = config.data.val_files = good["data"]
+    config.data.train_batch_size = 1
     return config
 
 
@@ -171,6 +202,28 @@ def refusal(config: DictConfig) -> str:
     message = str(refused.value)
     assert "\n" not in message
     return message
+
+
+def test_paths_as_a_shell_leaves_them_are_accepted(inputs, monkeypatch):
+    home, name = os.path.split(inputs.prune_opd.teacher.path)
+    monkeypatch.setenv("HOME", home)
+    for path in (f"~/{name}", f"{home}/{name}/"):
+        inputs.prune_opd.teacher.path = path
+        check_inputs(inputs)
+        assert local_path(path) == f"{home}/{name}"
+    assert local_path("org/name") == "org/name"
+    assert local_path("hdfs://a/b/") == "hdfs://a/b/"
+
+
+def test_a_tokenizer_beside_the_weights_is_found(inputs, tmp_path):
+    inputs.actor_rollout_ref.model.tokenizer_path = save_model(tmp_path / "own", VOCABULARY[::-1])
+    assert "share one tokenizer" in refusal(inputs)
+
+
+def test_errors_nobody_foresaw_stop_the_start_too(inputs, monkeypatch):
+    monkeypatch.setattr("recipe.prune_opd.check.check_settings", lambda config: 1 / 0)
+    with pytest.raises(SystemExit, match="prune_opd cannot start: ZeroDivisionError"):
+        StartCheck().on_job_start(inputs)
 
 
 def test_a_pair_with_one_tokenizer_is_accepted(inputs, caplog):
@@ -249,6 +302,18 @@ def test_a_column_that_would_choose_another_agent_loop_is_refused(inputs, tmp_pa
     file = save_data(tmp_path / f"data{suffix}", [PROMPT | {"agent_name": "tool_agent"}])
     inputs.data.train_files = file
     assert refusal(inputs).startswith(f"data.train_files: {file} has a column 'agent_name'")
+
+
+def test_validation_data_may_choose_its_agent_loop(inputs, tmp_path):
+    inputs.data.val_files = save_data(tmp_path / "data.parquet", [PROMPT | {"agent_name": "tool_agent"}])
+    check_inputs(inputs)
+
+
+def test_fewer_prompts_than_a_batch_are_refused(inputs):
+    inputs.data.train_batch_size = 2
+    assert refusal(inputs) == "data.train_files: 1 prompts, allowed: at least data.train_batch_size, 2"
+    inputs.data.train_files = [inputs.data.train_files] * 2
+    check_inputs(inputs)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])
