@@ -1,6 +1,6 @@
 """Keys of ``prune_opd.*``: typed, documented under each field, defaults are the paper's.
 
-Invalid values cannot be built. The YAML beside this file (``conf/recipe/prune_opd_base.yaml``) shows the same keys to Hydra.
+Invalid values cannot be built. ``conf/recipe/prune_opd_base.yaml`` beside this file shows the same keys to Hydra.
 """
 
 import math
