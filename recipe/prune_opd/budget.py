@@ -56,7 +56,7 @@ class ResponseBudget:
             effective_lengths: E of every real sequence (padding sequences left out), any iterable of numbers.
 
         Returns:
-            Metrics by the names of the paper's release, without prefix.
+            Metrics by the names of the paper's release.
 
         Raises:
             ValueError: no sequence was given.
@@ -69,13 +69,13 @@ class ResponseBudget:
         hits = sum(length >= boundary for length in lengths) / len(lengths)
         self._move(hits)
         return {
-            "current_max_response_length": current,
-            "next_max_response_length": self._limit,
-            "no_hit_steps": self._no_hit_steps,
-            "effective_response_length_mean": sum(lengths) / len(lengths),
-            "effective_response_length_max": max(lengths),
-            "effective_response_length_min": min(lengths),
-            "effective_response_length_hit_ratio": hits,
+            "prune_opd/current_max_response_length": current,
+            "prune_opd/next_max_response_length": self._limit,
+            "prune_opd/no_hit_steps": self._no_hit_steps,
+            "prune_opd/effective_response_length_mean": sum(lengths) / len(lengths),
+            "prune_opd/effective_response_length_max": max(lengths),
+            "prune_opd/effective_response_length_min": min(lengths),
+            "prune_opd/effective_response_length_hit_ratio": hits,
         }
 
     def _move(self, hits: float) -> None:

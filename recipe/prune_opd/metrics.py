@@ -88,7 +88,7 @@ def bucket_width(max_length: int) -> int:
 
 
 def summarise(sums: Tensor, max_length: int) -> dict[str, float]:
-    """Means over all tokens of a batch, under their logged names without prefix.
+    """Means over all tokens of a batch, under their logged names.
 
     Args:
         sums: (B, C), real responses only.
@@ -97,25 +97,25 @@ def summarise(sums: Tensor, max_length: int) -> dict[str, float]:
     total = dict(zip(COLUMNS, sums.double().sum(0).tolist(), strict=True))
     tokens, responses = max(total["tokens"], 1.0), len(sums)
     metrics = {
-        "overlap_ratio": total["overlap"] / tokens,
-        "event_rate": total["events"] / tokens,
-        "reliability_weight": total["weight"] / tokens,
-        "loss_weight": total["loss_weight"] / tokens,
-        "zero_weight_ratio": total["zero_weight"] / tokens,
-        "generated_tokens": total["tokens"],
-        "kept_tokens": total["effective_length"],
-        "reward_mean": total["reward"] / tokens,
-        "pruned_reward_mean": total["pruned_reward"] / tokens,
-        "student_topk_mass": total["student_mass"] / tokens,
-        "teacher_topk_mass": total["teacher_mass"] / tokens,
-        "ended_ratio": total["ended"] / responses,
-        "limit_hit_ratio": 1 - total["ended"] / responses,
+        "prune_opd/overlap_ratio": total["overlap"] / tokens,
+        "prune_opd/event_rate": total["events"] / tokens,
+        "prune_opd/reliability_weight": total["weight"] / tokens,
+        "prune_opd/loss_weight": total["loss_weight"] / tokens,
+        "prune_opd/zero_weight_ratio": total["zero_weight"] / tokens,
+        "prune_opd/generated_tokens": total["tokens"],
+        "prune_opd/kept_tokens": total["effective_length"],
+        "prune_opd/reward_mean": total["reward"] / tokens,
+        "prune_opd/pruned_reward_mean": total["pruned_reward"] / tokens,
+        "prune_opd/student_topk_mass": total["student_mass"] / tokens,
+        "prune_opd/teacher_topk_mass": total["teacher_mass"] / tokens,
+        "prune_opd/ended_ratio": total["ended"] / responses,
+        "prune_opd/limit_hit_ratio": 1 - total["ended"] / responses,
     }
     for i in range(BUCKETS):
         count = total[f"tokens/{i}"]
         if count:  # no response reached this bucket: no value rather than a made-up one
             start = i * bucket_width(max_length)
-            metrics[f"overlap_ratio/from_{start}"] = total[f"overlap/{i}"] / count
-            metrics[f"event_rate/from_{start}"] = total[f"events/{i}"] / count
-            metrics[f"loss_weight/from_{start}"] = total[f"loss_weight/{i}"] / count
+            metrics[f"prune_opd/overlap_ratio/from_{start}"] = total[f"overlap/{i}"] / count
+            metrics[f"prune_opd/event_rate/from_{start}"] = total[f"events/{i}"] / count
+            metrics[f"prune_opd/loss_weight/from_{start}"] = total[f"loss_weight/{i}"] / count
     return metrics

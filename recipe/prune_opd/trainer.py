@@ -98,10 +98,9 @@ class PruneOPDTrainer(PPOTrainerSync):
         sums = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[SUMS])[SUMS]
         rows = zip(sums.unbind(), batch.tags, strict=True)  # TransferQueue may answer with a jagged tensor
         sums = torch.stack([row for row, tag in rows if not tag.get("is_padding", False)])
-        logged = summarise(sums, self.budget.max)
+        metrics.update(summarise(sums, self.budget.max))
         # Here and not at the end of the step: verl saves its checkpoint before that.
-        logged |= self.budget.update(sums[:, COLUMNS.index("effective_length")].tolist())
-        metrics.update({f"prune_opd/{name}": value for name, value in logged.items()})
+        metrics.update(self.budget.update(sums[:, COLUMNS.index("effective_length")].tolist()))
         return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:

@@ -25,9 +25,9 @@ def test_replays_the_public_reference_run():
     for step in steps:
         assert budget.limit == step["max_response_length"]
         metrics = feed(budget, round(256 * step["hit_ratio"]), 256)
-        assert metrics["effective_response_length_hit_ratio"] == pytest.approx(step["hit_ratio"], abs=1e-6)
-        assert metrics["next_max_response_length"] == budget.limit == step["next_max_response_length"]
-        assert metrics["no_hit_steps"] == step["no_hit_steps"]
+        assert metrics["prune_opd/effective_response_length_hit_ratio"] == pytest.approx(step["hit_ratio"], abs=1e-6)
+        assert metrics["prune_opd/next_max_response_length"] == budget.limit == step["next_max_response_length"]
+        assert metrics["prune_opd/no_hit_steps"] == step["no_hit_steps"]
 
 
 def test_defaults_are_the_papers():
@@ -53,7 +53,7 @@ def test_shrinks_by_steps_down_to_min_after_each_patience():
     budget = ResponseBudget(init=30, min=5, max=40, step=20, margin=0, patience=2)
     limits, counters = [], []
     for _ in range(6):
-        counters.append(feed(budget, 0, 10)["no_hit_steps"])
+        counters.append(feed(budget, 0, 10)["prune_opd/no_hit_steps"])
         limits.append(budget.limit)
     assert limits == [30, 10, 10, 5, 5, 5]
     assert counters == [1, 0, 1, 0, 1, 0]
@@ -88,21 +88,21 @@ def test_hit_ratio_zero_always_grows():
 def test_boundary_is_margin_before_the_limit_but_not_below_min(margin, boundary):
     for length, hit in ((boundary - 1, 0), (boundary, 1), (boundary + 1, 1)):
         budget = ResponseBudget(init=50, min=20, max=100, margin=margin)
-        assert budget.update([length])["effective_response_length_hit_ratio"] == hit
+        assert budget.update([length])["prune_opd/effective_response_length_hit_ratio"] == hit
 
 
 def test_metrics():
     budget = ResponseBudget(init=50, min=20, max=100, step=7, margin=10, hit_ratio=0.5)
     assert budget.update(iter([40, 39, 3, 50.0])) == {
-        "current_max_response_length": 50,
-        "next_max_response_length": 57,
-        "no_hit_steps": 0,
-        "effective_response_length_mean": 33,
-        "effective_response_length_max": 50,
-        "effective_response_length_min": 3,
-        "effective_response_length_hit_ratio": 0.5,
+        "prune_opd/current_max_response_length": 50,
+        "prune_opd/next_max_response_length": 57,
+        "prune_opd/no_hit_steps": 0,
+        "prune_opd/effective_response_length_mean": 33,
+        "prune_opd/effective_response_length_max": 50,
+        "prune_opd/effective_response_length_min": 3,
+        "prune_opd/effective_response_length_hit_ratio": 0.5,
     }
-    assert budget.update([0])["no_hit_steps"] == 1
+    assert budget.update([0])["prune_opd/no_hit_steps"] == 1
 
 
 def test_an_empty_batch_is_refused_and_changes_nothing():

@@ -28,25 +28,25 @@ def test_a_batch_by_hand():
     assert sums.dtype == torch.float32
     assert summarise(sums, 2 * BUCKETS) == pytest.approx(
         {
-            "overlap_ratio": 3.25 / 5,
-            "event_rate": 2 / 5,
-            "reliability_weight": 3.5 / 5,
-            "loss_weight": (3.5 + 5 * 0.25) / 5,
-            "zero_weight_ratio": 1 / 5,
-            "generated_tokens": 5,
-            "kept_tokens": 4,
-            "reward_mean": -16 / 5,
-            "pruned_reward_mean": -(1.25 * 1 + 0.75 * 2 + 0.25 * 3 + 1.25 * 4 + 1.25 * 6) / 5,
-            "student_topk_mass": 0.75,
-            "teacher_topk_mass": 0.5,
-            "ended_ratio": 1,
-            "limit_hit_ratio": 0,
-            "overlap_ratio/from_0": 3.25 / 4,
-            "event_rate/from_0": 1 / 4,
-            "loss_weight/from_0": (1.25 + 0.75 + 1.25 + 1.25) / 4,
-            "overlap_ratio/from_2": 0,
-            "event_rate/from_2": 1,
-            "loss_weight/from_2": 0.25,
+            "prune_opd/overlap_ratio": 3.25 / 5,
+            "prune_opd/event_rate": 2 / 5,
+            "prune_opd/reliability_weight": 3.5 / 5,
+            "prune_opd/loss_weight": (3.5 + 5 * 0.25) / 5,
+            "prune_opd/zero_weight_ratio": 1 / 5,
+            "prune_opd/generated_tokens": 5,
+            "prune_opd/kept_tokens": 4,
+            "prune_opd/reward_mean": -16 / 5,
+            "prune_opd/pruned_reward_mean": -(1.25 * 1 + 0.75 * 2 + 0.25 * 3 + 1.25 * 4 + 1.25 * 6) / 5,
+            "prune_opd/student_topk_mass": 0.75,
+            "prune_opd/teacher_topk_mass": 0.5,
+            "prune_opd/ended_ratio": 1,
+            "prune_opd/limit_hit_ratio": 0,
+            "prune_opd/overlap_ratio/from_0": 3.25 / 4,
+            "prune_opd/event_rate/from_0": 1 / 4,
+            "prune_opd/loss_weight/from_0": (1.25 + 0.75 + 1.25 + 1.25) / 4,
+            "prune_opd/overlap_ratio/from_2": 0,
+            "prune_opd/event_rate/from_2": 1,
+            "prune_opd/loss_weight/from_2": 0.25,
         }
     )
 
@@ -75,7 +75,7 @@ def test_buckets_are_equal_parts_of_the_largest_limit(max_length, length, counts
     sums = sums_of(mask, overlap, torch.zeros(1, length).bool(), overlap, torch.tensor([True]), max_length)
     tokens = {name: value for name, value in zip(COLUMNS, sums[0].tolist(), strict=True) if name.startswith("tokens/")}
     assert [count for count in tokens.values() if count] == list(counts.values())
-    prefix = "overlap_ratio/from_"
+    prefix = "prune_opd/overlap_ratio/from_"
     means = {int(n.removeprefix(prefix)): v for n, v in summarise(sums, max_length).items() if n.startswith(prefix)}
     assert means == pytest.approx(dict.fromkeys(counts, 0) | {max(counts): 1 / counts[max(counts)]})
 
@@ -96,6 +96,6 @@ def test_a_batch_without_tokens_has_finite_metrics():
     zeros = torch.zeros(2, 3)
     sums = sums_of(zeros, zeros, zeros.bool(), zeros, torch.tensor([True, True]), 8)
     metrics = summarise(sums, 8)
-    assert metrics["generated_tokens"] == 0
-    assert metrics["overlap_ratio"] == 0
+    assert metrics["prune_opd/generated_tokens"] == 0
+    assert metrics["prune_opd/overlap_ratio"] == 0
     assert not any("/from_" in name for name in metrics)
