@@ -32,6 +32,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from recipe.prune_opd.drift import overlap_events, overlap_ratio
+
 TOP_K = 16
 DRIFT_BELOW = 0.7
 IGNORE = -100
@@ -199,16 +201,13 @@ def overlap(
 ) -> tuple[Tensor, Tensor]:
     """Shared part of the two top-k sets at each response token, (B, T), and which tokens were generated."""
     ids, start = torch.cat([prompts, responses], 1), prompts.shape[1] - 1
-    student_top, teacher_top = (
-        model(ids).logits[:, start:-1].topk(TOP_K).indices.unsqueeze(-1) for model in (student, teacher)
-    )
-    shared = (student_top == teacher_top.transpose(-1, -2)).any(-1).float().mean(-1)
-    return shared, responses != pad
+    student_top, teacher_top = (model(ids).logits[:, start:-1].topk(TOP_K).indices for model in (student, teacher))
+    return overlap_ratio(student_top, teacher_top), responses != pad
 
 
 def print_overlap(shared: Tensor, mask: Tensor, bucket: int = 32) -> None:
     """Overlap and drift events over all generated tokens, then by position in the response."""
-    events = (shared < DRIFT_BELOW).float()
+    events = overlap_events(shared, mask, DRIFT_BELOW).float()
     print(f"top-{TOP_K} overlap on the student's responses, and drift events per token:")
     print(f"  all tokens: {shared[mask].mean():.2f}, {events[mask].mean():.3f}")
     for begin in range(0, mask.shape[1], bucket):
@@ -220,6 +219,7 @@ def print_overlap(shared: Tensor, mask: Tensor, bucket: int = 32) -> None:
 
 def report(out: Path, count: int, seed: int) -> None:
     """Print the accuracy of both models, and where along the student's own sampled responses the two part."""
+    torch.manual_seed(seed)  # the same samples whether the pair was trained just now or found
     tokenizer = task.build_tokenizer()
     models = {name: AutoModelForCausalLM.from_pretrained(out / name) for name in ("student", "teacher")}
     problems = task.sample_problems(count, seed)

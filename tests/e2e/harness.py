@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
 sys.path.insert(0, str(QUICKSTART))
@@ -161,8 +161,3 @@ def end_children(process: subprocess.Popen) -> None:
         if child.is_running():
             child.kill()
     process.wait(30)
-
-
-def tokenizer(inputs: Path) -> Any:
-    """The models' tokenizer."""
-    return AutoTokenizer.from_pretrained(inputs / "student")
