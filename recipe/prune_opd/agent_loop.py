@@ -1,9 +1,11 @@
-"""The budget's limit on its way to the rollout server: an agent loop that caps ``max_tokens``."""
+"""The budget's limit on its way to the rollout server: an agent loop that caps ``max_tokens`` and turns the gate on."""
 
 from typing import Any
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+from recipe.prune_opd.inflight import GatedClient
 
 LIMIT = "prune_opd_limit"
 """Batch field, int: the most tokens a response may have. Training prompts carry it, validation prompts do not."""
@@ -19,4 +21,6 @@ class LimitedAgentLoop(SingleTurnAgentLoop):
         if limit is not None:
             # One dict is shared by all samples of a prompt: copied, not changed.
             sampling_params = {**sampling_params, "max_tokens": int(limit)}
+            if isinstance(self.server_manager, GatedClient):
+                self.server_manager = self.server_manager.gated()
         return await super().run(sampling_params, **kwargs)

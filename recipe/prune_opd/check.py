@@ -54,6 +54,13 @@ SETTINGS = (
 )
 
 
+GATE_SETTINGS = (
+    Setting(f"{ROLLOUT}.name", ("vllm",), "only verl's vLLM servers can be followed so far"),
+    Setting(f"{ROLLOUT}.disaggregation.enabled", (False, None), "a followed response stays on one server"),
+)
+"""As ``SETTINGS``, with ``prune_opd.gate.enable``."""
+
+
 def check_settings(config: DictConfig) -> PruneOPDConfig:
     """Check values alone: ``prune_opd.*`` and the verl keys it depends on.
 
@@ -67,13 +74,34 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
         raise ValueError("prune_opd: the configuration has no such node, start with +recipe=prune_opd")
     typed = load_config(config.prune_opd)
     budget = typed.budget.build(config.actor_rollout_ref.rollout.response_length)
-    for setting in SETTINGS:
+    for setting in SETTINGS + (GATE_SETTINGS if typed.gate.enable else ()):
         found = OmegaConf.select(config, setting.key)
         if found not in setting.allowed:
             allowed = " or ".join(str(value) for value in setting.allowed)
-            raise ValueError(f"{setting.key}: got {found!r}, allowed with prune_opd: {allowed}, because {setting.why}")
+            wanted = "prune_opd.gate.enable" if setting in GATE_SETTINGS else "prune_opd"
+            raise ValueError(f"{setting.key}: got {found!r}, allowed with {wanted}: {allowed}, because {setting.why}")
+    if typed.gate.enable:
+        _check_gate(config, typed)
     _check_micro_batches(config, config.data.max_prompt_length + budget.max)
     return typed
+
+
+def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
+    """The teacher's servers must fit the nodes, and verl must not compare log-probs of two distributions."""
+    server, per_node = prune_opd.teacher.server, config.trainer.n_gpus_per_node
+    devices = server.replicas * server.tensor_model_parallel_size
+    if devices > per_node and devices % per_node:
+        raise ValueError(
+            f"prune_opd.teacher.server: got {server.replicas} replicas of {server.tensor_model_parallel_size} devices, "
+            f"allowed: at most trainer.n_gpus_per_node, {per_node}, or a multiple of it"
+        )
+    rollout = config.actor_rollout_ref.rollout
+    plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
+    if rollout.calculate_log_probs and not plain:
+        raise ValueError(
+            f"{ROLLOUT}.calculate_log_probs: got True, allowed with prune_opd.gate.enable: False where the rollout has a "
+            "temperature, top_p or top_k, because the servers then report the unprocessed distribution"
+        )
 
 
 def _check_micro_batches(config: DictConfig, longest: int) -> None:

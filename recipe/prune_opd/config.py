@@ -11,9 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from recipe.prune_opd.budget import ResponseBudget
+from recipe.prune_opd.gate import Consecutive, Cumulative, Gate, Relative, Windowed
 from recipe.prune_opd.reward import STRATEGIES, WEIGHTINGS
 
 METRICS = ("overlap_ratio", "teacher_top_p_accept")
+GATES = ("cumulative", "windowed", "consecutive", "relative")
+NORMALISERS = ("generated", "reliable")
 PAPER_MAX, PAPER_MIN, PAPER_INIT = 12288, 1024, 1024
 
 
@@ -25,6 +28,37 @@ def require(condition: bool, key: str, found: Any, allowed: str) -> None:
     """
     if not condition:
         raise ValueError(f"prune_opd.{key}: got {found!r}, allowed: {allowed}")
+
+
+@dataclass
+class TeacherServerConfig:
+    """The teacher as inference servers beside the trainer, where something needs it while responses are generated.
+
+    They take devices of their own, ``replicas * tensor_model_parallel_size`` of them.
+    """
+
+    replicas: int = 1
+    """Servers; responses are shared out among them."""
+    tensor_model_parallel_size: int = 1
+    """Devices of a server."""
+    gpu_memory_utilization: float = 0.85
+    """Share of a device's memory for weights and prefix cache, in (0, 1]."""
+    dtype: str = "bfloat16"
+    """Dtype of the weights. The recipe takes the rollout's, ``actor_rollout_ref.rollout.dtype``."""
+    block_size: int = 32
+    """Tokens per block of the prefix cache. A gate's chunk that is a multiple of it is scored without recomputing."""
+    max_num_batched_tokens: int = 8192
+    """Tokens a server runs through the model at once."""
+    enforce_eager: bool = True
+    """No CUDA graphs: scoring is prefill, which they help little."""
+    engine_kwargs: dict[str, Any] = field(default_factory=dict)
+    """More arguments for the engine, as ``actor_rollout_ref.rollout.engine_kwargs.vllm``."""
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "tensor_model_parallel_size", "block_size", "max_num_batched_tokens"):
+            require(getattr(self, name) >= 1, f"teacher.server.{name}", getattr(self, name), "a whole number >= 1")
+        share = self.gpu_memory_utilization
+        require(0 < share <= 1, "teacher.server.gpu_memory_utilization", share, "a number in (0, 1]")
 
 
 @dataclass
@@ -43,6 +77,8 @@ class TeacherConfig:
     """As ``actor_rollout_ref.model.trust_remote_code``, for the teacher."""
     override_config: dict[str, Any] = field(default_factory=dict)
     """As ``actor_rollout_ref.model.override_config``, for the teacher (``attn_implementation``, ...)."""
+    server: TeacherServerConfig = field(default_factory=TeacherServerConfig)
+    """A second copy of it, in inference servers. Started only where the gate is on."""
 
     def __post_init__(self) -> None:
         require(bool(self.path), "teacher.path", self.path, "a folder or hub name of the teacher model")
@@ -129,18 +165,81 @@ class BudgetConfig:
 
 
 @dataclass
+class GateConfig:
+    """Stopping a response while it is generated, once teacher and student have parted."""
+
+    enable: bool = False
+    """Needs devices for ``teacher.server``."""
+    kind: str = "cumulative"
+    """``cumulative``: reliability has reached 0 (``drift.w_drop``). ``windowed``: of the last ``window`` tokens a share
+    above ``rate`` are events. ``consecutive``: ``run_length`` events in a row. ``relative``: the share of events in the
+    last ``window`` tokens is more than ``increase`` above that in the first ``window``."""
+    min_tokens: int = 1
+    """Tokens that a stopped response keeps in any case. Not ``budget.min``."""
+    window: int = 128
+    """Tokens; ``windowed`` and ``relative``."""
+    rate: float = 0.5
+    """Events per token in [0, 1); ``windowed``."""
+    run_length: int = 16
+    """Events; ``consecutive``."""
+    increase: float = 0.3
+    """Events per token in [0, 1); ``relative``."""
+    chunk: int = 64
+    """Tokens between two questions to the teacher. Small: stops sooner, asks more often."""
+    deadline: float = 10.0
+    """Seconds to wait for an answer. Past it the question is withdrawn, and the next chunk's covers its tokens too."""
+    retries: int = 2
+    """Late, failed or useless answers a response bears. After one more it runs on to its limit without a gate."""
+
+    def __post_init__(self) -> None:
+        require(self.kind in GATES, "gate.kind", self.kind, ", ".join(GATES))
+        for name in ("min_tokens", "window", "run_length", "chunk"):
+            require(getattr(self, name) >= 1, f"gate.{name}", getattr(self, name), "a whole number >= 1")
+        for name in ("rate", "increase"):
+            require(0 <= getattr(self, name) < 1, f"gate.{name}", getattr(self, name), "a number in [0, 1)")
+        require(0 < self.deadline < math.inf, "gate.deadline", self.deadline, "seconds > 0")
+        require(self.retries >= 0, "gate.retries", self.retries, "a whole number >= 0")
+
+    def build(self, w_drop: float) -> Gate:
+        """A gate for one response."""
+        match self.kind:
+            case "cumulative":
+                return Cumulative(w_drop, self.min_tokens)
+            case "windowed":
+                return Windowed(self.window, self.rate, self.min_tokens)
+            case "consecutive":
+                return Consecutive(self.run_length, self.min_tokens)
+            case _:
+                return Relative(self.window, self.increase, self.min_tokens)
+
+    def describe(self, w_drop: float) -> str:
+        """The rule in force, for the banner."""
+        rule = {
+            "cumulative": f"w_drop = {w_drop}",
+            "windowed": f"above {self.rate} events per token over {self.window} tokens",
+            "consecutive": f"{self.run_length} events in a row",
+            "relative": f"{self.increase} events per token above the first {self.window} tokens",
+        }
+        return f"{self.kind}, {rule[self.kind]}, every {self.chunk} tokens"
+
+
+@dataclass
 class PruneOPDConfig:
     """All of ``prune_opd.*``."""
 
     teacher: TeacherConfig
     drift: DriftConfig = field(default_factory=DriftConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     topk: int = 16
     """k: candidates per position of each model."""
     strategy: str = "only_stu"
     """Which candidates are rewarded: only_stu, only_tch, intersection, union, union_intersection, sampled."""
     weighting: str = "student_p"
     """What weighs a candidate: student_p, teacher_p, none."""
+    loss_normaliser: str = "generated"
+    """What the loss is divided by: ``generated`` tokens (the paper's), or the ``reliable`` ones among them (R > 0),
+    whose number does not change when a response is stopped at R = 0."""
     dump_dir: str | None = None
     """Folder for the tensors behind every step (ids, log-probs, weights, advantages), one file per rank. Large."""
 
@@ -148,6 +247,28 @@ class PruneOPDConfig:
         require(self.topk >= 1, "topk", self.topk, "a whole number >= 1")
         require(self.strategy in STRATEGIES, "strategy", self.strategy, ", ".join(STRATEGIES))
         require(self.weighting in WEIGHTINGS, "weighting", self.weighting, ", ".join(WEIGHTINGS))
+        require(self.loss_normaliser in NORMALISERS, "loss_normaliser", self.loss_normaliser, ", ".join(NORMALISERS))
+        if self.gate.enable:
+            self._check_gate()
+
+    def _check_gate(self) -> None:
+        drift, teacher = self.drift, self.teacher
+        endless = self.gate.kind == "cumulative" and drift.w_drop == 0
+        require(
+            not endless, "drift.w_drop", drift.w_drop, "a number > 0 with gate.kind=cumulative, which waits for R = 0"
+        )
+        require(
+            drift.metric == "overlap_ratio" or teacher.temperature == 1,
+            "teacher.temperature",
+            teacher.temperature,
+            f"1 with gate.enable and drift.metric={drift.metric}: servers report probabilities at temperature 1",
+        )
+        require(
+            not teacher.trust_remote_code,
+            "teacher.trust_remote_code",
+            teacher.trust_remote_code,
+            "false with gate.enable: verl starts teacher servers without it",
+        )
 
     def describe(self, budget: ResponseBudget) -> str:
         """What is on, for the banner at start."""
@@ -160,7 +281,10 @@ class PruneOPDConfig:
         lines.append(f"  drift     {drift.metric}, {event}")
         lines.append(f"  weights   {weights if drift.enable else 'off: plain OPD'}")
         lines.append(f"  budget    {limit if self.budget.enable else f'off: fixed at {budget.max} tokens'}")
-        lines.append("  gate      off: responses end by themselves or at the limit")
+        gate = (
+            self.gate.describe(drift.w_drop) if self.gate.enable else "off: responses end by themselves or at the limit"
+        )
+        lines.append(f"  gate      {gate}")
         return "\n".join(lines)
 
 
@@ -175,7 +299,7 @@ def load_config(node: DictConfig) -> PruneOPDConfig:
     """
     if not isinstance(node, DictConfig):
         raise ValueError(f"prune_opd: got {node!r}, allowed: the keys that +recipe=prune_opd brings")
-    for group in ("teacher", "drift", "budget"):
+    for group in ("teacher", "drift", "budget", "gate"):
         require(isinstance(node.get(group, DictConfig({})), DictConfig), group, node.get(group), "a group of keys")
     try:
         given = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)

@@ -102,6 +102,11 @@ class Reliability:
     """E, (B,) int64: generated tokens with R > 0."""
 
 
+def spent_at(w_drop: float) -> float:
+    """Events that use up the reliability: ceil(1 / w_drop), infinitely many for 0."""
+    return max(1, math.ceil(1 / w_drop - 1e-9)) if w_drop > 0 else math.inf
+
+
 def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> Reliability:
     """Monotone reliability weight R_t = clip(1 - w_drop * C_t, 0, 1) with C_t the events up to and including t.
 
@@ -121,8 +126,7 @@ def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> R
         raise ValueError(f"reliability: w_drop must be >= 0, got {w_drop}")
     generated = mask.bool()
     count = (events.bool() & generated).long().cumsum(-1)
-    spent_at = max(1, math.ceil(1 / w_drop - 1e-9)) if w_drop > 0 else math.inf
-    alive = count < spent_at
+    alive = count < spent_at(w_drop)
     weight = torch.where(alive, (1 - w_drop * count.double()).clamp(0, 1), 0.0).float()
     return Reliability(
         weight=weight,

@@ -39,8 +39,11 @@ def _is_remote(path: str) -> bool:
     return is_non_local(path)
 
 
-def check_inputs(config: DictConfig) -> None:
+def check_inputs(config: DictConfig) -> int:
     """Check files: the two models' configurations and tokenizers, and the data. Loads no weights.
+
+    Returns:
+        Number of token ids the teacher has.
 
     Raises:
         ValueError: names the key and the file, what was found and what is needed.
@@ -65,6 +68,10 @@ def check_inputs(config: DictConfig) -> None:
         raise ValueError(f"prune_opd.topk: got {prune_opd.topk}, allowed: at most the common vocabulary, {vocabulary}")
     _check_same_tokens(student, teacher)
     _warn_of_different_ends(student, teacher)
+    if prune_opd.gate.enable:
+        budget = prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
+        _check_context(teacher, config.data.max_prompt_length + budget.max + 1)
+    return teacher.vocab_size
 
 
 class _Model:
@@ -87,6 +94,7 @@ class _Model:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{key}: {path} holds no model configuration with tokenizer ({reason})") from error
         self.vocab_size: int = hf_config.get_text_config().vocab_size
+        self.context: int | None = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
         self.tokens: dict[int, str] = {number: token for token, number in tokens.get_vocab().items()}
         self.ends = end_tokens(get_generation_config(config, trust_remote_code), tokens)
 
@@ -115,6 +123,15 @@ def _warn_of_different_ends(student: _Model, teacher: _Model) -> None:
             "unlikely, so responses tend to grow until the limit cuts them; see docs/troubleshooting.md",
             student.names(student.ends),
             teacher.names(teacher.ends),
+        )
+
+
+def _check_context(teacher: _Model, longest: int) -> None:
+    """A server refuses a longer sequence than its model was made for; a training pass does not."""
+    if teacher.context is not None and teacher.context < longest:
+        raise ValueError(
+            f"{teacher.key}: {teacher.path} has a context of {teacher.context} tokens, needed with gate.enable: "
+            f"{longest}, that is data.max_prompt_length + prune_opd.budget.max + 1"
         )
 
 

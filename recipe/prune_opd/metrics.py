@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recipe.prune_opd.drift import Reliability
+from recipe.prune_opd.gate import GateReport
 from recipe.prune_opd.reward import TopKReward
 
 BUCKETS = 8
@@ -28,7 +29,9 @@ SUMS = (
 """Per-token values that are summed over a response."""
 BY_POSITION = ("tokens", "overlap", "events", "loss_weight")
 """Those also summed by position bucket."""
-COLUMNS = (*SUMS, "effective_length", "ended", *(f"{name}/{i}" for name in BY_POSITION for i in range(BUCKETS)))
+GATE = ("stopped", "gate_tokens", "gate_agreed")
+"""Whether the gate stopped it, tokens on which it looked for events, and those on which the trainer found the same."""
+COLUMNS = (*SUMS, "effective_length", "ended", *GATE, *(f"{name}/{i}" for name in BY_POSITION for i in range(BUCKETS)))
 
 
 def response_sums(
@@ -41,6 +44,7 @@ def response_sums(
     student_log_probs: Tensor,
     teacher_log_probs: Tensor,
     ended: Tensor,
+    gate: Tensor,
     max_length: int,
 ) -> Tensor:
     """One row of sums per response, columns as in ``COLUMNS``.
@@ -55,6 +59,7 @@ def response_sums(
         student_log_probs: (B, T, K) float, at the student's own candidates.
         teacher_log_probs: (B, T, K) float, at the teacher's own candidates.
         ended: (B,) bool, the response ended by itself.
+        gate: (B, 3), columns as in ``GATE``.
         max_length: the largest limit, in tokens.
 
     Returns:
@@ -74,7 +79,7 @@ def response_sums(
     }
     generated = mask.bool()
     per_token = {name: torch.where(generated, value.float(), 0.0) for name, value in per_token.items()}
-    columns = [per_token[name].sum(-1) for name in SUMS] + [reliability.effective_length, ended]
+    columns = [per_token[name].sum(-1) for name in SUMS] + [reliability.effective_length, ended, *gate.unbind(-1)]
     positions = torch.arange(mask.shape[-1]) // bucket_width(max_length)
     for name in BY_POSITION:
         buckets = torch.zeros(mask.shape[0], BUCKETS).index_add(-1, positions.clamp(max=BUCKETS - 1), per_token[name])
@@ -109,8 +114,10 @@ def summarise(sums: Tensor, max_length: int) -> dict[str, float]:
         "prune_opd/student_topk_mass": total["student_mass"] / tokens,
         "prune_opd/teacher_topk_mass": total["teacher_mass"] / tokens,
         "prune_opd/ended_ratio": total["ended"] / responses,
-        "prune_opd/limit_hit_ratio": 1 - total["ended"] / responses,
+        "prune_opd/limit_hit_ratio": 1 - (total["ended"] + total["stopped"]) / responses,
     }
+    if total["gate_tokens"]:
+        metrics["prune_opd/gate/event_agreement"] = total["gate_agreed"] / total["gate_tokens"]
     for i in range(BUCKETS):
         count = total[f"tokens/{i}"]
         if count:  # no response reached this bucket: no value rather than a made-up one
@@ -118,4 +125,44 @@ def summarise(sums: Tensor, max_length: int) -> dict[str, float]:
             metrics[f"prune_opd/overlap_ratio/from_{start}"] = total[f"overlap/{i}"] / count
             metrics[f"prune_opd/event_rate/from_{start}"] = total[f"events/{i}"] / count
             metrics[f"prune_opd/loss_weight/from_{start}"] = total[f"loss_weight/{i}"] / count
+    return metrics
+
+
+def gate_columns(reports: list[GateReport | None], events: Tensor) -> Tensor:
+    """What the gate said against what the trainer found, (B, 3), columns as in ``GATE``.
+
+    Args:
+        reports: of each response; None where there was no gate.
+        events: (B, T) bool, the trainer's.
+    """
+    columns = torch.zeros(len(reports), len(GATE))
+    for row, report in enumerate(reports):
+        if report is not None:
+            seen = torch.as_tensor(report.events)
+            agreed = seen == events[row, : len(seen)]
+            columns[row] = torch.tensor([report.stopped, len(seen), agreed.sum()])
+    return columns
+
+
+def summarise_gate(reports: list[GateReport]) -> dict[str, float]:
+    """What the gate did in a batch, under its logged names.
+
+    Args:
+        reports: of the real responses.
+    """
+    stops = [len(report.events) for report in reports if report.stopped]
+    generated = sum(report.generated for report in reports)
+    waits = [report.waited for report in reports]
+    metrics = {
+        "prune_opd/gate/stopped_ratio": len(stops) / len(reports),
+        "prune_opd/gate/overshoot_tokens": sum(r.generated - len(r.events) for r in reports if r.stopped),
+        "prune_opd/gate/teacher_tokens_per_token": sum(report.teacher_tokens for report in reports) / generated,
+        "prune_opd/gate/waited_mean": sum(waits) / len(waits),
+        "prune_opd/gate/waited_max": max(waits),
+        "prune_opd/gate/late_answers": sum(report.late for report in reports),
+        "prune_opd/gate/failed_answers": sum(report.failed for report in reports),
+        "prune_opd/gate/given_up": sum(report.given_up for report in reports),
+    }
+    if stops:
+        metrics["prune_opd/gate/stop_position_mean"] = sum(stops) / len(stops)
     return metrics

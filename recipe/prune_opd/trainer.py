@@ -1,7 +1,9 @@
 """The synchronous trainer of Prune-OPD: verl's, with a teacher pass, pruned rewards and a moving response limit."""
 
 import json
+import logging
 import os
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +18,31 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+from verl.workers.rollout.llm_server import LLMServerClient
 
 from recipe.prune_opd.agent_loop import LIMIT
 from recipe.prune_opd.check import check_settings
+from recipe.prune_opd.gate import GateReport
+from recipe.prune_opd.inflight import GatedClient
 from recipe.prune_opd.inputs import check_inputs, local_path
-from recipe.prune_opd.metrics import COLUMNS, summarise
+from recipe.prune_opd.metrics import COLUMNS, summarise, summarise_gate
 from recipe.prune_opd.reward import needs_student_on_teacher
+from recipe.prune_opd.servers import follow_rollout, teacher_pool
 from recipe.prune_opd.worker import (
+    EXTRA,
     MODEL_FIELDS,
     SUMS,
     TEACHER_IDS,
     UPDATE_FIELDS,
     PruneOPDWorker,
     advantage_fields,
+    gate_reports,
     teacher_fields,
 )
 from verl_ext import compat
+from verl_ext.rollout.client import ScoringClient
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "prune_opd.json"
 
@@ -50,13 +61,15 @@ class PruneOPDTrainer(PPOTrainerSync):
     def __init__(self, config: DictConfig):
         compat.check()
         self.prune_opd = check_settings(config)
-        check_inputs(config)
+        self.teacher_vocab_size = check_inputs(config)
         self.budget = self.prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
         with open_dict(config):
             # verl's base class compares the mode with "sync" in seven places.
             config.trainer.v1.trainer_mode = "sync"
             config.actor_rollout_ref.prune_opd = config.prune_opd
             config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
+            if self.prune_opd.gate.enable:
+                follow_rollout(config, self.prune_opd.topk)
         super().__init__(config)
         self.use_reference_policy = True
         print(self.prune_opd.describe(self.budget), flush=True)
@@ -68,6 +81,30 @@ class PruneOPDTrainer(PPOTrainerSync):
         self.mapping.pop(Role.ActorRollout, None)
         self.role_worker_mapping[Role.ActorRolloutRef] = ray.remote(PruneOPDWorker)
         self.mapping[Role.ActorRolloutRef] = "global_pool"
+        if self.prune_opd.gate.enable:
+            self.teacher_pool = teacher_pool(self.config, self.prune_opd)
+            nodes = self.teacher_pool.nodes(self.config.trainer.n_gpus_per_node)
+            self.resource_pool_manager.resource_pool_spec["teacher_pool"] = nodes
+            self.mapping[Role.TeacherModel] = "teacher_pool"
+
+    def on_init_end(self) -> None:
+        """Start the gate's teacher, on devices of its own."""
+        super().on_init_end()
+        if self.prune_opd.gate.enable:
+            pool = self.resource_pool_manager.get_resource_pool(Role.TeacherModel)
+            self.teacher_servers = self.teacher_pool.start(self.config, pool, self.config.trainer.n_gpus_per_node)
+
+    def get_llm_client(self) -> LLMServerClient:
+        """verl's client of the rollout servers, or one that also reaches the gate's teacher."""
+        if not self.prune_opd.gate.enable:
+            return super().get_llm_client()
+        balancer = self.teacher_pool.load_balancer(self.teacher_servers)
+        return self.llm_server_manager.get_client(
+            GatedClient,
+            prune_opd=self.prune_opd,
+            teacher=ScoringClient(self.config, balancer),
+            vocab_size=self.teacher_vocab_size,
+        )
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
         if "agent_name" in batch:
@@ -95,13 +132,31 @@ class PruneOPDTrainer(PPOTrainerSync):
             )
         batch.extra_info["global_steps"] = self.global_steps
         self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.prune_opd))
-        sums = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[SUMS])[SUMS]
-        rows = zip(sums.unbind(), batch.tags, strict=True)  # TransferQueue may answer with a jagged tensor
-        sums = torch.stack([row for row, tag in rows if not tag.get("is_padding", False)])
+        fields = [SUMS, EXTRA] if self.prune_opd.gate.enable else [SUMS]
+        answer = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        real = [not tag.get("is_padding", False) for tag in batch.tags]
+        sums = torch.stack(list(compress(answer[SUMS].unbind(), real)))  # TransferQueue may answer with a jagged tensor
         metrics.update(summarise(sums, self.budget.max))
+        if self.prune_opd.gate.enable:
+            metrics.update(self._summarise_gate(list(compress(gate_reports(answer), real))))
         # Here and not at the end of the step: verl saves its checkpoint before that.
         metrics.update(self.budget.update(sums[:, COLUMNS.index("effective_length")].tolist()))
         return batch
+
+    def _summarise_gate(self, reports: list[GateReport]) -> dict[str, float]:
+        troubled = [report for report in reports if report.error]
+        if troubled:
+            logger.warning(
+                "step %d: %d teacher answers came late and %d failed, %d of %d responses went on without a gate; "
+                "the last error: %s",
+                self.global_steps,
+                sum(report.late for report in troubled),
+                sum(report.failed for report in troubled),
+                sum(report.given_up for report in troubled),
+                len(reports),
+                troubled[-1].error,
+            )
+        return summarise_gate(reports)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         batch.fields = list(UPDATE_FIELDS)

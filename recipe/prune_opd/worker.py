@@ -25,9 +25,10 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from recipe.prune_opd import advantage
 from recipe.prune_opd.config import PruneOPDConfig, load_config
 from recipe.prune_opd.drift import nucleus_events, overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.inputs import end_tokens, local_path
 from recipe.prune_opd.loss import topk_policy_loss
-from recipe.prune_opd.metrics import response_sums
+from recipe.prune_opd.metrics import gate_columns, response_sums
 from recipe.prune_opd.reward import needs_student_on_teacher, topk_reward
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
 
@@ -37,6 +38,8 @@ TEACHER_ON_STUDENT, STUDENT_ON_TEACHER = "teacher_on_student_ids", "student_on_t
 TEACHER_SAMPLED = "teacher_sampled_log_probs"
 CANDIDATES, OLD_LOG_PROBS, ADVANTAGES = "candidate_ids", "candidate_old_log_probs", "candidate_advantages"
 SUMS = "prune_opd_sums"
+RELIABLE = "prune_opd_reliable"
+EXTRA = "extra_fields"  # verl's, where the gate leaves its report
 
 MODEL_FIELDS = ("input_ids", "position_ids", "loss_mask", "responses", "multi_modal_inputs")
 """What an engine needs for a pass over the batch."""
@@ -52,6 +55,8 @@ def advantage_fields(config: PruneOPDConfig) -> tuple[str, ...]:
     fields = ["responses", "response_mask", STUDENT_IDS, STUDENT_LOG_PROBS, TEACHER_IDS, TEACHER_LOG_PROBS]
     if config.dump_dir:
         fields.append("prompts")
+    if config.gate.enable:
+        fields.append(EXTRA)
     if config.strategy == "sampled":
         return (*fields, "old_log_probs", TEACHER_SAMPLED)
     if config.strategy != "only_tch":
@@ -61,7 +66,7 @@ def advantage_fields(config: PruneOPDConfig) -> tuple[str, ...]:
     return tuple(fields)
 
 
-UPDATE_FIELDS = (*MODEL_FIELDS, "response_mask", CANDIDATES, OLD_LOG_PROBS, ADVANTAGES)
+UPDATE_FIELDS = (*MODEL_FIELDS, "response_mask", CANDIDATES, OLD_LOG_PROBS, ADVANTAGES, RELIABLE)
 """Fields the update reads."""
 
 _on_actor = make_nd_compute_dataproto_dispatch_fn(mesh_name="actor")
@@ -149,6 +154,8 @@ class PruneOPDWorker(ActorRolloutRefWorker):
     def update_actor(self, data: TensorDict) -> TensorDict | None:
         """verl's update with the loss over candidates."""
         request_pass(data, Request(at=CANDIDATES), sampled=False)
+        if self.prune_opd.loss_normaliser == "reliable":
+            data["loss_mask"] = data[RELIABLE]  # the engine counts a mini-batch's tokens on it, and nothing else
         output = self.actor.train_mini_batch(data=data)
         return output.cpu() if output is not None else None
 
@@ -161,7 +168,7 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         padded = {
             name: torch.nested.to_padded_tensor(value, 0)
             for name, value in data.items()
-            if name in advantage_fields(config)
+            if name in advantage_fields(config) and name != EXTRA
         }
         mask, responses = padded["response_mask"], padded["responses"]
         _refuse_nan(padded)
@@ -201,10 +208,12 @@ class PruneOPDWorker(ActorRolloutRefWorker):
             padded[STUDENT_LOG_PROBS],
             padded[TEACHER_LOG_PROBS],
             torch.isin(last, torch.tensor(sorted(self.ends))).squeeze(1),
+            gate_columns(gate_reports(data), events),
             self.max_length,
         )
         results = {CANDIDATES: reward.ids.int(), OLD_LOG_PROBS: reward.student_log_probs, ADVANTAGES: advantages}
         # verl's own metrics read (response,) advantages: their sum over candidates.
+        results[RELIABLE] = ((weights.weight > 0) & mask.bool()).long()
         results |= {"advantages": advantages.sum(-1), "returns": advantages.sum(-1)}
         if config.dump_dir:
             self._dump(data, padded | results | {SUMS: sums, "lengths": lengths})
@@ -234,6 +243,14 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         folder = Path(str(self.prune_opd.dump_dir))
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(dict(tensors), folder / f"step_{data['global_steps']}_rank_{self.rank}.pt")
+
+
+def gate_reports(data: TensorDict) -> list[GateReport | None]:
+    """The gate's report about each response of a batch."""
+    if EXTRA not in data:
+        return [None] * len(data)
+    # verl dumps what an agent loop returns, dataclasses become dictionaries.
+    return [GateReport(**extra[REPORT]) if REPORT in extra else None for extra in tu.get(data, EXTRA)]
 
 
 def _fields(output: TensorDict | None, data: TensorDict, blocks: Mapping[str, str], *keep: str) -> TensorDict | None:

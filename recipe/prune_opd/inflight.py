@@ -1,0 +1,205 @@
+"""A training response under the gate: the teacher scores it while it grows, and it is stopped where the gate says so.
+
+Generation never waits for the teacher. While a chunk is scored the next is generated; what lies beyond the stop is
+dropped. A teacher that is late, gone or talks nonsense costs the response its gate, nothing else.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from verl.workers.rollout.replica import TokenOutput
+
+from recipe.prune_opd.config import DriftConfig, PruneOPDConfig
+from recipe.prune_opd.drift import nucleus_events, overlap_events, overlap_ratio
+from recipe.prune_opd.gate import REPORT, GateReport
+from verl_ext.rollout.client import FollowedResponse, FollowingClient, GrowingSequence, ScoringClient
+from verl_ext.rollout.rows import Chunk, TopKRows
+
+DRIFT = "drift"
+"""Stop reason of a stopped response. verl resumes "abort" and "aborted"."""
+ABORTED = ("abort", "aborted")
+
+
+class GatedClient(FollowingClient):
+    """Client of the rollout servers that also reaches the teacher's.
+
+    Args:
+        prune_opd: the configuration.
+        teacher: client of the teacher's servers.
+        vocab_size: of the teacher.
+        **kwargs: see ``LLMServerClient``.
+    """
+
+    def __init__(self, *, prune_opd: PruneOPDConfig, teacher: ScoringClient, vocab_size: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.prune_opd, self.teacher, self.vocab_size = prune_opd, teacher, vocab_size
+
+    def gated(self) -> "GatedGeneration":
+        """What an agent loop uses in its place for training responses."""
+        return GatedGeneration(self)
+
+
+class GatedGeneration:
+    """The one method of ``LLMServerClient`` that agent loops call."""
+
+    def __init__(self, client: GatedClient):
+        self._client = client
+
+    async def generate(
+        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **kwargs: Any
+    ) -> TokenOutput:
+        """See ``LLMServerClient.generate``; ``max_tokens`` must be given.
+
+        Raises:
+            ValueError: the prompt has images, video or audio.
+        """
+        given = [name for name in ("image_data", "video_data", "audio_data") if kwargs.get(name)]
+        if given:
+            raise ValueError(f"prune_opd.gate.enable: a prompt has {given[0]}, the gate scores text only")
+        client, config = self._client, self._client.prune_opd
+        async with client.teacher.sequence(len(prompt_ids), config.topk, client.vocab_size) as sequence:
+            response = _Response(client, sequence, request_id, list(prompt_ids), sampling_params, kwargs)
+            return await response.run()
+
+
+class _Response:
+    """One response: what is generated, what is scored of it, and its gate."""
+
+    def __init__(
+        self,
+        client: GatedClient,
+        sequence: GrowingSequence,
+        request_id: str,
+        prompt_ids: list[int],
+        sampling_params: dict[str, Any],
+        kwargs: dict[str, Any],
+    ):
+        self.client, self.sequence, self.request_id = client, sequence, request_id
+        self.config = client.prune_opd
+        self.gate = self.config.gate.build(self.config.drift.w_drop)
+        self.prompt_ids, self.sampling_params = prompt_ids, sampling_params
+        self.priority = {"priority": kwargs["priority"]} if kwargs.get("priority") else {}
+        self.tokens: list[int] = []
+        self.chunks: list[Chunk] = []
+        self.events: list[NDArray[np.bool_]] = []
+        self.report = GateReport()
+        self.ended = False
+        self._news = asyncio.Event()
+        self._generating: FollowedResponse | None = None
+
+    async def run(self) -> TokenOutput:
+        watch = asyncio.create_task(self._watch())
+        try:
+            output = await self._generate()
+            self.ended = True
+            self._news.set()
+            ended_at = time.monotonic()
+            await watch
+            self.report.waited = time.monotonic() - ended_at
+        finally:
+            watch.cancel()
+        return self._result(output)
+
+    async def _generate(self) -> TokenOutput:
+        """Generate to the end or the stop, going on after every abort by somebody else (a weight update)."""
+        limit, params, first = self.sampling_params["max_tokens"], dict(self.sampling_params), None
+        while True:
+            params["max_tokens"] = limit - len(self.tokens)
+            async with self.client.follow(
+                self.request_id,
+                self.prompt_ids + self.tokens,
+                params,
+                topk=self.config.topk,
+                chunk=self.config.gate.chunk,
+                **self.priority,
+            ) as self._generating:
+                async for chunk in self._generating:
+                    self.tokens += chunk.token_ids
+                    self.chunks.append(chunk)
+                    self._news.set()
+            output = self._generating.output
+            assert output is not None
+            first = first or output
+            interrupted = output.stop_reason in ABORTED and self.gate.stop is None
+            if not interrupted or len(self.tokens) >= limit:
+                output.extra_fields["min_global_steps"] = first.extra_fields.get("global_steps")
+                output.extra_fields["max_global_steps"] = output.extra_fields.get("global_steps")
+                return output
+            await asyncio.sleep(1)  # as verl's own resuming client does
+
+    async def _watch(self) -> None:
+        """Have every chunk scored, until the gate stops the response or loses its teacher."""
+        scored = 0
+        while scored < len(self.chunks) or not self.ended:
+            if not self.ended:
+                await self._news.wait()
+                self._news.clear()
+            new = self.chunks[scored:]
+            if not new:
+                continue
+            rows = await self._ask(len(self.tokens))
+            if self.report.given_up:
+                return
+            if rows is None:
+                continue
+            scored += len(new)
+            tokens = [token for chunk in new for token in chunk.token_ids]
+            events = find_events(self.config.drift, TopKRows.join(*(chunk.rows for chunk in new)), rows, tokens)
+            self.events.append(events)
+            if self.gate.feed(events) is not None:
+                if not self.ended and self._generating is not None:
+                    await self._generating.abort()
+                return
+
+    async def _ask(self, end: int) -> TopKRows | None:
+        gate, report = self.config.gate, self.report
+        try:
+            return await self.sequence.score(self.prompt_ids + self.tokens[:end], gate.deadline)
+        except TimeoutError as error:
+            report.late += 1
+            report.error = str(error)
+        except Exception as error:  # whatever a server may raise: it costs the gate, never the response
+            report.failed += 1
+            report.error = f"{type(error).__name__}: {error}".splitlines()[0]
+        report.given_up = report.late + report.failed > gate.retries
+        return None
+
+    def _result(self, output: TokenOutput) -> TokenOutput:
+        report, stop = self.report, self.gate.stop
+        report.stopped, report.generated = stop is not None, len(self.tokens)
+        report.teacher_tokens = self.sequence.computed
+        report.events = np.concatenate([np.zeros(0, dtype=bool), *self.events])[:stop]
+        log_probs = [value for chunk in self.chunks for value in chunk.sampled_log_probs.tolist()][:stop]
+        experts = output.routed_experts
+        return TokenOutput(
+            token_ids=self.tokens[:stop],
+            log_probs=log_probs if self.sampling_params.get("logprobs") else None,
+            routed_experts=experts if experts is None or stop is None else experts[: len(self.prompt_ids) + stop],
+            stop_reason=output.stop_reason if stop is None else DRIFT,
+            num_preempted=output.num_preempted,
+            extra_fields={**output.extra_fields, REPORT: report},
+        )
+
+
+def find_events(drift: DriftConfig, student: TopKRows, teacher: TopKRows, tokens: list[int]) -> NDArray[np.bool_]:
+    """The drift events of some tokens, by the same formulas that weigh them in training.
+
+    Args:
+        drift: which metric, which bound.
+        student: (N, K) of the rollout engine.
+        teacher: (N, K).
+        tokens: N sampled tokens.
+
+    Returns:
+        (N,) bool.
+    """
+    teacher_ids, mask = torch.from_numpy(teacher.ids), torch.ones(len(tokens), dtype=torch.bool)
+    if drift.metric == "overlap_ratio":
+        overlap = overlap_ratio(torch.from_numpy(student.ids), teacher_ids)
+        return overlap_events(overlap, mask, drift.threshold).numpy()
+    log_probs = torch.from_numpy(teacher.log_probs)
+    return nucleus_events(torch.tensor(tokens), teacher_ids, log_probs, mask, drift.top_p).numpy()

@@ -1,0 +1,40 @@
+"""The servers behind the gate: verl's configuration adjusted so that responses can be followed and scored."""
+
+from omegaconf import DictConfig, open_dict
+
+from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.inputs import local_path
+from verl_ext.rollout import register_vllm
+from verl_ext.rollout.teacher_pool import TeacherPool
+
+VLLM_MAX_LOGPROBS = 20
+"""vLLM's default of ``max_logprobs``."""
+
+
+def follow_rollout(config: DictConfig, topk: int) -> None:
+    """Have the rollout servers report the unprocessed top-k of what they generate."""
+    register_vllm()
+    rollout = config.actor_rollout_ref.rollout
+    with open_dict(config):
+        rollout.logprobs_mode = "raw_logprobs"
+        engine = rollout.engine_kwargs.get("vllm") or {}
+        rollout.engine_kwargs.vllm = {"max_logprobs": max(topk, VLLM_MAX_LOGPROBS)} | dict(engine)
+
+
+def teacher_pool(config: DictConfig, prune_opd: PruneOPDConfig) -> TeacherPool:
+    """The teacher's servers, as long as a training response may become."""
+    server, rollout = prune_opd.teacher.server, config.actor_rollout_ref.rollout
+    return TeacherPool(
+        path=local_path(str(prune_opd.teacher.path)),
+        topk=prune_opd.topk,
+        max_prompt_length=rollout.prompt_length,
+        max_response_length=prune_opd.budget.build(rollout.response_length).max,
+        replicas=server.replicas,
+        tensor_model_parallel_size=server.tensor_model_parallel_size,
+        dtype=server.dtype,
+        gpu_memory_utilization=server.gpu_memory_utilization,
+        block_size=server.block_size,
+        max_num_batched_tokens=server.max_num_batched_tokens,
+        enforce_eager=server.enforce_eager,
+        engine_kwargs=server.engine_kwargs,
+    )

@@ -1,0 +1,80 @@
+"""verl's pool of teacher servers, built on a copy of the configuration: ``distillation`` itself stays off.
+
+With ``distillation.enabled`` verl would replace the actor's loss and score every finished response once more.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from verl.experimental.teacher_loop import MultiTeacherModelManager
+from verl.single_controller.ray.base import RayResourcePool
+
+
+@dataclass(frozen=True)
+class TeacherPool:
+    """One teacher on ``replicas`` vLLM servers of ``tensor_model_parallel_size`` devices each."""
+
+    path: str
+    topk: int
+    max_prompt_length: int
+    max_response_length: int
+    replicas: int = 1
+    tensor_model_parallel_size: int = 1
+    dtype: str = "bfloat16"
+    gpu_memory_utilization: float = 0.85
+    block_size: int = 32
+    max_num_batched_tokens: int = 8192
+    enforce_eager: bool = True
+    engine_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def nodes(self, gpus_per_node: int) -> list[int]:
+        """Devices of the pool, node by node: a part of one, or whole ones."""
+        devices = self.replicas * self.tensor_model_parallel_size
+        if devices <= gpus_per_node:
+            return [devices]
+        return [gpus_per_node] * (devices // gpus_per_node)
+
+    def start(self, config: DictConfig, resource_pool: RayResourcePool, gpus_per_node: int) -> MultiTeacherModelManager:
+        """Start the servers and wait for them.
+
+        Args:
+            config: verl's configuration.
+            resource_pool: of the shape ``nodes`` says.
+            gpus_per_node: devices of a node.
+        """
+        nodes = self.nodes(gpus_per_node)
+        settings = {
+            "enabled": True,
+            "n_gpus_per_node": nodes[0],
+            "nnodes": len(nodes),
+            "distillation_loss": {"loss_mode": "forward_kl_topk", "topk": self.topk},  # verl's way to ask for top-k
+            "teacher_models": {"teacher_model": {"model_path": self.path, "inference": self._inference()}},
+        }
+        copied = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+        copied.distillation = OmegaConf.merge(copied.distillation, settings)
+        return MultiTeacherModelManager(config=copied, resource_pool=resource_pool)
+
+    def _inference(self) -> dict[str, Any]:
+        return {
+            "name": "vllm",
+            "dtype": self.dtype,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "tensor_model_parallel_size": self.tensor_model_parallel_size,
+            "prompt_length": self.max_prompt_length,
+            "response_length": self.max_response_length,
+            "max_model_len": self.max_prompt_length + self.max_response_length + 1,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "enforce_eager": self.enforce_eager,
+            "enable_prefix_caching": True,
+            "enable_sleep_mode": False,  # the devices are its own
+            "free_cache_engine": False,
+            "logprobs_mode": "raw_logprobs",
+            "temperature": 1.0,
+            "engine_kwargs": {"vllm": {"block_size": self.block_size, "max_logprobs": self.topk} | self.engine_kwargs},
+        }
+
+    @staticmethod
+    def load_balancer(manager: MultiTeacherModelManager) -> Any:
+        """Handle of verl's load balancer over the servers, for a client."""
+        return next(iter(manager.load_balancer_handle.values()))

@@ -1,0 +1,229 @@
+"""verl's vLLM server with two more methods: ``follow`` a response while it is generated, ``score`` a growing sequence.
+
+Everything else (weight sync, sleep, admission, LoRA, prefix cache) is verl's, inherited.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import ray
+from verl.workers.rollout.replica import TokenOutput
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+from vllm import SamplingParams
+from vllm.inputs import TokensPrompt
+from vllm.logprobs import FlatLogprobs
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.logprobs import LogprobsProcessor
+from vllm.v1.outputs import LogprobsTensors
+
+from verl_ext.rollout.rows import Chunk, Score, TopKRows
+
+RAW = "raw_logprobs"
+"""``rollout.logprobs_mode`` under which top-p and temperature leave the reported distribution alone."""
+
+
+class Following:
+    """The reader's end of a response: whole chunks go into ``queue`` while the engine goes on.
+
+    A chunk ends where prompt and response together are a multiple of ``chunk`` tokens, so that a teacher whose cache
+    block divides ``chunk`` never computes a token twice. The last one ends with the response.
+    """
+
+    def __init__(self, prompt_length: int, topk: int, chunk: int):
+        self.topk, self.chunk = topk, chunk
+        self.queue: asyncio.Queue[Chunk | None] = asyncio.Queue()
+        self._prompt_length, self._reported = prompt_length, 0
+
+    def observe(self, output: RequestOutput) -> None:
+        """Report what is new in the cumulative output of a request."""
+        if not output.outputs:  # aborted before the first token
+            return
+        token_ids, logprobs = output.outputs[0].token_ids, output.outputs[0].logprobs
+        end = len(token_ids)
+        if not output.finished:
+            end = (self._prompt_length + end) // self.chunk * self.chunk - self._prompt_length
+        if end > self._reported:
+            begin, self._reported = self._reported, end
+            self.queue.put_nowait(_chunk(list(token_ids[begin:end]), logprobs, begin, end, self.topk))
+
+
+def _chunk(token_ids: list[int], logprobs: FlatLogprobs, begin: int, end: int, topk: int) -> Chunk:
+    ids, log_probs = _flat_rows(logprobs, begin, end, topk)
+    return Chunk(token_ids, TopKRows(ids[:, 1:], log_probs[:, 1:]), log_probs[:, 0])
+
+
+def _flat_rows(logprobs: FlatLogprobs, begin: int, end: int, topk: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions begin to end: the token itself in column 0, then the K most likely, whether it is among them or not."""
+    part, shape = slice(begin * (topk + 1), end * (topk + 1)), (end - begin, topk + 1)
+    ids = np.array(logprobs.token_ids[part], dtype=np.int32).reshape(shape)
+    return ids, np.array(logprobs.logprobs[part], dtype=np.float32).reshape(shape)
+
+
+class FollowedEngine:
+    """vLLM's engine as verl's server sees it: requests that somebody follows report what they generate."""
+
+    def __init__(self, engine: Any):
+        self._engine = engine
+        self.followed: dict[str, Following] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
+    ) -> AsyncIterator[RequestOutput]:
+        """See ``AsyncLLM.generate``."""
+        following = self.followed.get(request_id)
+        if following is not None:
+            sampling_params = sampling_params.clone()
+            sampling_params.logprobs = following.topk
+            sampling_params.flat_logprobs = True  # keeps the sampled token and the top k apart
+            sampling_params.detokenize = False  # would more than double the cost of log-probs
+        async for output in self._engine.generate(prompt, sampling_params, request_id, **kwargs):
+            if following is not None:
+                following.observe(output)
+            yield output
+
+
+@dataclass
+class TailLogprobs(LogprobsProcessor):
+    """Keeps the rows of a prompt's tail, as arrays; vLLM's own would turn every row of the prompt into objects."""
+
+    start: int = 1
+    seen: int = 0
+    ids: Any = ()
+    log_probs: Any = ()
+
+    def _update_prompt_logprobs(self, prompt_logprobs_tensors: LogprobsTensors) -> None:
+        ids, log_probs = prompt_logprobs_tensors[:2]
+        skip = max(0, self.start - 1 - self.seen)  # vLLM's first row is that of the prompt's second token
+        self.seen += len(ids)
+        self.ids = (*self.ids, np.asarray(ids[skip:, 1:], dtype=np.int32))
+        self.log_probs = (*self.log_probs, np.asarray(log_probs[skip:, 1:], dtype=np.float32))
+
+
+class TopKHttpServer(vLLMHttpServer):
+    """verl's server of one replica."""
+
+    async def run_server(self, args: Any) -> None:
+        """See ``vLLMHttpServer``."""
+        await super().run_server(args)
+        self.engine: Any = FollowedEngine(self.engine)
+
+    async def follow(
+        self,
+        prompt_ids: list[int],
+        sampling_params: dict[str, Any],
+        request_id: str,
+        topk: int,
+        chunk: int,
+        **kwargs: Any,
+    ) -> AsyncIterator[Chunk | TokenOutput]:
+        """verl's ``generate``, which reports chunks on the way and ends with what ``generate`` returns.
+
+        Args:
+            prompt_ids: as in ``generate``.
+            sampling_params: as in ``generate``.
+            request_id: as in ``generate``; ``abort`` takes it.
+            topk: K of the chunks' rows.
+            chunk: see ``Following``.
+            **kwargs: as in ``generate``.
+
+        Raises:
+            ValueError: the engine reports processed log-probs, or fewer than ``topk``.
+        """
+        if self.config.logprobs_mode != RAW:
+            raise ValueError(f"rollout.logprobs_mode: got {self.config.logprobs_mode!r}, allowed to follow: {RAW!r}")
+        following = Following(len(prompt_ids), topk, chunk)
+        self.engine.followed[request_id] = following
+        done = asyncio.create_task(self.generate(prompt_ids, sampling_params, request_id, **kwargs))
+        done.add_done_callback(lambda _: following.queue.put_nowait(None))
+        try:
+            while (item := await following.queue.get()) is not None:
+                yield item
+            yield await done
+        finally:
+            del self.engine.followed[request_id]
+            done.cancel()  # the reader went away: verl's generate aborts its request
+
+    async def abort(self, request_id: str) -> None:
+        """End a followed response where it is. What it has so far is still reported."""
+        await self.engine.abort(request_id)
+
+    async def score(
+        self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: bool = False
+    ) -> Score:
+        """Rows of the tokens from ``start`` on and of the token that would follow, at the cost of the uncached tail.
+
+        vLLM computes no row for a token whose predecessor is in its prefix cache. A sequence scored before has only
+        tokens before ``start`` there, its next token's row having come with the last answer. Where another sequence
+        has left more, the score is made again under a cache key of its own; ``private`` is to be passed from then on.
+
+        Args:
+            token_ids: prompt and response so far.
+            start: first token whose row is wanted, >= 1.
+            topk: K.
+            sequence_id: the same for all calls about one sequence.
+            private: as in the last answer about this sequence.
+
+        Raises:
+            ValueError: the sequence is longer than the engine's context.
+        """
+        most = self.config.max_model_len - 1
+        if len(token_ids) > most:
+            raise ValueError(f"score: a sequence of {len(token_ids)} tokens, the engine's context allows {most}")
+        computed = 0
+        while True:
+            rows, cached = await self._tail(token_ids, start, topk, sequence_id if private else None)
+            computed += len(token_ids) - cached
+            if cached < start:
+                return Score(rows, computed, private)
+            if private:
+                raise RuntimeError(f"score: {cached} tokens of a private sequence are cached, asked from {start} on")
+            private = True
+
+    async def _tail(self, token_ids: list[int], start: int, topk: int, cache_salt: str | None) -> tuple[TopKRows, int]:
+        """The rows, and the number of cached tokens: rows up to that one are not valid."""
+        params = SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=topk,
+            logprobs=topk,  # of the token generated here: the next token's row
+            flat_logprobs=True,
+            detokenize=False,
+            skip_reading_prefix_cache=False,
+        )
+        prompt = TokensPrompt(prompt_token_ids=token_ids)
+        if cache_salt is not None:
+            prompt["cache_salt"] = cache_salt
+        output, tail = await self._read(prompt, params, start)
+        last_ids, last_log_probs = _flat_rows(output.outputs[0].logprobs, 0, 1, topk)
+        rows = TopKRows(
+            np.concatenate([*tail.ids, last_ids[:, 1:]]), np.concatenate([*tail.log_probs, last_log_probs[:, 1:]])
+        )
+        return rows, output.num_cached_tokens or 0
+
+    async def _read(
+        self, prompt: TokensPrompt, params: SamplingParams, start: int
+    ) -> tuple[RequestOutput, TailLogprobs]:
+        queue = await self.engine.add_request(uuid4().hex, prompt, params)
+        state = self.engine.output_processor.request_states[queue.request_id]
+        state.logprobs_processor = tail = TailLogprobs(**vars(state.logprobs_processor), start=start)
+        try:
+            while not (output := await queue.get()).finished:
+                pass
+        except asyncio.CancelledError:  # the asker's deadline is over
+            await self.engine.abort(queue.request_id, internal=True)
+            raise
+        return output, tail
+
+
+class TopKReplica(vLLMReplica):
+    """verl's replica, its servers being ours."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.server_class = ray.remote(TopKHttpServer)
