@@ -15,6 +15,8 @@ LIMIT = "prune_opd_limit"
 class LimitedAgentLoop(SingleTurnAgentLoop):
     """verl's single-turn loop under the current response limit."""
 
+    server_manager: Any
+
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         """See ``SingleTurnAgentLoop``."""
         limit = kwargs.pop(LIMIT, None)

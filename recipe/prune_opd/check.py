@@ -99,8 +99,8 @@ def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
     plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
     if rollout.calculate_log_probs and not plain:
         raise ValueError(
-            f"{ROLLOUT}.calculate_log_probs: got True, allowed with prune_opd.gate.enable: False where the rollout has a "
-            "temperature, top_p or top_k, because the servers then report the unprocessed distribution"
+            f"{ROLLOUT}.calculate_log_probs: got True, allowed with prune_opd.gate.enable: False where the rollout has "
+            "a temperature, top_p or top_k, because the servers then report the unprocessed distribution"
         )
 
 

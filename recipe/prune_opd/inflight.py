@@ -62,11 +62,11 @@ class GatedGeneration:
             raise ValueError(f"prune_opd.gate.enable: a prompt has {given[0]}, the gate scores text only")
         client, config = self._client, self._client.prune_opd
         async with client.teacher.sequence(len(prompt_ids), config.topk, client.vocab_size) as sequence:
-            response = _Response(client, sequence, request_id, list(prompt_ids), sampling_params, kwargs)
+            response = GatedResponse(client, sequence, request_id, list(prompt_ids), sampling_params, kwargs)
             return await response.run()
 
 
-class _Response:
+class GatedResponse:
     """One response: what is generated, what is scored of it, and its gate."""
 
     def __init__(
@@ -197,9 +197,10 @@ def find_events(drift: DriftConfig, student: TopKRows, teacher: TopKRows, tokens
     Returns:
         (N,) bool.
     """
-    teacher_ids, mask = torch.from_numpy(teacher.ids), torch.ones(len(tokens), dtype=torch.bool)
+    # Copies: what Ray delivers is read-only, which torch warns of.
+    teacher_ids, mask = torch.tensor(teacher.ids), torch.ones(len(tokens), dtype=torch.bool)
     if drift.metric == "overlap_ratio":
-        overlap = overlap_ratio(torch.from_numpy(student.ids), teacher_ids)
+        overlap = overlap_ratio(torch.tensor(student.ids), teacher_ids)
         return overlap_events(overlap, mask, drift.threshold).numpy()
-    log_probs = torch.from_numpy(teacher.log_probs)
+    log_probs = torch.tensor(teacher.log_probs)
     return nucleus_events(torch.tensor(tokens), teacher_ids, log_probs, mask, drift.top_p).numpy()

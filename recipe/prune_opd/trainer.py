@@ -138,7 +138,8 @@ class PruneOPDTrainer(PPOTrainerSync):
         sums = torch.stack(list(compress(answer[SUMS].unbind(), real)))  # TransferQueue may answer with a jagged tensor
         metrics.update(summarise(sums, self.budget.max))
         if self.prune_opd.gate.enable:
-            metrics.update(self._summarise_gate(list(compress(gate_reports(answer), real))))
+            reports = [report for report in compress(gate_reports(answer), real) if report is not None]
+            metrics.update(self._summarise_gate(reports))
         # Here and not at the end of the step: verl saves its checkpoint before that.
         metrics.update(self.budget.update(sums[:, COLUMNS.index("effective_length")].tolist()))
         return batch

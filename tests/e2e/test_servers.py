@@ -1,0 +1,316 @@
+"""The servers behind the gate: real vLLM, real Ray, verl's load balancer, tiny models. What they say is compared with
+transformers on the same weights."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import harness
+import hydra
+import numpy as np
+import pytest
+import ray
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM
+
+from recipe.prune_opd.config import load_config
+from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.inflight import DRIFT, REPORT, GatedClient
+from recipe.prune_opd.servers import follow_rollout, teacher_pool
+from verl_ext.rollout.client import ScoringClient
+
+pytestmark = pytest.mark.e2e
+
+K, BLOCK, LIMIT, W_DROP = 16, 32, 160, 0.05
+PARAMS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "logprobs": True, "max_tokens": LIMIT, "ignore_eos": True}
+
+
+def teacher_of(folder: Path) -> None:
+    """A teacher that agrees with the student on most of the top k: its weights with a little noise."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "student")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.25 * weight.std() * torch.randn_like(weight))
+    model.save_pretrained(folder / "noisy")
+    for file in (folder / "student").glob("*token*"):
+        (folder / "noisy" / file.name).write_bytes(file.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """A student's server, two of a teacher, and both models in transformers."""
+    from verl.single_controller.ray.base import RayResourcePool
+    from verl.workers.rollout.llm_server import LLMServerManager
+
+    folder = tmp_path_factory.mktemp("servers")
+    harness.build_inputs(folder)
+    teacher_of(folder)
+    overrides = [
+        "+recipe=prune_opd",
+        "+platform=cpu",
+        f"actor_rollout_ref.model.path={folder / 'student'}",
+        f"prune_opd.teacher.path={folder / 'noisy'}",
+        "prune_opd.teacher.server.replicas=2",
+        f"prune_opd.teacher.server.block_size={BLOCK}",
+        f"prune_opd.drift.w_drop={W_DROP}",
+        "prune_opd.gate.enable=true",
+        "prune_opd.gate.chunk=32",
+        "data.max_prompt_length=64",
+        "data.max_response_length=512",
+        f"prune_opd.budget.max={LIMIT}",
+        "actor_rollout_ref.rollout.load_format=auto",
+        "actor_rollout_ref.rollout.nnodes=1",
+        "actor_rollout_ref.rollout.n_gpus_per_node=1",
+        "trainer.n_gpus_per_node=2",
+    ]
+    defaults = Path(find_spec("verl").submodule_search_locations[0]) / "trainer" / "config"
+    with hydra.initialize_config_dir(str(defaults), version_base=None):
+        config = hydra.compose("ppo_trainer", overrides)
+    OmegaConf.resolve(config)
+    prune_opd = load_config(config.prune_opd)
+    follow_rollout(config, K)
+    ray.init(num_cpus=32, num_gpus=8, include_dashboard=False, log_to_driver=False)
+    try:
+        rollout = LLMServerManager.create(config=config)
+        pool = teacher_pool(config, prune_opd)
+        resources = RayResourcePool(pool.nodes(2), use_gpu=True, max_colocate_count=2)
+        manager = pool.start(config, resources, 2)
+        teacher = ScoringClient(config, pool.load_balancer(manager))
+        client = rollout.get_client(
+            GatedClient, prune_opd=prune_opd, teacher=teacher, vocab_size=len(harness.task.VOCABULARY)
+        )
+        yield SimpleNamespace(
+            client=client,
+            teacher=teacher,
+            replica=rollout.get_replicas()[0],
+            teachers=manager.server_handles["default"],
+            models={name: AutoModelForCausalLM.from_pretrained(folder / name).eval() for name in ("student", "noisy")},
+        )
+    finally:
+        ray.shutdown()
+
+
+def prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:
+    """Random prompts of one length."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = len(harness.task.VOCABULARY)
+    return torch.randint(10, vocabulary, (count, length), generator=generator).tolist()
+
+
+@torch.no_grad()
+def expected(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
+    """Log-probs (tokens, vocabulary) of the response's positions, by transformers."""
+    logits = model(torch.tensor([prompt + response])).logits[0].float()
+    return logits.log_softmax(-1)[len(prompt) - 1 : -1]
+
+
+def assert_top_k(rows: Any, log_probs: torch.Tensor) -> None:
+    """The rows hold the K most likely by rank; ids may change places only where the two are as good as equal."""
+    best = log_probs.topk(K).values.numpy()
+    assert rows.ids.shape == rows.log_probs.shape == best.shape
+    np.testing.assert_allclose(rows.log_probs, best, atol=1e-4)
+    np.testing.assert_allclose(log_probs.gather(1, torch.tensor(rows.ids).long()).numpy(), best, atol=1e-4)
+    assert all(len(set(row)) == K for row in rows.ids.tolist())
+
+
+async def follow(servers: SimpleNamespace, prompt: list[int], **params: Any) -> tuple[Any, list[Any]]:
+    """verl's output and the chunks on the way."""
+    chunks = []
+    async with servers.client.follow(uuid4().hex, prompt, PARAMS | params, topk=K, chunk=32) as response:
+        async for chunk in response:
+            chunks.append(chunk)
+    return response.output, chunks
+
+
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.3}, {"temperature": 0.7, "top_k": 3}, {"max_tokens": 1}])
+def test_a_followed_response_comes_with_the_unprocessed_top_k(servers, params) -> None:
+    prompt = prompts(1, 37)[0]
+    output, chunks = asyncio.run(follow(servers, prompt, **params))
+    tokens = [token for chunk in chunks for token in chunk.token_ids]
+    assert tokens == list(output.token_ids)
+    assert len(tokens) == (PARAMS | params)["max_tokens"]
+    ends = np.cumsum([len(chunk.token_ids) for chunk in chunks]) + len(prompt)
+    assert all(end % 32 == 0 for end in ends[:-1])
+    log_probs = expected(servers.models["student"], prompt, tokens)
+    rows = chunks[0].rows.join(*(chunk.rows for chunk in chunks))
+    assert_top_k(rows, log_probs)
+    sampled = np.concatenate([chunk.sampled_log_probs for chunk in chunks])
+    np.testing.assert_allclose(sampled, log_probs.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1), atol=1e-4)
+    if not params:
+        outside = [token not in row for token, row in zip(tokens, rows.ids.tolist(), strict=True)]
+        assert any(outside) and not all(outside)  # K candidates whether or not the sampled token is among them
+
+
+def test_verls_own_generation_is_as_before(servers) -> None:
+    prompt = prompts(1, 20)[0]
+    greedy = PARAMS | {"temperature": 0.0}
+    output = asyncio.run(servers.client.generate(uuid4().hex, prompt_ids=prompt, sampling_params=dict(greedy)))
+    followed, _ = asyncio.run(follow(servers, prompt, temperature=0.0))
+    assert output.token_ids == followed.token_ids
+    np.testing.assert_allclose(output.log_probs, followed.log_probs, atol=1e-5)
+    assert output.stop_reason == followed.stop_reason == "completed"
+
+
+def test_an_aborted_response_keeps_what_it_has(servers) -> None:
+    async def abort() -> tuple[Any, int]:
+        tokens = 0
+        async with servers.client.follow(uuid4().hex, prompts(1, 10)[0], dict(PARAMS), topk=K, chunk=8) as response:
+            async for chunk in response:
+                tokens += len(chunk.token_ids)
+                await response.abort()
+        return response.output, tokens
+
+    output, tokens = asyncio.run(abort())
+    assert 0 < tokens == len(output.token_ids) < LIMIT
+    assert output.stop_reason == "aborted"
+
+
+@pytest.mark.parametrize("step", [1, 7, 32, 50, 64])
+@pytest.mark.parametrize("length", [32, 45])
+def test_a_growing_sequence_is_scored_as_in_one_pass(servers, step, length) -> None:
+    """Prompts that fill cache blocks and prompts that do not; answers that end on a block and that do not."""
+    prompt, response = prompts(1, length, seed=step)[0], prompts(1, 130, seed=100 + step)[0]
+
+    async def grow() -> tuple[list[Any], int]:
+        rows = []
+        async with servers.teacher.sequence(len(prompt), K, len(harness.task.VOCABULARY)) as sequence:
+            for end in [*range(step, len(response), step), len(response)]:
+                rows.append(await sequence.score(prompt + response[:end], deadline=60))
+        return rows, sequence.computed
+
+    rows, computed = asyncio.run(grow())
+    assert_top_k(rows[0].join(*rows), expected(servers.models["noisy"], prompt, response))
+    calls = -(-len(response) // step)
+    assert computed <= len(prompt) + len(response) + calls * BLOCK
+    if step % BLOCK == 0 and length % BLOCK == 0:
+        assert computed == len(prompt) + len(response)  # aligned to the blocks: nothing twice
+
+
+def test_sequences_with_a_common_beginning_get_their_own_rows(servers) -> None:
+    """The cache holds more of a sequence than was asked about it: the answer must not come out of that."""
+    prompt, response = prompts(1, 32, seed=5)[0], prompts(1, 128, seed=6)[0]
+
+    async def grow() -> list[Any]:
+        async def one(begin: int) -> Any:
+            async with servers.teacher.sequence(len(prompt), K, len(harness.task.VOCABULARY)) as sequence:
+                ends = range(begin, len(response) + 1, 32)
+                parts = [await sequence.score(prompt + response[:end], deadline=60) for end in ends]
+            return parts[0].join(*parts)
+
+        first = [await one(96), await one(32)]
+        return first + await asyncio.gather(*(one(32) for _ in range(8)))
+
+    log_probs = expected(servers.models["noisy"], prompt, response)
+    for rows in asyncio.run(grow()):
+        assert_top_k(rows, log_probs)
+
+
+def test_a_thousand_sequences_at_once(servers) -> None:
+    many = prompts(1000, 20, seed=7)
+
+    async def score(tokens: list[int]) -> int:
+        async with servers.teacher.sequence(10, K, len(harness.task.VOCABULARY)) as sequence:
+            return len(await sequence.score(tokens, deadline=300))
+
+    async def all_of_them() -> list[int]:
+        return await asyncio.gather(*(score(tokens) for tokens in many))
+
+    assert asyncio.run(all_of_them()) == [10] * 1000
+
+
+def test_a_sequence_beyond_the_context_is_an_error_that_says_so(servers) -> None:
+    async def score() -> None:
+        async with servers.teacher.sequence(10, K, len(harness.task.VOCABULARY)) as sequence:
+            await sequence.score(prompts(1, 64 + LIMIT + 1)[0], deadline=60)
+
+    with pytest.raises(ValueError, match=f"a sequence of {64 + LIMIT + 1} tokens, the engine's context allows"):
+        asyncio.run(score())
+
+
+def gate_all(servers: SimpleNamespace, count: int, during: Any = None) -> list[Any]:
+    """Gated responses to some prompts, with something happening meanwhile."""
+
+    async def run() -> list[Any]:
+        async def one(prompt: list[int]) -> Any:
+            generation = servers.client.gated()
+            return await generation.generate(uuid4().hex, prompt_ids=prompt, sampling_params=dict(PARAMS))
+
+        tasks = [asyncio.create_task(one(prompt)) for prompt in prompts(count, 30, seed=11)]
+        if during is not None:
+            await during()
+        return await asyncio.wait_for(asyncio.gather(*tasks), 300)
+
+    return asyncio.run(run())
+
+
+def assert_offline_rule(servers: SimpleNamespace, outputs: list[Any]) -> int:
+    """Each response ends where METHOD's rule, on transformers' log-probs, ends it. Returns how many were stopped."""
+    stopped = 0
+    for prompt, output in zip(prompts(len(outputs), 30, seed=11), outputs, strict=True):
+        report, tokens = output.extra_fields[REPORT], list(output.token_ids)
+        student, teacher = (
+            expected(servers.models[name], prompt, tokens).topk(K).indices for name in ("student", "noisy")
+        )
+        mask = torch.ones(1, len(tokens))
+        events = overlap_events(overlap_ratio(student, teacher).unsqueeze(0), mask, 0.7)
+        assert events[0].tolist() == report.events.tolist()
+        kept = reliability(events, mask, W_DROP, 0.5).effective_length.item()
+        assert kept == len(tokens), "the kept part must be reliable to its last token"
+        if report.stopped:
+            assert events.sum() == 19, "one event more spends the reliability"
+            assert output.stop_reason == DRIFT
+            stopped += 1
+        else:
+            assert len(tokens) == LIMIT
+        assert len(output.log_probs) == len(tokens)
+    return stopped
+
+
+def test_gated_responses_stop_where_the_rule_says(servers) -> None:
+    outputs = gate_all(servers, 16)
+    assert assert_offline_rule(servers, outputs) > 0
+    reports = [output.extra_fields[REPORT] for output in outputs]
+    assert all(report.generated >= len(output.token_ids) for report, output in zip(reports, outputs, strict=True))
+    assert not any(report.late or report.failed for report in reports)
+
+
+def test_a_weight_update_in_the_middle_interrupts_nobody(servers) -> None:
+    """verl aborts what is being generated, then lets it go on: the response continues, its event count with it."""
+
+    async def update() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.15)
+            await servers.replica.abort_all_requests()
+            await servers.replica.resume_generation()
+
+    outputs = gate_all(servers, 16, update)
+    assert assert_offline_rule(servers, outputs) > 0
+
+
+def test_teachers_killed_in_the_middle_cost_the_gate_and_nothing_else(servers) -> None:
+    """One replica of two, then the other. Last test of the module: afterwards there is no teacher."""
+
+    async def kill(which: int) -> None:
+        await asyncio.sleep(0.1)
+        ray.kill(servers.teachers[which])
+
+    for which, survivors in itertools.zip_longest((0, 1), (1,), fillvalue=0):
+        outputs = gate_all(servers, 16, lambda which=which: kill(which))
+        reports = [output.extra_fields[REPORT] for output in outputs]
+        for report, output in zip(reports, outputs, strict=True):
+            assert report.stopped or len(output.token_ids) == LIMIT
+            assert len(output.log_probs) == len(output.token_ids)
+        assert any(report.failed for report in reports)
+        if survivors:  # the first question to the living one covers all that was not scored
+            assert not any(report.given_up for report in reports)
+    assert any(report.given_up for report in reports)
+    outputs = gate_all(servers, 4)
+    assert all(output.extra_fields[REPORT].given_up for output in outputs)
+    assert all(len(output.token_ids) == LIMIT for output in outputs)
