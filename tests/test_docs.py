@@ -1,12 +1,14 @@
 """The documentation names every key, refusal and metric there is."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recipe.prune_opd import check, config, metrics
+from recipe.prune_opd.gate import GateReport
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,20 +18,26 @@ def text(name):
 
 
 def keys(cls, prefix=""):
-    groups = {"teacher": config.TeacherConfig, "drift": config.DriftConfig, "budget": config.BudgetConfig}
     for field in fields(cls):
-        if field.name in groups:
-            yield from keys(groups[field.name], f"{field.name}.")
+        if is_dataclass(field.type):
+            yield from keys(field.type, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name
 
 
 def test_every_key_is_in_the_configuration_page():
-    page = text("docs/configuration.md")
-    assert [key for key in keys(config.PruneOPDConfig) if f"| `{key}` |" not in page] == []
+    page, names = text("docs/configuration.md"), list(keys(config.PruneOPDConfig))
+    assert {"topk", "gate.chunk", "teacher.server.replicas"} <= set(names)
+    assert [key for key in names if f"| `{key}` |" not in page] == []
 
 
-@pytest.mark.parametrize("setting", check.SETTINGS, ids=lambda setting: setting.key)
+@pytest.mark.parametrize("kind", config.GATES)
+def test_every_gate_is_in_the_configuration_and_formulas_pages(kind):
+    for page in ("docs/configuration.md", "docs/formulas.md"):
+        assert f"\n| `{kind}` |" in text(page)
+
+
+@pytest.mark.parametrize("setting", check.SETTINGS + check.GATE_SETTINGS, ids=lambda setting: setting.key)
 def test_every_refused_setting_is_in_the_configuration_page(setting):
     (row,) = [line for line in text("docs/configuration.md").splitlines() if line.startswith(f"| `{setting.key}` |")]
     assert setting.why in row
@@ -44,9 +52,17 @@ def test_every_metric_is_in_the_metrics_page():
     assert sorted(name for name in names if name not in page) == []
 
 
+def test_every_metric_of_the_gate_is_in_the_metrics_page():
+    stopped = GateReport(stopped=True, generated=3, events=np.ones(2, dtype=bool))
+    names = [name.removeprefix("prune_opd/") for name in metrics.summarise_gate([stopped])]
+    names.append("gate/event_agreement")
+    page = text("docs/metrics.md")
+    assert [name for name in names if f"| `{name}` |" not in page] == []
+
+
 def test_the_six_lines_and_the_keys_are_in_the_readme():
     readme = text("README.md")
-    for key in ("teacher.path", "topk", "strategy", "weighting", "drift.threshold", "dump_dir"):
+    for key in ("teacher.path", "topk", "strategy", "weighting", "drift.threshold", "gate.enable", "dump_dir"):
         assert f"`prune_opd.{key}`" in readme
     for command in ("make quickstart", "make test", "pip install '.[vllm]'"):
         assert command in readme

@@ -1,4 +1,4 @@
-"""Every verl symbol in use that verl does not document, in one place, checked at start and by a test.
+"""Every symbol in use that verl or vLLM does not document, in one place, checked at start and by a test.
 
 verl's documented hooks (plugins, trainer registry, estimator registry, agent loops, worker groups) are not listed.
 A new verl release that moves one of these fails here, with the name of what is gone and what it was for.
@@ -8,7 +8,7 @@ import importlib
 from dataclasses import dataclass
 from importlib.metadata import version
 
-TESTED = "0.9.1"
+TESTED = {"verl": "0.9.1", "vllm": "0.24 to 0.27"}
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Symbol:
 
 
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
+_CLIENT = "verl.workers.rollout.llm_server"
 _ENGINE = "verl.workers.engine.fsdp.transformer_impl"
 SYMBOLS = (
     Symbol(_TRAINER, "PPOTrainer._init_resource_pool_mgr", "puts our worker in place of verl's"),
@@ -32,6 +33,15 @@ SYMBOLS = (
     Symbol(_TRAINER, "PPOTrainer._update_actor", "calls update_actor, which trains on candidates"),
     Symbol(_TRAINER, "PPOTrainer._save_checkpoint", "our state is written before it"),
     Symbol(_TRAINER, "PPOTrainer._load_checkpoint", "our state is read after it"),
+    Symbol(_TRAINER, "PPOTrainer.on_init_end", "starts the gate's teacher"),
+    Symbol(_TRAINER, "PPOTrainer.get_llm_client", "gives agent loops a client that reaches the teacher"),
+    Symbol("verl.trainer.ppo.utils", "Role.TeacherModel", "role of the pool of teacher servers"),
+    Symbol("verl.single_controller.ray.base", "ResourcePoolManager.get_resource_pool", "devices of that pool"),
+    Symbol("verl.experimental.teacher_loop", "MultiTeacherModelManager", "starts the teacher servers"),
+    Symbol("verl.workers.rollout.replica", "RolloutReplicaRegistry.register", "puts our servers under the name vllm"),
+    Symbol(_CLIENT, "LLMServerClient._acquire_server", "which server a sequence goes to"),
+    Symbol(_CLIENT, "LLMServerClient._release_server", "and when it is done"),
+    Symbol(_CLIENT, "LLMServerClient._vllm_request_id", "the engine's name of a followed request"),
     Symbol("verl.trainer.ppo.utils", "Role.ActorRolloutRef", "role of the colocated student and teacher"),
     Symbol("verl.workers.engine_workers", "ActorRolloutRefWorker.init_model", "builds actor and reference model"),
     Symbol("verl.workers.engine_workers", "ActorRolloutRefWorker.ref_worker_cls", "gives the reference its own model"),
@@ -48,10 +58,23 @@ SYMBOLS = (
     Symbol("verl.utils.checkpoint.checkpoint_manager", "find_latest_ckpt_path", "which checkpoint verl resumes"),
 )
 
+_SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
+VLLM_SYMBOLS = (
+    Symbol(_SERVER, "vLLMHttpServer.run_server", "the engine is wrapped once it runs"),
+    Symbol(_SERVER, "vLLMHttpServer.generate", "a followed response goes through it"),
+    Symbol(_SERVER, "vLLMReplica", "starts our server in place of verl's"),
+    Symbol("vllm", "SamplingParams.flat_logprobs", "keeps the sampled token and the top k apart"),
+    Symbol("vllm", "SamplingParams.skip_reading_prefix_cache", "a scored prefix is not computed again"),
+    Symbol("vllm.v1.engine.async_llm", "AsyncLLM.add_request", "a score's own reader of rows is put in after it"),
+    Symbol("vllm.v1.engine.async_llm", "AsyncLLM.abort", "ends a followed response by its outer name"),
+    Symbol("vllm.v1.engine.logprobs", "LogprobsProcessor._update_prompt_logprobs", "replaced: only the tail is read"),
+)
+"""Checked where vLLM is imported anyway: in the process that starts its servers."""
 
-def missing() -> list[Symbol]:
-    """Symbols that the installed verl lacks."""
-    return [symbol for symbol in SYMBOLS if not _exists(symbol)]
+
+def missing(symbols: tuple[Symbol, ...]) -> list[Symbol]:
+    """Which of the symbols do not exist."""
+    return [symbol for symbol in symbols if not _exists(symbol)]
 
 
 def _exists(symbol: Symbol) -> bool:
@@ -64,13 +87,18 @@ def _exists(symbol: Symbol) -> bool:
     return True
 
 
-def check() -> None:
-    """Stop before training where verl has moved something this package stands on.
+def check(package: str = "verl") -> None:
+    """Stop before training where verl, or vLLM under it, has moved something this package stands on.
+
+    Args:
+        package: "verl", or "vllm" for the servers' symbols.
 
     Raises:
-        RuntimeError: names the installed verl, the tested one and what is missing.
+        RuntimeError: names the installed release, the tested one and what is missing.
     """
-    gone = missing()
+    gone = missing(SYMBOLS if package == "verl" else VLLM_SYMBOLS)
     if gone:
         names = "; ".join(f"{symbol.module}.{symbol.name} ({symbol.why})" for symbol in gone)
-        raise RuntimeError(f"verl {version('verl')} lacks what verl {TESTED} has: {names}; install verl=={TESTED}")
+        raise RuntimeError(
+            f"{package} {version(package)} lacks what {package} {TESTED[package]} has: {names}; install that one"
+        )

@@ -96,6 +96,12 @@ def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
             f"allowed: at most trainer.n_gpus_per_node, {per_node}, or a multiple of it"
         )
     rollout = config.actor_rollout_ref.rollout
+    most = (rollout.engine_kwargs.get("vllm") or {}).get("max_logprobs")
+    if most is not None and 0 <= most < prune_opd.topk:
+        raise ValueError(
+            f"{ROLLOUT}.engine_kwargs.vllm.max_logprobs: got {most}, allowed with prune_opd.gate.enable: at least "
+            f"prune_opd.topk, {prune_opd.topk}"
+        )
     plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
     if rollout.calculate_log_probs and not plain:
         raise ValueError(

@@ -276,7 +276,8 @@ class PruneOPDConfig:
         event = f"γ = {drift.threshold}" if drift.metric == "overlap_ratio" else f"top_p = {drift.top_p}"
         weights = f"w_drop = {drift.w_drop}, w_base = {drift.w_base}"
         limit = f"{budget.limit} to start, {budget.min} to {budget.max}, step {budget.step}"
-        lines.append(f"  teacher   {self.teacher.path} (worker group, temperature {self.teacher.temperature})")
+        homes = "worker group and servers" if self.gate.enable else "worker group"
+        lines.append(f"  teacher   {self.teacher.path} ({homes}, temperature {self.teacher.temperature})")
         lines.append(f"  reward    {self.strategy}, {self.weighting}, k = {self.topk}")
         lines.append(f"  drift     {drift.metric}, {event}")
         lines.append(f"  weights   {weights if drift.enable else 'off: plain OPD'}")

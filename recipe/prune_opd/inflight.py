@@ -92,6 +92,7 @@ class GatedResponse:
         self._generating: FollowedResponse | None = None
 
     async def run(self) -> TokenOutput:
+        """Generate, and return what verl's ``generate`` would, cut at the stop, with the ``GateReport``."""
         watch = asyncio.create_task(self._watch())
         try:
             output = await self._generate()
@@ -121,15 +122,18 @@ class GatedResponse:
                     self.tokens += chunk.token_ids
                     self.chunks.append(chunk)
                     self._news.set()
+                    if self.gate.stop is not None:  # its abort may have come before this request was known
+                        await self._generating.abort()
             output = self._generating.output
             assert output is not None
             first = first or output
-            interrupted = output.stop_reason in ABORTED and self.gate.stop is None
-            if not interrupted or len(self.tokens) >= limit:
-                output.extra_fields["min_global_steps"] = first.extra_fields.get("global_steps")
-                output.extra_fields["max_global_steps"] = output.extra_fields.get("global_steps")
-                return output
-            await asyncio.sleep(1)  # as verl's own resuming client does
+            if output.stop_reason in ABORTED and self.gate.stop is None and len(self.tokens) < limit:
+                await asyncio.sleep(1)  # as verl's own resuming client does
+                if self.gate.stop is None:
+                    continue
+            output.extra_fields["min_global_steps"] = first.extra_fields.get("global_steps")
+            output.extra_fields["max_global_steps"] = output.extra_fields.get("global_steps")
+            return output
 
     async def _watch(self) -> None:
         """Have every chunk scored, until the gate stops the response or loses its teacher."""
@@ -164,7 +168,8 @@ class GatedResponse:
             report.error = str(error)
         except Exception as error:  # whatever a server may raise: it costs the gate, never the response
             report.failed += 1
-            report.error = f"{type(error).__name__}: {error}".splitlines()[0]
+            # Ray puts the cause last, behind a traceback of its own.
+            report.error = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
         report.given_up = report.late + report.failed > gate.retries
         return None
 

@@ -38,7 +38,8 @@ def topk_policy_loss(
 
     Returns:
         Scalar loss, and detached scalars ``pg_clipfrac``, ``pg_clipfrac_lower`` (shares of candidates clipped) and
-        ``ppo_kl`` (mean old - new log-prob). An empty mask gives 0 with zero gradient.
+        ``ppo_kl`` (mean old - new log-prob). An empty mask, or no tokens to divide by, gives 0 with
+        zero gradient.
     """
     active = mask.bool().unsqueeze(-1) & (advantages != 0)
     # Masked before any arithmetic: NaN in padding would survive a later multiplication by 0, in the gradient too.
@@ -51,7 +52,7 @@ def topk_policy_loss(
     bound = -advantages * clip_c
     loss = torch.where(advantages < 0, torch.minimum(surrogate, bound), surrogate)
     tokens = torch.as_tensor(mask.bool().sum() if num_tokens is None else num_tokens).to(loss)
-    total = loss.sum() / torch.where(tokens > 0, tokens, 1.0)
+    total = loss.sum() * torch.where(tokens > 0, 1 / tokens, 0.0)
 
     count = active.sum().clamp(min=1)
     metrics = {

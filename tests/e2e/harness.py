@@ -27,7 +27,7 @@ WIDE = os.environ | {"COLUMNS": "200"}
 
 
 def build_inputs(folder: Path) -> None:
-    """A random student, the same model with its vocabulary permuted, and some problems, under ``folder``."""
+    """A random student, itself with its vocabulary permuted, itself with noise, and some problems, under ``folder``."""
     tokenizer = task.build_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -50,6 +50,11 @@ def build_inputs(folder: Path) -> None:
             model.save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
             model.lm_head.weight.copy_(model.lm_head.weight[torch.randperm(len(tokenizer))])
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(folder / "student").state_dict())
+        for weight in model.parameters():
+            weight.add_(0.25 * weight.std() * torch.randn_like(weight))
+    model.save_pretrained(folder / "noisy")
+    tokenizer.save_pretrained(folder / "noisy")
     task.write_parquet(folder / "data", train=64, validation=8)
 
 

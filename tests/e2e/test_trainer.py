@@ -85,6 +85,24 @@ def plain(inputs, tmp_path_factory):
     return finished(harness.run(inputs, tmp_path_factory.mktemp("plain"), settings, recipe="opd"))
 
 
+@pytest.fixture(scope="session")
+def gated(inputs, tmp_path_factory):
+    """A teacher that drifts from the student, a gate that stops what has, padding rows, two ranks."""
+    settings = SAME | {
+        "prune_opd.teacher.path": inputs / "noisy",
+        "prune_opd.gate.enable": True,
+        "prune_opd.gate.chunk": 16,
+        "prune_opd.teacher.server.block_size": 16,
+        "prune_opd.drift.w_drop": 0.2,
+        "prune_opd.loss_normaliser": "reliable",
+        "prune_opd.budget.init": harness.MAX_RESPONSE,
+        "trainer.total_training_steps": 2,
+        "trainer.save_freq": -1,
+        "trainer.val_before_train": True,
+    }
+    return finished(harness.run(inputs, tmp_path_factory.mktemp("gated"), settings))
+
+
 def finished(run):
     """The run, if it came to its end."""
     assert run.returncode == 0, run.output[-5000:]
@@ -229,6 +247,42 @@ def test_the_first_loss_is_the_negative_mean_reward(permuted, plain):
         assert first["actor/grad_norm"] > 0
 
 
+# ---------------------------------------------------------------------------------------------- the gate
+
+
+def test_what_the_gate_stops_is_what_the_trainer_would_not_trust(gated):
+    """Every kept token is reliable by the trainer's own passes, and one event more would have ended it."""
+    for step, logged in enumerate(gated.steps, 1):
+        stopped, kept = 0, []
+        for dump in gated.dump(step):
+            for i, length in enumerate(dump["lengths"].tolist()):
+                mask = dump["response_mask"][i : i + 1]
+                if not mask.any():
+                    continue  # padding
+                overlap = overlap_ratio(dump["student_topk_ids"][i : i + 1], dump["teacher_topk_ids"][i : i + 1])
+                events = overlap_events(overlap, mask, 0.7)
+                assert reliability(events, mask, 0.2, 0.5).effective_length.item() == length
+                kept.append(length)
+                stopped += dump["prune_opd_sums"][i, COLUMNS.index("stopped")].item()
+        assert len(kept) == 14
+        assert stopped > 0
+        assert logged["prune_opd/gate/stopped_ratio"] == pytest.approx(stopped / 14)
+        assert logged["prune_opd/gate/event_agreement"] == 1
+        assert logged["prune_opd/zero_weight_ratio"] == 0
+        assert logged["prune_opd/generated_tokens"] == logged["prune_opd/kept_tokens"] == sum(kept)
+        assert logged["prune_opd/effective_response_length_mean"] == pytest.approx(sum(kept) / 14)
+        ends = logged["prune_opd/ended_ratio"] + logged["prune_opd/gate/stopped_ratio"]
+        assert logged["prune_opd/limit_hit_ratio"] == pytest.approx(1 - ends)
+        assert logged["prune_opd/gate/given_up"] == logged["prune_opd/gate/failed_answers"] == 0
+        assert logged["prune_opd/gate/overshoot_tokens"] > 0
+
+
+def test_validation_is_not_gated(gated):
+    lines = (gated.folder / "validation/0.jsonl").read_text().splitlines()
+    lengths = [len(json.loads(line)["output"].split()) for line in lines]
+    assert max(lengths) > max(gated.metric("gate/stop_position_mean"))
+
+
 # ---------------------------------------------------------------------------------------------- plain OPD
 
 
@@ -240,7 +294,7 @@ def test_plain_opd_keeps_its_limit_and_weights(plain):
     assert "plain OPD" in plain.output
 
 
-def test_ray_is_gone_afterwards(same, resumed, permuted, plain):
+def test_ray_is_gone_afterwards(same, resumed, permuted, plain, gated):
     import psutil
 
     mine = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.check import SETTINGS, StartCheck, check_settings
+from recipe.prune_opd.check import GATE_SETTINGS, SETTINGS, StartCheck, check_settings
 from recipe.prune_opd.inputs import check_inputs, local_path
 
 VOCABULARY = ["<unk>", "<eos>", "<end>", *(f"w{i}" for i in range(20))]
@@ -84,6 +84,96 @@ def test_wrong_settings_are_refused(config, setting):
     assert message.endswith(setting.why)
 
 
+# ------------------------------------------------------------------------------------------------ gate
+
+
+WRONG_WITH_A_GATE = {
+    "actor_rollout_ref.rollout.name": "sglang",
+    "actor_rollout_ref.rollout.disaggregation.enabled": True,
+}
+
+
+@pytest.fixture
+def gated(config) -> DictConfig:
+    """The recipe's configuration with the gate on."""
+    config.prune_opd.gate.enable = True
+    return config
+
+
+def test_the_gate_is_allowed(gated):
+    assert check_settings(gated).gate.enable
+
+
+def test_every_setting_of_the_gate_has_a_case_here():
+    assert [setting.key for setting in GATE_SETTINGS] == list(WRONG_WITH_A_GATE)
+
+
+@pytest.mark.parametrize("setting", GATE_SETTINGS, ids=lambda setting: setting.key)
+def test_wrong_settings_are_refused_with_a_gate_alone(gated, setting):
+    found = WRONG_WITH_A_GATE[setting.key]
+    OmegaConf.update(gated, setting.key, found, force_add=True)
+    with pytest.raises(ValueError, match="because") as refused:
+        check_settings(gated)
+    message = str(refused.value)
+    allowed = setting.allowed[0]
+    assert message.startswith(f"{setting.key}: got {found!r}, allowed with prune_opd.gate.enable: {allowed}")
+    assert message.endswith(setting.why)
+    gated.prune_opd.gate.enable = False
+    check_settings(gated)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "parallel", "per_node", "allowed"),
+    [(1, 1, 1, True), (2, 2, 8, True), (3, 1, 8, True), (2, 8, 8, True), (3, 4, 8, False), (3, 1, 2, False)],
+)
+def test_the_teachers_servers_must_fit_the_nodes(gated, replicas, parallel, per_node, allowed):
+    gated.prune_opd.teacher.server.replicas = replicas
+    gated.prune_opd.teacher.server.tensor_model_parallel_size = parallel
+    gated.trainer.n_gpus_per_node = per_node
+    if allowed:
+        check_settings(gated)
+    else:
+        found = f"{replicas} replicas of {parallel} devices"
+        with pytest.raises(ValueError, match=rf"^prune_opd\.teacher\.server: got {found}, allowed: .* {per_node}, "):
+            check_settings(gated)
+    gated.prune_opd.gate.enable = False
+    check_settings(gated)
+
+
+@pytest.mark.parametrize(("key", "value"), [("temperature", 0.7), ("top_p", 0.9), ("top_k", 50)])
+def test_log_probs_of_two_distributions_are_not_compared(gated, key, value):
+    rollout = gated.actor_rollout_ref.rollout
+    rollout[key] = value
+    rollout.calculate_log_probs = False
+    check_settings(gated)
+    rollout.calculate_log_probs = True
+    with pytest.raises(ValueError, match=r"^actor_rollout_ref\.rollout\.calculate_log_probs: got True") as refused:
+        check_settings(gated)
+    assert key in str(refused.value)
+    gated.prune_opd.gate.enable = False
+    check_settings(gated)
+
+
+def test_log_probs_of_the_plain_distribution_may_be_compared(gated):
+    gated.actor_rollout_ref.rollout.calculate_log_probs = True
+    for top_k in (-1, 0):
+        gated.actor_rollout_ref.rollout.top_k = top_k
+        check_settings(gated)
+
+
+@pytest.mark.parametrize(("most", "allowed"), [(15, False), (16, True), (-1, True)])
+def test_the_rollout_must_report_k_candidates(gated, most, allowed):
+    OmegaConf.update(gated, "actor_rollout_ref.rollout.engine_kwargs.vllm", {"max_logprobs": most}, force_add=True)
+    if allowed:
+        check_settings(gated)
+    else:
+        with pytest.raises(ValueError, match=r"max_logprobs: got 15, allowed with prune_opd\.gate\.enable: .* 16$"):
+            check_settings(gated)
+
+
+# ------------------------------------------------------------------------------------------------ passes
+
+
 @pytest.mark.parametrize(("dynamic", "size", "allowed"), [(True, None, True), (False, 4, True), (False, None, False)])
 def test_the_teachers_pass_needs_a_micro_batch(config, dynamic, size, allowed):
     config.actor_rollout_ref.ref.log_prob_use_dynamic_bsz = dynamic
@@ -141,7 +231,9 @@ def test_the_budget_must_fit_the_rollout(config):
 # ------------------------------------------------------------------------------------------------ models
 
 
-def save_model(folder: Path, words: list[str] = VOCABULARY, rows: int = 0, ends: list[int] | None = None) -> str:
+def save_model(
+    folder: Path, words: list[str] = VOCABULARY, rows: int = 0, ends: list[int] | None = None, context: int = 2048
+) -> str:
     """A model folder without weights: configuration and word-level tokenizer."""
     from tokenizers import Tokenizer, models
     from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
@@ -152,6 +244,7 @@ def save_model(folder: Path, words: list[str] = VOCABULARY, rows: int = 0, ends:
         intermediate_size=8,
         num_hidden_layers=1,
         num_attention_heads=1,
+        max_position_embeddings=context,
         eos_token_id=1,
     ).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
@@ -271,6 +364,41 @@ def test_a_model_folder_without_its_parts_is_refused(inputs, tmp_path, gone):
         (tmp_path / "teacher" / name).unlink()
     folder = tmp_path / "teacher"
     assert refusal(inputs).startswith(f"prune_opd.teacher.path: {folder} holds no model configuration with tokenizer")
+
+
+@pytest.mark.parametrize(("context", "allowed"), [(500, False), (501, True)])
+def test_a_gates_teacher_must_hold_the_longest_sequence_and_a_token(inputs, tmp_path, context, allowed):
+    inputs.data.max_prompt_length, inputs.data.max_response_length = 100, 600
+    inputs.prune_opd.budget.max = 400
+    inputs.prune_opd.teacher.path = save_model(tmp_path / "short", context=context)
+    check_inputs(inputs)  # a training pass has no such bound
+    inputs.prune_opd.gate.enable = True
+    if allowed:
+        check_inputs(inputs)
+    else:
+        message = refusal(inputs)
+        assert message.startswith(f"prune_opd.teacher.path: {tmp_path / 'short'} has a context of 500 tokens, needed")
+        assert "501" in message
+
+
+def test_a_teacher_that_names_no_context_is_accepted(inputs, monkeypatch):
+    inputs.prune_opd.gate.enable = True
+    inputs.data.max_response_length = 100_000
+    monkeypatch.setattr("transformers.LlamaConfig.max_position_embeddings", None, raising=False)
+    read = AutoConfig.from_pretrained
+
+    def without_context(*args, **kwargs):
+        config = read(*args, **kwargs)
+        del config.max_position_embeddings
+        return config
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", without_context)
+    check_inputs(inputs)
+
+
+def test_the_teachers_vocabulary_is_returned(inputs, tmp_path):
+    inputs.prune_opd.teacher.path = save_model(tmp_path / "padded", rows=64)
+    assert check_inputs(inputs) == 64
 
 
 def test_different_ends_are_a_warning(inputs, tmp_path, caplog):

@@ -4,13 +4,39 @@ import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from recipe.prune_opd.config import BudgetConfig, DriftConfig, PruneOPDConfig, TeacherConfig, load_config
+from recipe.prune_opd.config import (
+    GATES,
+    BudgetConfig,
+    DriftConfig,
+    GateConfig,
+    PruneOPDConfig,
+    TeacherConfig,
+    TeacherServerConfig,
+    load_config,
+)
+from recipe.prune_opd.gate import Consecutive, Cumulative, Relative, Windowed
 
 PAPER = {
-    "teacher": {"path": "T", "temperature": 1.0, "trust_remote_code": False, "override_config": {}},
+    "teacher": {
+        "path": "T",
+        "temperature": 1.0,
+        "trust_remote_code": False,
+        "override_config": {},
+        "server": {
+            "replicas": 1,
+            "tensor_model_parallel_size": 1,
+            "gpu_memory_utilization": 0.85,
+            "dtype": "bfloat16",
+            "block_size": 32,
+            "max_num_batched_tokens": 8192,
+            "enforce_eager": True,
+            "engine_kwargs": {},
+        },
+    },
     "topk": 16,
     "strategy": "only_stu",
     "weighting": "student_p",
+    "loss_normaliser": "generated",
     "dump_dir": None,
     "drift": {
         "enable": True,
@@ -29,6 +55,18 @@ PAPER = {
         "hit_ratio": 0.1,
         "margin": 100,
         "patience": 3,
+    },
+    "gate": {
+        "enable": False,
+        "kind": "cumulative",
+        "min_tokens": 1,
+        "window": 128,
+        "rate": 0.5,
+        "run_length": 16,
+        "increase": 0.3,
+        "chunk": 64,
+        "deadline": 10.0,
+        "retries": 2,
     },
 }
 
@@ -103,6 +141,11 @@ def test_teacher_takes_the_students_model_overrides(compose):
     override = "+actor_rollout_ref.model.override_config.attn_implementation=sdpa"
     config = compose("+recipe=prune_opd", "prune_opd.teacher.path=T", override)
     assert load_config(config.prune_opd).teacher.override_config == {"attn_implementation": "sdpa"}
+
+
+def test_teachers_servers_take_the_rollouts_dtype(compose):
+    config = compose("+recipe=prune_opd", "prune_opd.teacher.path=T", "actor_rollout_ref.rollout.dtype=float32")
+    assert load_config(config.prune_opd).teacher.server.dtype == "float32"
 
 
 def test_without_the_recipe_the_teachers_path_is_an_error(compose):
@@ -189,6 +232,81 @@ def test_bounds_that_do_not_fit_are_refused(given, message):
         BudgetConfig(**given).build(8192)
 
 
+# ------------------------------------------------------------------------------------------------ gate
+
+
+RULES = {
+    "cumulative": (Cumulative, {"left": 34, "min_tokens": 7}, "w_drop = 0.03"),
+    "windowed": (Windowed, {"min_tokens": 7}, "above 0.25 events per token over 40 tokens"),
+    "consecutive": (Consecutive, {"run_length": 9, "min_tokens": 7}, "9 events in a row"),
+    "relative": (Relative, {"min_tokens": 7}, "0.125 events per token above the first 40 tokens"),
+}
+
+
+def gate_of(kind: str) -> GateConfig:
+    return GateConfig(kind=kind, min_tokens=7, window=40, rate=0.25, run_length=9, increase=0.125, chunk=32)
+
+
+def test_every_kind_of_gate_has_a_case_here():
+    assert tuple(RULES) == GATES
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_all_gate_keys_reach_the_gate(kind):
+    built, values, _ = RULES[kind]
+    gate = gate_of(kind).build(0.03)
+    assert type(gate) is built
+    assert {name: getattr(gate, name) for name in values} == values
+    if kind in ("windowed", "relative"):
+        assert gate.last.size == 40
+        assert gate.most == pytest.approx({"windowed": 10, "relative": 5}[kind], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_every_response_has_a_gate_of_its_own(kind):
+    config = gate_of(kind)
+    config.build(0.03).feed([True] * 500)
+    assert config.build(0.03).stop is None
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_a_gate_tells_its_rule(kind):
+    assert gate_of(kind).describe(0.03) == f"{kind}, {RULES[kind][2]}, every 32 tokens"
+
+
+# What cannot go with a gate: other keys, the key that is named, part of the reason.
+WITH_A_GATE = [
+    ({"drift__w_drop": 0}, "drift.w_drop", "> 0 with gate.kind=cumulative"),
+    (
+        {"teacher__temperature": 0.7, "drift__metric": "teacher_top_p_accept"},
+        "teacher.temperature",
+        "1 with gate.enable and drift.metric=teacher_top_p_accept",
+    ),
+    ({"teacher__trust_remote_code": True}, "teacher.trust_remote_code", "false with gate.enable"),
+]
+
+
+@pytest.mark.parametrize(("given", "key", "allowed"), WITH_A_GATE, ids=[key for _, key, _ in WITH_A_GATE])
+def test_what_cannot_go_with_a_gate_is_refused(given, key, allowed):
+    load(**given)
+    with pytest.raises(ValueError, match=rf"^prune_opd\.{key}: got ") as refused:
+        load(gate__enable=True, **given)
+    assert allowed in str(refused.value).split("allowed: ")[1]
+
+
+@pytest.mark.parametrize(
+    "given", [{"drift__w_drop": 0, "gate__kind": "windowed"}, {"teacher__temperature": 0.7}, {"drift__enable": False}]
+)
+def test_what_a_gate_does_not_need_may_be_anything(given):
+    assert load(gate__enable=True, **given).gate.enable
+
+
+def test_servers_keep_what_was_given():
+    server = load(teacher__server={"replicas": 2, "engine_kwargs": {"a": 1}}).teacher.server
+    assert isinstance(server, TeacherServerConfig)
+    assert (server.replicas, server.engine_kwargs, server.block_size) == (2, {"a": 1}, 32)
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 
@@ -219,6 +337,27 @@ REFUSED = [
     ("budget.hit_ratio", 10, "[0, 1]"),
     ("budget.margin", -1, ">= 0"),
     ("budget.patience", 0, ">= 1"),
+    ("loss_normaliser", "all", "generated, reliable"),
+    ("gate.kind", "best", "cumulative, windowed, consecutive, relative"),
+    ("gate.min_tokens", 0, ">= 1"),
+    ("gate.window", 0, ">= 1"),
+    ("gate.run_length", 0, ">= 1"),
+    ("gate.chunk", 0, ">= 1"),
+    ("gate.rate", -0.1, "[0, 1)"),
+    ("gate.rate", 1.0, "[0, 1)"),
+    ("gate.increase", -0.1, "[0, 1)"),
+    ("gate.increase", 1.0, "[0, 1)"),
+    ("gate.increase", float("nan"), "[0, 1)"),
+    ("gate.deadline", 0.0, "> 0"),
+    ("gate.deadline", float("inf"), "> 0"),
+    ("gate.deadline", float("nan"), "> 0"),
+    ("gate.retries", -1, ">= 0"),
+    ("teacher.server.replicas", 0, ">= 1"),
+    ("teacher.server.tensor_model_parallel_size", 0, ">= 1"),
+    ("teacher.server.block_size", 0, ">= 1"),
+    ("teacher.server.max_num_batched_tokens", 0, ">= 1"),
+    ("teacher.server.gpu_memory_utilization", 0.0, "(0, 1]"),
+    ("teacher.server.gpu_memory_utilization", 1.1, "(0, 1]"),
 ]
 
 
@@ -245,6 +384,17 @@ EDGES = [
     ("budget.step", 1),
     ("budget.min", 1),
     ("topk", 1),
+    ("gate.rate", 0),
+    ("gate.increase", 0),
+    ("gate.retries", 0),
+    ("gate.min_tokens", 1),
+    ("gate.window", 1),
+    ("gate.run_length", 1),
+    ("gate.chunk", 1),
+    ("gate.deadline", 0.1),
+    ("teacher.server.gpu_memory_utilization", 1),
+    ("teacher.server.replicas", 1),
+    ("loss_normaliser", "reliable"),
 ]
 
 
@@ -268,6 +418,10 @@ def test_values_at_the_edge_are_allowed(key, value):
         ("teacher.override_config", "sdpa", "str"),
         ("teacher", None, "teacher"),
         ("teacher.path", "${no.such.key}", "no.such.key"),
+        ("gate", 3, "3"),
+        ("gate.chunk", "small", "small"),
+        ("gate.deadline", None, "None"),
+        ("teacher.server.replicas", 1.5, "1.5"),
     ],
 )
 def test_values_of_the_wrong_type_are_refused_in_one_line(key, value, found):
@@ -286,7 +440,7 @@ def test_a_broken_reference_inside_the_whole_configuration_is_named_once():
         load_config(config.prune_opd)
 
 
-@pytest.mark.parametrize("key", ["topK", "drift.gamma", "budget.maximum", "teacher.name"])
+@pytest.mark.parametrize("key", ["topK", "drift.gamma", "budget.maximum", "teacher.name", "gate.on"])
 def test_unknown_keys_are_refused(key):
     with pytest.raises(ValueError, match=rf"^prune_opd\.{key}: .*{key.split('.')[-1]}"):
         load(**{key.replace(".", "__"): 1})
@@ -303,9 +457,16 @@ def test_banner_tells_what_is_on():
         assert part in text
 
 
+def test_banner_tells_the_gates_rule():
+    config = load(gate__enable=True, gate__chunk=32, drift__w_drop=0.03)
+    text = config.describe(config.budget.build(8192))
+    assert "  gate      cumulative, w_drop = 0.03, every 32 tokens" in text
+    assert "worker group and servers" in text
+
+
 def test_banner_tells_what_is_off():
     config = load(drift__enable=False, budget__enable=False, drift__metric="teacher_top_p_accept")
     text = config.describe(config.budget.build(8192))
-    for part in ("weights   off", "off: fixed at 8192 tokens", "teacher_top_p_accept, top_p = 0.95"):
+    for part in ("weights   off", "off: fixed at 8192 tokens", "teacher_top_p_accept, top_p = 0.95", "gate      off"):
         assert part in text
     assert "w_drop" not in text

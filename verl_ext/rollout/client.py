@@ -96,7 +96,7 @@ class GrowingSequence:
     vocab_size: int
     computed: int = 0
     """Tokens the teacher ran through its model so far."""
-    private: bool = False
+    private: int = 0
 
     def __post_init__(self) -> None:
         self._ahead: TopKRows | None = None  # the row of the token after the scored ones, which comes with an answer
@@ -126,21 +126,27 @@ class GrowingSequence:
         return rows[:new]
 
     async def _ask(self, token_ids: list[int], start: int, deadline: float) -> Score:
+        try:
+            answer = await asyncio.wait_for(self._ask_server(token_ids, start), deadline)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"no answer within {deadline} s") from None
+        self.computed += answer.computed
+        return answer
+
+    async def _ask_server(self, token_ids: list[int], start: int) -> Score:
         if self._server is None:
             self._server = await self.client._acquire_server(self.sequence_id)
         server_id, server = self._server
         reference = server.score.remote(token_ids, start, self.topk, self.sequence_id, self.private)
         try:
-            answer = await asyncio.wait_for(reference, deadline)
-        except asyncio.TimeoutError:
+            return await reference
+        except asyncio.CancelledError:
             ray.cancel(reference)
-            raise TimeoutError(f"no answer within {deadline} s") from None
+            raise
         except ActorDiedError:
             self._server = None
             await self.client.drop(server_id)
             raise
-        self.computed += answer.computed
-        return answer
 
     def release(self) -> None:
         """Tell the load balancer that this sequence is over."""

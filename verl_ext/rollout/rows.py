@@ -50,8 +50,8 @@ class Score:
     """Tokens ``start`` to the end of the sequence, and the token that would come next."""
     computed: int
     """Tokens the engine ran through its model for it."""
-    private: bool
-    """Whether the prefix cache of this sequence is its own, see ``TopKHttpServer.score``."""
+    private: int
+    """Which prefix cache of its own this sequence has, 0 for the shared one, see ``TopKHttpServer.score``."""
 
 
 class BadScore(ValueError):

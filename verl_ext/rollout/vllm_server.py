@@ -20,6 +20,7 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.logprobs import LogprobsProcessor
 from vllm.v1.outputs import LogprobsTensors
 
+from verl_ext import compat
 from verl_ext.rollout.rows import Chunk, Score, TopKRows
 
 RAW = "raw_logprobs"
@@ -155,13 +156,14 @@ class TopKHttpServer(vLLMHttpServer):
         await self.engine.abort(request_id)
 
     async def score(
-        self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: bool = False
+        self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0
     ) -> Score:
         """Rows of the tokens from ``start`` on and of the token that would follow, at the cost of the uncached tail.
 
         vLLM computes no row for a token whose predecessor is in its prefix cache. A sequence scored before has only
-        tokens before ``start`` there, its next token's row having come with the last answer. Where another sequence
-        has left more, the score is made again under a cache key of its own; ``private`` is to be passed from then on.
+        tokens before ``start`` there, its next token's row having come with the last answer. Where another sequence,
+        or a question that was withdrawn, has left more, the score is made again under a cache key of its own;
+        ``private``, the number of that key, is to be passed from then on.
 
         Args:
             token_ids: prompt and response so far.
@@ -178,13 +180,12 @@ class TopKHttpServer(vLLMHttpServer):
             raise ValueError(f"score: a sequence of {len(token_ids)} tokens, the engine's context allows {most}")
         computed = 0
         while True:
-            rows, cached = await self._tail(token_ids, start, topk, sequence_id if private else None)
+            cache_salt = f"{sequence_id}/{private}" if private else None
+            rows, cached = await self._tail(token_ids, start, topk, cache_salt)
             computed += len(token_ids) - cached
             if cached < start:
                 return Score(rows, computed, private)
-            if private:
-                raise RuntimeError(f"score: {cached} tokens of a private sequence are cached, asked from {start} on")
-            private = True
+            private += 1
 
     async def _tail(self, token_ids: list[int], start: int, topk: int, cache_salt: str | None) -> tuple[TopKRows, int]:
         """The rows, and the number of cached tokens: rows up to that one are not valid."""
@@ -225,5 +226,6 @@ class TopKReplica(vLLMReplica):
     """verl's replica, its servers being ours."""
 
     def __init__(self, *args: Any, **kwargs: Any):
+        compat.check("vllm")
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(TopKHttpServer)

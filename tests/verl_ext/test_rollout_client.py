@@ -1,0 +1,366 @@
+"""The clients, servers and load balancer being objects that answer as Ray's handles do."""
+
+import asyncio
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.exceptions import ActorDiedError
+from verl.workers.rollout.replica import TokenOutput
+
+from verl_ext.rollout.client import FollowingClient, GrowingSequence, ScoringClient
+from verl_ext.rollout.rows import BadScore, Chunk, Score, TopKRows
+
+K, VOCAB, PROMPT, LENGTH = 3, 100, 5, 80
+
+
+def remote(answer: Any) -> SimpleNamespace:
+    """A method of an actor handle: ``remote`` gives an awaitable at once."""
+
+    def call(*args: Any, **kwargs: Any) -> asyncio.Task:
+        async def body() -> Any:
+            return answer(*args, **kwargs)
+
+        return asyncio.ensure_future(body())
+
+    return SimpleNamespace(remote=call)
+
+
+class Balancer:
+    """Stands for verl's load balancer."""
+
+    def __init__(self, **servers: Any):
+        self.servers, self.acquired, self.released, self.fields = servers, [], [], []
+        self.acquire_server, self.release_server = remote(self._acquire), remote(self._release)
+        self.remove_servers = remote(self._remove)
+        self.require_acquire_fields = remote(lambda: ["prompt_ids"])
+        self.require_release_fields = remote(lambda: ["request_id"])
+
+    def _acquire(self, request_id: str, **fields: Any) -> tuple[str, Any]:
+        if not self.servers:
+            raise RuntimeError("No available servers in load balancer")
+        server_id = min(self.servers)
+        self.acquired.append((server_id, request_id))
+        self.fields.append(fields)
+        return server_id, self.servers[server_id]
+
+    def _release(self, server_id: str, request_id: str) -> None:
+        self.released.append((server_id, request_id))
+
+    def _remove(self, server_ids: list[str]) -> None:
+        for server_id in server_ids:
+            del self.servers[server_id]
+
+
+class Server:
+    """A teacher with a row of its own for every token; ``faults`` are what it does instead, one a question."""
+
+    def __init__(self, *faults: Any):
+        rng = np.random.default_rng(0)
+        shape = (LENGTH + 1, K)
+        self.rows = TopKRows(
+            rng.integers(0, VOCAB, shape, dtype=np.int32), rng.standard_normal(shape).astype(np.float32)
+        )
+        self.faults, self.questions, self.score = list(faults), [], SimpleNamespace(remote=self._score)
+        self.private = 0
+
+    def _score(self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int) -> asyncio.Future:
+        self.questions.append((len(token_ids), start, sequence_id, private))
+        assert topk == K
+        rows = self.rows[start : len(token_ids) + 1]
+        future = asyncio.get_running_loop().create_future()
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is None:
+            future.set_result(Score(rows, len(token_ids) - start, self.private))
+        elif isinstance(fault, Exception):
+            future.set_exception(fault)
+        elif fault != "silence":
+            future.set_result(Score(fault(rows), len(token_ids) - start, self.private))
+        return future
+
+
+def run(balancer: Balancer, body: Any) -> None:
+    """``body`` of a scoring client's one sequence."""
+
+    async def main() -> None:
+        async with ScoringClient(None, balancer).sequence(PROMPT, K, VOCAB) as sequence:
+            await body(sequence)
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def same(rows: TopKRows, expected: TopKRows) -> bool:
+    return np.array_equal(rows.ids, expected.ids) and np.array_equal(rows.log_probs, expected.log_probs)
+
+
+# ------------------------------------------------------------------------------------------------ growing sequences
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_token_gets_its_row_once_and_in_order(seed: int):
+    server, rng = Server(), random.Random(seed)
+    lengths = sorted(rng.sample(range(PROMPT + 1, LENGTH), rng.randint(1, 10))) + [LENGTH]
+
+    async def body(sequence: GrowingSequence) -> None:
+        given = [await sequence.score(list(range(length)), 1) for length in lengths]
+        assert [len(rows) for rows in given] == np.diff([PROMPT, *lengths]).tolist()
+        assert same(TopKRows.join(*given), server.rows[PROMPT:LENGTH])
+        assert sequence.computed == sum(length - start for length, start, *_ in server.questions)
+
+    run(Balancer(a=server), body)
+    assert [length for length, *_ in server.questions] == lengths
+    # The row of the token after the last came with the answer before.
+    assert [start for _, start, *_ in server.questions] == [PROMPT] + [length + 1 for length in lengths[:-1]]
+
+
+def cut(rows: TopKRows) -> TopKRows:
+    return rows[:-1]
+
+
+def foreign(rows: TopKRows) -> TopKRows:
+    return TopKRows(rows.ids + VOCAB, rows.log_probs)
+
+
+FAULTS = [
+    (RuntimeError("out of memory"), RuntimeError),
+    (cut, BadScore),
+    (foreign, BadScore),
+    ("silence", TimeoutError),
+]
+
+
+@pytest.mark.parametrize(("fault", "error"), FAULTS, ids=["raises", "too_short", "foreign", "silent"])
+@pytest.mark.parametrize("first", [True, False])
+def test_after_an_error_nothing_has_changed(monkeypatch, fault: Any, error: type[Exception], first: bool):
+    monkeypatch.setattr(ray, "cancel", lambda reference: None)
+    server = Server(*([] if first else [None]), fault)
+
+    async def body(sequence: GrowingSequence) -> None:
+        begin = PROMPT
+        if not first:
+            begin = 20
+            await sequence.score(list(range(begin)), 1)
+        with pytest.raises(error):
+            await sequence.score(list(range(30)), 0.01)
+        assert sequence.scored == begin
+        assert same(await sequence.score(list(range(30)), 1), server.rows[begin:30])
+        assert same(await sequence.score(list(range(41)), 1), server.rows[30:41])
+
+    run(Balancer(a=server), body)
+    assert len({start for length, start, *_ in server.questions if length == 30}) == 1
+
+
+def test_past_the_deadline_the_question_is_withdrawn(monkeypatch):
+    cancelled: list[Any] = []
+    monkeypatch.setattr(ray, "cancel", cancelled.append)
+    balancer = Balancer(a=Server("silence"))
+
+    async def body(sequence: GrowingSequence) -> None:
+        with pytest.raises(TimeoutError, match=r"^no answer within 0\.01 s$"):
+            await sequence.score(list(range(30)), 0.01)
+        assert len(cancelled) == 1
+        await sequence.score(list(range(40)), 1)  # of the same server: it is slow, not dead
+
+    run(balancer, body)
+    assert len(balancer.acquired) == 1
+
+
+def test_a_load_balancer_that_never_answers_is_past_the_deadline_too():
+    balancer = Balancer(a=Server())
+    balancer.acquire_server = SimpleNamespace(remote=lambda **kwargs: asyncio.get_running_loop().create_future())
+
+    async def body(sequence: GrowingSequence) -> None:
+        with pytest.raises(TimeoutError, match=r"^no answer within 0\.01 s$"):
+            await sequence.score(list(range(30)), 0.01)
+
+    run(balancer, body)
+    assert balancer.released == []
+
+
+def test_a_caller_who_goes_away_withdraws_the_question(monkeypatch):
+    cancelled: list[Any] = []
+    monkeypatch.setattr(ray, "cancel", cancelled.append)
+    balancer = Balancer(a=Server("silence"))
+
+    async def body(sequence: GrowingSequence) -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(sequence.score(list(range(30)), 60), 0.01)
+
+    run(balancer, body)
+    assert len(cancelled) == 1
+    assert balancer.released == balancer.acquired
+
+
+def test_a_dead_server_leaves_the_rotation_and_another_takes_over():
+    dead, alive = Server(None, ActorDiedError()), Server()
+    balancer = Balancer(a=dead, b=alive)
+
+    async def body(sequence: GrowingSequence) -> None:
+        await sequence.score(list(range(20)), 1)
+        with pytest.raises(ActorDiedError):
+            await sequence.score(list(range(30)), 1)
+        assert list(balancer.servers) == ["b"]
+        assert same(await sequence.score(list(range(35)), 1), alive.rows[20:35])
+
+    run(balancer, body)
+    assert [server_id for server_id, _ in balancer.acquired] == ["a", "b"]
+    assert [server_id for server_id, _ in balancer.released] == ["b"]
+
+
+def test_without_a_server_left_the_balancers_error_is_raised():
+    async def body(sequence: GrowingSequence) -> None:
+        with pytest.raises(ActorDiedError):
+            await sequence.score(list(range(30)), 1)
+        with pytest.raises(RuntimeError, match="No available servers"):
+            await sequence.score(list(range(30)), 1)
+
+    balancer = Balancer(a=Server(ActorDiedError()))
+    run(balancer, body)
+    assert balancer.released == []
+
+
+def test_a_sequence_stays_with_its_server_under_one_name():
+    server = Server()
+    balancer = Balancer(a=server)
+
+    async def body(sequence: GrowingSequence) -> None:
+        for length in (20, 30, 40):
+            await sequence.score(list(range(length)), 1)
+        assert balancer.released == []
+
+    run(balancer, body)
+    ((_, name),) = balancer.acquired
+    assert {sequence_id for *_, sequence_id, _ in server.questions} == {name}
+    assert balancer.released == [("a", name)]
+
+
+def test_sequences_have_different_names():
+    server = Server()
+    for _ in range(2):
+        run(Balancer(a=server), lambda sequence: sequence.score(list(range(20)), 1))
+    assert len({sequence_id for *_, sequence_id, _ in server.questions}) == 2
+
+
+def test_a_private_prefix_stays_private():
+    server = Server(None, None, cut)
+
+    async def body(sequence: GrowingSequence) -> None:
+        await sequence.score(list(range(10)), 1)
+        server.private = 2
+        await sequence.score(list(range(20)), 1)
+        with pytest.raises(BadScore):
+            await sequence.score(list(range(30)), 1)
+        await sequence.score(list(range(40)), 1)
+
+    run(Balancer(a=server), body)
+    assert [private for *_, private in server.questions] == [0, 0, 2, 2]
+
+
+def test_a_sequence_nobody_asked_about_takes_no_server():
+    balancer = Balancer(a=Server())
+
+    async def body(sequence: GrowingSequence) -> None:
+        pass
+
+    run(balancer, body)
+    assert balancer.acquired == balancer.released == []
+
+
+def test_an_error_of_the_caller_releases_the_server():
+    balancer = Balancer(a=Server())
+
+    async def body(sequence: GrowingSequence) -> None:
+        await sequence.score(list(range(20)), 1)
+        raise KeyError("caller")
+
+    async def main() -> None:
+        with pytest.raises(KeyError):
+            async with ScoringClient(None, balancer).sequence(PROMPT, K, VOCAB) as sequence:
+                await body(sequence)
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert balancer.released == balancer.acquired
+
+
+# ------------------------------------------------------------------------------------------------ followed responses
+
+
+CHUNKS = [Chunk([1, 2], TopKRows(np.zeros((2, K)), np.zeros((2, K))), np.zeros(2)) for _ in range(3)]
+OUTPUT = TokenOutput(token_ids=[1, 2] * 3, stop_reason="completed")
+
+
+class Rollout:
+    """A rollout server's handle, its ``follow`` being a stream of references."""
+
+    def __init__(self, *items: Any):
+        self.items, self.calls, self.aborted = items, [], []
+        self.follow = SimpleNamespace(options=self._options)
+        self.abort = remote(self.aborted.append)
+
+    def _options(self, num_returns: str) -> SimpleNamespace:
+        assert num_returns == "streaming"
+        return SimpleNamespace(remote=self._follow)
+
+    async def _follow(self, **arguments: Any) -> Any:
+        self.calls.append(arguments)
+        for item in self.items:
+            future = asyncio.get_running_loop().create_future()
+            if isinstance(item, Exception):
+                future.set_exception(item)
+            else:
+                future.set_result(item)
+            yield future
+
+
+CONFIG = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=SimpleNamespace(full_determinism=False)))
+
+
+def follow(balancer: Balancer, abort: bool = False) -> tuple[list[Chunk], TokenOutput | None]:
+    """The chunks of one response and its output."""
+
+    async def main() -> tuple[list[Chunk], TokenOutput | None]:
+        chunks = []
+        client = FollowingClient(CONFIG, balancer)
+        try:
+            async with client.follow("r", [7, 8], {"max_tokens": 9}, topk=K, chunk=2) as response:
+                async for chunk in response:
+                    assert response.output is None
+                    chunks.append(chunk)
+                    if abort:
+                        await response.abort()
+            return chunks, response.output
+        finally:
+            await asyncio.sleep(0)
+
+    return asyncio.run(main())
+
+
+def test_a_followed_response_gives_its_chunks_and_then_its_output():
+    server = Rollout(*CHUNKS, OUTPUT)
+    balancer = Balancer(a=server)
+    chunks, output = follow(balancer)
+    assert [id(chunk) for chunk in chunks] == [id(chunk) for chunk in CHUNKS]
+    assert output is OUTPUT
+    (call,) = server.calls
+    assert call.pop("request_id") != "r"  # every turn is a request of its own
+    assert call == {"prompt_ids": [7, 8], "sampling_params": {"max_tokens": 9}, "topk": K, "chunk": 2}
+    assert (balancer.acquired, balancer.released) == ([("a", "r")], [("a", "r")])
+    assert balancer.fields == [{"prompt_ids": [7, 8]}]  # what the balancer declares
+
+
+def test_an_abort_names_the_request():
+    server = Rollout(CHUNKS[0], OUTPUT)
+    follow(Balancer(a=server), abort=True)
+    assert server.aborted == [server.calls[0]["request_id"]]
+
+
+def test_an_error_of_the_server_is_raised_and_releases_it():
+    balancer = Balancer(a=Rollout(CHUNKS[0], RuntimeError("engine died")))
+    with pytest.raises(RuntimeError, match="engine died"):
+        follow(balancer)
+    assert balancer.released == [("a", "r")]

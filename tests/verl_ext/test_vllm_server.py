@@ -1,0 +1,434 @@
+"""What our server does with vLLM's outputs, the engine being scripted. Importing vLLM takes seconds."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import fields
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from verl_ext.rollout.rows import Chunk, TopKRows
+
+if find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed", allow_module_level=True)
+
+from verl.workers.rollout.replica import RolloutReplicaRegistry
+from vllm import SamplingParams
+from vllm.logprobs import FlatLogprobs, append_logprobs_for_next_position
+from vllm.v1.engine.logprobs import LogprobsProcessor
+from vllm.v1.outputs import LogprobsTensors
+
+from verl_ext.rollout import register_vllm, vllm_server
+from verl_ext.rollout.vllm_server import FollowedEngine, Following, TailLogprobs, TopKHttpServer, TopKReplica
+
+K, VOCAB = 3, 40
+
+
+class Text:
+    """Sampled tokens and, for each, the row vLLM reports: the token itself, then the K most likely."""
+
+    def __init__(self, length: int, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.top = np.argsort(rng.random((length, VOCAB)), axis=1)[:, :K]
+        self.log_probs = -np.sort(rng.random((length, K)).astype(np.float32))
+        column = rng.integers(0, K + 1, length)  # K: the token is none of them
+        self.tokens = [int(row[c]) if c < K else VOCAB + 1 for row, c in zip(self.top, column, strict=True)]
+        self.sampled = np.array(
+            [row[c] if c < K else -9 for row, c in zip(self.log_probs, column, strict=True)], dtype=np.float32
+        )
+        assert {*column} == {*range(K + 1)}
+
+    def output(self, count: int, finished: bool = False) -> Any:
+        """The cumulative output of a request after ``count`` tokens."""
+        flat = FlatLogprobs()
+        for t in range(count):
+            ids = [self.tokens[t], *self.top[t].tolist()]
+            values = [self.sampled[t].item(), *self.log_probs[t].tolist()]
+            append_logprobs_for_next_position(flat, ids, values, [None] * (K + 1), 1, K)
+        return SimpleNamespace(
+            outputs=[SimpleNamespace(token_ids=self.tokens[:count], logprobs=flat)], finished=finished
+        )
+
+
+def drain(following: Following) -> list[Chunk]:
+    return [following.queue.get_nowait() for _ in range(following.queue.qsize())]
+
+
+def check_chunks(chunks: list[Chunk], text: Text, count: int) -> None:
+    """The chunks are the first ``count`` tokens, each once."""
+    assert sum((chunk.token_ids for chunk in chunks), []) == text.tokens[:count]
+    rows = TopKRows.join(*(chunk.rows for chunk in chunks))
+    np.testing.assert_array_equal(rows.ids, text.top[:count])
+    np.testing.assert_array_equal(rows.log_probs, text.log_probs[:count])
+    np.testing.assert_array_equal(np.concatenate([c.sampled_log_probs for c in chunks]), text.sampled[:count])
+    assert rows.ids.dtype == np.int32
+    assert rows.log_probs.dtype == np.float32
+
+
+# ------------------------------------------------------------------------------------------------ following
+
+
+@pytest.mark.parametrize("prompt", [1, 7, 8, 9])
+@pytest.mark.parametrize("step", [1, 5, 30])
+def test_chunks_end_where_prompt_and_response_are_a_multiple(prompt: int, step: int) -> None:
+    text, following = Text(50), Following(prompt, K, chunk=8)
+    for count in [*range(1, 50, step), 50]:
+        following.observe(text.output(count, finished=count == 50))
+    chunks = drain(following)
+    check_chunks(chunks, text, 50)
+    ends = prompt + np.cumsum([len(chunk.token_ids) for chunk in chunks])
+    assert (ends[:-1] % 8 == 0).all()
+    assert ends[-1] == prompt + 50
+    if step == 1:
+        assert {len(chunk.token_ids) for chunk in chunks[1:-1]} == {8}
+
+
+def test_a_chunk_is_reported_as_soon_as_it_is_whole() -> None:
+    text, following, sizes = Text(20), Following(3, K, chunk=8), []
+    for count in range(1, 15):
+        following.observe(text.output(count))
+        sizes.append(sum(len(chunk.token_ids) for chunk in drain(following)))
+    assert [(count, size) for count, size in enumerate(sizes, 1) if size] == [(5, 5), (13, 8)]
+
+
+def test_a_response_that_ends_with_a_chunk_has_no_empty_one() -> None:
+    text, following = Text(20), Following(4, K, chunk=8)
+    following.observe(text.output(12))
+    following.observe(text.output(12, finished=True))
+    check_chunks(drain(following), text, 12)
+    assert following.queue.empty()
+
+
+def test_a_row_has_k_candidates_whether_or_not_the_token_is_among_them() -> None:
+    text, following = Text(30), Following(1, K, chunk=30)
+    following.observe(text.output(30, finished=True))
+    (chunk,) = drain(following)
+    among = (chunk.rows.ids == np.array(chunk.token_ids)[:, None]).any(1)
+    assert 0 < among.sum() < 30
+    assert chunk.rows.ids.shape == chunk.rows.log_probs.shape == (30, K)
+
+
+def test_an_abort_before_the_first_token_reports_nothing() -> None:
+    following = Following(4, K, chunk=8)
+    following.observe(SimpleNamespace(outputs=[], finished=True))
+    assert following.queue.empty()
+
+
+# ------------------------------------------------------------------------------------------------ the engine
+
+
+class Engine:
+    """Stands for vLLM's engine: generates ``text`` a few tokens at a time."""
+
+    name = "engine"
+
+    def __init__(self, text: Text):
+        self.text, self.params, self.aborted, self.closed = text, [], [], False
+
+    async def generate(self, prompt: Any, params: SamplingParams, request_id: str, **kwargs: Any) -> AsyncIterator[Any]:
+        self.params.append((params, kwargs))
+        length = len(self.text.tokens)
+        try:
+            for count in [*range(1, length, 3), length]:
+                await asyncio.sleep(0)
+                yield self.text.output(count, finished=count == length)
+        finally:
+            self.closed = True
+
+    async def abort(self, request_id: str, **kwargs: Any) -> None:
+        self.aborted.append((request_id, kwargs))
+
+
+async def outputs(engine: FollowedEngine, params: SamplingParams, **kwargs: Any) -> list[Any]:
+    return [output async for output in engine.generate("prompt", params, "r", **kwargs)]
+
+
+def test_requests_nobody_follows_are_untouched() -> None:
+    engine, params = Engine(Text(20)), SamplingParams(max_tokens=5)
+    followed = FollowedEngine(engine)
+    followed.followed["another"] = Following(4, K, 8)
+    assert len(asyncio.run(outputs(followed, params, priority=3))) == 8
+    ((seen, kwargs),) = engine.params
+    assert seen is params
+    assert kwargs == {"priority": 3}
+    assert followed.followed["another"].queue.empty()
+
+
+def test_a_followed_request_reports_with_parameters_of_its_own() -> None:
+    text = Text(20)
+    engine, params = Engine(text), SamplingParams(max_tokens=5, temperature=0.7, logprobs=0)
+    followed, following = FollowedEngine(engine), Following(4, K, 8)
+    followed.followed["r"] = following
+    assert len(asyncio.run(outputs(followed, params))) == 8
+    ((seen, _),) = engine.params
+    assert seen is not params
+    assert (seen.logprobs, seen.flat_logprobs, seen.detokenize) == (K, True, False)
+    assert (seen.max_tokens, seen.temperature) == (5, 0.7)
+    assert (params.logprobs, params.flat_logprobs, params.detokenize) == (0, False, True)
+    check_chunks(drain(following), text, 20)
+
+
+def test_all_else_is_the_engines() -> None:
+    engine = Engine(Text(20))
+    followed = FollowedEngine(engine)
+    assert followed.name == "engine"
+    assert followed.abort == engine.abort
+    with pytest.raises(AttributeError):
+        _ = followed.no_such_method
+
+
+# ------------------------------------------------------------------------------------------------ prompt rows
+
+
+def tail_of(start: int) -> TailLogprobs:
+    params = SamplingParams(prompt_logprobs=K, logprobs=K, flat_logprobs=True)
+    processor = LogprobsProcessor.from_new_request(None, SimpleNamespace(sampling_params=params))
+    return TailLogprobs(**vars(processor), start=start)
+
+
+@pytest.mark.parametrize("start", [1, 2, 17, 29, 30])
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_the_tail_is_kept_whatever_the_parts_the_prompt_comes_in(start: int, parts: int) -> None:
+    length, rng = 30, random.Random(parts)
+    ids, log_probs = torch.randint(VOCAB, (length - 1, K + 1)), torch.randn(length - 1, K + 1)
+    cuts = [0, *sorted(rng.sample(range(1, length - 1), parts - 1)), length - 1]
+    tail = tail_of(start)
+    for begin, end in zip(cuts, cuts[1:], strict=False):
+        tail._update_prompt_logprobs(LogprobsTensors(ids[begin:end], log_probs[begin:end], torch.zeros(end - begin)))
+    # Row i is that of token i + 1; its first column is the token itself.
+    np.testing.assert_array_equal(np.concatenate(tail.ids), ids[start - 1 :, 1:].numpy())
+    np.testing.assert_array_equal(np.concatenate(tail.log_probs), log_probs[start - 1 :, 1:].numpy())
+    assert tail.seen == length - 1
+
+
+def test_the_processor_has_the_fields_we_pass_on() -> None:
+    own = {"start", "seen", "ids", "log_probs"}
+    assert {field.name for field in fields(TailLogprobs)} == {field.name for field in fields(LogprobsProcessor)} | own
+    assert "_update_prompt_logprobs" in vars(LogprobsProcessor)
+
+
+# ------------------------------------------------------------------------------------------------ the server
+
+
+class Server(TopKHttpServer):
+    """Our server without verl's start, and with a scripted ``generate``."""
+
+    def __init__(self, text: Text | None = None, logprobs_mode: str = "raw_logprobs"):
+        self.config = SimpleNamespace(logprobs_mode=logprobs_mode, max_model_len=100)
+        self.engine = FollowedEngine(Engine(text or Text(20)))
+        self.error: Exception | None = None
+
+    async def generate(self, prompt_ids: list[int], sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
+        async for _ in self.engine.generate(prompt_ids, SamplingParams(**sampling_params), request_id, **kwargs):
+            if self.error is not None:
+                raise self.error
+        return "output"
+
+
+def test_follow_gives_chunks_and_then_what_generate_returns() -> None:
+    text = Text(20)
+    server = Server(text)
+
+    async def body() -> list[Any]:
+        return [item async for item in server.follow([1] * 5, {"max_tokens": 20}, "r", K, 8, priority=3)]
+
+    *chunks, output = asyncio.run(body())
+    assert output == "output"
+    assert [len(chunk.token_ids) for chunk in chunks] == [3, 8, 8, 1]
+    check_chunks(chunks, text, 20)
+    assert server.engine.followed == {}
+    assert server.engine.params[0][1] == {"priority": 3}
+
+
+def test_follow_raises_what_generate_raises() -> None:
+    server = Server()
+    server.error = RuntimeError("engine died")
+
+    async def body() -> None:
+        async for _ in server.follow([1], {}, "r", K, 8):
+            pass
+
+    with pytest.raises(RuntimeError, match="engine died"):
+        asyncio.run(body())
+    assert server.engine.followed == {}
+
+
+def test_a_reader_who_goes_away_ends_the_request() -> None:
+    server = Server(Text(2000))
+
+    async def body() -> None:
+        async with aclosing(server.follow([1], {}, "r", K, 8)) as stream:
+            async for _ in stream:
+                break
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(body())
+    assert server.engine.followed == {}
+    assert server.engine.closed
+
+
+def test_processed_log_probs_cannot_be_followed() -> None:
+    async def body() -> None:
+        async for _ in Server(logprobs_mode="processed_logprobs").follow([1], {}, "r", K, 8):
+            pass
+
+    with pytest.raises(ValueError, match=r"logprobs_mode: got 'processed_logprobs', allowed to follow: 'raw_logprobs'"):
+        asyncio.run(body())
+
+
+def test_abort_reaches_the_engine() -> None:
+    server = Server()
+    asyncio.run(server.abort("r"))
+    assert server.engine.aborted == [("r", {})]
+
+
+class Scoring(Server):
+    """Our server with a scripted prefix cache: how many tokens each key has. Blocks are of one token."""
+
+    def __init__(self, shared: int = 0):
+        super().__init__()
+        self.cached, self.asked = {None: shared}, []
+
+    async def _tail(self, token_ids: list[int], start: int, topk: int, cache_salt: str | None) -> tuple[str, int]:
+        self.asked.append(cache_salt)
+        cached = self.cached.get(cache_salt, 0)
+        self.cached[cache_salt] = len(token_ids)
+        return f"rows of {cache_salt}", cached
+
+
+def test_a_score_costs_the_uncached_tail() -> None:
+    server = Scoring(32)
+    score = asyncio.run(server.score([1] * 50, 33, K, "s"))
+    assert (score.rows, score.computed, score.private) == ("rows of None", 18, 0)
+
+
+def test_where_others_left_too_much_the_score_is_made_again_under_a_key_of_its_own() -> None:
+    server = Scoring(33)
+    score = asyncio.run(server.score([1] * 50, 33, K, "s"))
+    assert server.asked[0] is None
+    assert len(server.asked) == 2
+    assert score.rows == f"rows of {server.asked[1]}"
+    assert (score.computed, score.private) == (17 + 50, 1)
+    again = asyncio.run(server.score([1] * 60, 51, K, "s", score.private))
+    assert (again.rows, again.computed, again.private) == (score.rows, 10, score.private)
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("private", [0, 1])
+def test_what_withdrawn_questions_left_in_the_caches_is_no_obstacle(private: int) -> None:
+    server = Scoring(33)
+    before = asyncio.run(server.score([1] * 40, 33, K, "s")).private if private else 0
+    for length in (50, 60, 70):  # answers nobody took: asked again from the same token on
+        score = asyncio.run(server.score([1] * length, 41, K, "s", before))
+        assert score.rows == f"rows of {server.asked[-1]}"
+    assert server.asked[-1] is not None
+
+
+def test_keys_of_two_sequences_differ() -> None:
+    server = Scoring(33)
+    for name in ("s", "t"):
+        asyncio.run(server.score([1] * 50, 33, K, name))
+    assert len({*server.asked}) == 3
+
+
+@pytest.mark.parametrize(("length", "allowed"), [(99, True), (100, False)])
+def test_a_sequence_beyond_the_context_is_refused(length: int, allowed: bool) -> None:
+    """One token is generated for the next token's row, so one less than the context."""
+    if allowed:
+        asyncio.run(Scoring().score([1] * length, 1, K, "s"))
+    else:
+        with pytest.raises(ValueError, match="a sequence of 100 tokens, the engine's context allows 99"):
+            asyncio.run(Scoring().score([1] * length, 1, K, "s"))
+
+
+class Prefill:
+    """Stands for vLLM's engine while it scores: prompt rows in two parts, then one generated token."""
+
+    def __init__(self, text: Text, silent: bool = False):
+        self.text, self.silent, self.requests, self.aborted = text, silent, [], []
+        self.output_processor = SimpleNamespace(request_states={})
+
+    async def add_request(self, request_id: str, prompt: Any, params: SamplingParams) -> Any:
+        self.requests.append((prompt, params))
+        processor = LogprobsProcessor.from_new_request(None, SimpleNamespace(sampling_params=params))
+        state = SimpleNamespace(logprobs_processor=processor)
+        self.output_processor.request_states[f"internal-{request_id}"] = state
+        return SimpleNamespace(request_id=f"internal-{request_id}", get=lambda: self._get(state))
+
+    async def _get(self, state: Any) -> Any:
+        await asyncio.sleep(3600 if self.silent else 0)
+        length, text = len(self.requests[-1][0]["prompt_token_ids"]), self.text
+        ids = torch.tensor(np.c_[text.tokens, text.top][1:length])
+        log_probs = torch.tensor(np.c_[text.sampled, text.log_probs][1:length])
+        for part in (slice(0, 7), slice(7, None)):
+            tensors = LogprobsTensors(ids[part], log_probs[part], torch.zeros(len(ids[part])))
+            state.logprobs_processor._update_prompt_logprobs(tensors)
+        flat = FlatLogprobs()
+        next_ids, next_log_probs = [0, *text.top[length].tolist()], [0.0, *text.log_probs[length].tolist()]
+        append_logprobs_for_next_position(flat, next_ids, next_log_probs, [None] * (K + 1), 1, K)
+        return SimpleNamespace(finished=True, outputs=[SimpleNamespace(logprobs=flat)], num_cached_tokens=8)
+
+    async def abort(self, request_id: str, internal: bool) -> None:
+        self.aborted.append((request_id, internal))
+
+
+def scoring(engine: Prefill) -> Server:
+    server = Server()
+    server.engine = engine
+    return server
+
+
+@pytest.mark.parametrize("start", [9, 15, 20])
+def test_rows_are_those_from_the_start_to_the_next_token(start: int) -> None:
+    text = Text(30)
+    engine = Prefill(text)
+    score = asyncio.run(scoring(engine).score([1] * 20, start, K, "s"))
+    np.testing.assert_array_equal(score.rows.ids, text.top[start:21])
+    np.testing.assert_array_equal(score.rows.log_probs, text.log_probs[start:21])
+    assert score.computed == 12
+    ((prompt, params),) = engine.requests
+    assert "cache_salt" not in prompt
+    assert (params.max_tokens, params.prompt_logprobs, params.logprobs) == (1, K, K)
+    assert params.skip_reading_prefix_cache is False  # vLLM's default with prompt log-probs reads no cache
+
+
+def test_a_private_score_has_a_key() -> None:
+    engine = Prefill(Text(30))
+    asyncio.run(scoring(engine).score([1] * 20, 9, K, "s", 1))
+    assert engine.requests[0][0]["cache_salt"]
+
+
+def test_an_asker_who_goes_away_ends_the_scoring() -> None:
+    engine = Prefill(Text(30), silent=True)
+
+    async def body() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(scoring(engine).score([1] * 20, 9, K, "s"), 0.01)
+
+    asyncio.run(body())
+    ((request_id, internal),) = engine.aborted
+    assert internal
+    assert request_id in engine.output_processor.request_states
+
+
+# ------------------------------------------------------------------------------------------------ verl's registry
+
+
+def test_verl_starts_our_servers_under_its_own_name(monkeypatch) -> None:
+    monkeypatch.setattr(RolloutReplicaRegistry, "_registry", dict(RolloutReplicaRegistry._registry))
+    register_vllm()
+    assert RolloutReplicaRegistry.get("vllm") is TopKReplica
+
+
+def test_the_replicas_servers_are_ours(monkeypatch) -> None:
+    monkeypatch.setattr(vllm_server.vLLMReplica, "__init__", lambda self, *args, **kwargs: None)
+    replica = TopKReplica("config", replica_rank=0)
+    assert replica.server_class.__ray_metadata__.class_name == "TopKHttpServer"
