@@ -1,10 +1,10 @@
 """Does stopping responses in flight cost accuracy? Gate off and on, with and without the suffix's weight, some seeds.
 
-The quickstart's pair and task under a fixed limit, so that nothing but the gate shortens a response. All runs divide the
-loss by the reliable tokens: by generated tokens, a stop would also scale the gradient up. A seed sets the order of the
-problems and the sampling; the two models are the same in all runs. Accuracy is greedy on 256 held-out problems.
+The quickstart's pair and task under a fixed limit, so that nothing but the gate shortens a response. All runs divide
+the loss by the reliable tokens: by generated tokens, a stop would also scale the gradient up. A seed sets the order of
+the problems and the sampling; the two models are the same in all runs. Accuracy is greedy on 256 held-out problems.
 
-    python benchmarks/ablation.py --out runs/ablation        # 12 runs of about 5 minutes on 2 cores; goes on where it stopped
+    python benchmarks/ablation.py --out runs/ablation     # 12 runs of 5 minutes on 2 cores; goes on where it stopped
 
 Two comparisons: after the same steps, and after the same generated tokens (linear between two validations; the tokens
 are those of the shortest run of the seed).

@@ -138,7 +138,7 @@ def gate_columns(reports: list[GateReport | None], events: Tensor) -> Tensor:
     columns = torch.zeros(len(reports), len(GATE))
     for row, report in enumerate(reports):
         if report is not None:
-            seen = torch.as_tensor(report.events)
+            seen = torch.as_tensor(report.events)[: events.shape[1]]  # a padding row has the report of another response
             agreed = seen == events[row, : len(seen)]
             columns[row] = torch.tensor([report.stopped, len(seen), agreed.sum()])
     return columns

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.check import GATE_SETTINGS, SETTINGS, StartCheck, check_settings
-from recipe.prune_opd.inputs import check_inputs, local_path
+from recipe.prune_opd.inputs import _check_context, check_inputs, local_path
 
 VOCABULARY = ["<unk>", "<eos>", "<end>", *(f"w{i}" for i in range(20))]
 
@@ -381,19 +382,8 @@ def test_a_gates_teacher_must_hold_the_longest_sequence_and_a_token(inputs, tmp_
         assert "501" in message
 
 
-def test_a_teacher_that_names_no_context_is_accepted(inputs, monkeypatch):
-    inputs.prune_opd.gate.enable = True
-    inputs.data.max_response_length = 100_000
-    monkeypatch.setattr("transformers.LlamaConfig.max_position_embeddings", None, raising=False)
-    read = AutoConfig.from_pretrained
-
-    def without_context(*args, **kwargs):
-        config = read(*args, **kwargs)
-        del config.max_position_embeddings
-        return config
-
-    monkeypatch.setattr(AutoConfig, "from_pretrained", without_context)
-    check_inputs(inputs)
+def test_a_teacher_that_names_no_context_is_accepted():
+    _check_context(SimpleNamespace(context=None), 10**9)
 
 
 def test_the_teachers_vocabulary_is_returned(inputs, tmp_path):

@@ -1,21 +1,32 @@
+import numpy as np
 import pytest
 import torch
 
 from recipe.prune_opd.drift import reliability
-from recipe.prune_opd.metrics import BUCKETS, COLUMNS, response_sums, summarise
+from recipe.prune_opd.gate import GateReport
+from recipe.prune_opd.metrics import (
+    BUCKETS,
+    COLUMNS,
+    GATE,
+    gate_columns,
+    response_sums,
+    summarise,
+    summarise_gate,
+)
 from recipe.prune_opd.reward import TopKReward
 
 NAN = torch.nan
 
 
-def sums_of(mask, overlap, events, reward, ended, max_length, mass=(0.75, 0.5)) -> torch.Tensor:
+def sums_of(mask, overlap, events, reward, ended, max_length, mass=(0.75, 0.5), gate=None) -> torch.Tensor:
     """Rows of sums, with constant student and teacher mass on the top-k and a reward of two candidates a token."""
     weights = reliability(events, mask, w_drop=0.5, w_base=0.25)
     halves = reward.unsqueeze(-1).expand(*reward.shape, 2) / 2
     given = TopKReward(halves, torch.zeros_like(halves).long(), torch.ones_like(halves).bool(), halves)
     masses = [torch.full_like(halves, m / 2).log() for m in mass]
     pruned = halves * weights.loss_weight.unsqueeze(-1)
-    return response_sums(mask, overlap, events, weights, given, pruned, *masses, ended, max_length)
+    gate = torch.zeros(len(mask), len(GATE)) if gate is None else gate
+    return response_sums(mask, overlap, events, weights, given, pruned, *masses, ended, gate, max_length)
 
 
 def test_a_batch_by_hand():
@@ -99,3 +110,61 @@ def test_a_batch_without_tokens_has_finite_metrics():
     assert metrics["prune_opd/generated_tokens"] == 0
     assert metrics["prune_opd/overlap_ratio"] == 0
     assert not any("/from_" in name for name in metrics)
+
+
+# ------------------------------------------------------------------------------------------------ gate
+
+
+def report_of(*events: int, **values: object) -> GateReport:
+    return GateReport(events=np.array(events, dtype=bool), **values)
+
+
+def test_the_gate_is_compared_with_the_trainer_where_it_looked():
+    events = torch.tensor([[0, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 0, 1]]).bool()
+    reports = [report_of(0, 1, 0, 0, stopped=True), None, report_of(), report_of(1, 0, 1, 0, 1)]
+    assert gate_columns(reports, events).tolist() == [[1, 4, 3], [0, 0, 0], [0, 0, 0], [0, 5, 5]]
+
+
+def test_a_stopped_response_did_not_hit_the_limit():
+    mask, ended = torch.ones(4, 2), torch.tensor([True, False, False, False])
+    gate = torch.tensor([[0, 2, 2], [1, 2, 1], [0, 0, 0], [1, 1, 1]]).float()
+    sums = sums_of(mask, mask, mask.bool(), mask, ended, 8, gate=gate)
+    assert sums[:, COLUMNS.index("stopped")].tolist() == [0, 1, 0, 1]
+    metrics = summarise(sums, 8)
+    assert metrics["prune_opd/ended_ratio"] == 0.25
+    assert metrics["prune_opd/limit_hit_ratio"] == 0.25
+    assert metrics["prune_opd/gate/event_agreement"] == 4 / 5
+
+
+def test_without_a_gate_there_is_no_agreement():
+    ones = torch.ones(2, 3)
+    metrics = summarise(sums_of(ones, ones, ones.bool(), ones, torch.tensor([True, True]), 8), 8)
+    assert "prune_opd/gate/event_agreement" not in metrics
+
+
+def test_what_the_gate_did_by_hand():
+    reports = [
+        report_of(0, 1, 1, stopped=True, generated=10, teacher_tokens=14, waited=0.5, late=1),
+        report_of(1, stopped=True, generated=4, teacher_tokens=6, waited=0.0),
+        report_of(0, 0, generated=6, teacher_tokens=4, waited=1.0, late=1, failed=2, given_up=True),
+        report_of(0, 0, 0, 0, generated=4, teacher_tokens=6, waited=0.5),
+    ]
+    assert summarise_gate(reports) == pytest.approx(
+        {
+            "prune_opd/gate/stopped_ratio": 0.5,
+            "prune_opd/gate/stop_position_mean": 2,
+            "prune_opd/gate/overshoot_tokens": 7 + 3,
+            "prune_opd/gate/teacher_tokens_per_token": 30 / 24,
+            "prune_opd/gate/waited_mean": 0.5,
+            "prune_opd/gate/waited_max": 1,
+            "prune_opd/gate/late_answers": 2,
+            "prune_opd/gate/failed_answers": 2,
+            "prune_opd/gate/given_up": 1,
+        }
+    )
+
+
+def test_where_nothing_was_stopped_there_is_no_stop_position():
+    metrics = summarise_gate([report_of(0, 0, generated=2)])
+    assert metrics["prune_opd/gate/stopped_ratio"] == metrics["prune_opd/gate/overshoot_tokens"] == 0
+    assert "prune_opd/gate/stop_position_mean" not in metrics

@@ -103,7 +103,7 @@ def same(rows: TopKRows, expected: TopKRows) -> bool:
 @pytest.mark.parametrize("seed", range(20))
 def test_every_token_gets_its_row_once_and_in_order(seed: int):
     server, rng = Server(), random.Random(seed)
-    lengths = sorted(rng.sample(range(PROMPT + 1, LENGTH), rng.randint(1, 10))) + [LENGTH]
+    lengths = [*sorted(rng.sample(range(PROMPT + 1, LENGTH), rng.randint(1, 10))), LENGTH]
 
     async def body(sequence: GrowingSequence) -> None:
         given = [await sequence.score(list(range(length)), 1) for length in lengths]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import fields
 from importlib.util import find_spec
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,7 +63,7 @@ def drain(following: Following) -> list[Chunk]:
 
 def check_chunks(chunks: list[Chunk], text: Text, count: int) -> None:
     """The chunks are the first ``count`` tokens, each once."""
-    assert sum((chunk.token_ids for chunk in chunks), []) == text.tokens[:count]
+    assert [token for chunk in chunks for token in chunk.token_ids] == text.tokens[:count]
     rows = TopKRows.join(*(chunk.rows for chunk in chunks))
     np.testing.assert_array_equal(rows.ids, text.top[:count])
     np.testing.assert_array_equal(rows.log_probs, text.log_probs[:count])
@@ -199,7 +200,7 @@ def test_the_tail_is_kept_whatever_the_parts_the_prompt_comes_in(start: int, par
     ids, log_probs = torch.randint(VOCAB, (length - 1, K + 1)), torch.randn(length - 1, K + 1)
     cuts = [0, *sorted(rng.sample(range(1, length - 1), parts - 1)), length - 1]
     tail = tail_of(start)
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         tail._update_prompt_logprobs(LogprobsTensors(ids[begin:end], log_probs[begin:end], torch.zeros(end - begin)))
     # Row i is that of token i + 1; its first column is the token itself.
     np.testing.assert_array_equal(np.concatenate(tail.ids), ids[start - 1 :, 1:].numpy())

@@ -1,0 +1,21 @@
+import pytest
+
+from verl_ext.rollout.teacher_pool import TeacherPool
+
+
+@pytest.mark.parametrize(
+    ("replicas", "parallel", "per_node", "nodes"),
+    [
+        (1, 1, 1, [1]),
+        (1, 1, 8, [1]),
+        (3, 2, 8, [6]),
+        (2, 4, 8, [8]),
+        (4, 4, 8, [8, 8]),
+        (3, 1, 1, [1, 1, 1]),
+        (1, 16, 8, [8, 8]),
+    ],
+)
+def test_a_pool_is_part_of_a_node_or_whole_ones(replicas, parallel, per_node, nodes):
+    pool = TeacherPool("T", 16, 100, 400, replicas=replicas, tensor_model_parallel_size=parallel)
+    assert pool.nodes(per_node) == nodes
+    assert sum(nodes) == replicas * parallel
