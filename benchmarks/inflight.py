@@ -216,7 +216,7 @@ async def effective_length(bench: Bench, prompt: list[int], tokens: list[int], s
     """E of a whole response, by METHOD's formulas on one pass of the teacher over all of it."""
     client = bench.gated
     async with client.teacher.sequence(len(prompt), client.prune_opd.topk, client.vocab_size) as sequence:
-        sequence.private = True  # nothing from a cache
+        sequence.private = 1  # nothing from a cache
         teacher = await sequence.score(prompt + tokens, deadline=600)
     events = torch.from_numpy(find_events(bench.prune_opd.drift, student, teacher, tokens)).unsqueeze(0)
     mask = torch.ones_like(events)

@@ -90,10 +90,10 @@ def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
     """The teacher's servers must fit the nodes, and verl must not compare log-probs of two distributions."""
     server, per_node = prune_opd.teacher.server, config.trainer.n_gpus_per_node
     devices = server.replicas * server.tensor_model_parallel_size
-    if devices > per_node and devices % per_node:
+    if devices > per_node and (devices % per_node or per_node % server.tensor_model_parallel_size):
         raise ValueError(
             f"prune_opd.teacher.server: got {server.replicas} replicas of {server.tensor_model_parallel_size} devices, "
-            f"allowed: at most trainer.n_gpus_per_node, {per_node}, or a multiple of it"
+            f"allowed: at most trainer.n_gpus_per_node, {per_node}, together, or whole nodes of whole replicas"
         )
     rollout = config.actor_rollout_ref.rollout
     most = (rollout.engine_kwargs.get("vllm") or {}).get("max_logprobs")

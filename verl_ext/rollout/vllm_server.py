@@ -155,9 +155,7 @@ class TopKHttpServer(vLLMHttpServer):
         """End a followed response where it is. What it has so far is still reported."""
         await self.engine.abort(request_id)
 
-    async def score(
-        self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0
-    ) -> Score:
+    async def score(self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0) -> Score:
         """Rows of the tokens from ``start`` on and of the token that would follow, at the cost of the uncached tail.
 
         vLLM computes no row for a token whose predecessor is in its prefix cache. A sequence scored before has only
