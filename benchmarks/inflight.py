@@ -40,8 +40,9 @@ from verl.workers.rollout.llm_server import LLMServerManager
 from recipe.prune_opd.config import PruneOPDConfig, load_config
 from recipe.prune_opd.drift import reliability
 from recipe.prune_opd.gate import GateReport
-from recipe.prune_opd.inflight import GatedClient, GatedResponse, find_events
+from recipe.prune_opd.inflight import GatedResponse, find_events
 from recipe.prune_opd.servers import follow_rollout, teacher_pool
+from recipe.prune_opd.teaching import TeachingClient
 from verl_ext.rollout.client import ScoringClient
 from verl_ext.rollout.rows import Chunk, TopKRows
 
@@ -104,7 +105,7 @@ class Bench:
         teacher = ScoringClient(self.config, pool.load_balancer(self.servers))
         self.plain = rollout.get_client()
         self.gated = rollout.get_client(
-            GatedClient, prune_opd=self.prune_opd, teacher=teacher, vocab_size=len(task.VOCABULARY)
+            TeachingClient, prune_opd=self.prune_opd, teacher=teacher, vocab_size=len(task.VOCABULARY)
         )
         problems = task.sample_problems(responses, seed=2)
         self.prompts = pair.encode_prompts(task.build_tokenizer(), problems).tolist()
@@ -292,7 +293,7 @@ def main() -> None:
     parser.add_argument("--chunks", nargs="+", type=int, default=list(CHUNKS))
     parser.add_argument("--responses", type=int, default=64, help="generated at once")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--block-size", type=int, default=32, help="of the teacher's prefix cache, tokens")
+    parser.add_argument("--block-size", type=int, default=16, help="of the teacher's prefix cache, tokens")
     args = parser.parse_args()
     models = args.models.resolve()
     pair.build_pair(models, pair.Settings())

@@ -51,7 +51,8 @@ def main() -> None:
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/step_time"))
-    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--pairs", nargs="+", choices=list(LENGTHS), default=list(LENGTHS), help="(default: both)")
+    parser.add_argument("--steps", type=int, default=7, help="of each run (%(default)s)")
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ def main() -> None:
     task.write_parquet(out / "data", validation=run.VALIDATION_PROBLEMS)
     columns = ["pair", "gate", "tokens", *(f"{part} (s)" for part in PARTS), "step against off", "waited (s, mean)"]
     table = Table(*columns, title=f"Medians over {args.steps - 1} steps, with the range of the whole step")
-    for name, gate in product(LENGTHS, (False, True)):
+    for name, gate in product(args.pairs, (False, True)):
         folder = out / f"{name}_gate_{'on' if gate else 'off'}"
         folder.mkdir(exist_ok=True)
         command = run.training_command(out, "prune_opd", args.steps, overrides(name, gate, out / "models"))

@@ -3,6 +3,9 @@
 import logging
 
 from verl_ext.cpu import no_accelerator
+from verl_ext.logs import isolate
+
+isolate("verl_ext")
 
 if no_accelerator():
     try:

@@ -1,11 +1,12 @@
-"""The budget's limit on its way to the rollout server: an agent loop that caps ``max_tokens`` and turns the gate on."""
+"""A training response: verl's agent loop under the budget's limit, with the gate, and scored by teacher servers."""
 
 from typing import Any
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from recipe.prune_opd.inflight import GatedClient
+from recipe.prune_opd.inflight import GatedGeneration
+from recipe.prune_opd.teaching import TeachingClient
 
 LIMIT = "prune_opd_limit"
 """Batch field, int: the most tokens a response may have. Training prompts carry it, validation prompts do not."""
@@ -19,10 +20,16 @@ class LimitedAgentLoop(SingleTurnAgentLoop):
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         """See ``SingleTurnAgentLoop``."""
-        limit = kwargs.pop(LIMIT, None)
-        if limit is not None:
-            # One dict is shared by all samples of a prompt: copied, not changed.
-            sampling_params = {**sampling_params, "max_tokens": int(limit)}
-            if isinstance(self.server_manager, GatedClient):
-                self.server_manager = self.server_manager.gated()
-        return await super().run(sampling_params, **kwargs)
+        limit, client = kwargs.pop(LIMIT, None), self.server_manager
+        if limit is None:
+            return await super().run(sampling_params, **kwargs)
+        # One dict is shared by all samples of a prompt: copied, not changed.
+        sampling_params = {**sampling_params, "max_tokens": int(limit)}
+        if not isinstance(client, TeachingClient):
+            return await super().run(sampling_params, **kwargs)
+        gated = GatedGeneration(client) if client.prune_opd.gate.enable else None
+        self.server_manager = gated or client
+        output = await super().run(sampling_params, **kwargs)
+        if client.prune_opd.teacher.serves:
+            await client.teach(output, gated.teacher_rows if gated else None)
+        return output

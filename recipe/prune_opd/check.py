@@ -81,15 +81,18 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
             allowed = " or ".join(str(value) for value in setting.allowed)
             wanted = "prune_opd.gate.enable" if setting in GATE_SETTINGS else "prune_opd"
             raise ValueError(f"{setting.key}: got {found!r}, allowed with {wanted}: {allowed}, because {setting.why}")
+    if typed.starts_servers:
+        _check_servers(config, typed)
     if typed.gate.enable:
         _check_gate(config, typed)
         typed.gate.check_reach(typed.drift.w_drop, budget.max)
-    _check_micro_batches(config, config.data.max_prompt_length + budget.max)
+    longest = config.data.max_prompt_length + budget.max
+    _check_micro_batches(config, longest, teacher_passes=not typed.teacher.serves)
     return typed
 
 
-def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
-    """The teacher's servers must fit the nodes, and verl must not compare log-probs of two distributions."""
+def _check_servers(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
+    """The teacher's servers must fit the nodes, and report what is asked of them."""
     server, per_node = prune_opd.teacher.server, config.trainer.n_gpus_per_node
     devices = server.replicas * server.tensor_model_parallel_size
     if devices > per_node and (devices % per_node or per_node % server.tensor_model_parallel_size):
@@ -97,9 +100,13 @@ def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
             f"prune_opd.teacher.server: got {server.replicas} replicas of {server.tensor_model_parallel_size} devices, "
             f"allowed: at most trainer.n_gpus_per_node, {per_node}, together, or whole nodes of whole replicas"
         )
+    _check_engine("prune_opd.teacher.server.engine_kwargs", server.engine_kwargs, prune_opd)
+
+
+def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
+    """The rollout must report what the gate asks, and verl must not compare log-probs of two distributions."""
     rollout = config.actor_rollout_ref.rollout
-    _check_engine(f"{ROLLOUT}.engine_kwargs.vllm", rollout.engine_kwargs.get("vllm") or {}, prune_opd.topk)
-    _check_engine("prune_opd.teacher.server.engine_kwargs", server.engine_kwargs, prune_opd.topk)
+    _check_engine(f"{ROLLOUT}.engine_kwargs.vllm", rollout.engine_kwargs.get("vllm") or {}, prune_opd)
     plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
     if rollout.calculate_log_probs and not plain:
         raise ValueError(
@@ -108,21 +115,22 @@ def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
         )
 
 
-def _check_engine(key: str, arguments: Mapping[str, Any], topk: int) -> None:
+def _check_engine(key: str, arguments: Mapping[str, Any], prune_opd: PruneOPDConfig) -> None:
     """Arguments of an engine go past the keys that verl and this recipe set."""
+    topk, needed_by = prune_opd.topk, "gate.enable" if prune_opd.gate.enable else "teacher.home=server"
     mode, most = arguments.get("logprobs_mode"), arguments.get("max_logprobs")
     if mode not in (None, "raw_logprobs"):
-        raise ValueError(f"{key}.logprobs_mode: got {mode!r}, allowed with prune_opd.gate.enable: 'raw_logprobs'")
+        raise ValueError(f"{key}.logprobs_mode: got {mode!r}, allowed with prune_opd.{needed_by}: 'raw_logprobs'")
     if most is not None and 0 <= most < topk:
         raise ValueError(
-            f"{key}.max_logprobs: got {most}, allowed with prune_opd.gate.enable: at least prune_opd.topk, {topk}"
+            f"{key}.max_logprobs: got {most}, allowed with prune_opd.{needed_by}: at least prune_opd.topk, {topk}"
         )
 
 
-def _check_micro_batches(config: DictConfig, longest: int) -> None:
+def _check_micro_batches(config: DictConfig, longest: int, teacher_passes: bool) -> None:
     """Every pass must hold the longest sequence there will be; verl would stop only when the limit has grown to it."""
     actor, rollout, ref = (config.actor_rollout_ref[name] for name in ("actor", "rollout", "ref"))
-    passes = (
+    passes = [
         (f"{ACTOR}.ppo_max_token_len_per_gpu", actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu, actor),
         (
             f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
@@ -130,13 +138,10 @@ def _check_micro_batches(config: DictConfig, longest: int) -> None:
             rollout.log_prob_max_token_len_per_gpu,
             actor,
         ),
-        (
-            "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
-            ref.log_prob_use_dynamic_bsz,
-            ref.log_prob_max_token_len_per_gpu,
-            ref,
-        ),
-    )
+    ]
+    if teacher_passes:
+        key = "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu"
+        passes.append((key, ref.log_prob_use_dynamic_bsz, ref.log_prob_max_token_len_per_gpu, ref))
     for key, dynamic, tokens, engine in passes:
         ranks = engine.ulysses_sequence_parallel_size
         if dynamic and tokens * ranks < longest:
@@ -144,7 +149,7 @@ def _check_micro_batches(config: DictConfig, longest: int) -> None:
                 f"{key}: got {tokens}, allowed: at least {-(-longest // ranks)}, that is data.max_prompt_length + "
                 f"prune_opd.budget.max = {longest} over {ranks} sequence-parallel ranks"
             )
-    if not (ref.log_prob_use_dynamic_bsz or ref.log_prob_micro_batch_size_per_gpu):
+    if teacher_passes and not (ref.log_prob_use_dynamic_bsz or ref.log_prob_micro_batch_size_per_gpu):
         raise ValueError(  # verl asks for it only where its own KL terms need a reference model
             "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu: got None, allowed with "
             "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false: a whole number, the teacher's micro-batch"

@@ -13,11 +13,13 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from recipe.prune_opd.budget import ResponseBudget
 from recipe.prune_opd.drift import spent_at
 from recipe.prune_opd.gate import Consecutive, Cumulative, Gate, Relative, Windowed
-from recipe.prune_opd.reward import STRATEGIES, WEIGHTINGS
+from recipe.prune_opd.reward import SERVED, STRATEGIES, WEIGHTINGS
 
 METRICS = ("overlap_ratio", "teacher_top_p_accept")
 GATES = ("cumulative", "windowed", "consecutive", "relative")
 NORMALISERS = ("generated", "reliable")
+HOMES = ("worker_group", "server", "url")
+APIS = ("vllm", "sglang")
 PAPER_MAX, PAPER_MIN, PAPER_INIT = 12288, 1024, 1024
 
 
@@ -46,7 +48,7 @@ class TeacherServerConfig:
     """Share of a device's memory for weights and prefix cache, in (0, 1]."""
     dtype: str = "bfloat16"
     """Dtype of the weights. The recipe takes the rollout's, ``actor_rollout_ref.rollout.dtype``."""
-    block_size: int = 32
+    block_size: int = 16
     """Tokens per block of the prefix cache. A gate's chunk that is a multiple of it is scored without recomputing."""
     max_num_batched_tokens: int = 2048
     """Tokens a server runs through the model at once. Reporting log-probs costs it a row of logits for each."""
@@ -63,15 +65,52 @@ class TeacherServerConfig:
 
 
 @dataclass
-class TeacherConfig:
-    """The frozen model that scores responses, in verl's reference-model worker group.
+class TeacherUrlConfig:
+    """The teacher on inference servers that somebody else runs."""
 
-    How it is held is verl's own: ``actor_rollout_ref.ref.fsdp_config.{model_dtype,param_offload}``,
+    urls: list[str] = field(default_factory=list)
+    """``http(s)://host:port`` of each server. All serve the same teacher."""
+    api: str = "vllm"
+    """``vllm``: ``vllm serve``, on its /v1/completions. ``sglang``: ``sglang.launch_server``, on its /generate."""
+    model: str | None = None
+    """Name under which they serve it. Default: ``teacher.path``."""
+    api_key_env: str | None = None
+    """Name of the environment variable with the API key, read where the trainer runs."""
+    ca_file: str | None = None
+    """File with certificates to trust beside the system's."""
+
+    def __post_init__(self) -> None:
+        require(self.api in APIS, "teacher.url.api", self.api, ", ".join(APIS))
+        for url in self.urls:
+            known = url.startswith(("http://", "https://")) and not url.endswith("/")
+            require(known, "teacher.url.urls", url, "http://host:port or https://host:port, without a slash at the end")
+
+
+@dataclass
+class TeacherConfig:
+    """The frozen model that scores responses.
+
+    How the worker group holds it is verl's own: ``actor_rollout_ref.ref.fsdp_config.{model_dtype,param_offload}``,
     ``actor_rollout_ref.ref.log_prob_{micro_batch_size_per_gpu,use_dynamic_bsz,max_token_len_per_gpu}``.
     """
 
     path: str | None = None
     """Required. Local folder or hub name of the teacher."""
+    home: str = "worker_group"
+    """Where it is. ``worker_group``: on the trainer's devices, as verl's reference model; scores any token.
+    ``server``: on inference servers with devices of their own (``server.*``), which know their own top k and the
+    sampled token, and score a response while others are still being generated; for strategies only_tch, intersection
+    and sampled. ``url``: the same, on servers that somebody else runs (``url.*``)."""
+    concurrency: int = 256
+    """With servers: responses that are being scored at once, by all rollout workers together. Others wait their turn,
+    so that a slow teacher does not pile up work."""
+    deadline: float = 600.0
+    """With servers: seconds for the score of a finished response. A gate has its own, ``gate.deadline``."""
+    retries: int = 2
+    """With servers: more questions about a response after one that failed or was not answered in time."""
+    max_missing: float = 0.01
+    """With servers: share of a step's tokens in [0, 1) that may lack the teacher's score. They are masked; above it the
+    run stops, with a checkpoint."""
     temperature: float = 1.0
     """Teacher logits are divided by it. The student's are divided by ``actor_rollout_ref.rollout.temperature``."""
     trust_remote_code: bool = False
@@ -79,11 +118,26 @@ class TeacherConfig:
     override_config: dict[str, Any] = field(default_factory=dict)
     """As ``actor_rollout_ref.model.override_config``, for the teacher (``attn_implementation``, ...)."""
     server: TeacherServerConfig = field(default_factory=TeacherServerConfig)
-    """A second copy of it, in inference servers. Started only where the gate is on."""
+    """Its inference servers. Started with ``home=server``, or where the gate is on: then the teacher is in memory twice
+    with ``home=worker_group``, once with ``home=server``."""
+    url: TeacherUrlConfig = field(default_factory=TeacherUrlConfig)
+    """Servers that somebody else runs, with ``home=url``."""
 
     def __post_init__(self) -> None:
         require(bool(self.path), "teacher.path", self.path, "a folder or hub name of the teacher model")
         require(self.temperature > 0, "teacher.temperature", self.temperature, "a number > 0")
+        require(self.home in HOMES, "teacher.home", self.home, ", ".join(HOMES))
+        require(0 <= self.max_missing < 1, "teacher.max_missing", self.max_missing, "a number in [0, 1)")
+        require(self.concurrency >= 1, "teacher.concurrency", self.concurrency, "a whole number >= 1")
+        require(0 < self.deadline < math.inf, "teacher.deadline", self.deadline, "seconds > 0")
+        require(self.retries >= 0, "teacher.retries", self.retries, "a whole number >= 0")
+        missing = self.home == "url" and not self.url.urls
+        require(not missing, "teacher.url.urls", [], "at least one http://host:port with teacher.home=url")
+
+    @property
+    def serves(self) -> bool:
+        """Whether it scores each response as soon as that is complete, and knows no more than its own top k."""
+        return self.home != "worker_group"
 
 
 @dataclass
@@ -266,8 +320,47 @@ class PruneOPDConfig:
         require(self.strategy in STRATEGIES, "strategy", self.strategy, ", ".join(STRATEGIES))
         require(self.weighting in WEIGHTINGS, "weighting", self.weighting, ", ".join(WEIGHTINGS))
         require(self.loss_normaliser in NORMALISERS, "loss_normaliser", self.loss_normaliser, ", ".join(NORMALISERS))
+        if self.teacher.serves:
+            self._check_home()
+        if self.starts_servers:
+            self._check_servers()
         if self.gate.enable:
             self._check_gate()
+
+    @property
+    def starts_servers(self) -> bool:
+        """Whether the run has teacher servers of its own."""
+        return self.gate.enable or self.teacher.home == "server"
+
+    @property
+    def asks_servers(self) -> bool:
+        """Whether teacher servers are asked about responses, growing or finished."""
+        return self.gate.enable or self.teacher.serves
+
+    def _check_home(self) -> None:
+        home = f"teacher.home={self.teacher.home}"
+        require(
+            self.strategy in SERVED,
+            "strategy",
+            self.strategy,
+            f"{', '.join(SERVED)} with {home}, which cannot score the student's candidates",
+        )
+        require(
+            self.teacher.temperature == 1,
+            "teacher.temperature",
+            self.teacher.temperature,
+            f"1 with {home}: servers report probabilities at temperature 1",
+        )
+        ungated = self.teacher.home == "server" or not self.gate.enable
+        require(ungated, "gate.enable", True, f"false with {home}: a gate needs servers that the run has started")
+
+    def _check_servers(self) -> None:
+        require(
+            not self.teacher.trust_remote_code,
+            "teacher.trust_remote_code",
+            self.teacher.trust_remote_code,
+            "false with gate.enable or teacher.home=server: verl starts teacher servers without it",
+        )
 
     def _check_gate(self) -> None:
         drift, teacher = self.drift, self.teacher
@@ -281,12 +374,6 @@ class PruneOPDConfig:
             teacher.temperature,
             f"1 with gate.enable and drift.metric={drift.metric}: servers report probabilities at temperature 1",
         )
-        require(
-            not teacher.trust_remote_code,
-            "teacher.trust_remote_code",
-            teacher.trust_remote_code,
-            "false with gate.enable: verl starts teacher servers without it",
-        )
 
     def describe(self, budget: ResponseBudget) -> str:
         """What is on, for the banner at start."""
@@ -294,7 +381,9 @@ class PruneOPDConfig:
         event = f"γ = {drift.threshold}" if drift.metric == "overlap_ratio" else f"top_p = {drift.top_p}"
         weights = f"w_drop = {drift.w_drop}, w_base = {drift.w_base}"
         limit = f"{budget.limit} to start, {budget.min} to {budget.max}, step {budget.step}"
-        homes = "worker group and servers" if self.gate.enable else "worker group"
+        homes = self.teacher.home.replace("_", " ")
+        if self.gate.enable and self.teacher.home == "worker_group":
+            homes += " and, for the gate, servers"
         lines.append(f"  teacher   {self.teacher.path} ({homes}, temperature {self.teacher.temperature})")
         lines.append(f"  reward    {self.strategy}, {self.weighting}, k = {self.topk}")
         lines.append(f"  drift     {drift.metric}, {event}")

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from verl.workers.rollout.replica import TokenOutput
 
-from recipe.prune_opd.config import DriftConfig, PruneOPDConfig
+from recipe.prune_opd.config import DriftConfig
 from recipe.prune_opd.drift import nucleus_events, overlap_events, overlap_ratio
 from recipe.prune_opd.gate import REPORT, GateReport
-from verl_ext.rollout.client import FollowedResponse, FollowingClient, GrowingSequence, ScoringClient
+from recipe.prune_opd.teaching import TeachingClient
+from verl_ext.rollout.client import FollowedResponse, GrowingSequence
 from verl_ext.rollout.rows import Chunk, TopKRows
 
 DRIFT = "drift"
@@ -24,30 +25,13 @@ DRIFT = "drift"
 ABORTED = ("abort", "aborted")
 
 
-class GatedClient(FollowingClient):
-    """Client of the rollout servers that also reaches the teacher's.
-
-    Args:
-        prune_opd: the configuration.
-        teacher: client of the teacher's servers.
-        vocab_size: of the teacher.
-        **kwargs: see ``LLMServerClient``.
-    """
-
-    def __init__(self, *, prune_opd: PruneOPDConfig, teacher: ScoringClient, vocab_size: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.prune_opd, self.teacher, self.vocab_size = prune_opd, teacher, vocab_size
-
-    def gated(self) -> "GatedGeneration":
-        """What an agent loop uses in its place for training responses."""
-        return GatedGeneration(self)
-
-
 class GatedGeneration:
     """The one method of ``LLMServerClient`` that agent loops call."""
 
-    def __init__(self, client: GatedClient):
+    def __init__(self, client: TeachingClient):
         self._client = client
+        self.teacher_rows: TopKRows | None = None
+        """What the teacher said about the last response, from its start on."""
 
     async def generate(
         self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **kwargs: Any
@@ -63,7 +47,9 @@ class GatedGeneration:
         client, config = self._client, self._client.prune_opd
         async with client.teacher.sequence(len(prompt_ids), config.topk, client.vocab_size) as sequence:
             response = GatedResponse(client, sequence, request_id, list(prompt_ids), sampling_params, kwargs)
-            return await response.run()
+            output = await response.run()
+        self.teacher_rows = TopKRows.join(*response.teacher_rows) if response.teacher_rows else None
+        return output
 
 
 class GatedResponse:
@@ -71,7 +57,7 @@ class GatedResponse:
 
     def __init__(
         self,
-        client: GatedClient,
+        client: TeachingClient,
         sequence: GrowingSequence,
         request_id: str,
         prompt_ids: list[int],
@@ -87,6 +73,7 @@ class GatedResponse:
         self.log_probs: list[float] = []
         self.unscored: list[Chunk] = []
         self.events: list[NDArray[np.bool_]] = []
+        self.teacher_rows: list[TopKRows] = []
         self.report = GateReport()
         self.ended = False
         self._news = asyncio.Event()
@@ -165,6 +152,7 @@ class GatedResponse:
             chunk = self.unscored.pop(0)
             tokens += chunk.token_ids
             student.append(chunk.rows)
+        self.teacher_rows.append(rows)
         self.events.append(find_events(self.config.drift, TopKRows.join(*student), rows, tokens))
         return self.events[-1]
 

@@ -68,7 +68,7 @@ def check_inputs(config: DictConfig) -> int:
         raise ValueError(f"prune_opd.topk: got {prune_opd.topk}, allowed: at most the common vocabulary, {vocabulary}")
     _check_same_tokens(student, teacher)
     _warn_of_different_ends(student, teacher)
-    if prune_opd.gate.enable:
+    if prune_opd.asks_servers:
         budget = prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
         _check_context(teacher, config.data.max_prompt_length + budget.max + 1)
     return teacher.vocab_size
@@ -130,7 +130,7 @@ def _check_context(teacher: _Model, longest: int) -> None:
     """A server refuses a longer sequence than its model was made for; a training pass does not."""
     if teacher.context is not None and teacher.context < longest:
         raise ValueError(
-            f"{teacher.key}: {teacher.path} has a context of {teacher.context} tokens, needed with gate.enable: "
+            f"{teacher.key}: {teacher.path} has a context of {teacher.context} tokens, needed on servers: "
             f"{longest}, that is data.max_prompt_length + prune_opd.budget.max + 1"
         )
 

@@ -4,12 +4,17 @@ Shapes: B responses, T positions, K candidates. A response's sums are one row of
 nothing of shape (B, T) has to reach the driver.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from recipe.prune_opd.drift import Reliability
 from recipe.prune_opd.gate import GateReport
 from recipe.prune_opd.reward import TopKReward
+
+if TYPE_CHECKING:  # its package imports verl, this module only torch
+    from verl_ext.rollout.scoring import ScoreReport
 
 BUCKETS = 8
 """Position buckets: equal parts of the largest limit; the last also takes what lies beyond."""
@@ -31,7 +36,8 @@ BY_POSITION = ("tokens", "overlap", "events", "loss_weight")
 """Those also summed by position bucket."""
 GATE = ("stopped", "generated", "teacher_tokens", "waited", "late", "failed", "given_up", "gate_tokens", "gate_agreed")
 """Of the ``GateReport``; then tokens the gate looked at, and those on which it and the trainer say the same."""
-COLUMNS = (*SUMS, "effective_length", "ended", *GATE, *(f"{name}/{i}" for name in BY_POSITION for i in range(BUCKETS)))
+PER_RESPONSE = ("effective_length", "ended", "missing", *GATE)
+COLUMNS = (*SUMS, *PER_RESPONSE, *(f"{name}/{i}" for name in BY_POSITION for i in range(BUCKETS)))
 
 
 def response_sums(
@@ -44,6 +50,7 @@ def response_sums(
     student_log_probs: Tensor,
     teacher_log_probs: Tensor,
     ended: Tensor,
+    missing: Tensor,
     gate: Tensor,
     max_length: int,
 ) -> Tensor:
@@ -59,6 +66,7 @@ def response_sums(
         student_log_probs: (B, T, K) float, at the student's own candidates.
         teacher_log_probs: (B, T, K) float, at the teacher's own candidates.
         ended: (B,) bool, the response ended by itself.
+        missing: (B,) int, generated tokens that are not in ``mask`` because the teacher gave no score for them.
         gate: (B, len(GATE)), columns as in ``GATE``.
         max_length: the largest limit, in tokens.
 
@@ -79,7 +87,8 @@ def response_sums(
     }
     generated = mask.bool()
     per_token = {name: torch.where(generated, value.float(), 0.0) for name, value in per_token.items()}
-    columns = [per_token[name].sum(-1) for name in SUMS] + [reliability.effective_length, ended, *gate.unbind(-1)]
+    columns = [per_token[name].sum(-1) for name in SUMS]
+    columns += [reliability.effective_length, ended, missing, *gate.unbind(-1)]
     positions = torch.arange(mask.shape[-1]) // bucket_width(max_length)
     for name in BY_POSITION:
         buckets = torch.zeros(mask.shape[0], BUCKETS).index_add(-1, positions.clamp(max=BUCKETS - 1), per_token[name])
@@ -153,7 +162,7 @@ def summarise_gate(sums: Tensor) -> dict[str, float]:
     stopped = column["stopped"] > 0
     metrics = {
         "prune_opd/gate/stopped_ratio": stopped.double().mean().item(),
-        "prune_opd/gate/overshoot_tokens": total["generated"] - total["tokens"],
+        "prune_opd/gate/overshoot_tokens": total["generated"] - total["tokens"] - total["missing"],
         "prune_opd/gate/teacher_tokens_per_token": total["teacher_tokens"] / max(total["generated"], 1.0),
         "prune_opd/gate/waited_mean": column["waited"].mean().item(),
         "prune_opd/gate/waited_max": column["waited"].max().item(),
@@ -162,7 +171,35 @@ def summarise_gate(sums: Tensor) -> dict[str, float]:
         "prune_opd/gate/given_up": total["given_up"],
     }
     if stopped.any():
-        metrics["prune_opd/gate/stop_position_mean"] = column["tokens"][stopped].mean().item()
+        kept = column["tokens"] + column["missing"]
+        metrics["prune_opd/gate/stop_position_mean"] = kept[stopped].mean().item()
     if total["gate_tokens"]:
         metrics["prune_opd/gate/event_agreement"] = total["gate_agreed"] / total["gate_tokens"]
+    return metrics
+
+
+def summarise_scores(scores: "list[ScoreReport | None]", sums: Tensor) -> dict[str, float]:
+    """How the teacher's servers did in a batch, under their logged names.
+
+    Args:
+        scores: of the real responses.
+        sums: (B, C) of the same.
+    """
+    asked = [score for score in scores if score and score.ended]
+    tokens, missing = (sums[:, COLUMNS.index(name)].double().sum().item() for name in ("tokens", "missing"))
+    metrics = {
+        "prune_opd/teacher/missing_ratio": missing / max(tokens + missing, 1.0),
+        "prune_opd/teacher/late_answers": float(sum(score.late for score in asked)),
+        "prune_opd/teacher/failed_answers": float(sum(score.failed for score in asked)),
+    }
+    if asked:
+        last = max(score.began for score in asked)
+        seconds = sum(score.ended - score.began for score in asked)
+        hidden = sum(max(0.0, min(score.ended, last) - score.began) for score in asked)
+        metrics |= {
+            "prune_opd/teacher/computed_tokens": float(sum(score.computed for score in asked)),
+            "prune_opd/teacher/score_seconds_mean": seconds / len(asked),
+            "prune_opd/teacher/hidden_ratio": hidden / max(seconds, 1e-9),
+            "prune_opd/teacher/waited": max(score.ended for score in asked) - last,
+        }
     return metrics

@@ -9,6 +9,10 @@ from types import ModuleType
 
 from wrapt import when_imported
 
+from verl_ext.logs import isolate
+
+isolate("recipe.prune_opd")
+
 _REGISTER_AFTER = {
     "verl.trainer.ppo.core_algos": "recipe.prune_opd.advantage",
     "verl.trainer.ppo.v1": "recipe.prune_opd.trainer",

@@ -13,6 +13,8 @@ from torch import Tensor
 from recipe.prune_opd.drift import is_member
 
 STRATEGIES = ("only_stu", "only_tch", "intersection", "union", "union_intersection", "sampled")
+SERVED = ("only_tch", "intersection", "sampled")
+"""Those that need of the teacher no more than its own top k and the sampled token."""
 WEIGHTINGS = ("student_p", "teacher_p", "none")
 
 

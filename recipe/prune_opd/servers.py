@@ -1,11 +1,14 @@
 """The servers behind the gate: verl's configuration adjusted so that responses can be followed and scored."""
 
+import os
+
 from omegaconf import DictConfig, open_dict
 
-from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.inputs import local_path
 from verl_ext.rollout import register_vllm
 from verl_ext.rollout.teacher_pool import TeacherPool
+from verl_ext.rollout.url_teacher import UrlTeacher
 
 VLLM_MAX_LOGPROBS = 20
 """vLLM's default of ``max_logprobs``."""
@@ -20,6 +23,23 @@ def follow_rollout(config: DictConfig, topk: int) -> None:
         engine = dict(rollout.engine_kwargs.get("vllm") or {})
         engine["max_logprobs"] = engine.get("max_logprobs") or max(topk, VLLM_MAX_LOGPROBS)
         rollout.engine_kwargs.vllm = engine
+
+
+def url_teacher(teacher: TeacherConfig) -> UrlTeacher:
+    """The teacher on servers that somebody else runs.
+
+    Raises:
+        ValueError: the environment has no such variable for the key.
+    """
+    given, key = teacher.url, None
+    if given.api_key_env:
+        key = os.environ.get(given.api_key_env)
+        if not key:
+            raise ValueError(
+                f"prune_opd.teacher.url.api_key_env: the environment has no variable {given.api_key_env}, needed where "
+                "the trainer runs"
+            )
+    return UrlTeacher(given.urls, given.model or str(teacher.path), given.api, key, given.ca_file)
 
 
 def teacher_pool(config: DictConfig, prune_opd: PruneOPDConfig) -> TeacherPool:

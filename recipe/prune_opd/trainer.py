@@ -22,11 +22,12 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 from recipe.prune_opd.agent_loop import LIMIT
 from recipe.prune_opd.check import check_settings
-from recipe.prune_opd.inflight import GatedClient
+from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.inputs import check_inputs, local_path
-from recipe.prune_opd.metrics import COLUMNS, summarise, summarise_gate
+from recipe.prune_opd.metrics import COLUMNS, summarise, summarise_gate, summarise_scores
 from recipe.prune_opd.reward import needs_student_on_teacher
-from recipe.prune_opd.servers import follow_rollout, teacher_pool
+from recipe.prune_opd.servers import follow_rollout, teacher_pool, url_teacher
+from recipe.prune_opd.teaching import SCORE_REPORT, TeachingClient
 from recipe.prune_opd.worker import (
     EXTRA,
     MODEL_FIELDS,
@@ -35,11 +36,14 @@ from recipe.prune_opd.worker import (
     UPDATE_FIELDS,
     PruneOPDWorker,
     advantage_fields,
-    gate_reports,
+    reports,
+    served_fields,
     teacher_fields,
 )
 from verl_ext import compat
 from verl_ext.rollout.client import ScoringClient
+from verl_ext.rollout.scoring import ScoreReport
+from verl_ext.rollout.url_teacher import UrlTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +70,14 @@ class PruneOPDTrainer(PPOTrainerSync):
             # verl's base class compares the mode with "sync" in seven places.
             config.trainer.v1.trainer_mode = "sync"
             config.actor_rollout_ref.prune_opd = config.prune_opd
+            config.actor_rollout_ref.teacher_vocab_size = self.teacher_vocab_size
             config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
             if self.prune_opd.gate.enable:
                 follow_rollout(config, self.prune_opd.topk)
+        self._data_before: tuple[int, Any] = (0, None)
+        """A step, and the dataloader's state before it."""
+        self._checkpoint: tuple[int, Path | None] = (0, None)
+        """The newest checkpoint of this run, saved or loaded: its step and its folder."""
         super().__init__(config)
         self.use_reference_policy = True
         print(self.prune_opd.describe(self.budget), flush=True)
@@ -76,33 +85,36 @@ class PruneOPDTrainer(PPOTrainerSync):
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
         # One colocated worker for student and teacher, with LoRA too, where verl would use the actor as reference.
-        self.role_worker_mapping.pop(Role.ActorRollout, None)
-        self.mapping.pop(Role.ActorRollout, None)
-        self.role_worker_mapping[Role.ActorRolloutRef] = ray.remote(PruneOPDWorker)
-        self.mapping[Role.ActorRolloutRef] = "global_pool"
-        if self.prune_opd.gate.enable:
+        both, alone = Role.ActorRolloutRef, Role.ActorRollout
+        role, other = (alone, both) if self.prune_opd.teacher.serves else (both, alone)
+        self.role_worker_mapping.pop(other, None)
+        self.mapping.pop(other, None)
+        self.role_worker_mapping[role] = ray.remote(PruneOPDWorker)
+        self.mapping[role] = "global_pool"
+        if self.prune_opd.starts_servers:
             self.teacher_pool = teacher_pool(self.config, self.prune_opd)
             nodes = self.teacher_pool.nodes(self.config.trainer.n_gpus_per_node)
             self.resource_pool_manager.resource_pool_spec["teacher_pool"] = nodes
             self.mapping[Role.TeacherModel] = "teacher_pool"
 
     def on_init_end(self) -> None:
-        """Start the gate's teacher, on devices of its own."""
+        """Start the teacher's servers, on devices of their own."""
         super().on_init_end()
-        if self.prune_opd.gate.enable:
+        if self.prune_opd.starts_servers:
             pool = self.resource_pool_manager.get_resource_pool(Role.TeacherModel)
             self.teacher_servers = self.teacher_pool.start(self.config, pool, self.config.trainer.n_gpus_per_node)
 
     def get_llm_client(self) -> LLMServerClient:
-        """verl's client of the rollout servers, or one that also reaches the gate's teacher."""
-        if not self.prune_opd.gate.enable:
+        """verl's client of the rollout servers, or one that also reaches the teacher's."""
+        if not self.prune_opd.asks_servers:
             return super().get_llm_client()
-        balancer = self.teacher_pool.load_balancer(self.teacher_servers)
+        if self.prune_opd.starts_servers:
+            balancer = self.teacher_pool.load_balancer(self.teacher_servers)
+            teacher: ScoringClient | UrlTeacher = ScoringClient(self.config, balancer)
+        else:
+            teacher = url_teacher(self.prune_opd.teacher)
         return self.llm_server_manager.get_client(
-            GatedClient,
-            prune_opd=self.prune_opd,
-            teacher=ScoringClient(self.config, balancer),
-            vocab_size=self.teacher_vocab_size,
+            TeachingClient, prune_opd=self.prune_opd, teacher=teacher, vocab_size=self.teacher_vocab_size
         )
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
@@ -114,8 +126,11 @@ class PruneOPDTrainer(PPOTrainerSync):
         return super()._submit_batch_to_rollout(batch)
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """The teacher's pass, and one more of the student where the strategy needs it."""
-        self._on_workers("compute_ref_log_prob", batch, teacher_fields(self.prune_opd))
+        """The teacher's pass or its servers' answers, and one more pass of the student where the strategy needs it."""
+        if self.prune_opd.teacher.serves:
+            self._on_workers("read_served_scores", batch, served_fields(self.prune_opd))
+        else:
+            self._on_workers("compute_ref_log_prob", batch, teacher_fields(self.prune_opd))
         if needs_student_on_teacher(self.prune_opd.strategy):
             batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
             self._on_workers("compute_student_on_teacher", batch, (*MODEL_FIELDS, TEACHER_IDS))
@@ -135,22 +150,53 @@ class PruneOPDTrainer(PPOTrainerSync):
         # TransferQueue may answer with a jagged tensor.
         sums = torch.stack(list(compress(self._fetch(batch, SUMS)[SUMS].unbind(), real)))
         metrics.update(summarise(sums, self.budget.max))
+        if self.prune_opd.asks_servers:
+            extra = self._fetch(batch, EXTRA)
+        if self.prune_opd.teacher.serves:
+            scores = list(compress(reports(extra, SCORE_REPORT, ScoreReport), real))
+            metrics.update(summarise_scores(scores, sums))
+            self._refuse_missing(metrics, scores)
         if self.prune_opd.gate.enable:
             metrics.update(summarise_gate(sums))
-            self._warn_of_faults(batch, metrics)
+            self._warn_of_faults(metrics, reports(extra, REPORT, GateReport))
+        # A response of which nothing was scored says nothing about the limit.
+        scored = sums[sums[:, COLUMNS.index("tokens")] > 0]
         # Here and not at the end of the step: verl saves its checkpoint before that.
-        metrics.update(self.budget.update(sums[:, COLUMNS.index("effective_length")].tolist()))
+        metrics.update(self.budget.update(scored[:, COLUMNS.index("effective_length")].tolist()))
         return batch
 
-    def _warn_of_faults(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> None:
+    def _warn_of_faults(self, metrics: dict[str, Any], gates: list[GateReport | None]) -> None:
         late, failed, given_up = (
             metrics[f"prune_opd/gate/{n}"] for n in ("late_answers", "failed_answers", "given_up")
         )
         if late + failed:
-            errors = [report.error for report in gate_reports(self._fetch(batch, EXTRA)) if report and report.error]
+            errors = [report.error for report in gates if report and report.error]
             logger.warning(
                 "step %d: the teacher was late %d times and failed %d times, %d responses went on without a gate; %s",
                 *(self.global_steps, late, failed, given_up, errors[-1]),
+            )
+
+    def _refuse_missing(self, metrics: dict[str, Any], scores: list[ScoreReport | None]) -> None:
+        """Warn of scores that the teacher failed to give; stop where too many are missing.
+
+        Raises:
+            RuntimeError: more than ``teacher.max_missing``; a checkpoint of the state before this step has been saved.
+        """
+        late, failed, missing = (
+            metrics[f"prune_opd/teacher/{n}"] for n in ("late_answers", "failed_answers", "missing_ratio")
+        )
+        errors = [score.error for score in scores if score and score.error] or ["rows that are not finite"]
+        allowed = self.prune_opd.teacher.max_missing
+        if missing > allowed:
+            raise RuntimeError(
+                f"step {self.global_steps}: {missing:.1%} of the tokens lack the teacher's score, allowed: "
+                f"prune_opd.teacher.max_missing={allowed:.1%}; {late:.0f} answers were late, {failed:.0f} failed, "
+                f"the last error: {errors[-1]}; {self._save_before_step()}"
+            )
+        if late + failed + missing:
+            logger.warning(
+                "step %d: the teacher was late %d times and failed %d times, %.2f%% of the tokens have no score; %s",
+                *(self.global_steps, late, failed, 100 * missing, errors[-1]),
             )
 
     def _fetch(self, batch: KVBatchMeta, field: str) -> TensorDict:
@@ -169,6 +215,22 @@ class PruneOPDTrainer(PPOTrainerSync):
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
+    def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
+        """Remembers where the data was before the step; before the first there is nothing to go back to."""
+        if self.train_dataloader_it is not None and self._data_before[0] != self.global_steps:
+            self._data_before = self.global_steps, self.train_dataloader.state_dict()
+        return super()._next_train_batch(num_prompts)
+
+    def _save_before_step(self) -> str:
+        """Save the state before the current step, whose batch did not touch it, and say where it is."""
+        before = self.global_steps - 1
+        if before == 0:
+            return "no step has been trained yet, start again"
+        if self._checkpoint[0] != before:
+            self.global_steps, self.train_dataloader = before, _Frozen(self._data_before[1])
+            self._save_checkpoint()
+        return f"started again, the run goes on from the state before this step, {self._checkpoint[1]}"
+
     def _save_checkpoint(self) -> None:
         """The budget's state goes in first: verl's last act is the file that declares the checkpoint complete."""
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
@@ -177,6 +239,7 @@ class PruneOPDTrainer(PPOTrainerSync):
         partial.write_text(json.dumps({"budget": self.budget.state_dict()}))
         partial.replace(folder / STATE_FILE)
         super()._save_checkpoint()
+        self._checkpoint = self.global_steps, folder
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
@@ -193,3 +256,14 @@ class PruneOPDTrainer(PPOTrainerSync):
                 "resumed exactly; start from its weights (actor_rollout_ref.model.path), trainer.resume_mode=disable"
             )
         self.budget.load_state_dict(json.loads(file.read_text())["budget"])
+        self._checkpoint = self.global_steps, Path(folder)
+
+
+class _Frozen:
+    """Stands for a dataloader that was somewhere else when its state was taken."""
+
+    def __init__(self, state: Any):
+        self._state = state
+
+    def state_dict(self) -> Any:
+        return self._state

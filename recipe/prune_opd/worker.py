@@ -7,7 +7,7 @@ they stay where the next worker reads them. The names of those fields:
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
@@ -30,7 +30,10 @@ from recipe.prune_opd.inputs import end_tokens, local_path
 from recipe.prune_opd.loss import topk_policy_loss
 from recipe.prune_opd.metrics import gate_columns, response_sums
 from recipe.prune_opd.reward import needs_student_on_teacher, topk_reward
+from recipe.prune_opd.teaching import SERVED_IDS, SERVED_LOG_PROBS, is_missing, log_probs_of, served_rows
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
+
+R = TypeVar("R")
 
 STUDENT_IDS, STUDENT_LOG_PROBS = "student_topk_ids", "student_topk_log_probs"
 TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_topk_ids", "teacher_topk_log_probs"
@@ -38,8 +41,8 @@ TEACHER_ON_STUDENT, STUDENT_ON_TEACHER = "teacher_on_student_ids", "student_on_t
 TEACHER_SAMPLED = "teacher_sampled_log_probs"
 CANDIDATES, OLD_LOG_PROBS, ADVANTAGES = "candidate_ids", "candidate_old_log_probs", "candidate_advantages"
 SUMS = "prune_opd_sums"
-RELIABLE = "prune_opd_reliable"
-EXTRA = "extra_fields"  # verl's, where the gate leaves its report
+COUNTED = "prune_opd_counted"
+EXTRA = "extra_fields"  # verl's, where the agent loop leaves its reports
 
 MODEL_FIELDS = ("input_ids", "position_ids", "loss_mask", "responses", "multi_modal_inputs")
 """What an engine needs for a pass over the batch."""
@@ -48,6 +51,12 @@ MODEL_FIELDS = ("input_ids", "position_ids", "loss_mask", "responses", "multi_mo
 def teacher_fields(config: PruneOPDConfig) -> tuple[str, ...]:
     """Fields the teacher's pass reads."""
     return MODEL_FIELDS if config.strategy in ("only_tch", "sampled") else (*MODEL_FIELDS, STUDENT_IDS)
+
+
+def served_fields(config: PruneOPDConfig) -> tuple[str, ...]:
+    """Fields ``read_served_scores`` reads."""
+    fields = ("responses", SERVED_IDS, SERVED_LOG_PROBS)
+    return (*fields, STUDENT_IDS) if config.strategy == "intersection" else fields
 
 
 def advantage_fields(config: PruneOPDConfig) -> tuple[str, ...]:
@@ -66,7 +75,7 @@ def advantage_fields(config: PruneOPDConfig) -> tuple[str, ...]:
     return tuple(fields)
 
 
-UPDATE_FIELDS = (*MODEL_FIELDS, "response_mask", CANDIDATES, OLD_LOG_PROBS, ADVANTAGES, RELIABLE)
+UPDATE_FIELDS = (*MODEL_FIELDS, "response_mask", CANDIDATES, OLD_LOG_PROBS, ADVANTAGES, COUNTED)
 """Fields the update reads."""
 
 _on_actor = make_nd_compute_dataproto_dispatch_fn(mesh_name="actor")
@@ -76,7 +85,8 @@ _on_ref = make_nd_compute_dataproto_dispatch_fn(mesh_name="ref")
 class PruneOPDWorker(ActorRolloutRefWorker):
     """Student (actor and rollout) and frozen teacher (reference model) on the same devices.
 
-    ``config`` is verl's ``actor_rollout_ref`` node with ``prune_opd`` beside its own keys.
+    ``config`` is verl's ``actor_rollout_ref`` node with ``prune_opd`` and ``teacher_vocab_size`` beside its own keys.
+    With the teacher on servers there is no reference model.
     """
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -87,9 +97,10 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         self.ref_worker_cls = self._build_teacher
         super().init_model()
         self.actor.set_loss_fn(TopKPass(self._policy_loss))
-        self.ref.set_loss_fn(TopKPass())
-        student, teacher = self.actor.model_config, self.ref.model_config
-        self.vocab_size = min(m.hf_config.get_text_config().vocab_size for m in (student, teacher))
+        if not self.prune_opd.teacher.serves:
+            self.ref.set_loss_fn(TopKPass())
+        student = self.actor.model_config
+        self.vocab_size = min(student.hf_config.get_text_config().vocab_size, self.config.teacher_vocab_size)
         self.ends = end_tokens(student.generation_config, student.tokenizer)
         self.max_length = self.prune_opd.budget.build(self.config.rollout.response_length).max
 
@@ -154,10 +165,23 @@ class PruneOPDWorker(ActorRolloutRefWorker):
     def update_actor(self, data: TensorDict) -> TensorDict | None:
         """verl's update with the loss over candidates."""
         request_pass(data, Request(at=CANDIDATES), sampled=False)
-        if self.prune_opd.loss_normaliser == "reliable":
-            data["loss_mask"] = data[RELIABLE]  # the engine counts a mini-batch's tokens on it, and nothing else
+        data["loss_mask"] = data[COUNTED]  # the engine counts a mini-batch's tokens on it, and nothing else
         output = self.actor.train_mini_batch(data=data)
         return output.cpu() if output is not None else None
+
+    @register(dispatch_mode=_on_actor)
+    def read_served_scores(self, data: TensorDict) -> TensorDict:
+        """What teacher servers said about the responses, as the fields that a pass of the teacher would give."""
+        ids, log_probs = (served_rows(data[name], data["responses"]) for name in (SERVED_IDS, SERVED_LOG_PROBS))
+        offsets = data["responses"].offsets()
+        fields = {}
+        if self.prune_opd.strategy == "sampled":
+            fields[TEACHER_SAMPLED] = log_probs.values()[:, 0]
+            ids, log_probs = (_jagged_values(block.values()[:, 1:], offsets) for block in (ids, log_probs))
+        if self.prune_opd.strategy == "intersection":
+            fields[TEACHER_ON_STUDENT] = log_probs_of(data[STUDENT_IDS].values(), ids.values(), log_probs.values())
+        jagged = {name: _jagged_values(values, offsets) for name, values in fields.items()}
+        return TensorDict({TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs, **jagged}, batch_size=len(data))
 
     # ------------------------------------------------------------------------------------------------ drift and loss
 
@@ -170,8 +194,10 @@ class PruneOPDWorker(ActorRolloutRefWorker):
             for name, value in data.items()
             if name in advantage_fields(config) and name != EXTRA
         }
-        mask, responses = padded["response_mask"], padded["responses"]
         _refuse_nan(padded)
+        # A token without the teacher's score takes no part in anything, as if it were padding.
+        responses, missing = padded["responses"], is_missing(padded[TEACHER_LOG_PROBS])
+        mask = padded["response_mask"].bool() & ~missing
 
         overlap = overlap_ratio(padded[STUDENT_IDS], padded[TEACHER_IDS])
         if drift.metric == "overlap_ratio":
@@ -208,12 +234,14 @@ class PruneOPDWorker(ActorRolloutRefWorker):
             padded[STUDENT_LOG_PROBS],
             padded[TEACHER_LOG_PROBS],
             torch.isin(last, torch.tensor(sorted(self.ends))).squeeze(1),
-            gate_columns(gate_reports(data), events),
+            (padded["response_mask"].bool() & missing).sum(-1),
+            gate_columns(reports(data, REPORT, GateReport), events),
             self.max_length,
         )
         results = {CANDIDATES: reward.ids.int(), OLD_LOG_PROBS: reward.student_log_probs, ADVANTAGES: advantages}
+        counted = mask & (weights.weight > 0) if config.loss_normaliser == "reliable" else mask
+        results[COUNTED] = counted.long()
         # verl's own metrics read (response,) advantages: their sum over candidates.
-        results[RELIABLE] = ((weights.weight > 0) & mask.bool()).long()
         results |= {"advantages": advantages.sum(-1), "returns": advantages.sum(-1)}
         if config.dump_dir:
             self._dump(data, padded | results | {SUMS: sums, "lengths": lengths})
@@ -245,12 +273,12 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         torch.save(dict(tensors), folder / f"step_{data['global_steps']}_rank_{self.rank}.pt")
 
 
-def gate_reports(data: TensorDict) -> list[GateReport | None]:
-    """The gate's report about each response of a batch."""
+def reports(data: TensorDict, key: str, kind: type[R]) -> list[R | None]:
+    """What an agent loop reported about each response of a batch under a key of ``extra_fields``."""
     if EXTRA not in data:
         return [None] * len(data)
     # verl dumps what an agent loop returns, dataclasses become dictionaries.
-    return [GateReport(**extra[REPORT]) if REPORT in extra else None for extra in tu.get(data, EXTRA)]
+    return [kind(**extra[key]) if key in extra else None for extra in tu.get(data, EXTRA)]
 
 
 def _fields(output: TensorDict | None, data: TensorDict, blocks: Mapping[str, str], *keep: str) -> TensorDict | None:
@@ -273,10 +301,15 @@ def _fields(output: TensorDict | None, data: TensorDict, blocks: Mapping[str, st
     return TensorDict({**fields, **kept}, batch_size=len(data))
 
 
+def _jagged_values(values: Tensor, offsets: Tensor) -> Tensor:
+    """(tokens of all responses, ...) -> jagged (B, response, ...)."""
+    return torch.nested.nested_tensor_from_jagged(values, offsets)
+
+
 def _jagged(padded: Tensor, offsets: Tensor) -> Tensor:
     """(B, T, ...) -> jagged (B, response, ...)."""
     rows = [row[:length] for row, length in zip(padded, offsets.diff().tolist(), strict=True)]
-    return torch.nested.nested_tensor_from_jagged(torch.cat(rows), offsets)
+    return _jagged_values(torch.cat(rows), offsets)
 
 
 def _refuse_nan(padded: Mapping[str, Tensor]) -> None:

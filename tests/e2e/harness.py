@@ -166,3 +166,18 @@ def end_children(process: subprocess.Popen) -> None:
         if child.is_running():
             child.kill()
     process.wait(30)
+
+
+def teacher_servers() -> list[psutil.Process]:
+    """Teacher servers that are running, where the rollout's are verl's own."""
+    return [process for process in psutil.process_iter(["cmdline"]) if "ray::TopKHttpServer" in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    return " ".join(process.info["cmdline"] or [])
+
+
+def kill_with_children(process: psutil.Process) -> None:
+    """As a machine that goes down would."""
+    for one in [*process.children(recursive=True), process]:
+        one.kill()

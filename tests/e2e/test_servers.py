@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM
 from recipe.prune_opd.config import load_config
 from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.gate import REPORT, GateReport
-from recipe.prune_opd.inflight import DRIFT, GatedClient
+from recipe.prune_opd.inflight import DRIFT, GatedGeneration
 from recipe.prune_opd.servers import follow_rollout, teacher_pool
+from recipe.prune_opd.teaching import TeachingClient
 from verl_ext.rollout.client import ScoringClient
 
 pytestmark = pytest.mark.e2e
@@ -71,7 +72,7 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
         manager = pool.start(config, resources, 2)
         teacher = ScoringClient(config, pool.load_balancer(manager))
         client = rollout.get_client(
-            GatedClient, prune_opd=prune_opd, teacher=teacher, vocab_size=len(harness.task.VOCABULARY)
+            TeachingClient, prune_opd=prune_opd, teacher=teacher, vocab_size=len(harness.task.VOCABULARY)
         )
         yield SimpleNamespace(
             client=client,
@@ -227,7 +228,7 @@ def gate_all(servers: SimpleNamespace, count: int, during: Any = None) -> list[A
 
     async def run() -> list[Any]:
         async def one(prompt: list[int]) -> Any:
-            generation = servers.client.gated()
+            generation = GatedGeneration(servers.client)
             return await generation.generate(uuid4().hex, prompt_ids=prompt, sampling_params=dict(PARAMS))
 
         tasks = [asyncio.create_task(one(prompt)) for prompt in prompts(count, 30, seed=11)]

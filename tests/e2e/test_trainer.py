@@ -1,6 +1,7 @@
 """The real trainer: verl, Ray, TransferQueue and vLLM, on tiny models. Each run takes one to two minutes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import harness
@@ -101,6 +102,47 @@ def gated(inputs, tmp_path_factory):
         "trainer.val_before_train": True,
     }
     return finished(harness.run(inputs, tmp_path_factory.mktemp("gated"), settings))
+
+
+SERVED = SAME | {
+    "prune_opd.teacher.path": "noisy",
+    "prune_opd.teacher.home": "server",
+    "prune_opd.teacher.server.replicas": 2,
+    "prune_opd.strategy": "intersection",
+    "prune_opd.drift.w_drop": 0.1,
+    "trainer.total_training_steps": 8,
+    "trainer.save_freq": 100,
+}
+
+
+@pytest.fixture(scope="session")
+def orphaned(inputs, tmp_path_factory):
+    """A teacher on two servers. One dies when step 1 is over, the other when step 3 is."""
+    folder = tmp_path_factory.mktemp("served")
+
+    def kill_teachers() -> bool:
+        log = folder / "metrics.jsonl"
+        done = len(log.read_text().splitlines()) if log.is_file() else 0
+        servers = harness.teacher_servers()
+        if (done >= 1 and len(servers) == 2) or (done >= 3 and len(servers) == 1):
+            harness.kill_with_children(servers[0])
+        return False
+
+    settings = SERVED | {"prune_opd.teacher.path": inputs / "noisy"}
+    return harness.run(inputs, folder, settings, kill_when=kill_teachers)
+
+
+@pytest.fixture(scope="session")
+def adopted(orphaned, inputs, tmp_path_factory):
+    """The same run started again, its teacher being there, with a gate in front of it as well."""
+    settings = SERVED | {
+        "prune_opd.teacher.path": inputs / "noisy",
+        "prune_opd.gate.enable": True,
+        "prune_opd.gate.chunk": 16,
+    }
+    folder = tmp_path_factory.mktemp("adopted")
+    shutil.copytree(orphaned.folder / "checkpoints", folder / "checkpoints")
+    return finished(harness.run(inputs, folder, settings))
 
 
 def finished(run):
@@ -208,22 +250,24 @@ def test_an_unrelated_teacher_takes_the_limit_down_to_min(permuted):
     assert max(permuted.metric("effective_response_length_max")) < 40
 
 
+@torch.no_grad()
+def log_probs(model, dump, i, temperature=1.0):
+    """Log-probs (tokens, vocabulary) of a dumped response's positions, by transformers."""
+    prompt = dump["prompts"][i]
+    if model.config.pad_token_id == 0:
+        prompt = prompt[: int((prompt != 0).nonzero().max()) + 1]
+    response = dump["responses"][i, : int(dump["lengths"][i])].long()
+    logits = model(torch.cat([prompt, response]).unsqueeze(0)).logits[0, len(prompt) - 1 : -1]
+    return (logits / temperature).log_softmax(-1)
+
+
 def test_every_pass_agrees_with_transformers(permuted, inputs):
     """First step, before any update: ids and log-probs of both models, each at its own temperature."""
     (dump,) = permuted.dump(1)
     student = AutoModelForCausalLM.from_pretrained(inputs / "student")
     teacher = AutoModelForCausalLM.from_pretrained(inputs / "permuted")
-    pad = student.config.pad_token_id
     for i, length in enumerate(dump["lengths"].tolist()):
-        prompt = dump["prompts"][i]
-        prompt = prompt[: int((prompt != 0).nonzero().max()) + 1] if pad == 0 else prompt
-        response = dump["responses"][i, :length].long()
-        ids, start = torch.cat([prompt, response]).unsqueeze(0), len(prompt) - 1
-        with torch.no_grad():
-            s, t = (
-                (model(ids).logits[0, start:-1] / temperature).log_softmax(-1)
-                for model, temperature in ((student, 0.8), (teacher, 2.0))
-            )
+        s, t = (log_probs(model, dump, i, heat) for model, heat in ((student, 0.8), (teacher, 2.0)))
         mine = {name: value[i, :length] for name, value in dump.items() if name.startswith(("student_", "teacher_"))}
         close = {"atol": 1e-4, "rtol": 0}
         torch.testing.assert_close(mine["student_topk_log_probs"], s.topk(16).values, **close)
@@ -283,6 +327,67 @@ def test_validation_is_not_gated(gated):
     assert max(lengths) > max(gated.metric("gate/stop_position_mean"))
 
 
+# ---------------------------------------------------------------------------------------------- teacher servers
+
+
+def test_served_scores_agree_with_transformers(orphaned, inputs):
+    """Before any update: the fields a worker group would deliver, for every token of every response."""
+    student, teacher = (AutoModelForCausalLM.from_pretrained(inputs / name) for name in ("student", "noisy"))
+    checked = 0
+    for dump in orphaned.dump(1):
+        for i, length in enumerate(dump["lengths"].tolist()):
+            if not dump["response_mask"][i].any():
+                continue  # padding
+            checked += 1
+            s, t = (log_probs(model, dump, i) for model in (student, teacher))
+            mine = {name: value[i, :length] for name, value in dump.items() if name.startswith("teacher_")}
+            close = {"atol": 1e-4, "rtol": 0}
+            ids, in_common = dump["student_topk_ids"][i, :length].long(), mine["teacher_on_student_ids"].isfinite()
+            torch.testing.assert_close(mine["teacher_topk_log_probs"], t.topk(16).values, **close)
+            torch.testing.assert_close(
+                mine["teacher_topk_log_probs"], t.gather(1, mine["teacher_topk_ids"].long()), **close
+            )
+            torch.testing.assert_close(mine["teacher_on_student_ids"][in_common], t.gather(1, ids)[in_common], **close)
+            torch.testing.assert_close(dump["student_topk_log_probs"][i, :length], s.topk(16).values, **close)
+            overlap = overlap_ratio(ids.unsqueeze(0), mine["teacher_topk_ids"].unsqueeze(0))
+            torch.testing.assert_close(in_common.float().mean(-1), overlap[0])
+    assert checked == 14
+
+
+def test_a_dead_teacher_server_costs_nothing(orphaned):
+    """At least steps 2 and 3 had one server left."""
+    assert len(orphaned.steps) >= 3
+    assert set(orphaned.metric("teacher/missing_ratio")) == {0}
+    assert "gets no more questions" in orphaned.output
+    assert max(orphaned.metric("teacher/hidden_ratio")) > 0
+    for step in range(1, len(orphaned.steps) + 1):
+        sums = torch.cat([dump["prune_opd_sums"] for dump in orphaned.dump(step)])
+        assert (sums[:, COLUMNS.index("tokens")] > 0).sum() == 14
+
+
+def test_without_any_teacher_left_the_run_stops_with_a_checkpoint(orphaned):
+    assert orphaned.returncode not in (0, None)
+    message = next(line for line in orphaned.output.splitlines() if "lack the teacher's score" in line)
+    done = len(orphaned.steps)
+    assert f"step {done + 1}: 100.0% of the tokens" in message
+    assert "no teacher server is left" in message
+    assert f"global_step_{done} " in message
+    assert (orphaned.folder / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(done)
+
+
+def test_the_stopped_run_goes_on_where_it_was(same, orphaned, adopted):
+    """With the prompts that an uninterrupted run has in these steps; the data's order is its seed's."""
+    done = len(orphaned.steps)
+    assert [step["training/global_step"] for step in adopted.steps] == list(range(done + 1, 9))
+    assert done < 5
+    for step in range(done + 1, 6):
+        assert adopted.prompts(step) == same.prompts(step)
+    assert set(adopted.metric("teacher/missing_ratio")) == {0}
+    assert set(adopted.metric("gate/event_agreement")) == {1}
+    # What the gate had asked for was not asked for again.
+    assert not any("prune_opd/teacher/computed_tokens" in step for step in adopted.steps)
+
+
 # ---------------------------------------------------------------------------------------------- plain OPD
 
 
@@ -294,7 +399,7 @@ def test_plain_opd_keeps_its_limit_and_weights(plain):
     assert "plain OPD" in plain.output
 
 
-def test_ray_is_gone_afterwards(same, resumed, permuted, plain, gated):
+def test_ray_is_gone_afterwards(same, resumed, permuted, plain, gated, adopted):
     import psutil
 
     mine = [

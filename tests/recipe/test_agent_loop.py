@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recipe.prune_opd.config import GateConfig, PruneOPDConfig, TeacherConfig
+
 
 @pytest.fixture(scope="module")
 def agent_loop():
@@ -49,10 +51,70 @@ def test_a_validation_prompt_is_not(agent_loop, monkeypatch):
     assert kwargs == {"raw_prompt": ["p"], "priority": 3}
 
 
-def test_a_training_prompt_alone_goes_through_the_gate(agent_loop, monkeypatch):
-    client = object.__new__(agent_loop.GatedClient)
-    monkeypatch.setattr(agent_loop.GatedClient, "gated", lambda self: "gated")
-    limited = {agent_loop.LIMIT: 300}
-    assert run(agent_loop, monkeypatch, {}, client, **limited)[2] == "gated"
+class Teaching:
+    """A ``TeachingClient`` that notes what it is to teach, and with which rows in hand."""
+
+    def __new__(cls, agent_loop, gate: bool, home: str):
+        class Client(agent_loop.TeachingClient):
+            def __init__(self):
+                teacher = TeacherConfig(path="T", home=home)
+                self.prune_opd = PruneOPDConfig(teacher=teacher, strategy="intersection", gate=GateConfig(enable=gate))
+                self.taught: list[tuple[Any, Any]] = []
+
+            async def teach(self, output: Any, known: Any = None) -> None:
+                self.taught.append((output, known))
+
+        return Client()
+
+
+@pytest.mark.parametrize("home", ["worker_group", "server"])
+def test_a_training_prompt_alone_goes_through_the_gate(agent_loop, monkeypatch, home):
+    client, limited = Teaching(agent_loop, True, home), {agent_loop.LIMIT: 300}
+    first, second = (run(agent_loop, monkeypatch, {}, client, **limited)[2] for _ in range(2))
+    assert isinstance(first, agent_loop.GatedGeneration)
+    assert first is not second  # nothing is shared between responses
     assert run(agent_loop, monkeypatch, {}, client)[2] is client
     assert run(agent_loop, monkeypatch, {}, "verl's own", **limited)[2] == "verl's own"
+    without = Teaching(agent_loop, False, "server")
+    assert run(agent_loop, monkeypatch, {}, without, **limited)[2] is without
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_a_training_response_alone_is_scored_by_servers(agent_loop, monkeypatch, gate):
+    client = Teaching(agent_loop, gate, "server")
+    run(agent_loop, monkeypatch, {}, client)
+    assert not client.taught
+    run(agent_loop, monkeypatch, {}, client, **{agent_loop.LIMIT: 300})
+    assert client.taught == [("output", None)]
+
+
+def test_with_a_worker_group_nothing_is_scored_by_servers(agent_loop, monkeypatch):
+    client = Teaching(agent_loop, True, "worker_group")
+    run(agent_loop, monkeypatch, {}, client, **{agent_loop.LIMIT: 300})
+    assert not client.taught
+
+
+def test_rows_the_gate_has_asked_for_are_passed_on(agent_loop, monkeypatch):
+    async def stock(self, sampling_params, **kwargs):
+        self.server_manager.teacher_rows = "rows of this response"
+        return "output"
+
+    client = Teaching(agent_loop, True, "server")
+    loop = object.__new__(agent_loop.LimitedAgentLoop)
+    monkeypatch.setattr(agent_loop.SingleTurnAgentLoop, "run", stock)
+    loop.server_manager = client
+    asyncio.run(loop.run({}, **{agent_loop.LIMIT: 300}))
+    assert client.taught == [("output", "rows of this response")]
+
+
+def test_an_error_of_the_rollout_is_not_taught(agent_loop, monkeypatch):
+    async def stock(self, sampling_params, **kwargs):
+        raise RuntimeError("engine died")
+
+    client = Teaching(agent_loop, False, "server")
+    loop = object.__new__(agent_loop.LimitedAgentLoop)
+    monkeypatch.setattr(agent_loop.SingleTurnAgentLoop, "run", stock)
+    loop.server_manager = client
+    with pytest.raises(RuntimeError, match="engine died"):
+        asyncio.run(loop.run({}, **{agent_loop.LIMIT: 300}))
+    assert not client.taught

@@ -168,11 +168,15 @@ def test_wrong_settings_are_refused_with_a_gate_alone(gated, setting):
     check_settings(gated)
 
 
+@pytest.mark.parametrize("home", [False, True], ids=["gate", "home"])
 @pytest.mark.parametrize(
     ("replicas", "parallel", "per_node", "allowed"),
     [(1, 1, 1, True), (2, 2, 8, True), (3, 1, 8, True), (2, 8, 8, True), (3, 4, 8, False), (3, 1, 2, False)],
 )
-def test_the_teachers_servers_must_fit_the_nodes(gated, replicas, parallel, per_node, allowed):
+def test_the_teachers_servers_must_fit_the_nodes(gated, replicas, parallel, per_node, allowed, home):
+    if home:
+        serve(gated)
+        gated.prune_opd.gate.enable = False
     gated.prune_opd.teacher.server.replicas = replicas
     gated.prune_opd.teacher.server.tensor_model_parallel_size = parallel
     gated.trainer.n_gpus_per_node = per_node
@@ -182,7 +186,7 @@ def test_the_teachers_servers_must_fit_the_nodes(gated, replicas, parallel, per_
         found = f"{replicas} replicas of {parallel} devices"
         with pytest.raises(ValueError, match=rf"^prune_opd\.teacher\.server: got {found}, allowed: .* {per_node}, "):
             check_settings(gated)
-    gated.prune_opd.gate.enable = False
+    gated.prune_opd.gate.enable, gated.prune_opd.teacher.home = False, "worker_group"
     check_settings(gated)
 
 
@@ -215,6 +219,71 @@ def test_the_rollout_must_report_k_candidates(gated, most, allowed):
     else:
         with pytest.raises(ValueError, match=r"max_logprobs: got 15, allowed with prune_opd\.gate\.enable: .* 16$"):
             check_settings(gated)
+
+
+# ------------------------------------------------------------------------------------------------ teacher servers
+
+
+def serve(config: DictConfig) -> None:
+    """Have the teacher on servers."""
+    config.prune_opd.teacher.home, config.prune_opd.strategy = "server", "intersection"
+
+
+@pytest.fixture
+def served(config) -> DictConfig:
+    """The recipe's configuration with the teacher on servers, without a gate."""
+    serve(config)
+    return config
+
+
+def test_a_teacher_on_servers_is_allowed(served):
+    assert check_settings(served).teacher.home == "server"
+
+
+def test_a_strategy_that_servers_cannot_serve_ends_the_start(served):
+    served.prune_opd.strategy = "only_stu"
+    with pytest.raises(ValueError, match=r"^prune_opd\.strategy: got 'only_stu', allowed: only_tch"):
+        check_settings(served)
+
+
+@pytest.mark.parametrize(
+    ("argument", "found", "allowed"),
+    [("logprobs_mode", "processed_logprobs", "'raw_logprobs'"), ("max_logprobs", 15, "at least prune_opd.topk, 16")],
+)
+def test_arguments_of_the_teachers_engine_alone_matter_without_a_gate(served, argument, found, allowed):
+    rollout, teacher = ENGINES
+    OmegaConf.update(served, rollout, {argument: found}, force_add=True)
+    check_settings(served)  # of the rollout nothing but tokens is wanted
+    OmegaConf.update(served, teacher, {argument: found}, force_add=True)
+    with pytest.raises(ValueError, match="allowed with") as refused:
+        check_settings(served)
+    assert (
+        str(refused.value)
+        == f"{teacher}.{argument}: got {found!r}, allowed with prune_opd.teacher.home=server: {allowed}"
+    )
+
+
+@pytest.mark.parametrize("setting", GATE_SETTINGS, ids=lambda setting: setting.key)
+def test_what_a_gate_alone_needs_may_be_anything_on_servers(served, setting):
+    OmegaConf.update(served, setting.key, WRONG_WITH_A_GATE[setting.key], force_add=True)
+    check_settings(served)
+
+
+@pytest.mark.parametrize("key", ["log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size_per_gpu"])
+def test_without_a_teachers_pass_its_micro_batches_may_be_anything(served, key):
+    ref = served.actor_rollout_ref.ref
+    ref.log_prob_use_dynamic_bsz = key == "log_prob_max_token_len_per_gpu"
+    ref[key] = 1 if ref.log_prob_use_dynamic_bsz else None
+    check_settings(served)
+    served.prune_opd.teacher.home = "worker_group"
+    with pytest.raises(ValueError, match=rf"^actor_rollout_ref\.ref\.{key}: got "):
+        check_settings(served)
+
+
+def test_the_students_micro_batches_still_matter(served):
+    served.actor_rollout_ref.actor.ppo_max_token_len_per_gpu = 1
+    with pytest.raises(ValueError, match=r"^actor_rollout_ref\.actor\.ppo_max_token_len_per_gpu: got 1, "):
+        check_settings(served)
 
 
 # ------------------------------------------------------------------------------------------------ passes
@@ -412,13 +481,16 @@ def test_a_model_folder_without_its_parts_is_refused(inputs, tmp_path, gone):
     assert refusal(inputs).startswith(f"prune_opd.teacher.path: {folder} holds no model configuration with tokenizer")
 
 
+@pytest.mark.parametrize("home", [False, True], ids=["gate", "home"])
 @pytest.mark.parametrize(("context", "allowed"), [(500, False), (501, True)])
-def test_a_gates_teacher_must_hold_the_longest_sequence_and_a_token(inputs, tmp_path, context, allowed):
+def test_a_teacher_that_serves_must_hold_the_longest_sequence_and_a_token(inputs, tmp_path, context, allowed, home):
     inputs.data.max_prompt_length, inputs.data.max_response_length = 100, 600
     inputs.prune_opd.budget.max = 400
     inputs.prune_opd.teacher.path = save_model(tmp_path / "short", context=context)
     check_inputs(inputs)  # a training pass has no such bound
-    inputs.prune_opd.gate.enable = True
+    inputs.prune_opd.gate.enable = not home
+    if home:
+        serve(inputs)
     if allowed:
         check_inputs(inputs)
     else:

@@ -15,10 +15,16 @@ from recipe.prune_opd.config import (
     load_config,
 )
 from recipe.prune_opd.gate import Consecutive, Cumulative, Relative, Windowed
+from recipe.prune_opd.reward import STRATEGIES
 
 PAPER = {
     "teacher": {
         "path": "T",
+        "home": "worker_group",
+        "concurrency": 256,
+        "deadline": 600.0,
+        "retries": 2,
+        "max_missing": 0.01,
         "temperature": 1.0,
         "trust_remote_code": False,
         "override_config": {},
@@ -27,11 +33,12 @@ PAPER = {
             "tensor_model_parallel_size": 1,
             "gpu_memory_utilization": 0.85,
             "dtype": "bfloat16",
-            "block_size": 32,
+            "block_size": 16,
             "max_num_batched_tokens": 2048,
             "enforce_eager": True,
             "engine_kwargs": {},
         },
+        "url": {"urls": [], "api": "vllm", "model": None, "api_key_env": None, "ca_file": None},
     },
     "topk": 16,
     "strategy": "only_stu",
@@ -282,7 +289,11 @@ WITH_A_GATE = [
         "teacher.temperature",
         "1 with gate.enable and drift.metric=teacher_top_p_accept",
     ),
-    ({"teacher__trust_remote_code": True}, "teacher.trust_remote_code", "false with gate.enable"),
+    (
+        {"teacher__trust_remote_code": True},
+        "teacher.trust_remote_code",
+        "false with gate.enable or teacher.home=server: verl starts teacher servers without it",
+    ),
 ]
 
 
@@ -301,10 +312,50 @@ def test_what_a_gate_does_not_need_may_be_anything(given):
     assert load(gate__enable=True, **given).gate.enable
 
 
+# ------------------------------------------------------------------------------------------------ home of the teacher
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_servers_are_refused_where_the_students_candidates_are_scored(strategy):
+    if strategy in ("only_tch", "intersection", "sampled"):
+        assert load(teacher__home="server", strategy=strategy).strategy == strategy
+    else:
+        with pytest.raises(ValueError, match=rf"^prune_opd\.strategy: got '{strategy}', allowed: ") as refused:
+            load(teacher__home="server", strategy=strategy)
+        allowed = (
+            "only_tch, intersection, sampled with teacher.home=server, which cannot score the student's candidates"
+        )
+        assert str(refused.value).endswith(allowed)
+
+
+# What cannot go with a teacher that serves: other keys, the key that is named, part of the reason.
+WITH_SERVERS = [
+    ({"teacher__temperature": 0.7}, "teacher.temperature: got 0.7", "1 with teacher.home=server"),
+    (
+        {"teacher__trust_remote_code": True},
+        "teacher.trust_remote_code: got True",
+        "false with gate.enable or teacher.home=server",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "found", "allowed"), WITH_SERVERS, ids=[found for _, found, _ in WITH_SERVERS])
+def test_what_cannot_go_with_servers_is_refused(given, found, allowed):
+    load(strategy="sampled", **given)
+    with pytest.raises(ValueError, match=rf"^prune_opd\.{found}, allowed: {allowed}"):
+        load(strategy="sampled", teacher__home="server", **given)
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("home", ["worker_group", "server"])
+def test_servers_are_needed_by_the_gate_and_by_their_home(home, gate):
+    assert load(teacher__home=home, gate__enable=gate, strategy="sampled").serves == (gate or home == "server")
+
+
 def test_servers_keep_what_was_given():
     server = load(teacher__server={"replicas": 2, "engine_kwargs": {"a": 1}}).teacher.server
     assert isinstance(server, TeacherServerConfig)
-    assert (server.replicas, server.engine_kwargs, server.block_size) == (2, {"a": 1}, 32)
+    assert (server.replicas, server.engine_kwargs, server.block_size) == (2, {"a": 1}, 16)
 
 
 # ------------------------------------------------------------------------------------------------ refusals
@@ -352,6 +403,16 @@ REFUSED = [
     ("gate.deadline", float("inf"), "> 0"),
     ("gate.deadline", float("nan"), "> 0"),
     ("gate.retries", -1, ">= 0"),
+    ("teacher.home", "servers", "worker_group, server"),
+    ("teacher.home", "", "worker_group, server"),
+    ("teacher.max_missing", -0.1, "[0, 1)"),
+    ("teacher.max_missing", 1.0, "[0, 1)"),
+    ("teacher.max_missing", float("nan"), "[0, 1)"),
+    ("teacher.concurrency", 0, ">= 1"),
+    ("teacher.deadline", 0.0, "> 0"),
+    ("teacher.deadline", float("inf"), "> 0"),
+    ("teacher.deadline", float("nan"), "> 0"),
+    ("teacher.retries", -1, ">= 0"),
     ("teacher.server.replicas", 0, ">= 1"),
     ("teacher.server.tensor_model_parallel_size", 0, ">= 1"),
     ("teacher.server.block_size", 0, ">= 1"),
@@ -394,6 +455,11 @@ EDGES = [
     ("gate.deadline", 0.1),
     ("teacher.server.gpu_memory_utilization", 1),
     ("teacher.server.replicas", 1),
+    ("teacher.concurrency", 1),
+    ("teacher.deadline", 0.1),
+    ("teacher.retries", 0),
+    ("teacher.max_missing", 0),
+    ("teacher.max_missing", 0.99),
     ("loss_normaliser", "reliable"),
 ]
 
@@ -422,6 +488,9 @@ def test_values_at_the_edge_are_allowed(key, value):
         ("gate.chunk", "small", "small"),
         ("gate.deadline", None, "None"),
         ("teacher.server.replicas", 1.5, "1.5"),
+        ("teacher.retries", 1.5, "1.5"),
+        ("teacher.deadline", None, "None"),
+        ("teacher.home", None, "None"),
     ],
 )
 def test_values_of_the_wrong_type_are_refused_in_one_line(key, value, found):
@@ -461,7 +530,20 @@ def test_banner_tells_the_gates_rule():
     config = load(gate__enable=True, gate__chunk=32, drift__w_drop=0.03)
     text = config.describe(config.budget.build(8192))
     assert "  gate      cumulative, w_drop = 0.03, every 32 tokens" in text
-    assert "worker group and servers" in text
+
+
+@pytest.mark.parametrize(
+    ("home", "gate", "said"),
+    [
+        ("worker_group", False, "worker group"),
+        ("worker_group", True, "worker group and, for the gate, servers"),
+        ("server", False, "server"),
+        ("server", True, "server"),
+    ],
+)
+def test_banner_tells_where_the_teacher_is(home, gate, said):
+    config = load(teacher__home=home, gate__enable=gate, strategy="sampled")
+    assert f"  teacher   T ({said}, temperature 1.0)" in config.describe(config.budget.build(8192)).splitlines()
 
 
 def test_banner_tells_what_is_off():

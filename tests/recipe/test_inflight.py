@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.config import GATES, DriftConfig, GateConfig, PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.gate import REPORT, GateReport
-from recipe.prune_opd.inflight import DRIFT, GatedClient, GatedGeneration, find_events
+from recipe.prune_opd.inflight import DRIFT, GatedGeneration, find_events
+from recipe.prune_opd.teaching import TeachingClient
 from verl_ext.rollout.client import ScoringClient
 from verl_ext.rollout.rows import Chunk, Score, TopKRows
 
 K, VOCAB, PROMPT = 4, 1000, [900, 901, 902]
+LATE, LOST = TimeoutError("no answer within 5.0 s"), RuntimeError("Traceback of Ray\nRuntimeError: out of memory")
 sleep = asyncio.sleep
 
 
@@ -76,7 +79,7 @@ class Response:
         self.aborted = self.started  # a server knows no request that has not begun
 
 
-class Student(GatedClient):
+class Student(TeachingClient):
     """Client of a rollout server that generates ``text``."""
 
     def __init__(self, text: Text, teacher: Any, prune_opd: PruneOPDConfig, seed: int = 0, pauses: int = 2):
@@ -151,15 +154,18 @@ def settings(kind: str = "cumulative", retries: int = 2, **gate: Any) -> PruneOP
     )
 
 
-def generate(student: Student, limit: int = 10_000, **kwargs: Any) -> TokenOutput:
+def generate(
+    student: Student, limit: int = 10_000, generation: GatedGeneration | None = None, **kwargs: Any
+) -> TokenOutput:
     """One gated response. Nothing may hang and no task may stay behind, whatever happens."""
+    generation = generation or GatedGeneration(student)
 
     async def body() -> TokenOutput:
         params = {"max_tokens": limit, "logprobs": True, "temperature": 0.7}
         given = dict(params)
         try:
             return await asyncio.wait_for(
-                student.gated().generate("r", prompt_ids=PROMPT, sampling_params=params, **kwargs), 20
+                generation.generate("r", prompt_ids=PROMPT, sampling_params=params, **kwargs), 20
             )
         finally:
             assert params == given, "the caller's dict was changed"
@@ -261,7 +267,7 @@ def test_log_probs_are_returned_only_where_asked_for() -> None:
     text = Text([False] * 10)
     student = Student(text, Teacher(text), settings())
     params = {"max_tokens": 99, "logprobs": None}
-    output = asyncio.run(student.gated().generate("r", prompt_ids=PROMPT, sampling_params=params))
+    output = asyncio.run(GatedGeneration(student).generate("r", prompt_ids=PROMPT, sampling_params=params))
     assert output.log_probs is None
 
 
@@ -310,11 +316,36 @@ def test_no_image_is_no_reason_to_refuse() -> None:
 
 
 def test_the_client_itself_stays_ungated() -> None:
-    text = Text([False])
-    student = Student(text, Teacher(text), settings())
-    assert isinstance(student.gated(), GatedGeneration)
-    assert student.gated() is not student.gated()  # nothing is shared between responses
-    assert Student.generate is GatedClient.generate
+    assert TeachingClient.generate is LLMServerClient.generate
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_what_the_teacher_said_is_kept_from_the_start_on(stops: bool) -> None:
+    for seed in range(10):
+        text = Text([False] * 30 + [stops] * 70, seed)
+        generation = GatedGeneration(student := Student(text, Teacher(text, seed=seed), settings(), seed))
+        assert generation.teacher_rows is None
+        output = generate(student, generation=generation)
+        rows = generation.teacher_rows
+        assert len(output.token_ids) <= len(rows) <= len(text.tokens)
+        np.testing.assert_array_equal(rows.ids, text.teacher.ids[: len(rows)])
+        np.testing.assert_array_equal(rows.log_probs, text.teacher.log_probs[: len(rows)])
+
+
+def test_after_faults_the_rows_still_begin_at_the_start() -> None:
+    text = Text([False] * 100)
+    teacher = Teacher(text, (LATE, None, LOST, None, LATE))
+    generation = GatedGeneration(student := Student(text, teacher, settings()))
+    assert generate(student, generation=generation).extra_fields[REPORT].given_up
+    assert len(generation.teacher_rows) == teacher.scored < 100
+    np.testing.assert_array_equal(generation.teacher_rows.ids, text.teacher.ids[: teacher.scored])
+
+
+def test_where_the_teacher_said_nothing_there_are_no_rows() -> None:
+    text = Text([False] * 10)
+    generation = GatedGeneration(student := Student(text, Teacher(text, (LOST,) * 9), settings()))
+    generate(student, generation=generation)
+    assert generation.teacher_rows is None
 
 
 # ------------------------------------------------------------------------------------------------ aborts by others
@@ -378,9 +409,6 @@ def test_a_stop_before_the_next_request_has_begun_ends_that_too(naps: list[float
 
 
 # ------------------------------------------------------------------------------------------------ faults
-
-
-LATE, LOST = TimeoutError("no answer within 5.0 s"), RuntimeError("Traceback of Ray\nRuntimeError: out of memory")
 
 
 @pytest.mark.parametrize(
@@ -480,7 +508,7 @@ def test_a_useless_answer_of_the_server_counts_as_failed(monkeypatch) -> None:
         rows = text.teacher[begin : end + 1]
         if len(asked) == 2:
             rows = TopKRows(rows.ids, np.full_like(rows.log_probs, np.nan))
-        return Score(rows, end - begin, 0)
+        return Score(rows[:-1], np.zeros(end - begin, dtype=np.float32), end - begin, rows[-1:])
 
     class Broken(ScoringClient):
         async def _acquire_server(self, request_id, **extra):
@@ -512,7 +540,7 @@ def test_a_cancelled_response_leaves_nothing_behind() -> None:
 
     async def body() -> None:
         params = {"max_tokens": 100_000}
-        task = asyncio.create_task(student.gated().generate("r", prompt_ids=PROMPT, sampling_params=params))
+        task = asyncio.create_task(GatedGeneration(student).generate("r", prompt_ids=PROMPT, sampling_params=params))
         while len(teacher.questions) < 3:
             await sleep(0)
         task.cancel()

@@ -12,13 +12,17 @@ from recipe.prune_opd.metrics import (
     response_sums,
     summarise,
     summarise_gate,
+    summarise_scores,
 )
 from recipe.prune_opd.reward import TopKReward
+from verl_ext.rollout.scoring import ScoreReport
 
 NAN = torch.nan
 
 
-def sums_of(mask, overlap, events, reward, ended, max_length, mass=(0.75, 0.5), gate=None) -> torch.Tensor:
+def sums_of(
+    mask, overlap, events, reward, ended, max_length, mass=(0.75, 0.5), gate=None, missing=None
+) -> torch.Tensor:
     """Rows of sums, with constant student and teacher mass on the top-k and a reward of two candidates a token."""
     weights = reliability(events, mask, w_drop=0.5, w_base=0.25)
     halves = reward.unsqueeze(-1).expand(*reward.shape, 2) / 2
@@ -26,7 +30,8 @@ def sums_of(mask, overlap, events, reward, ended, max_length, mass=(0.75, 0.5), 
     masses = [torch.full_like(halves, m / 2).log() for m in mass]
     pruned = halves * weights.loss_weight.unsqueeze(-1)
     gate = torch.zeros(len(mask), len(GATE)) if gate is None else gate
-    return response_sums(mask, overlap, events, weights, given, pruned, *masses, ended, gate, max_length)
+    missing = torch.zeros(len(mask), dtype=torch.long) if missing is None else missing
+    return response_sums(mask, overlap, events, weights, given, pruned, *masses, ended, missing, gate, max_length)
 
 
 def test_a_batch_by_hand():
@@ -119,12 +124,14 @@ def report_of(*events: int, **values: object) -> GateReport:
     return GateReport(events=np.array(events, dtype=bool), **values)
 
 
-def gate_of(reports: list[GateReport | None], tokens: list[int]) -> torch.Tensor:
+def gate_of(reports: list[GateReport | None], tokens: list[int], missing: list[int] | None = None) -> torch.Tensor:
     """Rows of sums of responses that keep so many tokens, none of them an event to the trainer."""
+    lacking = torch.tensor(missing or [0] * len(tokens))
     mask = (torch.arange(max(tokens)) < torch.tensor(tokens).unsqueeze(1)).long()
     quiet = torch.zeros_like(mask).bool()
     ended = torch.zeros(len(tokens)).bool()
-    return sums_of(mask, mask.float(), quiet, mask.float(), ended, 8, gate=gate_columns(reports, quiet))
+    columns = gate_columns(reports, quiet)
+    return sums_of(mask, mask.float(), quiet, mask.float(), ended, 8, gate=columns, missing=lacking)
 
 
 def test_the_gate_is_compared_with_the_trainer_where_it_looked():
@@ -184,3 +191,80 @@ def test_where_nothing_was_stopped_there_is_no_stop_position():
 def test_where_the_teacher_said_nothing_there_is_no_agreement():
     metrics = summarise_gate(gate_of([report_of(generated=2, given_up=True)], [2]))
     assert "prune_opd/gate/event_agreement" not in metrics
+
+
+def test_tokens_without_a_score_were_kept_by_the_gate():
+    """They are no overshoot, and count where the response was stopped."""
+    reports = [
+        report_of(0, 1, 1, stopped=True, generated=10),
+        report_of(1, stopped=True, generated=4),
+        report_of(0, 0, generated=6),
+    ]
+    metrics = summarise_gate(gate_of(reports, [3, 1, 4], missing=[2, 0, 2]))
+    assert metrics["prune_opd/gate/overshoot_tokens"] == (10 - 5) + (4 - 1)
+    assert metrics["prune_opd/gate/stop_position_mean"] == (5 + 1) / 2
+
+
+# ------------------------------------------------------------------------------------------------ teacher servers
+
+
+def scores_of(tokens: list[int], missing: list[int], scores: list[ScoreReport | None]) -> dict[str, float]:
+    """Metrics of responses with so many tokens with a score and without, without their prefix."""
+    metrics = summarise_scores(scores, gate_of([None] * len(tokens), tokens, missing))
+    assert all(name.startswith("prune_opd/teacher/") for name in metrics)
+    return {name.removeprefix("prune_opd/teacher/"): value for name, value in metrics.items()}
+
+
+def test_what_the_servers_did_by_hand():
+    """The last question was at 106: two seconds of the first score, six of the second and none after were hidden."""
+    scores = [
+        ScoreReport(late=1, failed=2, missing=5, computed=40, began=100, ended=102),
+        ScoreReport(failed=1, computed=50, began=100, ended=107),
+        ScoreReport(late=2, computed=60, began=106, ended=109),
+    ]
+    assert scores_of([3, 1, 6], [5, 0, 0], scores) == pytest.approx(
+        {
+            "missing_ratio": 5 / 15,
+            "late_answers": 3,
+            "failed_answers": 3,
+            "computed_tokens": 150,
+            "score_seconds_mean": 12 / 3,
+            "hidden_ratio": 8 / 12,
+            "waited": 3,
+        }
+    )
+
+
+def test_one_score_alone_is_waited_for():
+    metrics = scores_of([3], [0], [ScoreReport(computed=9, began=50, ended=52)])
+    assert (metrics["hidden_ratio"], metrics["waited"], metrics["score_seconds_mean"]) == (0, 2, 2)
+
+
+def test_an_early_score_that_ends_last_is_waited_for():
+    scores = [ScoreReport(began=0.5, ended=20), ScoreReport(began=10, ended=11)]
+    metrics = scores_of([1, 1], [0, 0], scores)
+    assert metrics["waited"] == 10
+    assert metrics["hidden_ratio"] == pytest.approx(9.5 / 20.5)
+
+
+def test_responses_nobody_was_asked_about_do_not_count():
+    """Their rows came with the gate, or they are empty, or have no report."""
+    scores = [ScoreReport(), ScoreReport(computed=9, began=50, ended=52), None]
+    metrics = scores_of([3, 3, 3], [0, 0, 0], scores)
+    assert (metrics["score_seconds_mean"], metrics["waited"], metrics["computed_tokens"]) == (2, 2, 9)
+
+
+@pytest.mark.parametrize("scores", [[None, None], [ScoreReport(), ScoreReport()]])
+def test_where_nobody_was_asked_there_are_no_times(scores):
+    assert scores_of([3, 1], [0, 4], scores) == {"missing_ratio": 0.5, "late_answers": 0, "failed_answers": 0}
+
+
+def test_scores_that_took_no_time_have_finite_metrics():
+    metrics = scores_of([3], [0], [ScoreReport(began=50, ended=50)])
+    assert metrics["hidden_ratio"] == metrics["waited"] == 0
+
+
+def test_a_batch_without_tokens_lacks_none():
+    zeros = torch.zeros(1, 2)
+    sums = sums_of(zeros, zeros, zeros.bool(), zeros, torch.tensor([False]), 8)
+    assert summarise_scores([None], sums)["prune_opd/teacher/missing_ratio"] == 0

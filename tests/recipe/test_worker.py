@@ -13,30 +13,38 @@ from verl.workers.rollout.replica import TokenOutput
 from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.gate import REPORT, Cumulative, GateReport
 from recipe.prune_opd.metrics import COLUMNS
+from recipe.prune_opd.metrics import SUMS as PER_TOKEN
+from recipe.prune_opd.teaching import SCORE_REPORT, SERVED_IDS, SERVED_LOG_PROBS
 from recipe.prune_opd.worker import (
+    ADVANTAGES,
     CANDIDATES,
+    COUNTED,
     EXTRA,
-    RELIABLE,
+    OLD_LOG_PROBS,
     STUDENT_IDS,
     STUDENT_LOG_PROBS,
+    STUDENT_ON_TEACHER,
     SUMS,
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
     TEACHER_ON_STUDENT,
+    TEACHER_SAMPLED,
     UPDATE_FIELDS,
     PruneOPDWorker,
     advantage_fields,
-    gate_reports,
+    reports,
+    served_fields,
 )
+from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
+from verl_ext.topk import log_probs_at, top_log_probs
 
 K, W_DROP = 4, 0.25
 
 
 def worker_of(**changes: object) -> PruneOPDWorker:
     worker = object.__new__(PruneOPDWorker)
-    worker.prune_opd = PruneOPDConfig(
-        teacher=TeacherConfig(path="T"), drift=DriftConfig(w_drop=W_DROP), topk=K, **changes
-    )
+    given = {"teacher": TeacherConfig(path="T"), "drift": DriftConfig(w_drop=W_DROP), "topk": K} | changes
+    worker.prune_opd = PruneOPDConfig(**given)
     worker.ends, worker.max_length = {1}, 64
     return worker
 
@@ -74,9 +82,9 @@ DRIFTING = [[False] * 3 + [True] * 6, [True, False] * 6, [False] * 5]
 
 
 def test_reliable_tokens_are_those_with_weight_left():
-    result = computed(worker_of(), batch(DRIFTING))
+    result = computed(worker_of(loss_normaliser="reliable"), batch(DRIFTING))
     # Reliability is 0 at the fourth event.
-    assert [row.tolist() for row in result[RELIABLE].unbind()] == [[1] * 6 + [0] * 3, [1] * 6 + [0] * 6, [1] * 5]
+    assert [row.tolist() for row in result[COUNTED].unbind()] == [[1] * 6 + [0] * 3, [1] * 6 + [0] * 6, [1] * 5]
     effective = result[SUMS][:, COLUMNS.index("effective_length")]
     assert effective.tolist() == [6, 6, 5]
 
@@ -84,7 +92,9 @@ def test_reliable_tokens_are_those_with_weight_left():
 def test_a_response_cut_by_the_gate_has_as_many_reliable_tokens():
     cut = [row[: Cumulative(W_DROP).feed(row)] for row in DRIFTING]
     assert [len(row) for row in cut] == [6, 6, 5]
-    whole, stopped = (computed(worker_of(), batch(events))[RELIABLE] for events in (DRIFTING, cut))
+    whole, stopped = (
+        computed(worker_of(loss_normaliser="reliable"), batch(events))[COUNTED] for events in (DRIFTING, cut)
+    )
     assert whole.values().sum() == stopped.values().sum() == stopped.values().numel()
 
 
@@ -103,14 +113,14 @@ def test_the_gates_report_reaches_the_sums():
 
 def test_a_report_comes_back_as_it_was():
     report = GateReport(True, 9, np.array([True, False]), 11, 0.5, 1, 2, True, "lost")
-    first, second = gate_reports(batch(DRIFTING[:2], [report, None]))
+    first, second = reports(batch(DRIFTING[:2], [report, None]), REPORT, GateReport)
     assert second is None
     np.testing.assert_array_equal(first.events, report.events)
     assert vars(first) | {"events": None} == vars(report) | {"events": None}
 
 
 def test_without_a_gate_there_are_no_reports():
-    assert gate_reports(batch(DRIFTING)) == [None] * 3
+    assert reports(batch(DRIFTING), REPORT, GateReport) == [None] * 3
 
 
 @pytest.mark.parametrize("enable", [True, False])
@@ -120,13 +130,220 @@ def test_reports_are_fetched_with_a_gate_alone(enable):
 
 @pytest.mark.parametrize("normaliser", ["generated", "reliable"])
 def test_the_update_counts_the_tokens_of_the_normaliser(normaliser):
-    assert RELIABLE in UPDATE_FIELDS
+    assert COUNTED in UPDATE_FIELDS
     seen = []
     worker = worker_of(loss_normaliser=normaliser)
     worker.actor = SimpleNamespace(train_mini_batch=lambda data: seen.append(data["loss_mask"].values().tolist()))
-    events = [[False, True], [True]]
-    data = batch(events)
-    data["loss_mask"], data[RELIABLE] = data["response_mask"], jagged([torch.tensor([1, 0]), torch.tensor([1])])
-    data[CANDIDATES] = data[STUDENT_IDS]
+    data = batch(DRIFTING)
+    data["loss_mask"] = data["response_mask"]
+    data.update(computed(worker, data).select(COUNTED, CANDIDATES))
     inspect.unwrap(PruneOPDWorker.update_actor)(worker, data)
-    assert seen == [{"generated": [1, 1, 1], "reliable": [1, 0, 1]}[normaliser]]
+    reliable = [1] * 6 + [0] * 3 + [1] * 6 + [0] * 6 + [1] * 5
+    assert seen == [{"generated": [1] * 26, "reliable": reliable}[normaliser]]
+
+
+# ------------------------------------------------------------------------------------------------ a teacher that serves
+
+
+LENGTHS, V, END = (7, 1, 5), 12, 1
+SERVED_STRATEGIES = ("only_tch", "intersection", "sampled")
+EVERY = torch.tensor([True] * sum(LENGTHS))
+
+
+def server_of(strategy: str, **changes: object) -> PruneOPDWorker:
+    return worker_of(teacher=TeacherConfig(path="T", home="server"), strategy=strategy, **changes)
+
+
+def cut(values: torch.Tensor) -> torch.Tensor:
+    """(tokens of all responses, ...) -> jagged."""
+    return jagged(list(values.split(LENGTHS)))
+
+
+def passes(strategy: str) -> tuple[TensorDict, TensorDict]:
+    """A batch that lacks the teacher's fields, and those that a pass of the teacher would give."""
+    generator, count = torch.Generator().manual_seed(0), sum(LENGTHS)
+    student, teacher = torch.randn(2, count, V, generator=generator)
+    teacher = student + 0.7 * teacher
+    responses = torch.randint(0, V, (count, 1), generator=generator)
+    responses[LENGTHS[0] - 1] = END
+    student_ids, student_log_probs = top_log_probs(student, K, V)
+    ids, log_probs = top_log_probs(teacher, K, V)
+    batch = {
+        "responses": cut(responses.squeeze(1)),
+        "response_mask": cut(torch.ones(count, dtype=torch.long)),
+        STUDENT_IDS: cut(student_ids),
+        STUDENT_LOG_PROBS: cut(student_log_probs),
+        STUDENT_ON_TEACHER: cut(log_probs_at(student, ids)),
+        "old_log_probs": cut(log_probs_at(student, responses).squeeze(1)),
+    }
+    fields = {TEACHER_IDS: cut(ids), TEACHER_LOG_PROBS: cut(log_probs)}
+    if strategy == "intersection":
+        fields[TEACHER_ON_STUDENT] = cut(log_probs_at(teacher, student_ids))
+    if strategy == "sampled":
+        fields[TEACHER_SAMPLED] = cut(log_probs_at(teacher, responses).squeeze(1))
+    return TensorDict(batch, batch_size=len(LENGTHS)), TensorDict(fields, batch_size=len(LENGTHS))
+
+
+def given_by_servers(batch: TensorDict, fields: TensorDict, known: torch.Tensor = EVERY) -> TensorDict:
+    """What the agent loop leaves of the teacher's fields, where the servers gave a row; rows before are verl's."""
+    ids, log_probs = fields[TEACHER_IDS].values().clone(), fields[TEACHER_LOG_PROBS].values().clone()
+    ids[~known], log_probs[~known] = MISSING_ID, MISSING
+    if TEACHER_SAMPLED in fields:
+        own = fields[TEACHER_SAMPLED].values().masked_fill(~known, MISSING)
+        ids = torch.cat([batch["responses"].values().unsqueeze(1).int(), ids], 1)
+        log_probs = torch.cat([own.unsqueeze(1), log_probs], 1)
+    more = iter((0, 127, 3))
+    blocks = [(a, b, next(more)) for a, b in zip(ids.split(LENGTHS), log_probs.split(LENGTHS), strict=True)]
+    return batch.clone().update(
+        {
+            SERVED_IDS: jagged([torch.cat([a.new_full((n, a.shape[1]), 7), a]) for a, _, n in blocks]),
+            SERVED_LOG_PROBS: jagged([torch.cat([b.new_zeros(n, b.shape[1]), b]) for _, b, n in blocks]),
+        }
+    )
+
+
+def read(worker: PruneOPDWorker, data: TensorDict) -> TensorDict:
+    data = data.select(*served_fields(worker.prune_opd))
+    fields = inspect.unwrap(PruneOPDWorker.read_served_scores)(worker, data)
+    # TransferQueue stores samples and puts them together again.
+    return TensorDict({name: jagged(list(field.unbind())) for name, field in fields.items()}, batch_size=len(data))
+
+
+def without(data: TensorDict, tokens: torch.Tensor) -> TensorDict:
+    """The batch as if its responses did not have some tokens."""
+    parts = list((~tokens).split(LENGTHS))
+    kept = {
+        name: jagged([row[part] for row, part in zip(field.unbind(), parts, strict=True)])
+        for name, field in data.items()
+    }
+    return TensorDict(kept, batch_size=len(LENGTHS))
+
+
+@pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
+def test_servers_give_the_fields_of_a_pass(strategy: str):
+    batch, expected = passes(strategy)
+    found = read(server_of(strategy), given_by_servers(batch, expected))
+    assert set(found.keys()) == set(expected.keys())
+    for name, field in expected.items():
+        assert found[name].offsets().tolist() == field.offsets().tolist(), name
+        values = field.values()
+        if name == TEACHER_ON_STUDENT:  # a server knows no more than its own candidates
+            theirs = expected[TEACHER_IDS].values()
+            unknown = ~(batch[STUDENT_IDS].values().unsqueeze(-1) == theirs.unsqueeze(-2)).any(-1)
+            assert 0 < unknown.sum() < unknown.numel()
+            values = values.masked_fill(unknown, -torch.inf)
+        torch.testing.assert_close(found[name].values(), values, rtol=0, atol=0)
+
+
+def test_fields_by_hand():
+    """Two responses, K = 2; rows are the sampled token, then the teacher's own."""
+    data = TensorDict(
+        {
+            "responses": jagged([torch.tensor([5, 6]), torch.tensor([7])]),
+            STUDENT_IDS: jagged([torch.tensor([[4, 9], [8, 3]]), torch.tensor([[2, 1]])]),
+            SERVED_IDS: jagged([torch.tensor([[0, 0, 0], [5, 9, 4], [6, 1, 8]]), torch.tensor([[7, 3, 4]])]),
+            SERVED_LOG_PROBS: jagged(
+                [torch.tensor([[0.0, 0, 0], [-5, -1, -2], [-6, -0.5, -3]]), torch.tensor([[-7.0, -0.1, -4]])]
+            ),
+        },
+        batch_size=2,
+    )
+    found = read(server_of("sampled"), data)
+    assert found[TEACHER_IDS].values().tolist() == [[9, 4], [1, 8], [3, 4]]
+    assert found[TEACHER_SAMPLED].values().tolist() == [-5, -6, -7]
+    for name in (SERVED_IDS, SERVED_LOG_PROBS):
+        data[name] = jagged([row[:, 1:] for row in data[name].unbind()])
+    found = read(server_of("intersection"), data)
+    assert found[TEACHER_LOG_PROBS].values()[:2].tolist() == [[-1, -2], [-0.5, -3]]
+    assert found[TEACHER_ON_STUDENT].values().tolist() == [[-2, -1], [-3, -torch.inf], [-torch.inf, -torch.inf]]
+    assert [len(row) for row in found[TEACHER_ON_STUDENT].unbind()] == [2, 1]
+
+
+@pytest.mark.parametrize("metric", ["overlap_ratio", "teacher_top_p_accept"])
+@pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
+def test_both_homes_of_the_teacher_lead_to_the_same_advantages(strategy: str, metric: str):
+    batch, fields = passes(strategy)
+    worker = server_of(strategy, drift=DriftConfig(w_drop=W_DROP, metric=metric))
+    expected = computed(worker, batch.clone().update(fields))
+    found = computed(worker, batch.clone().update(read(worker, given_by_servers(batch, fields))))
+    assert expected[ADVANTAGES].values().count_nonzero() > 5
+    assert expected[SUMS][:, COLUMNS.index("events")].sum() > 0
+    for name, field in expected.items():
+        theirs, ours = (value.values() if value.is_nested else value for value in (field, found[name]))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+LACKING = torch.zeros(sum(LENGTHS), dtype=torch.bool).index_fill(0, torch.tensor([1, 4, 6, 9]), True)
+
+
+@pytest.mark.parametrize("normaliser", ["generated", "reliable"])
+@pytest.mark.parametrize("metric", ["overlap_ratio", "teacher_top_p_accept"])
+@pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
+def test_a_token_without_a_score_takes_no_part(strategy: str, metric: str, normaliser: str):
+    batch, fields = passes(strategy)
+    worker = server_of(strategy, drift=DriftConfig(w_drop=W_DROP, metric=metric), loss_normaliser=normaliser)
+    lacking = batch.clone().update(read(worker, given_by_servers(batch, fields, ~LACKING)))
+    # What the student's pass says of an id that no model has.
+    on_teacher = batch[STUDENT_ON_TEACHER].values().masked_fill(LACKING.unsqueeze(1), -torch.inf)
+    lacking[STUDENT_ON_TEACHER] = cut(on_teacher)
+    result, expected = computed(worker, lacking), computed(worker, without(batch.clone().update(fields), LACKING))
+    for name in (ADVANTAGES, "advantages", "returns", COUNTED):
+        values = result[name].values()
+        assert not values[LACKING].any(), name
+        torch.testing.assert_close(values[~LACKING], expected[name].values())
+    assert expected[COUNTED].values().any()
+    for name in (CANDIDATES, OLD_LOG_PROBS):
+        torch.testing.assert_close(result[name].values()[~LACKING], expected[name].values())
+    columns = [COLUMNS.index(name) for name in (*PER_TOKEN, "effective_length")]
+    torch.testing.assert_close(result[SUMS][:, columns], expected[SUMS][:, columns])
+    assert result[SUMS][:, COLUMNS.index("missing")].tolist() == [3, 0, 1]
+    assert expected[SUMS][:, COLUMNS.index("missing")].tolist() == [0, 0, 0]
+    # Its last token, the end, has no score: the response ended all the same.
+    assert result[SUMS][:, COLUMNS.index("ended")].tolist() == [1, 0, 0]
+    assert not result[SUMS].isnan().any()
+
+
+def test_without_drift_weights_a_token_without_a_score_takes_no_part_either():
+    batch, fields = passes("intersection")
+    worker = server_of("intersection", drift=DriftConfig(enable=False))
+    found = computed(worker, batch.clone().update(read(worker, given_by_servers(batch, fields, ~LACKING))))
+    assert found[COUNTED].values().tolist() == (~LACKING).long().tolist()
+    assert found[SUMS][:, COLUMNS.index("loss_weight")].tolist() == [4, 1, 4]
+
+
+def test_a_response_without_any_score_is_no_error():
+    batch, fields = passes("only_tch")
+    worker = server_of("only_tch")
+    lacking = batch.clone().update(read(worker, given_by_servers(batch, fields, ~EVERY)))
+    lacking[STUDENT_ON_TEACHER] = cut(torch.full_like(batch[STUDENT_ON_TEACHER].values(), -torch.inf))
+    result = computed(worker, lacking)
+    assert not result[ADVANTAGES].values().any()
+    assert not result[COUNTED].values().any()
+    assert result[SUMS][:, COLUMNS.index("missing")].tolist() == list(LENGTHS)
+    assert not result[SUMS].isnan().any()
+
+
+def test_tokens_nobody_generated_lack_no_score():
+    batch, fields = passes("intersection")
+    batch["response_mask"] = cut(torch.tensor([0] * 7 + [1] * 6))
+    worker = server_of("intersection")
+    known = torch.tensor([False] * 7 + [True] * 6)
+    found = computed(worker, batch.clone().update(read(worker, given_by_servers(batch, fields, known))))
+    assert found[SUMS][:, COLUMNS.index("missing")].tolist() == [0, 0, 0]
+    assert found[SUMS][:, COLUMNS.index("tokens")].tolist() == [0, 1, 5]
+
+
+@pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
+def test_the_advantage_reads_what_it_says(strategy: str):
+    batch, fields = passes(strategy)
+    config = server_of(strategy).prune_opd
+    computed(server_of(strategy), batch.update(fields).select(*advantage_fields(config)))
+
+
+def test_reports_of_a_score_come_back_as_they_were():
+    report = ScoreReport(late=1, failed=2, missing=3, computed=40, began=1.5, ended=2.5, error="lost")
+    data = batch(DRIFTING[:2])
+    outputs = [TokenOutput(token_ids=[], extra_fields=extra) for extra in ({SCORE_REPORT: report}, {})]
+    tu.assign_non_tensor_stack(data, EXTRA, [output.model_dump()["extra_fields"] for output in outputs])
+    assert reports(data, SCORE_REPORT, ScoreReport) == [report, None]
+    assert reports(data, REPORT, GateReport) == [None, None]

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from verl.workers.rollout.replica import TokenOutput
 
 from verl_ext.rollout import client
-from verl_ext.rollout.client import FollowingClient, GrowingSequence, ScoringClient
-from verl_ext.rollout.rows import BadScore, Chunk, DeadServer, Score, TopKRows
+from verl_ext.rollout.client import PATIENCE, FollowingClient, GrowingSequence, ScoringClient
+from verl_ext.rollout.rows import BadScore, Chunk, DeadServer, NoServer, Score, TopKRows
 
 K, VOCAB, PROMPT, LENGTH = 3, 100, 5, 80
 
@@ -30,11 +30,17 @@ def remote(answer: Any) -> SimpleNamespace:
     return SimpleNamespace(remote=call)
 
 
+def through_ray(cause: Exception) -> RayTaskError:
+    """An actor's exception as its caller gets it: of its own class and of Ray's, its text behind a traceback."""
+    traceback = f"Traceback (most recent call last):\n  File ...\n{type(cause).__name__}: {cause}"
+    return RayTaskError("method", traceback, cause, "title", 1, "0.0.0.0").as_instanceof_cause()
+
+
 class Balancer:
     """Stands for verl's load balancer."""
 
     def __init__(self, **servers: Any):
-        self.servers, self.acquired, self.released, self.fields = servers, [], [], []
+        self.servers, self.acquired, self.released, self.fields, self.removed = servers, [], [], [], []
         self.acquire_server, self.release_server = remote(self._acquire), remote(self._release)
         self.remove_servers = remote(self._remove)
         self.require_acquire_fields = remote(lambda: ["prompt_ids"])
@@ -42,7 +48,7 @@ class Balancer:
 
     def _acquire(self, request_id: str, **fields: Any) -> tuple[str, Any]:
         if not self.servers:
-            raise RuntimeError("No available servers in load balancer")
+            raise through_ray(RuntimeError("No available servers in load balancer"))
         server_id = min(self.servers)
         self.acquired.append((server_id, request_id))
         self.fields.append(fields)
@@ -53,7 +59,8 @@ class Balancer:
 
     def _remove(self, server_ids: list[str]) -> None:
         for server_id in server_ids:
-            del self.servers[server_id]
+            self.removed.append(server_id)
+            self.servers.pop(server_id, None)
 
 
 class Server:
@@ -66,20 +73,22 @@ class Server:
             rng.integers(0, VOCAB, shape, dtype=np.int32), rng.standard_normal(shape).astype(np.float32)
         )
         self.faults, self.questions, self.score = list(faults), [], SimpleNamespace(remote=self._score)
+        self.sampled = rng.standard_normal(LENGTH).astype(np.float32)
         self.private = 0
 
     def _score(self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int) -> asyncio.Future:
         self.questions.append((len(token_ids), start, sequence_id, private))
         assert topk == K
-        rows = self.rows[start : len(token_ids) + 1]
+        rows, sampled = self.rows[start : len(token_ids) + 1], self.sampled[start : len(token_ids)]
         future = asyncio.get_running_loop().create_future()
         fault = self.faults.pop(0) if self.faults else None
         if fault is None:
-            future.set_result(Score(rows, len(token_ids) - start, self.private))
+            future.set_result(Score(rows[:-1], sampled, len(token_ids) - start, rows[-1:], self.private))
         elif isinstance(fault, Exception):
             future.set_exception(fault)
         elif fault != "silence":
-            future.set_result(Score(fault(rows), len(token_ids) - start, self.private))
+            rows = fault(rows)
+            future.set_result(Score(rows[:-1], sampled, len(token_ids) - start, rows[-1:], self.private))
         return future
 
 
@@ -226,6 +235,7 @@ def test_a_dead_server_leaves_the_rotation_and_another_takes_over(death: Excepti
         await sequence.score(list(range(20)), 1)
         with pytest.raises(type(death)):
             await sequence.score(list(range(30)), 1)
+        await asyncio.sleep(0)  # it is told, not waited for
         assert list(balancer.servers) == ["b"]
         assert same(await sequence.score(list(range(35)), 1), alive.rows[20:35])
 
@@ -308,6 +318,147 @@ def test_an_error_of_the_caller_releases_the_server():
 
     asyncio.run(main())
     assert balancer.released == balancer.acquired
+
+
+# ------------------------------------------------------------------------------------------------ whole sequences
+
+
+def ask(balancer: Balancer, *patience: float) -> list[Any]:
+    """The answers and errors of one client, its questions being asked one after another."""
+
+    async def main() -> list[Any]:
+        scoring, given = ScoringClient(None, balancer), []
+        for seconds in patience:
+            try:
+                given.append(await asyncio.wait_for(scoring.score(list(range(30)), 20, K), seconds))
+            except Exception as error:
+                given.append(error)
+            await asyncio.sleep(0)
+        return given
+
+    return asyncio.run(main())
+
+
+def kinds(given: list[Any]) -> list[type]:
+    return [type(one) for one in given]
+
+
+@pytest.mark.parametrize("start", [1, 20, 29])
+def test_a_whole_score_is_the_answer_of_the_server(start: int):
+    server = Server()
+    balancer = Balancer(a=server)
+    answer = asyncio.run(ScoringClient(None, balancer).score(list(range(30)), start, K))
+    assert same(answer.rows, server.rows[start:30])
+    assert np.array_equal(answer.sampled, server.sampled[start:30])
+    ((length, first, name, private),) = server.questions
+    assert (length, first, private) == (30, start, 0)
+    assert balancer.acquired == balancer.released == [("a", name)]
+    assert not balancer.removed
+
+
+def test_every_whole_score_is_a_sequence_of_its_own():
+    """Under one name they would all go to one server, and into one cache."""
+    server = Server()
+    ask(Balancer(a=server), 9, 9, 9)
+    assert len({name for _, _, name, _ in server.questions}) == 3
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("out of memory"), ActorUnavailableError("", None), "silence"], ids=str)
+def test_a_server_that_fails_again_and_again_leaves_the_rotation(monkeypatch, fault: Any):
+    cancelled: list[Any] = []
+    monkeypatch.setattr(ray, "cancel", cancelled.append)
+    balancer = Balancer(a=Server(*[fault] * 9), b=Server())
+    patience = 0.01 if fault == "silence" else 9
+    given = ask(balancer, *[patience] * (PATIENCE + 1))
+    assert kinds(given[:-1]) == [asyncio.TimeoutError if fault == "silence" else type(fault)] * PATIENCE
+    assert isinstance(given[-1], Score)
+    assert balancer.removed == ["a"]
+    assert [server_id for server_id, _ in balancer.acquired] == ["a"] * PATIENCE + ["b"]
+    assert balancer.released == balancer.acquired
+    assert len(cancelled) == (PATIENCE if fault == "silence" else 0)  # the server need not go on
+
+
+def test_an_answer_in_between_makes_up_for_failures():
+    fault = RuntimeError("out of memory")
+    faults = [*[fault] * (PATIENCE - 1), None] * 3
+    balancer = Balancer(a=Server(*faults))
+    given = ask(balancer, *[9] * len(faults))
+    assert kinds(given) == [Score if one is None else RuntimeError for one in faults]
+    assert not balancer.removed
+    assert balancer.released == balancer.acquired
+
+
+def test_a_question_that_is_at_fault_is_not_held_against_the_server():
+    faults = [ValueError("score: a sequence of 99 tokens, the engine's context allows 98")] * 9
+    balancer = Balancer(a=Server(*faults))
+    assert kinds(ask(balancer, *[9] * 9)) == [ValueError] * 9
+    assert not balancer.removed
+
+
+def test_failures_are_counted_for_each_server():
+    fault = RuntimeError("out of memory")
+    balancer = Balancer(a=Server(*[fault] * 9), b=Server(*[fault] * 9))
+    turns = iter("abababab")
+
+    def acquire(request_id: str) -> tuple[str, Any]:
+        server_id = next(turns)
+        return server_id, balancer.servers[server_id]
+
+    balancer.acquire_server = remote(acquire)
+    ask(balancer, *[9] * (2 * PATIENCE - 2))
+    assert not balancer.removed
+    balancer.servers, turns = {"a": Server(*[fault] * 9), "b": Server(*[fault] * 9)}, iter("abababab")
+    ask(balancer, *[9] * (2 * PATIENCE))
+    assert balancer.removed == ["a", "b"]
+
+
+def test_a_server_is_dropped_once(monkeypatch):
+    """verl's balancer knows no order: questions that were under way come back after it."""
+    balancer = Balancer(a=Server(*[RuntimeError("out of memory")] * 9))
+
+    async def main() -> None:
+        scoring = ScoringClient(None, balancer)
+        await asyncio.gather(*(scoring.score(list(range(30)), 20, K) for _ in range(9)), return_exceptions=True)
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert balancer.removed == ["a"]
+    assert len(balancer.released) == 9
+
+
+@pytest.mark.parametrize("death", [ActorDiedError(), through_ray(DeadServer("its engine"))], ids=["actor", "engine"])
+def test_a_dead_server_is_dropped_at_once(death: Exception):
+    balancer = Balancer(a=Server(death), b=Server())
+    first, second = ask(balancer, 9, 9)
+    assert first is death
+    assert isinstance(second, Score)
+    assert balancer.removed == ["a"]
+    assert balancer.released == balancer.acquired
+
+
+def test_where_no_server_is_left_that_is_said():
+    (error,) = ask(Balancer(), 9)
+    assert type(error) is NoServer
+    assert str(error) == "no teacher server is left (RuntimeError: No available servers in load balancer)"
+    assert isinstance(error.__cause__, RayTaskError)
+
+
+def test_a_balancer_that_is_gone_is_another_matter():
+    """It may be back at the next question."""
+    balancer = Balancer(a=Server())
+    balancer.acquire_server = remote(lambda request_id: (_ for _ in ()).throw(ActorUnavailableError("", None)))
+    (error,) = ask(balancer, 9)
+    assert type(error) is ActorUnavailableError
+    assert balancer.released == []
+
+
+@pytest.mark.parametrize("fault", [None, RuntimeError("out of memory"), ActorDiedError()], ids=str)
+def test_a_drop_is_not_waited_for(fault: Exception | None):
+    """The balancer may be as dead as the server."""
+    balancer = Balancer(a=Server(*[fault] * PATIENCE))
+    never = SimpleNamespace(remote=lambda *args, **kwargs: asyncio.get_running_loop().create_future())
+    balancer.remove_servers = balancer.release_server = never
+    assert kinds(ask(balancer, *[9] * PATIENCE)) == [Score if fault is None else type(fault)] * PATIENCE
 
 
 # ------------------------------------------------------------------------------------------------ followed responses

@@ -1,7 +1,9 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from verl_ext.rollout.rows import BadScore, Score, TopKRows, check_score
+from verl_ext.rollout.rows import BadScore, Score, TopKRows, check_score, check_shape, good_rows
 
 N, K, VOCAB = 3, 4, 50
 
@@ -11,8 +13,9 @@ def rows(count: int = N, k: int = K) -> TopKRows:
     return TopKRows(ids, -ids.astype(np.float32))
 
 
-def score(count: int = N, k: int = K) -> Score:
-    return Score(rows(count, k), computed=1, private=0)
+def score(tokens: int = N, k: int = K) -> Score:
+    whole = rows(tokens + 1, k)
+    return Score(whole[:-1], np.zeros(tokens, dtype=np.float32), computed=1, ahead=whole[-1:])
 
 
 def test_slices_and_joins_are_each_others_inverse():
@@ -28,11 +31,11 @@ def test_slices_and_joins_are_each_others_inverse():
 
 
 def test_a_good_score_passes():
-    check_score(score(), N, K, VOCAB)
-    check_score(score(), N, K, N * K)  # its largest id is the last of the vocabulary
+    np.testing.assert_array_equal(check_score(score(), N, K, VOCAB).ids, rows(N + 1).ids)
+    check_score(score(), N, K, (N + 1) * K)  # its largest id is the last of the vocabulary
 
 
-def test_a_score_of_no_rows_passes_where_none_were_asked_for():
+def test_a_score_of_no_tokens_has_the_next_ones_row_alone():
     check_score(score(0), 0, K, VOCAB)
 
 
@@ -42,9 +45,26 @@ def test_a_score_of_another_shape_is_refused(given: Score):
         check_score(given, N, K, VOCAB)
 
 
+@pytest.mark.parametrize("ahead", [None, rows(0), rows(2), rows(1, K + 1)])
+def test_a_growing_sequence_needs_the_next_tokens_row(ahead: TopKRows | None):
+    given = Score(score().rows, score().sampled, 1, ahead)
+    check_shape(given, N, K)  # a finished one does not
+    with pytest.raises(BadScore, match="would come next"):
+        check_score(given, N, K, VOCAB)
+
+
 def test_ids_and_log_probs_must_have_one_shape():
     with pytest.raises(BadScore, match="rows of shape"):
-        check_score(Score(TopKRows(rows().ids, rows(N - 1).log_probs), 1, 0), N, K, VOCAB)
+        check_score(Score(TopKRows(rows(N).ids, rows(N + 1).log_probs), score().sampled, 1, rows(1)), N, K, VOCAB)
+
+
+@pytest.mark.parametrize(("check", "more"), [(check_shape, ()), (check_score, (VOCAB,))])
+@pytest.mark.parametrize("shape", [(N - 1,), (N + 1,), (N, 1)])
+def test_every_token_has_a_log_prob_of_its_own(
+    check: Callable[..., None], more: tuple[int, ...], shape: tuple[int, ...]
+):
+    with pytest.raises(BadScore, match=r"of the tokens themselves of shape .*, expected \(3,\)"):
+        check(Score(score().rows, np.zeros(shape, dtype=np.float32), 1, rows(1)), N, K, *more)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -61,3 +81,12 @@ def test_ids_must_be_of_the_vocabulary(value: int):
     given.rows.ids[2, 0] = value
     with pytest.raises(BadScore, match=rf"ids from .*{value}.*, expected 0 to 49"):
         check_score(given, N, K, VOCAB)
+
+
+def test_a_row_is_good_if_all_of_it_is():
+    given = rows(7)
+    given.log_probs[1, 3], given.log_probs[2, 0], given.log_probs[3, 1] = np.nan, -np.inf, np.inf
+    given.ids[4, 3], given.ids[5, 0] = -1, 24  # of row 6 the last id is 27
+    assert good_rows(given, 28).tolist() == [True, False, False, False, False, True, True]
+    assert good_rows(given, 27).tolist() == [True, False, False, False, False, True, False]
+    assert good_rows(given[:0], 28).shape == (0,)

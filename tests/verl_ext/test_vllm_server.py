@@ -189,7 +189,7 @@ def test_all_else_is_the_engines() -> None:
 def tail_of(wanted: int) -> TailLogprobs:
     params = SamplingParams(prompt_logprobs=K, logprobs=K, flat_logprobs=True)
     processor = LogprobsProcessor.from_new_request(None, SimpleNamespace(sampling_params=params))
-    return TailLogprobs(**vars(processor), wanted=wanted)
+    return TailLogprobs(**vars(processor), wanted=wanted, topk=K)
 
 
 @pytest.mark.parametrize("start", [17, 18, 29, 30])
@@ -201,12 +201,13 @@ def test_the_tail_is_kept_whatever_vllms_model_runner_hands_over(start: int, fir
     tail = tail_of(length - start)
     tail._update_prompt_logprobs(LogprobsTensors(ids[first:], log_probs[first:], torch.zeros(length - first)))
     # The first column is the token itself.
-    np.testing.assert_array_equal(np.concatenate(tail.ids), ids[start:, 1:].numpy())
-    np.testing.assert_array_equal(np.concatenate(tail.log_probs), log_probs[start:, 1:].numpy())
+    np.testing.assert_array_equal(tail.rows.ids, ids[start:, 1:].numpy())
+    np.testing.assert_array_equal(tail.rows.log_probs, log_probs[start:, 1:].numpy())
+    np.testing.assert_array_equal(tail.sampled, log_probs[start:, 0].numpy())
 
 
 def test_the_processor_has_the_fields_we_pass_on() -> None:
-    own = {"wanted", "ids", "log_probs"}
+    own = {"wanted", "topk"}
     assert {field.name for field in fields(TailLogprobs)} == {field.name for field in fields(LogprobsProcessor)} | own
     assert "_update_prompt_logprobs" in vars(LogprobsProcessor)
 
@@ -295,11 +296,11 @@ class Scoring(Server):
         super().__init__()
         self.cached, self.asked = {None: shared}, []
 
-    async def _tail(self, token_ids: list[int], start: int, topk: int, cache_salt: str | None) -> tuple[str, int]:
+    async def _tail(self, token_ids: list[int], start: int, topk: int, cache_salt: str | None) -> tuple[str, str, int]:
         self.asked.append(cache_salt)
         cached = self.cached.get(cache_salt, 0)
         self.cached[cache_salt] = len(token_ids)
-        return f"rows of {cache_salt}", cached
+        return f"rows of {cache_salt}", f"sampled of {cache_salt}", cached
 
 
 def test_a_score_costs_the_uncached_tail() -> None:
@@ -313,7 +314,7 @@ def test_where_others_left_too_much_the_score_is_made_again_under_a_key_of_its_o
     score = asyncio.run(server.score([1] * 50, 33, K, "s"))
     assert server.asked[0] is None
     assert len(server.asked) == 2
-    assert score.rows == f"rows of {server.asked[1]}"
+    assert (score.rows, score.sampled) == (f"rows of {server.asked[1]}", f"sampled of {server.asked[1]}")
     assert (score.computed, score.private) == (17 + 50, 1)
     again = asyncio.run(server.score([1] * 60, 51, K, "s", score.private))
     assert (again.rows, again.computed, again.private) == (score.rows, 10, score.private)
@@ -389,6 +390,8 @@ def test_rows_are_those_from_the_start_to_the_next_token(start: int) -> None:
     score = asyncio.run(scoring(engine).score([1] * 20, start, K, "s"))
     np.testing.assert_array_equal(score.rows.ids, text.top[start:21])
     np.testing.assert_array_equal(score.rows.log_probs, text.log_probs[start:21])
+    np.testing.assert_array_equal(score.sampled, text.sampled[start:20])
+    assert score.sampled.dtype == np.float32
     assert score.computed == 12
     ((prompt, params),) = engine.requests
     assert "cache_salt" not in prompt

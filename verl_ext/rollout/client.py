@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,13 +11,16 @@ from uuid import uuid4
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
-from verl_ext.rollout.rows import Chunk, DeadServer, Score, TopKRows, check_score
+from verl_ext.rollout.rows import Chunk, DeadServer, NoServer, Score, TopKRows, check_score
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 3
+"""Questions in a row that a replica may leave unanswered."""
 
 
 class FollowedResponse:
@@ -76,7 +80,13 @@ class FollowingClient(LLMServerClient):
 
 
 class ScoringClient(LLMServerClient):
-    """verl's client of a teacher's servers, which can also score a sequence again and again while it grows."""
+    """verl's client of a teacher's servers, which can score a sequence whole, or again and again while it grows."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._failures: Counter[str] = Counter()
+        """Questions in a row that a replica did not answer."""
+        self._dropped: set[str] = set()
 
     @asynccontextmanager
     async def sequence(self, prompt_length: int, topk: int, vocab_size: int) -> AsyncIterator["GrowingSequence"]:
@@ -93,9 +103,61 @@ class ScoringClient(LLMServerClient):
         finally:
             sequence.release()
 
-    async def drop(self, server_id: str) -> None:
-        """Take a dead replica out of the rotation: verl's load balancer does not look."""
-        await self._load_balancer.remove_servers.remote([server_id])
+    async def score(self, token_ids: list[int], start: int, topk: int) -> Score:
+        """Score a whole sequence once, on the replica that verl's load balancer chooses.
+
+        A replica that fails ``PATIENCE`` times in a row, or is cancelled as often because it did not answer in time, is
+        taken out of the rotation like a dead one.
+
+        Args:
+            token_ids: prompt and response.
+            start: first token whose row is wanted, >= 1.
+            topk: K.
+
+        Raises:
+            NoServer: no replica is left.
+            Exception: what the server raised.
+        """
+        sequence_id = uuid4().hex
+        try:
+            server = await self._acquire_server(sequence_id)
+        except RayTaskError as error:
+            raise NoServer(f"no teacher server is left ({str(error).splitlines()[-1]})") from error
+        server_id = server[0]
+        try:
+            answer = await self.ask(server, token_ids, start, topk, sequence_id, 0)
+        except ValueError:  # the question is at fault
+            raise
+        except BaseException:
+            self._failures[server_id] += 1
+            if self._failures[server_id] == PATIENCE:
+                self.drop(server_id)
+            raise
+        finally:
+            self._release_server(server_id, request_id=sequence_id)
+        self._failures[server_id] = 0
+        return answer
+
+    async def ask(self, server: tuple[str, ActorHandle], *question: Any) -> Score:
+        """The answer of one replica; a dead one is taken out of the rotation: verl's load balancer does not look."""
+        server_id, handle = server
+        reference = handle.score.remote(*question)
+        try:
+            return await reference
+        except asyncio.CancelledError:
+            ray.cancel(reference)
+            raise
+        except (ActorDiedError, DeadServer):
+            self.drop(server_id)
+            raise
+
+    def drop(self, server_id: str) -> None:
+        """Take a replica out of the rotation."""
+        if server_id in self._dropped:
+            return
+        self._dropped.add(server_id)
+        logger.warning("the teacher server %s does not answer and gets no more questions", server_id)
+        self._load_balancer.remove_servers.remote([server_id])
 
 
 @dataclass
@@ -152,8 +214,9 @@ class GrowingSequence:
         self._question = None
         self.computed += answer.computed
         ahead, new = 0 if self._ahead is None else 1, end - self.scored
-        check_score(answer, new + 1 - ahead, self.topk, self.vocab_size)
-        rows = answer.rows if self._ahead is None else TopKRows.join(self._ahead, answer.rows)
+        rows = check_score(answer, new - ahead, self.topk, self.vocab_size)
+        if self._ahead is not None:
+            rows = TopKRows.join(self._ahead, rows)
         self.scored, self.private, self._ahead = end, answer.private, rows[new:]
         return rows[:new]
 
@@ -161,16 +224,10 @@ class GrowingSequence:
         start = self.scored + (0 if self._ahead is None else 1)
         if self._server is None:
             self._server = await self.client._acquire_server(self.sequence_id)
-        server_id, server = self._server
-        reference = server.score.remote(token_ids, start, self.topk, self.sequence_id, self.private)
         try:
-            return await reference
-        except asyncio.CancelledError:
-            ray.cancel(reference)
-            raise
+            return await self.client.ask(self._server, token_ids, start, self.topk, self.sequence_id, self.private)
         except (ActorDiedError, DeadServer):
             self._server = None
-            await self.client.drop(server_id)
             raise
 
     def release(self) -> None:

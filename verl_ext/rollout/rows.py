@@ -47,10 +47,14 @@ class Score:
     """A teacher's answer about the tail of a sequence."""
 
     rows: TopKRows
-    """Tokens ``start`` to the end of the sequence, and the token that would come next."""
+    """(N, K), tokens ``start`` to the end of the sequence."""
+    sampled: NDArray[np.float32]
+    """(N,) log-probs of these tokens themselves."""
     computed: int
     """Tokens the engine ran through its model for it."""
-    private: int
+    ahead: TopKRows | None = None
+    """(1, K), the token that would come next; None from a teacher that scores finished sequences only."""
+    private: int = 0
     """Which prefix cache of its own this sequence has, 0 for the shared one, see ``TopKHttpServer.score``."""
 
 
@@ -58,26 +62,59 @@ class DeadServer(RuntimeError):
     """A server that answers, but whose engine is gone."""
 
 
+class NoServer(RuntimeError):
+    """No teacher is left to ask."""
+
+
 class BadScore(ValueError):
     """A teacher's answer that must not be used."""
 
 
-def check_score(score: Score, tokens: int, topk: int, vocab_size: int) -> None:
-    """Refuse an answer that is too short, not finite or no candidate of the vocabulary.
+def check_shape(score: Score, tokens: int, topk: int) -> None:
+    """Refuse an answer of another size.
 
     Args:
         score: the answer.
-        tokens: rows asked for.
+        tokens: N, tokens asked about.
         topk: K.
-        vocab_size: ids must be below it.
 
     Raises:
         BadScore: says what is wrong.
     """
-    ids, log_probs = score.rows.ids, score.rows.log_probs
-    if ids.shape != (tokens, topk) or log_probs.shape != (tokens, topk):
-        raise BadScore(f"rows of shape {ids.shape} and {log_probs.shape}, expected {(tokens, topk)}")
-    if not np.isfinite(log_probs).all():
+    ids, log_probs, expected = score.rows.ids, score.rows.log_probs, (tokens, topk)
+    if ids.shape != expected or log_probs.shape != expected:
+        raise BadScore(f"rows of shape {ids.shape} and {log_probs.shape}, expected {expected}")
+    if score.sampled.shape != (tokens,):
+        raise BadScore(f"log-probs of the tokens themselves of shape {score.sampled.shape}, expected {(tokens,)}")
+
+
+def good_rows(rows: TopKRows, vocab_size: int) -> NDArray[np.bool_]:
+    """(N,) whether a row is finite and its ids are of the vocabulary."""
+    known = (rows.ids >= 0) & (rows.ids < vocab_size)
+    return (known & np.isfinite(rows.log_probs)).all(-1)
+
+
+def check_score(score: Score, tokens: int, topk: int, vocab_size: int) -> TopKRows:
+    """Refuse an answer about a growing sequence that is too short, not finite or no candidate of the vocabulary.
+
+    Args:
+        score: the answer.
+        tokens: N, as in ``check_shape``.
+        topk: K.
+        vocab_size: ids must be below it.
+
+    Returns:
+        (N + 1, K), the row of the next token included.
+
+    Raises:
+        BadScore: says what is wrong.
+    """
+    check_shape(score, tokens, topk)
+    if score.ahead is None or score.ahead.ids.shape != (1, topk) or score.ahead.log_probs.shape != (1, topk):
+        raise BadScore("no row of the token that would come next")
+    rows = TopKRows.join(score.rows, score.ahead)
+    if not np.isfinite(rows.log_probs).all():
         raise BadScore("a log-prob that is not finite")
-    if ids.min(initial=0) < 0 or ids.max(initial=0) >= vocab_size:
-        raise BadScore(f"ids from {ids.min()} to {ids.max()}, expected 0 to {vocab_size - 1}")
+    if not good_rows(rows, vocab_size).all():
+        raise BadScore(f"ids from {rows.ids.min()} to {rows.ids.max()}, expected 0 to {vocab_size - 1}")
+    return rows

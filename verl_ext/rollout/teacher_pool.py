@@ -10,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from verl.experimental.teacher_loop import MultiTeacherModelManager
 from verl.single_controller.ray.base import RayResourcePool
 
+from verl_ext.rollout import register_vllm
+
 
 @dataclass(frozen=True)
 class TeacherPool:
@@ -23,7 +25,7 @@ class TeacherPool:
     tensor_model_parallel_size: int = 1
     dtype: str = "bfloat16"
     gpu_memory_utilization: float = 0.85
-    block_size: int = 32
+    block_size: int = 16
     max_num_batched_tokens: int = 2048
     enforce_eager: bool = True
     engine_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -43,6 +45,7 @@ class TeacherPool:
             resource_pool: of the shape ``nodes`` says.
             gpus_per_node: devices of a node.
         """
+        register_vllm()
         nodes = self.nodes(gpus_per_node)
         settings = {
             "enabled": True,

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 from vllm import SamplingParams
@@ -101,14 +102,27 @@ class TailLogprobs(LogprobsProcessor):
     """
 
     wanted: int = 0
-    ids: Any = ()
-    log_probs: Any = ()
+    topk: int = 0
+
+    def __post_init__(self) -> None:
+        shape = (0, self.topk + 1)
+        self._ids, self._log_probs = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32)
+
+    @property
+    def rows(self) -> TopKRows:
+        """(N, K)."""
+        return TopKRows(self._ids[:, 1:], self._log_probs[:, 1:])
+
+    @property
+    def sampled(self) -> NDArray[np.float32]:
+        """(N,) log-probs of the prompt's tokens themselves, which vLLM puts first."""
+        return self._log_probs[:, 0]
 
     def _update_prompt_logprobs(self, prompt_logprobs_tensors: LogprobsTensors) -> None:
         ids, log_probs = prompt_logprobs_tensors[:2]
         tail = slice(max(0, len(ids) - self.wanted), None)
-        self.ids = (np.asarray(ids[tail, 1:], dtype=np.int32),)
-        self.log_probs = (np.asarray(log_probs[tail, 1:], dtype=np.float32),)
+        self._ids = np.asarray(ids[tail], dtype=np.int32)
+        self._log_probs = np.asarray(log_probs[tail], dtype=np.float32)
 
 
 class TopKHttpServer(vLLMHttpServer):
@@ -184,14 +198,16 @@ class TopKHttpServer(vLLMHttpServer):
         computed = 0
         while True:
             cache_salt = f"{sequence_id}/{private}" if private else None
-            rows, cached = await self._tail(token_ids, start, topk, cache_salt)
+            tail, ahead, cached = await self._tail(token_ids, start, topk, cache_salt)
             computed += len(token_ids) - cached
             if cached < start:
-                return Score(rows, computed, private)
+                return Score(tail.rows, tail.sampled, computed, ahead, private)
             private += 1
 
-    async def _tail(self, token_ids: list[int], start: int, topk: int, cache_salt: str | None) -> tuple[TopKRows, int]:
-        """The rows, and the number of cached tokens: rows up to that one are not valid."""
+    async def _tail(
+        self, token_ids: list[int], start: int, topk: int, cache_salt: str | None
+    ) -> tuple[TailLogprobs, TopKRows, int]:
+        """The rows, the next token's, and the number of cached tokens: rows up to that one are not valid."""
         params = SamplingParams(
             max_tokens=1,
             prompt_logprobs=topk,
@@ -207,18 +223,16 @@ class TopKHttpServer(vLLMHttpServer):
             output, tail = await self._read(prompt, params, len(token_ids) - start)
         except EngineDeadError as error:
             raise DeadServer(f"the engine of {self._server_address}:{self._server_port} is dead") from error
-        last_ids, last_log_probs = _flat_rows(output.outputs[0].logprobs, 0, 1, topk)
-        rows = TopKRows(
-            np.concatenate([*tail.ids, last_ids[:, 1:]]), np.concatenate([*tail.log_probs, last_log_probs[:, 1:]])
-        )
-        return rows, output.num_cached_tokens or 0
+        ids, log_probs = _flat_rows(output.outputs[0].logprobs, 0, 1, topk)
+        return tail, TopKRows(ids[:, 1:], log_probs[:, 1:]), output.num_cached_tokens or 0
 
     async def _read(
         self, prompt: TokensPrompt, params: SamplingParams, wanted: int
     ) -> tuple[RequestOutput, TailLogprobs]:
         queue = await self.engine.add_request(uuid4().hex, prompt, params)
         state = self.engine.output_processor.request_states[queue.request_id]
-        state.logprobs_processor = tail = TailLogprobs(**vars(state.logprobs_processor), wanted=wanted)
+        tail = TailLogprobs(**vars(state.logprobs_processor), wanted=wanted, topk=params.logprobs)
+        state.logprobs_processor = tail
         try:
             while not (output := await queue.get()).finished:
                 pass

@@ -1,0 +1,166 @@
+"""What does each home of the teacher cost, and how much of its time hides behind generation? The quickstart's task.
+
+    worker_group only_stu       the paper's: the teacher shares the trainer's devices
+    worker_group intersection   the same with the strategy that servers can serve, to compare with
+    server intersection         the run's own vLLM server
+    url intersection            a `vllm serve` that was started before
+
+Each row is a run of its own, the first step left out. "step pays" is what the step waits for the teacher after its
+last response is complete: the worker group's pass (``timing_s/ref``), or the last scores and the reading of them.
+"hidden" is the share of the time from a response's end to its score in which others were still being generated.
+Memory is that of all processes of the run, shared pages once. Accuracy: greedy, 256 held-out problems, in the end.
+
+    python benchmarks/homes.py --out runs/homes       # 4 runs of about 5 minutes on 2 cores
+"""
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
+import pair
+import run
+import task
+
+ROWS = (
+    ("worker_group", "only_stu"),
+    ("worker_group", "intersection"),
+    ("server", "intersection"),
+    ("url", "intersection"),
+)
+PORT = 18765
+COLUMNS = (
+    "home",
+    "strategy",
+    "step (s)",
+    "step pays (s per 1,000 tokens)",
+    "end to score (s)",
+    "hidden",
+    "peak memory (GiB)",
+    "accuracy",
+)
+
+
+def main() -> None:
+    """Command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/homes"))
+    parser.add_argument("--steps", type=int, default=24, help="of each run (%(default)s)")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    pair.build_pair(out / "models", pair.Settings())
+    task.write_parquet(out / "data", validation=run.VALIDATION_PROBLEMS)
+    table = Table(*COLUMNS, title=f"Medians over {args.steps - 1} steps; accuracy with its 95 % Wilson interval")
+    for home, strategy in ROWS:
+        folder = out / f"{home}_{strategy}"
+        folder.mkdir(exist_ok=True)
+        overrides = [
+            f"prune_opd.teacher.home={home}",
+            f"prune_opd.strategy={strategy}",
+            "trainer.val_before_train=false",
+            "trainer.save_freq=-1",
+        ]
+        if home == "url":
+            overrides.append(f"prune_opd.teacher.url.urls=[http://127.0.0.1:{PORT}]")
+        command = run.training_command(out, "prune_opd", args.steps, overrides)
+        server = serving(out / "models" / "teacher", folder) if home == "url" else contextlib.nullcontext()
+        with server, peak_memory() as peak:
+            run.train(command, folder, args.steps, timeout=1800)
+        table.add_row(home, strategy, *cells(run.read(folder / "metrics.jsonl")), f"{max(peak):.1f}", accuracy(folder))
+    Console(width=180).print(table)
+
+
+def cells(records: list[dict[str, float]]) -> list[str]:
+    """Times of a run."""
+    steps = run.training_steps(records)[1:]
+    pays = [
+        (step["timing_s/ref"] + step.get("prune_opd/teacher/waited", 0.0)) / step["prune_opd/generated_tokens"] * 1000
+        for step in steps
+    ]
+    whole = [step["timing_s/step"] for step in steps]
+    cells = [f"{statistics.median(whole):.2f}", f"{statistics.median(pays):.3f} ({min(pays):.3f} to {max(pays):.3f})"]
+    if "prune_opd/teacher/hidden_ratio" not in steps[0]:
+        return [*cells, "", ""]
+    hidden = [step["prune_opd/teacher/hidden_ratio"] for step in steps]
+    return [
+        *cells,
+        f"{statistics.median(step['prune_opd/teacher/score_seconds_mean'] for step in steps):.2f}",
+        f"{statistics.median(hidden):.0%} ({min(hidden):.0%} to {max(hidden):.0%})",
+    ]
+
+
+def accuracy(folder: Path) -> str:
+    """Of the run's last validation."""
+    return run.accuracy(run.read(folder / "metrics.jsonl")[-1])
+
+
+@contextlib.contextmanager
+def serving(model: Path, folder: Path) -> Iterator[None]:
+    """A ``vllm serve`` with the teacher, while the block runs."""
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--port", str(PORT)]
+    settings = {"--dtype": "float32", "--max-model-len": "512", "--max-logprobs": "16", "--block-size": "16"}
+    command += [word for pair_ in settings.items() for word in pair_] + ["--enforce-eager"]
+    environment = os.environ | {
+        "TORCHDYNAMO_DISABLE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        try:
+            _wait_for(f"http://127.0.0.1:{PORT}/health", process, folder / "server.log")
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(url, timeout=5)
+            return
+        time.sleep(1)
+    sys.exit(f"the server did not start; its output: {log}")
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """GiB of this process's descendants, every two seconds while the block runs."""
+    samples, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(2):
+            samples.append(sum(map(_size, psutil.Process().children(recursive=True))) / 2**30)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
+
+
+def _size(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.Error):
+        return process.memory_full_info().pss
+    return 0
+
+
+if __name__ == "__main__":
+    main()

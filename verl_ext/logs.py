@@ -1,0 +1,22 @@
+"""A package's warnings, printed in every process."""
+
+import logging
+import os
+import sys
+
+
+def isolate(package: str) -> None:
+    """Give a package's loggers a handler and a level of their own, as verl does with its own.
+
+    In Ray's workers the root logger is at ERROR by the time training starts, set by some library; warnings that rely on
+    it are lost. ``VERL_LOGGING_LEVEL`` is verl's variable for the level; without it WARNING.
+
+    Args:
+        package: name of the loggers' parent.
+    """
+    level = os.getenv("VERL_LOGGING_LEVEL", "WARNING")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s:%(asctime)s:%(message)s"))
+    logger = logging.getLogger(package)
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(level)

@@ -1,0 +1,127 @@
+"""Responses scored whole by a teacher that serves, each as soon as it is complete.
+
+Bounded, so that a slow teacher does not pile up work; retried, so that a failing replica does not cost rows; and what
+is still missing after that is said to be missing, never made up.
+
+Shapes: R tokens of the response, K candidates.
+"""
+
+import asyncio
+import functools
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verl_ext.rollout.rows import NoServer, Score, TopKRows, check_shape, good_rows
+
+MISSING_ID, MISSING = -1, -np.inf
+"""What a row holds that the teacher did not give: no token, of probability 0."""
+
+
+class Teacher(Protocol):
+    """Scores a sequence once."""
+
+    async def score(self, token_ids: list[int], start: int, topk: int) -> Score:
+        """Rows of the tokens from ``start`` on, see ``ScoringClient.score``."""
+
+
+@dataclass
+class ScoreReport:
+    """How the score of a response came about. Plain values: it travels with the response."""
+
+    late: int = 0
+    """Answers that did not come in time."""
+    failed: int = 0
+    """Questions that ended in an error, or in an answer that was no use."""
+    missing: int = 0
+    """Tokens without a row."""
+    computed: int = 0
+    """Tokens the teacher ran through its model."""
+    began: float = 0.0
+    """Seconds since the epoch when the response was complete."""
+    ended: float = 0.0
+    """And when its score was there, or was given up."""
+    error: str = ""
+    """The last one."""
+
+
+@dataclass
+class ResponseScorer:
+    """Asks a teacher about responses.
+
+    Args:
+        teacher: whom to ask.
+        topk: K.
+        vocab_size: of the teacher.
+        concurrency: responses that are asked about at once.
+        deadline: seconds for an answer.
+        retries: more questions about a response after one that failed.
+    """
+
+    teacher: Teacher
+    topk: int
+    vocab_size: int
+    concurrency: int
+    deadline: float
+    retries: int
+
+    @functools.cached_property
+    def slots(self) -> asyncio.Semaphore:
+        """Made where it is used: this object is sent to other processes."""
+        return asyncio.Semaphore(self.concurrency)
+
+    async def score(
+        self, prompt_ids: list[int], response_ids: list[int]
+    ) -> tuple[TopKRows, NDArray[np.float32], ScoreReport]:
+        """Rows of a response, one per token.
+
+        Args:
+            prompt_ids: at least one token.
+            response_ids: R tokens; none gives no rows and asks nobody.
+
+        Returns:
+            (R, K) rows, (R,) log-probs of the tokens themselves, and how it went. Rows the teacher did not give hold
+            ``MISSING_ID`` and ``MISSING``.
+        """
+        report = ScoreReport(missing=len(response_ids))
+        rows, sampled = _missing(len(response_ids), self.topk)
+        if not response_ids:
+            return rows, sampled, report
+        report.began = time.time()
+        async with self.slots:
+            answer = await self._ask(prompt_ids + response_ids, len(prompt_ids), report)
+        report.ended = time.time()
+        if answer is not None:
+            good = good_rows(answer.rows, self.vocab_size) & ~np.isnan(answer.sampled)
+            rows.ids[good], rows.log_probs[good] = answer.rows.ids[good], answer.rows.log_probs[good]
+            sampled[good] = answer.sampled[good]
+            report.missing = int((~good).sum())
+        return rows, sampled, report
+
+    async def _ask(self, token_ids: list[int], start: int, report: ScoreReport) -> Score | None:
+        for _ in range(self.retries + 1):
+            try:
+                answer = await asyncio.wait_for(self.teacher.score(token_ids, start, self.topk), self.deadline)
+                report.computed += answer.computed
+                check_shape(answer, len(token_ids) - start, self.topk)
+                return answer
+            except asyncio.TimeoutError:
+                report.late += 1
+                report.error = f"no answer within {self.deadline} s"
+            except Exception as error:  # whatever a server may raise
+                report.failed += 1
+                # Ray puts the cause last, behind a traceback of its own.
+                report.error = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+                if isinstance(error, NoServer):
+                    break
+        return None
+
+
+def _missing(count: int, topk: int) -> tuple[TopKRows, NDArray[np.float32]]:
+    rows = TopKRows(
+        np.full((count, topk), MISSING_ID, dtype=np.int32), np.full((count, topk), MISSING, dtype=np.float32)
+    )
+    return rows, np.full(count, MISSING, dtype=np.float32)

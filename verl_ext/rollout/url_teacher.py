@@ -1,0 +1,216 @@
+"""A teacher behind a URL: inference servers that somebody else runs, asked over HTTP. Token ids in and out, never text.
+
+vLLM answers on its OpenAI-compatible ``/v1/completions``, SGLang on its native ``/generate``, which alone returns the
+top-k ids of a prompt.
+
+Shapes: N tokens, K candidates.
+"""
+
+import functools
+import ssl
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from verl_ext.rollout.rows import BadScore, Score, TopKRows, check_shape
+
+Candidates = list[tuple[int, float]]
+"""(id, log-prob) by falling probability."""
+
+
+class Dialect(ABC):
+    """How one kind of server is asked, and how its answer is read."""
+
+    path: str
+    models_path: str
+
+    @abstractmethod
+    def question(self, model: str, token_ids: list[int], start: int, topk: int) -> dict[str, Any]:
+        """Body of a request for the rows of the tokens from ``start`` on."""
+
+    @abstractmethod
+    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float, Candidates]]:
+        """(log-prob of the token itself, its K candidates) per token from ``start`` on."""
+
+    @abstractmethod
+    def texts(self, answer: Any) -> dict[int, str]:
+        """Text of the tokens that occur in an answer."""
+
+    @abstractmethod
+    def models(self, answer: Any) -> dict[str, int | None]:
+        """Models that a server says it serves, with their contexts in tokens where it says so."""
+
+
+class VLLM(Dialect):
+    """``vllm serve``."""
+
+    path, models_path = "/v1/completions", "/v1/models"
+
+    def question(self, model: str, token_ids: list[int], start: int, topk: int) -> dict[str, Any]:
+        """See ``Dialect``. The server sends rows of the whole prompt, whatever ``start`` is."""
+        return {"model": model, "prompt": token_ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": topk}
+
+    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float, Candidates]]:
+        """See ``Dialect``. An entry holds the token itself and the K of rank 1 to K, which may be one or two keys."""
+        entries = answer["choices"][0]["prompt_logprobs"][start:]
+        return [_vllm_row(entry, token, topk) for entry, token in zip(entries, token_ids[start:], strict=True)]
+
+    def texts(self, answer: Any) -> dict[int, str]:
+        """See ``Dialect``."""
+        entries = answer["choices"][0]["prompt_logprobs"][1:]
+        return {int(i): value["decoded_token"] for entry in entries for i, value in entry.items()}
+
+    def models(self, answer: Any) -> dict[str, int | None]:
+        """See ``Dialect``."""
+        return {model["id"]: model.get("max_model_len") for model in answer["data"]}
+
+
+def _vllm_row(entry: dict[str, Any], token: int, topk: int) -> tuple[float, Candidates]:
+    ranked = sorted((value["rank"], int(i), value["logprob"]) for i, value in entry.items())
+    return entry[str(token)]["logprob"], [(i, log_prob) for _, i, log_prob in ranked[:topk]]
+
+
+class SGLang(Dialect):
+    """``python -m sglang.launch_server``."""
+
+    path, models_path = "/generate", "/get_model_info"
+
+    def question(self, model: str, token_ids: list[int], start: int, topk: int) -> dict[str, Any]:
+        """See ``Dialect``. The first row of an answer is always empty, so it begins one token early."""
+        return {
+            "input_ids": token_ids,
+            "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+            "return_logprob": True,
+            "logprob_start_len": start - 1,
+            "top_logprobs_num": topk,
+            "return_text_in_logprobs": True,
+        }
+
+    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float, Candidates]]:
+        """See ``Dialect``."""
+        info = answer["meta_info"]
+        own, top = info["input_token_logprobs"][1:], info["input_top_logprobs"][1:]
+        return [(log_prob, [(i, value) for value, i, *_ in row]) for (log_prob, *_), row in zip(own, top, strict=True)]
+
+    def texts(self, answer: Any) -> dict[int, str]:
+        """See ``Dialect``."""
+        return {i: text for row in answer["meta_info"]["input_top_logprobs"][1:] for _, i, text in row}
+
+    def models(self, answer: Any) -> dict[str, int | None]:
+        """See ``Dialect``."""
+        return {answer["model_path"]: None}
+
+
+DIALECTS: dict[str, Dialect] = {"vllm": VLLM(), "sglang": SGLang()}
+
+
+@dataclass
+class UrlTeacher:
+    """Scores sequences on servers, the least busy first, one that has just failed last.
+
+    Args:
+        urls: ``http(s)://host:port`` of each server.
+        model: name under which they serve the teacher.
+        dialect: key of ``DIALECTS``.
+        api_key: sent as a bearer token.
+        ca_file: certificates to trust beside the system's.
+    """
+
+    urls: list[str]
+    model: str
+    dialect: str
+    api_key: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+
+    def __post_init__(self) -> None:
+        self._busy: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+
+    async def score(self, token_ids: list[int], start: int, topk: int) -> Score:
+        """See ``ScoringClient.score``.
+
+        Raises:
+            BadScore: the answer is not what was asked for.
+            aiohttp.ClientError: the server cannot be reached, or refuses.
+        """
+        url = min(self.urls, key=lambda url: (self._failures[url], self._busy[url]))
+        self._busy[url] += 1
+        try:
+            answer = await self.ask(url, token_ids, start, topk)
+        except BaseException:
+            self._failures[url] += 1
+            raise
+        finally:
+            self._busy[url] -= 1
+        self._failures[url] = 0
+        return self._read(answer, token_ids, start, topk)
+
+    async def ask(self, url: str, token_ids: list[int], start: int, topk: int) -> Any:
+        """The answer of one server as it came."""
+        dialect = DIALECTS[self.dialect]
+        return await self._json("POST", url + dialect.path, dialect.question(self.model, token_ids, start, topk))
+
+    async def examine(self, url: str, probe: list[int], topk: int) -> tuple[dict[str, int | None], dict[int, str]]:
+        """What a server serves, and how it writes the tokens of its answer about ``probe``.
+
+        Args:
+            url: one of ``urls``.
+            probe: ids to score.
+            topk: K.
+
+        Raises:
+            BadScore: it does not give the K candidates of every token.
+            aiohttp.ClientError: it cannot be reached, or refuses.
+        """
+        dialect = DIALECTS[self.dialect]
+        try:
+            models = dialect.models(await self._json("GET", url + dialect.models_path))
+            if self.model not in models:
+                return models, {}
+            answer = await self.ask(url, probe, 1, topk)
+            check_shape(self._read(answer, probe, 1, topk), len(probe) - 1, topk)
+            return models, dialect.texts(answer)
+        finally:
+            await self._session.close()
+            del self._session
+
+    def _read(self, answer: Any, token_ids: list[int], start: int, topk: int) -> Score:
+        try:
+            rows = DIALECTS[self.dialect].rows(answer, token_ids, start, topk)
+            candidates = _array([row for _, row in rows], topk)
+            sampled = np.array([np.nan if own is None else own for own, _ in rows], dtype=np.float32)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise BadScore(f"an answer that is not {self.dialect}'s ({type(error).__name__}: {error})") from error
+        return Score(candidates, sampled, len(token_ids), 0)
+
+    @functools.cached_property
+    def _session(self) -> aiohttp.ClientSession:
+        """Made where it is used: this object is sent to other processes, and a session belongs to its event loop."""
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        trust = ssl.create_default_context()
+        if self.ca_file:
+            trust.load_verify_locations(self.ca_file)
+        return aiohttp.ClientSession(
+            headers=headers,
+            connector=aiohttp.TCPConnector(limit=0, ssl=trust),
+            timeout=aiohttp.ClientTimeout(total=None, connect=30),  # who asks has a deadline
+        )
+
+    async def _json(self, method: str, url: str, body: Any = None) -> Any:
+        async with self._session.request(method, url, json=body) as response:
+            if response.status >= 400:
+                reason = (await response.text())[:300]
+                raise aiohttp.ClientError(f"{url} answers {response.status}: {reason}")
+            return await response.json(content_type=None)
+
+
+def _array(rows: Iterable[Candidates], topk: int) -> TopKRows:
+    pairs = np.array(list(rows), dtype=np.float64)
+    if pairs.ndim != 3 or pairs.shape[1:] != (topk, 2):
+        raise ValueError(f"candidates of shape {pairs.shape[:-1]}, expected (tokens, {topk})")
+    return TopKRows(pairs[:, :, 0].astype(np.int32), pairs[:, :, 1].astype(np.float32))
