@@ -8,7 +8,10 @@ import argparse
 import importlib
 import sys
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "doctor": "what commonly goes wrong with a pair of models and its data, before a run",
+    "estimate": "tokens, FLOPs, memory and time of a run, from model configurations alone",
+}
 """Name -> what it does, in a line."""
 
 
