@@ -11,6 +11,8 @@ import sys
 COMMANDS: dict[str, str] = {
     "doctor": "what commonly goes wrong with a pair of models and its data, before a run",
     "estimate": "tokens, FLOPs, memory and time of a run, from model configurations alone",
+    "evaluate": "accuracy, lengths and failures from verl's validation dumps",
+    "prepare": "a dataset as parquet in verl's format, checked",
 }
 """Name -> what it does, in a line."""
 

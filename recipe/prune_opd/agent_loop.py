@@ -5,6 +5,7 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+from recipe.prune_opd.grading import TOKENS, TRUNCATED
 from recipe.prune_opd.inflight import GatedClient
 
 LIMIT = "prune_opd_limit"
@@ -25,4 +26,9 @@ class LimitedAgentLoop(SingleTurnAgentLoop):
             sampling_params = {**sampling_params, "max_tokens": int(limit)}
             if isinstance(self.server_manager, GatedClient):
                 self.server_manager = self.server_manager.gated()
-        return await super().run(sampling_params, **kwargs)
+        output = await super().run(sampling_params, **kwargs)
+        if limit is None:
+            # verl hands these to the reward function as part of extra_info; its dumps hold the decoded text alone.
+            tokens = len(output.response_ids)
+            output.extra_fields.update({TOKENS: tokens, TRUNCATED: tokens >= self.response_length})
+        return output
