@@ -43,6 +43,7 @@ def overrides(gate: bool, w_base: float, seed: int) -> list[str]:
         f"data.seed={seed}",
         f"actor_rollout_ref.rollout.seed={seed}",
         f"trainer.test_freq={EVERY}",
+        "trainer.val_before_train=false",
         "trainer.save_freq=-1",
     ]
 

@@ -43,7 +43,7 @@ from recipe.prune_opd.gate import GateReport
 from recipe.prune_opd.inflight import GatedClient, GatedResponse, find_events
 from recipe.prune_opd.servers import follow_rollout, teacher_pool
 from verl_ext.rollout.client import ScoringClient
-from verl_ext.rollout.rows import TopKRows
+from verl_ext.rollout.rows import Chunk, TopKRows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
 import pair
@@ -174,14 +174,36 @@ async def followed(bench: Bench) -> Row:
     return Row(seconds, len(done), sum(len(tokens) for _, tokens, _ in done), sum(perfect))
 
 
+class Recorded(GatedResponse):
+    """Keeps what it was about to forget: the student's rows, for the rule on the whole response."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.rows: list[TopKRows] = []
+        self.unscored = Recorder(self.rows)
+
+
+class Recorder(list[Chunk]):
+    """A list that notes the rows of what is put into it."""
+
+    def __init__(self, rows: list[TopKRows]):
+        super().__init__()
+        self.noted = rows
+
+    def append(self, chunk: Chunk) -> None:
+        """See ``list.append``."""
+        self.noted.append(chunk.rows)
+        super().append(chunk)
+
+
 async def gated(bench: Bench, chunk: int) -> Row:
     """Under the gate, as in training; afterwards each stop against the rule on all that was generated."""
     client = bench.gated
     client.prune_opd = bench.settings(chunk)
 
-    async def one(prompt: list[int]) -> GatedResponse:
+    async def one(prompt: list[int]) -> Recorded:
         async with client.teacher.sequence(len(prompt), client.prune_opd.topk, client.vocab_size) as sequence:
-            response = GatedResponse(client, sequence, uuid4().hex, prompt, bench.params(), {})
+            response = Recorded(client, sequence, uuid4().hex, prompt, bench.params(), {})
             await response.run()
             return response
 
@@ -194,8 +216,8 @@ async def gated(bench: Bench, chunk: int) -> Row:
     kept = [response.gate.stop or len(response.tokens) for response in responses]
     exact = await asyncio.gather(
         *(
-            effective_length(bench, r.prompt_ids, r.tokens, TopKRows.join(*(chunk.rows for chunk in r.chunks)))
-            for r in responses
+            effective_length(bench, response.prompt_ids, response.tokens, TopKRows.join(*response.rows))
+            for response in responses
         )
     )
     prompts = sum(min(len(r.prompt_ids), report.teacher_tokens) for r, report in zip(responses, reports, strict=True))
@@ -216,7 +238,7 @@ async def effective_length(bench: Bench, prompt: list[int], tokens: list[int], s
     """E of a whole response, by METHOD's formulas on one pass of the teacher over all of it."""
     client = bench.gated
     async with client.teacher.sequence(len(prompt), client.prune_opd.topk, client.vocab_size) as sequence:
-        sequence.private = True  # nothing from a cache
+        sequence.private = 1  # nothing from a cache
         teacher = await sequence.score(prompt + tokens, deadline=600)
     events = torch.from_numpy(find_events(bench.prune_opd.drift, student, teacher, tokens)).unsqueeze(0)
     mask = torch.ones_like(events)

@@ -8,7 +8,7 @@ import importlib
 from dataclasses import dataclass
 from importlib.metadata import version
 
-TESTED = {"verl": "0.9.1", "vllm": "0.24 to 0.27"}
+TESTED = {"verl": "0.9.1", "vllm": "0.27.1"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ SYMBOLS = (
     Symbol("verl.workers.rollout.replica", "RolloutReplicaRegistry.register", "puts our servers under the name vllm"),
     Symbol(_CLIENT, "LLMServerClient._acquire_server", "which server a sequence goes to"),
     Symbol(_CLIENT, "LLMServerClient._release_server", "and when it is done"),
-    Symbol(_CLIENT, "LLMServerClient._vllm_request_id", "the engine's name of a followed request"),
+    Symbol("verl.workers.rollout.router", "GlobalRequestLoadBalancer.remove_servers", "takes a dead teacher out"),
     Symbol("verl.trainer.ppo.utils", "Role.ActorRolloutRef", "role of the colocated student and teacher"),
     Symbol("verl.workers.engine_workers", "ActorRolloutRefWorker.init_model", "builds actor and reference model"),
     Symbol("verl.workers.engine_workers", "ActorRolloutRefWorker.ref_worker_cls", "gives the reference its own model"),
@@ -67,6 +67,9 @@ VLLM_SYMBOLS = (
     Symbol("vllm", "SamplingParams.skip_reading_prefix_cache", "a scored prefix is not computed again"),
     Symbol("vllm.v1.engine.async_llm", "AsyncLLM.add_request", "a score's own reader of rows is put in after it"),
     Symbol("vllm.v1.engine.async_llm", "AsyncLLM.abort", "ends a followed response by its outer name"),
+    Symbol("vllm.v1.engine.output_processor", "OutputProcessor.abort_requests", "holds the requests' states"),
+    Symbol("vllm.v1.engine.exceptions", "EngineDeadError", "a teacher that will not come back"),
+    Symbol("vllm.logprobs", "FlatLogprobs.append_fast", "rows of K + 1, the token itself first"),
     Symbol("vllm.v1.engine.logprobs", "LogprobsProcessor._update_prompt_logprobs", "replaced: only the tail is read"),
 )
 """Checked where vLLM is imported anyway: in the process that starts its servers."""

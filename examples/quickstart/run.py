@@ -42,7 +42,7 @@ def training_command(out: Path, recipe: str, steps: int, overrides: list[str]) -
         "data.seed": 1,
         "actor_rollout_ref.rollout.n": RESPONSES_EACH,
         "actor_rollout_ref.actor.ppo_mini_batch_size": PROMPTS,
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 16384,
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 2048,  # attention over a packed micro-batch is quadratic
         "actor_rollout_ref.actor.optim.lr": 5e-4,
         "actor_rollout_ref.actor.optim.lr_warmup_steps": 5,
         "prune_opd.drift.w_drop": 0.03,

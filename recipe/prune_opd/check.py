@@ -6,6 +6,7 @@ configuration that reaches verl by another way, or a cluster whose files the dri
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,7 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
             raise ValueError(f"{setting.key}: got {found!r}, allowed with {wanted}: {allowed}, because {setting.why}")
     if typed.gate.enable:
         _check_gate(config, typed)
+        typed.gate.check_reach(typed.drift.w_drop, budget.max)
     _check_micro_batches(config, config.data.max_prompt_length + budget.max)
     return typed
 
@@ -90,23 +92,30 @@ def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
     """The teacher's servers must fit the nodes, and verl must not compare log-probs of two distributions."""
     server, per_node = prune_opd.teacher.server, config.trainer.n_gpus_per_node
     devices = server.replicas * server.tensor_model_parallel_size
-    if devices > per_node and devices % per_node:
+    if devices > per_node and (devices % per_node or per_node % server.tensor_model_parallel_size):
         raise ValueError(
             f"prune_opd.teacher.server: got {server.replicas} replicas of {server.tensor_model_parallel_size} devices, "
-            f"allowed: at most trainer.n_gpus_per_node, {per_node}, or a multiple of it"
+            f"allowed: at most trainer.n_gpus_per_node, {per_node}, together, or whole nodes of whole replicas"
         )
     rollout = config.actor_rollout_ref.rollout
-    most = (rollout.engine_kwargs.get("vllm") or {}).get("max_logprobs")
-    if most is not None and 0 <= most < prune_opd.topk:
-        raise ValueError(
-            f"{ROLLOUT}.engine_kwargs.vllm.max_logprobs: got {most}, allowed with prune_opd.gate.enable: at least "
-            f"prune_opd.topk, {prune_opd.topk}"
-        )
+    _check_engine(f"{ROLLOUT}.engine_kwargs.vllm", rollout.engine_kwargs.get("vllm") or {}, prune_opd.topk)
+    _check_engine("prune_opd.teacher.server.engine_kwargs", server.engine_kwargs, prune_opd.topk)
     plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
     if rollout.calculate_log_probs and not plain:
         raise ValueError(
             f"{ROLLOUT}.calculate_log_probs: got True, allowed with prune_opd.gate.enable: False where the rollout has "
             "a temperature, top_p or top_k, because the servers then report the unprocessed distribution"
+        )
+
+
+def _check_engine(key: str, arguments: Mapping[str, Any], topk: int) -> None:
+    """Arguments of an engine go past the keys that verl and this recipe set."""
+    mode, most = arguments.get("logprobs_mode"), arguments.get("max_logprobs")
+    if mode not in (None, "raw_logprobs"):
+        raise ValueError(f"{key}.logprobs_mode: got {mode!r}, allowed with prune_opd.gate.enable: 'raw_logprobs'")
+    if most is not None and 0 <= most < topk:
+        raise ValueError(
+            f"{key}.max_logprobs: got {most}, allowed with prune_opd.gate.enable: at least prune_opd.topk, {topk}"
         )
 
 

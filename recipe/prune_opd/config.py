@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from recipe.prune_opd.budget import ResponseBudget
+from recipe.prune_opd.drift import spent_at
 from recipe.prune_opd.gate import Consecutive, Cumulative, Gate, Relative, Windowed
 from recipe.prune_opd.reward import STRATEGIES, WEIGHTINGS
 
@@ -47,8 +48,8 @@ class TeacherServerConfig:
     """Dtype of the weights. The recipe takes the rollout's, ``actor_rollout_ref.rollout.dtype``."""
     block_size: int = 32
     """Tokens per block of the prefix cache. A gate's chunk that is a multiple of it is scored without recomputing."""
-    max_num_batched_tokens: int = 8192
-    """Tokens a server runs through the model at once."""
+    max_num_batched_tokens: int = 2048
+    """Tokens a server runs through the model at once. Reporting log-probs costs it a row of logits for each."""
     enforce_eager: bool = True
     """No CUDA graphs: scoring is prefill, which they help little."""
     engine_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -187,7 +188,7 @@ class GateConfig:
     chunk: int = 64
     """Tokens between two questions to the teacher. Small: stops sooner, asks more often."""
     deadline: float = 10.0
-    """Seconds to wait for an answer. Past it the question is withdrawn, and the next chunk's covers its tokens too."""
+    """Seconds to wait for an answer. Past it the response goes on; the answer is waited for again at the next chunk."""
     retries: int = 2
     """Late, failed or useless answers a response bears. After one more it runs on to its limit without a gate."""
 
@@ -211,6 +212,23 @@ class GateConfig:
                 return Consecutive(self.run_length, self.min_tokens)
             case _:
                 return Relative(self.window, self.increase, self.min_tokens)
+
+    def check_reach(self, w_drop: float, longest: int) -> None:
+        """Refuse a rule that could stop nothing.
+
+        Raises:
+            ValueError: the rule needs more than ``longest`` tokens to hold.
+        """
+        needed = {
+            "cumulative": ("drift.w_drop", w_drop, spent_at(w_drop)),
+            "windowed": ("gate.window", self.window, self.window),
+            "consecutive": ("gate.run_length", self.run_length, self.run_length),
+            "relative": ("gate.window", self.window, 2 * self.window),
+        }
+        allowed = f"a value with which {self.kind} can hold within budget.max, {longest} tokens"
+        key, found, tokens = needed[self.kind]
+        require(tokens <= longest, key, found, allowed)
+        require(self.min_tokens < longest, "gate.min_tokens", self.min_tokens, f"less than budget.max, {longest}")
 
     def describe(self, w_drop: float) -> str:
         """The rule in force, for the banner."""

@@ -135,7 +135,7 @@ class GateReport:
     waited: float = 0.0
     """Seconds between the end of generation and the gate's last word."""
     late: int = 0
-    """Questions withdrawn at the deadline."""
+    """Times the deadline passed without an answer."""
     failed: int = 0
     """Questions that failed otherwise."""
     given_up: bool = False

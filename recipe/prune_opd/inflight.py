@@ -84,7 +84,8 @@ class GatedResponse:
         self.prompt_ids, self.sampling_params = prompt_ids, sampling_params
         self.priority = {"priority": kwargs["priority"]} if kwargs.get("priority") else {}
         self.tokens: list[int] = []
-        self.chunks: list[Chunk] = []
+        self.log_probs: list[float] = []
+        self.unscored: list[Chunk] = []
         self.events: list[NDArray[np.bool_]] = []
         self.report = GateReport()
         self.ended = False
@@ -120,7 +121,8 @@ class GatedResponse:
             ) as self._generating:
                 async for chunk in self._generating:
                     self.tokens += chunk.token_ids
-                    self.chunks.append(chunk)
+                    self.log_probs += chunk.sampled_log_probs.tolist()
+                    self.unscored.append(chunk)
                     self._news.set()
                     if self.gate.stop is not None:  # its abort may have come before this request was known
                         await self._generating.abort()
@@ -131,38 +133,45 @@ class GatedResponse:
                 await asyncio.sleep(1)  # as verl's own resuming client does
                 if self.gate.stop is None:
                     continue
+            if output.stop_reason in ABORTED:  # at the limit, or it is stopped: nothing is left to go on with
+                output.stop_reason = "length"
+            output.extra_fields["num_cached_tokens"] = first.extra_fields.get("num_cached_tokens")  # of the prompt
             output.extra_fields["min_global_steps"] = first.extra_fields.get("global_steps")
             output.extra_fields["max_global_steps"] = output.extra_fields.get("global_steps")
             return output
 
     async def _watch(self) -> None:
         """Have every chunk scored, until the gate stops the response or loses its teacher."""
-        scored = 0
-        while scored < len(self.chunks) or not self.ended:
-            if not self.ended:
+        rows: TopKRows | None = None
+        while self.unscored or not self.ended:
+            if not self.ended and (rows is None or not self.unscored):
                 await self._news.wait()
                 self._news.clear()
-            new = self.chunks[scored:]
-            if not new:
+            if not self.unscored:
                 continue
-            rows = await self._ask(len(self.tokens))
+            rows = await self._ask()
             if self.report.given_up:
                 return
-            if rows is None:
-                continue
-            scored += len(new)
-            tokens = [token for chunk in new for token in chunk.token_ids]
-            events = find_events(self.config.drift, TopKRows.join(*(chunk.rows for chunk in new)), rows, tokens)
-            self.events.append(events)
-            if self.gate.feed(events) is not None:
+            if rows is not None and self.gate.feed(self._find_events(rows)) is not None:
                 if not self.ended and self._generating is not None:
                     await self._generating.abort()
                 return
 
-    async def _ask(self, end: int) -> TopKRows | None:
+    def _find_events(self, rows: TopKRows) -> NDArray[np.bool_]:
+        """The events of the first unscored chunks, which the teacher's rows are about."""
+        tokens: list[int] = []
+        student: list[TopKRows] = []
+        while len(tokens) < len(rows):
+            chunk = self.unscored.pop(0)
+            tokens += chunk.token_ids
+            student.append(chunk.rows)
+        self.events.append(find_events(self.config.drift, TopKRows.join(*student), rows, tokens))
+        return self.events[-1]
+
+    async def _ask(self) -> TopKRows | None:
         gate, report = self.config.gate, self.report
         try:
-            return await self.sequence.score(self.prompt_ids + self.tokens[:end], gate.deadline)
+            return await self.sequence.score(self.prompt_ids + self.tokens, gate.deadline)
         except TimeoutError as error:
             report.late += 1
             report.error = str(error)
@@ -178,11 +187,10 @@ class GatedResponse:
         report.stopped, report.generated = stop is not None, len(self.tokens)
         report.teacher_tokens = self.sequence.computed
         report.events = np.concatenate([np.zeros(0, dtype=bool), *self.events])[:stop]
-        log_probs = [value for chunk in self.chunks for value in chunk.sampled_log_probs.tolist()][:stop]
         experts = output.routed_experts
         return TokenOutput(
             token_ids=self.tokens[:stop],
-            log_probs=log_probs if self.sampling_params.get("logprobs") else None,
+            log_probs=self.log_probs[:stop] if self.sampling_params.get("logprobs") else None,
             routed_experts=experts if experts is None or stop is None else experts[: len(self.prompt_ids) + stop],
             stop_reason=output.stop_reason if stop is None else DRIFT,
             num_preempted=output.num_preempted,

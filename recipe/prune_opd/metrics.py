@@ -29,8 +29,8 @@ SUMS = (
 """Per-token values that are summed over a response."""
 BY_POSITION = ("tokens", "overlap", "events", "loss_weight")
 """Those also summed by position bucket."""
-GATE = ("stopped", "gate_tokens", "gate_agreed")
-"""Whether the gate stopped it, tokens on which it looked for events, and those on which the trainer found the same."""
+GATE = ("stopped", "generated", "teacher_tokens", "waited", "late", "failed", "given_up", "gate_tokens", "gate_agreed")
+"""Of the ``GateReport``; then tokens the gate looked at, and those on which it and the trainer say the same."""
 COLUMNS = (*SUMS, "effective_length", "ended", *GATE, *(f"{name}/{i}" for name in BY_POSITION for i in range(BUCKETS)))
 
 
@@ -59,7 +59,7 @@ def response_sums(
         student_log_probs: (B, T, K) float, at the student's own candidates.
         teacher_log_probs: (B, T, K) float, at the teacher's own candidates.
         ended: (B,) bool, the response ended by itself.
-        gate: (B, 3), columns as in ``GATE``.
+        gate: (B, len(GATE)), columns as in ``GATE``.
         max_length: the largest limit, in tokens.
 
     Returns:
@@ -116,8 +116,6 @@ def summarise(sums: Tensor, max_length: int) -> dict[str, float]:
         "prune_opd/ended_ratio": total["ended"] / responses,
         "prune_opd/limit_hit_ratio": 1 - (total["ended"] + total["stopped"]) / responses,
     }
-    if total["gate_tokens"]:
-        metrics["prune_opd/gate/event_agreement"] = total["gate_agreed"] / total["gate_tokens"]
     for i in range(BUCKETS):
         count = total[f"tokens/{i}"]
         if count:  # no response reached this bucket: no value rather than a made-up one
@@ -129,7 +127,7 @@ def summarise(sums: Tensor, max_length: int) -> dict[str, float]:
 
 
 def gate_columns(reports: list[GateReport | None], events: Tensor) -> Tensor:
-    """What the gate said against what the trainer found, (B, 3), columns as in ``GATE``.
+    """What the gate did, and what it said against what the trainer found, (B, len(GATE)) float32.
 
     Args:
         reports: of each response; None where there was no gate.
@@ -139,30 +137,32 @@ def gate_columns(reports: list[GateReport | None], events: Tensor) -> Tensor:
     for row, report in enumerate(reports):
         if report is not None:
             seen = torch.as_tensor(report.events)[: events.shape[1]]  # a padding row has the report of another response
-            agreed = seen == events[row, : len(seen)]
-            columns[row] = torch.tensor([report.stopped, len(seen), agreed.sum()])
+            agreed = int((seen == events[row, : len(seen)]).sum())
+            columns[row] = torch.tensor([*(float(getattr(report, name)) for name in GATE[:-2]), len(seen), agreed])
     return columns
 
 
-def summarise_gate(reports: list[GateReport]) -> dict[str, float]:
+def summarise_gate(sums: Tensor) -> dict[str, float]:
     """What the gate did in a batch, under its logged names.
 
     Args:
-        reports: of the real responses.
+        sums: (B, C), real responses only, all of them generated under the gate.
     """
-    stops = [len(report.events) for report in reports if report.stopped]
-    generated = sum(report.generated for report in reports)
-    waits = [report.waited for report in reports]
+    column = dict(zip(COLUMNS, sums.double().unbind(-1), strict=True))
+    total = {name: values.sum().item() for name, values in column.items()}
+    stopped = column["stopped"] > 0
     metrics = {
-        "prune_opd/gate/stopped_ratio": len(stops) / len(reports),
-        "prune_opd/gate/overshoot_tokens": sum(r.generated - len(r.events) for r in reports if r.stopped),
-        "prune_opd/gate/teacher_tokens_per_token": sum(report.teacher_tokens for report in reports) / generated,
-        "prune_opd/gate/waited_mean": sum(waits) / len(waits),
-        "prune_opd/gate/waited_max": max(waits),
-        "prune_opd/gate/late_answers": sum(report.late for report in reports),
-        "prune_opd/gate/failed_answers": sum(report.failed for report in reports),
-        "prune_opd/gate/given_up": sum(report.given_up for report in reports),
+        "prune_opd/gate/stopped_ratio": stopped.double().mean().item(),
+        "prune_opd/gate/overshoot_tokens": total["generated"] - total["tokens"],
+        "prune_opd/gate/teacher_tokens_per_token": total["teacher_tokens"] / max(total["generated"], 1.0),
+        "prune_opd/gate/waited_mean": column["waited"].mean().item(),
+        "prune_opd/gate/waited_max": column["waited"].max().item(),
+        "prune_opd/gate/late_answers": total["late"],
+        "prune_opd/gate/failed_answers": total["failed"],
+        "prune_opd/gate/given_up": total["given_up"],
     }
-    if stops:
-        metrics["prune_opd/gate/stop_position_mean"] = sum(stops) / len(stops)
+    if stopped.any():
+        metrics["prune_opd/gate/stop_position_mean"] = column["tokens"][stopped].mean().item()
+    if total["gate_tokens"]:
+        metrics["prune_opd/gate/event_agreement"] = total["gate_agreed"] / total["gate_tokens"]
     return metrics

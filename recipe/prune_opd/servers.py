@@ -17,8 +17,9 @@ def follow_rollout(config: DictConfig, topk: int) -> None:
     rollout = config.actor_rollout_ref.rollout
     with open_dict(config):
         rollout.logprobs_mode = "raw_logprobs"
-        engine = rollout.engine_kwargs.get("vllm") or {}
-        rollout.engine_kwargs.vllm = {"max_logprobs": max(topk, VLLM_MAX_LOGPROBS)} | dict(engine)
+        engine = dict(rollout.engine_kwargs.get("vllm") or {})
+        engine["max_logprobs"] = engine.get("max_logprobs") or max(topk, VLLM_MAX_LOGPROBS)
+        rollout.engine_kwargs.vllm = engine
 
 
 def teacher_pool(config: DictConfig, prune_opd: PruneOPDConfig) -> TeacherPool:

@@ -22,7 +22,6 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 from recipe.prune_opd.agent_loop import LIMIT
 from recipe.prune_opd.check import check_settings
-from recipe.prune_opd.gate import GateReport
 from recipe.prune_opd.inflight import GatedClient
 from recipe.prune_opd.inputs import check_inputs, local_path
 from recipe.prune_opd.metrics import COLUMNS, summarise, summarise_gate
@@ -132,32 +131,30 @@ class PruneOPDTrainer(PPOTrainerSync):
             )
         batch.extra_info["global_steps"] = self.global_steps
         self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.prune_opd))
-        fields = [SUMS, EXTRA] if self.prune_opd.gate.enable else [SUMS]
-        answer = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         real = [not tag.get("is_padding", False) for tag in batch.tags]
-        sums = torch.stack(list(compress(answer[SUMS].unbind(), real)))  # TransferQueue may answer with a jagged tensor
+        # TransferQueue may answer with a jagged tensor.
+        sums = torch.stack(list(compress(self._fetch(batch, SUMS)[SUMS].unbind(), real)))
         metrics.update(summarise(sums, self.budget.max))
         if self.prune_opd.gate.enable:
-            reports = [report for report in compress(gate_reports(answer), real) if report is not None]
-            metrics.update(self._summarise_gate(reports))
+            metrics.update(summarise_gate(sums))
+            self._warn_of_faults(batch, metrics)
         # Here and not at the end of the step: verl saves its checkpoint before that.
         metrics.update(self.budget.update(sums[:, COLUMNS.index("effective_length")].tolist()))
         return batch
 
-    def _summarise_gate(self, reports: list[GateReport]) -> dict[str, float]:
-        troubled = [report for report in reports if report.error]
-        if troubled:
+    def _warn_of_faults(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> None:
+        late, failed, given_up = (
+            metrics[f"prune_opd/gate/{n}"] for n in ("late_answers", "failed_answers", "given_up")
+        )
+        if late + failed:
+            errors = [report.error for report in gate_reports(self._fetch(batch, EXTRA)) if report and report.error]
             logger.warning(
-                "step %d: %d teacher answers came late and %d failed, %d of %d responses went on without a gate; "
-                "the last error: %s",
-                self.global_steps,
-                sum(report.late for report in troubled),
-                sum(report.failed for report in troubled),
-                sum(report.given_up for report in troubled),
-                len(reports),
-                troubled[-1].error,
+                "step %d: the teacher was late %d times and failed %d times, %d responses went on without a gate; %s",
+                *(self.global_steps, late, failed, given_up, errors[-1]),
             )
-        return summarise_gate(reports)
+
+    def _fetch(self, batch: KVBatchMeta, field: str) -> TensorDict:
+        return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[field])
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         batch.fields = list(UPDATE_FIELDS)

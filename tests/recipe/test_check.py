@@ -88,6 +88,51 @@ def test_wrong_settings_are_refused(config, setting):
 # ------------------------------------------------------------------------------------------------ gate
 
 
+ENGINES = ("actor_rollout_ref.rollout.engine_kwargs.vllm", "prune_opd.teacher.server.engine_kwargs")
+
+
+@pytest.mark.parametrize("key", ENGINES)
+@pytest.mark.parametrize(
+    ("argument", "found", "allowed"),
+    [("logprobs_mode", "processed_logprobs", "'raw_logprobs'"), ("max_logprobs", 15, "at least prune_opd.topk, 16")],
+)
+def test_arguments_of_an_engine_do_not_slip_past(gated, key, argument, found, allowed):
+    OmegaConf.update(gated, key, {argument: found}, force_add=True)
+    with pytest.raises(ValueError, match="allowed with") as refused:
+        check_settings(gated)
+    assert str(refused.value) == f"{key}.{argument}: got {found!r}, allowed with prune_opd.gate.enable: {allowed}"
+    gated.prune_opd.gate.enable = False
+    check_settings(gated)
+
+
+@pytest.mark.parametrize("key", ENGINES)
+@pytest.mark.parametrize("arguments", [{"logprobs_mode": "raw_logprobs"}, {"max_logprobs": None}, {"max_logprobs": -1}])
+def test_arguments_of_an_engine_that_do_no_harm(gated, key, arguments):
+    OmegaConf.update(gated, key, arguments, force_add=True)
+    check_settings(gated)
+
+
+NEVER = [
+    ({"prune_opd.drift.w_drop": 0.004}, "prune_opd.drift.w_drop: got 0.004"),
+    ({"prune_opd.gate.kind": "windowed", "prune_opd.gate.window": 201}, "prune_opd.gate.window: got 201"),
+    ({"prune_opd.gate.kind": "consecutive", "prune_opd.gate.run_length": 201}, "prune_opd.gate.run_length: got 201"),
+    ({"prune_opd.gate.kind": "relative", "prune_opd.gate.window": 101}, "prune_opd.gate.window: got 101"),
+    ({"prune_opd.gate.min_tokens": 200}, "prune_opd.gate.min_tokens: got 200"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), NEVER, ids=[said for _, said in NEVER])
+def test_a_rule_that_can_stop_nothing_is_refused(gated, settings, said):
+    gated.prune_opd.budget.max = 200
+    for key, value in settings.items():
+        OmegaConf.update(gated, key, value)
+    with pytest.raises(ValueError, match=r"budget\.max, 200") as refused:
+        check_settings(gated)
+    assert str(refused.value).startswith(said)
+    gated.prune_opd.budget.max = 400
+    check_settings(gated)
+
+
 WRONG_WITH_A_GATE = {
     "actor_rollout_ref.rollout.name": "sglang",
     "actor_rollout_ref.rollout.disaggregation.enabled": True,

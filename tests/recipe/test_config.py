@@ -28,7 +28,7 @@ PAPER = {
             "gpu_memory_utilization": 0.85,
             "dtype": "bfloat16",
             "block_size": 32,
-            "max_num_batched_tokens": 8192,
+            "max_num_batched_tokens": 2048,
             "enforce_eager": True,
             "engine_kwargs": {},
         },

@@ -119,27 +119,37 @@ def report_of(*events: int, **values: object) -> GateReport:
     return GateReport(events=np.array(events, dtype=bool), **values)
 
 
+def gate_of(reports: list[GateReport | None], tokens: list[int]) -> torch.Tensor:
+    """Rows of sums of responses that keep so many tokens, none of them an event to the trainer."""
+    mask = (torch.arange(max(tokens)) < torch.tensor(tokens).unsqueeze(1)).long()
+    quiet = torch.zeros_like(mask).bool()
+    ended = torch.zeros(len(tokens)).bool()
+    return sums_of(mask, mask.float(), quiet, mask.float(), ended, 8, gate=gate_columns(reports, quiet))
+
+
 def test_the_gate_is_compared_with_the_trainer_where_it_looked():
     events = torch.tensor([[0, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 0, 1]]).bool()
     reports = [report_of(0, 1, 0, 0, stopped=True), None, report_of(), report_of(1, 0, 1, 0, 1)]
-    assert gate_columns(reports, events).tolist() == [[1, 4, 3], [0, 0, 0], [0, 0, 0], [0, 5, 5]]
+    columns = gate_columns(reports, events)
+    assert columns.shape == (4, len(GATE))
+    assert columns[:, -2:].tolist() == [[4, 3], [0, 0], [0, 0], [5, 5]]
+    assert columns[:, 0].tolist() == [1, 0, 0, 0]
+
+
+def test_a_padding_row_may_carry_the_report_of_a_longer_response():
+    columns = gate_columns([report_of(0, 1, 0, 0, 1)], torch.tensor([[0, 0]]).bool())
+    assert columns[0, -2:].tolist() == [2, 1]
 
 
 def test_a_stopped_response_did_not_hit_the_limit():
     mask, ended = torch.ones(4, 2), torch.tensor([True, False, False, False])
-    gate = torch.tensor([[0, 2, 2], [1, 2, 1], [0, 0, 0], [1, 1, 1]]).float()
+    gate = torch.zeros(4, len(GATE))
+    gate[:, 0] = torch.tensor([0, 1, 0, 1])
     sums = sums_of(mask, mask, mask.bool(), mask, ended, 8, gate=gate)
     assert sums[:, COLUMNS.index("stopped")].tolist() == [0, 1, 0, 1]
     metrics = summarise(sums, 8)
     assert metrics["prune_opd/ended_ratio"] == 0.25
     assert metrics["prune_opd/limit_hit_ratio"] == 0.25
-    assert metrics["prune_opd/gate/event_agreement"] == 4 / 5
-
-
-def test_without_a_gate_there_is_no_agreement():
-    ones = torch.ones(2, 3)
-    metrics = summarise(sums_of(ones, ones, ones.bool(), ones, torch.tensor([True, True]), 8), 8)
-    assert "prune_opd/gate/event_agreement" not in metrics
 
 
 def test_what_the_gate_did_by_hand():
@@ -149,7 +159,7 @@ def test_what_the_gate_did_by_hand():
         report_of(0, 0, generated=6, teacher_tokens=4, waited=1.0, late=1, failed=2, given_up=True),
         report_of(0, 0, 0, 0, generated=4, teacher_tokens=6, waited=0.5),
     ]
-    assert summarise_gate(reports) == pytest.approx(
+    assert summarise_gate(gate_of(reports, [3, 1, 6, 4])) == pytest.approx(
         {
             "prune_opd/gate/stopped_ratio": 0.5,
             "prune_opd/gate/stop_position_mean": 2,
@@ -160,11 +170,17 @@ def test_what_the_gate_did_by_hand():
             "prune_opd/gate/late_answers": 2,
             "prune_opd/gate/failed_answers": 2,
             "prune_opd/gate/given_up": 1,
+            "prune_opd/gate/event_agreement": 7 / 10,
         }
     )
 
 
 def test_where_nothing_was_stopped_there_is_no_stop_position():
-    metrics = summarise_gate([report_of(0, 0, generated=2)])
+    metrics = summarise_gate(gate_of([report_of(0, 0, generated=2)], [2]))
     assert metrics["prune_opd/gate/stopped_ratio"] == metrics["prune_opd/gate/overshoot_tokens"] == 0
     assert "prune_opd/gate/stop_position_mean" not in metrics
+
+
+def test_where_the_teacher_said_nothing_there_is_no_agreement():
+    metrics = summarise_gate(gate_of([report_of(generated=2, given_up=True)], [2]))
+    assert "prune_opd/gate/event_agreement" not in metrics

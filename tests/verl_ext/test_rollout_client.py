@@ -11,8 +11,9 @@ import ray
 from ray.exceptions import ActorDiedError
 from verl.workers.rollout.replica import TokenOutput
 
+from verl_ext.rollout import client
 from verl_ext.rollout.client import FollowingClient, GrowingSequence, ScoringClient
-from verl_ext.rollout.rows import BadScore, Chunk, Score, TopKRows
+from verl_ext.rollout.rows import BadScore, Chunk, DeadServer, Score, TopKRows
 
 K, VOCAB, PROMPT, LENGTH = 3, 100, 5, 80
 
@@ -129,11 +130,10 @@ FAULTS = [
     (RuntimeError("out of memory"), RuntimeError),
     (cut, BadScore),
     (foreign, BadScore),
-    ("silence", TimeoutError),
 ]
 
 
-@pytest.mark.parametrize(("fault", "error"), FAULTS, ids=["raises", "too_short", "foreign", "silent"])
+@pytest.mark.parametrize(("fault", "error"), FAULTS, ids=["raises", "too_short", "foreign"])
 @pytest.mark.parametrize("first", [True, False])
 def test_after_an_error_nothing_has_changed(monkeypatch, fault: Any, error: type[Exception], first: bool):
     monkeypatch.setattr(ray, "cancel", lambda reference: None)
@@ -154,18 +154,37 @@ def test_after_an_error_nothing_has_changed(monkeypatch, fault: Any, error: type
     assert len({start for length, start, *_ in server.questions if length == 30}) == 1
 
 
-def test_past_the_deadline_the_question_is_withdrawn(monkeypatch):
-    cancelled: list[Any] = []
-    monkeypatch.setattr(ray, "cancel", cancelled.append)
-    balancer = Balancer(a=Server("silence"))
+def test_past_the_deadline_the_question_stays_open_and_its_answer_comes_first():
+    server = Server()
+    slow, asked = asyncio.Event, []
+
+    def score(token_ids: list[int], *rest: Any) -> Any:
+        asked.append(len(token_ids))
+        answer = server._score(token_ids, *rest)
+
+        async def body() -> Score:
+            if len(asked) == 1:
+                await released.wait()
+            return await answer
+
+        return asyncio.ensure_future(body())
 
     async def body(sequence: GrowingSequence) -> None:
-        with pytest.raises(TimeoutError, match=r"^no answer within 0\.01 s$"):
-            await sequence.score(list(range(30)), 0.01)
-        assert len(cancelled) == 1
-        await sequence.score(list(range(40)), 1)  # of the same server: it is slow, not dead
+        nonlocal released
+        released = slow()
+        for _ in range(2):
+            with pytest.raises(TimeoutError, match=r"^no answer within 0\.01 s$"):
+                await sequence.score(list(range(30)), 0.01)
+        assert sequence.scored == PROMPT
+        released.set()
+        # Those the late question was about, then the rest.
+        assert same(await sequence.score(list(range(40)), 1), server.rows[PROMPT:30])
+        assert same(await sequence.score(list(range(40)), 1), server.rows[30:40])
 
+    released = slow()
+    balancer = Balancer(a=SimpleNamespace(score=SimpleNamespace(remote=score)))
     run(balancer, body)
+    assert asked == [30, 40]  # no token is asked about twice
     assert len(balancer.acquired) == 1
 
 
@@ -181,27 +200,31 @@ def test_a_load_balancer_that_never_answers_is_past_the_deadline_too():
     assert balancer.released == []
 
 
-def test_a_caller_who_goes_away_withdraws_the_question(monkeypatch):
+@pytest.mark.parametrize("error", [TimeoutError, asyncio.TimeoutError])
+def test_an_open_question_is_withdrawn_with_its_sequence(monkeypatch, error: type[Exception]):
     cancelled: list[Any] = []
     monkeypatch.setattr(ray, "cancel", cancelled.append)
     balancer = Balancer(a=Server("silence"))
 
     async def body(sequence: GrowingSequence) -> None:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(sequence.score(list(range(30)), 60), 0.01)
+        deadline, patience = (0.01, 60) if error is TimeoutError else (60, 0.01)  # or the caller goes away
+        with pytest.raises(error):
+            await asyncio.wait_for(sequence.score(list(range(30)), deadline), patience)
+        assert not cancelled
 
     run(balancer, body)
     assert len(cancelled) == 1
     assert balancer.released == balancer.acquired
 
 
-def test_a_dead_server_leaves_the_rotation_and_another_takes_over():
-    dead, alive = Server(None, ActorDiedError()), Server()
+@pytest.mark.parametrize("death", [ActorDiedError(), DeadServer("its engine")], ids=["actor", "engine"])
+def test_a_dead_server_leaves_the_rotation_and_another_takes_over(death: Exception):
+    dead, alive = Server(None, death), Server()
     balancer = Balancer(a=dead, b=alive)
 
     async def body(sequence: GrowingSequence) -> None:
         await sequence.score(list(range(20)), 1)
-        with pytest.raises(ActorDiedError):
+        with pytest.raises(type(death)):
             await sequence.score(list(range(30)), 1)
         assert list(balancer.servers) == ["b"]
         assert same(await sequence.score(list(range(35)), 1), alive.rows[20:35])
@@ -325,9 +348,9 @@ def follow(balancer: Balancer, abort: bool = False) -> tuple[list[Chunk], TokenO
 
     async def main() -> tuple[list[Chunk], TokenOutput | None]:
         chunks = []
-        client = FollowingClient(CONFIG, balancer)
+        following = FollowingClient(CONFIG, balancer)
         try:
-            async with client.follow("r", [7, 8], {"max_tokens": 9}, topk=K, chunk=2) as response:
+            async with following.follow("r", [7, 8], {"max_tokens": 9}, topk=K, chunk=2) as response:
                 async for chunk in response:
                     assert response.output is None
                     chunks.append(chunk)
@@ -360,7 +383,32 @@ def test_an_abort_names_the_request():
 
 
 def test_an_error_of_the_server_is_raised_and_releases_it():
-    balancer = Balancer(a=Rollout(CHUNKS[0], RuntimeError("engine died")))
+    server = Rollout(CHUNKS[0], RuntimeError("engine died"))
+    balancer = Balancer(a=server)
     with pytest.raises(RuntimeError, match="engine died"):
         follow(balancer)
     assert balancer.released == [("a", "r")]
+    assert server.aborted == [server.calls[0]["request_id"]]  # nobody reads on
+
+
+def test_many_responses_of_one_name_are_requests_of_their_own():
+    """Under full_determinism verl calls them all det-0."""
+    server = Rollout(CHUNKS[0], OUTPUT)
+    for _ in range(2):
+        follow(Balancer(a=server))
+    assert len({call["request_id"] for call in server.calls}) == 2
+
+
+def test_an_abort_that_fails_costs_nothing(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(client.logger, "warning", lambda text, *args: said.append(text % args))
+    server = Rollout(CHUNKS[0], OUTPUT)
+
+    def fail(request_id: str) -> None:
+        raise ActorDiedError
+
+    server.abort = remote(fail)
+    chunks, output = follow(Balancer(a=server), abort=True)
+    assert (len(chunks), output) == (1, OUTPUT)
+    assert len(said) == 1
+    assert "could not be aborted" in said[0]

@@ -1,12 +1,10 @@
 """What our server does with vLLM's outputs, the engine being scripted. Importing vLLM takes seconds."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import fields
 from importlib.util import find_spec
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from verl_ext.rollout.rows import Chunk, TopKRows
+from verl_ext.rollout.rows import Chunk, DeadServer, TopKRows
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed", allow_module_level=True)
@@ -22,6 +20,7 @@ if find_spec("vllm") is None:
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 from vllm import SamplingParams
 from vllm.logprobs import FlatLogprobs, append_logprobs_for_next_position
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.logprobs import LogprobsProcessor
 from vllm.v1.outputs import LogprobsTensors
 
@@ -187,29 +186,27 @@ def test_all_else_is_the_engines() -> None:
 # ------------------------------------------------------------------------------------------------ prompt rows
 
 
-def tail_of(start: int) -> TailLogprobs:
+def tail_of(wanted: int) -> TailLogprobs:
     params = SamplingParams(prompt_logprobs=K, logprobs=K, flat_logprobs=True)
     processor = LogprobsProcessor.from_new_request(None, SimpleNamespace(sampling_params=params))
-    return TailLogprobs(**vars(processor), start=start)
+    return TailLogprobs(**vars(processor), wanted=wanted)
 
 
-@pytest.mark.parametrize("start", [1, 2, 17, 29, 30])
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_the_tail_is_kept_whatever_the_parts_the_prompt_comes_in(start: int, parts: int) -> None:
-    length, rng = 30, random.Random(parts)
-    ids, log_probs = torch.randint(VOCAB, (length - 1, K + 1)), torch.randn(length - 1, K + 1)
-    cuts = [0, *sorted(rng.sample(range(1, length - 1), parts - 1)), length - 1]
-    tail = tail_of(start)
-    for begin, end in pairwise(cuts):
-        tail._update_prompt_logprobs(LogprobsTensors(ids[begin:end], log_probs[begin:end], torch.zeros(end - begin)))
-    # Row i is that of token i + 1; its first column is the token itself.
-    np.testing.assert_array_equal(np.concatenate(tail.ids), ids[start - 1 :, 1:].numpy())
-    np.testing.assert_array_equal(np.concatenate(tail.log_probs), log_probs[start - 1 :, 1:].numpy())
-    assert tail.seen == length - 1
+@pytest.mark.parametrize("start", [17, 18, 29, 30])
+@pytest.mark.parametrize("first", [1, 17], ids=["a row for every token", "a row for every token that was computed"])
+def test_the_tail_is_kept_whatever_vllms_model_runner_hands_over(start: int, first: int) -> None:
+    """16 of 30 tokens are cached. The older runner begins with the row of token 1, the newer with that of token 17."""
+    length = 30
+    ids, log_probs = torch.randint(VOCAB, (length, K + 1)), torch.randn(length, K + 1)
+    tail = tail_of(length - start)
+    tail._update_prompt_logprobs(LogprobsTensors(ids[first:], log_probs[first:], torch.zeros(length - first)))
+    # The first column is the token itself.
+    np.testing.assert_array_equal(np.concatenate(tail.ids), ids[start:, 1:].numpy())
+    np.testing.assert_array_equal(np.concatenate(tail.log_probs), log_probs[start:, 1:].numpy())
 
 
 def test_the_processor_has_the_fields_we_pass_on() -> None:
-    own = {"start", "seen", "ids", "log_probs"}
+    own = {"wanted", "ids", "log_probs"}
     assert {field.name for field in fields(TailLogprobs)} == {field.name for field in fields(LogprobsProcessor)} | own
     assert "_update_prompt_logprobs" in vars(LogprobsProcessor)
 
@@ -351,7 +348,7 @@ def test_a_sequence_beyond_the_context_is_refused(length: int, allowed: bool) ->
 
 
 class Prefill:
-    """Stands for vLLM's engine while it scores: prompt rows in two parts, then one generated token."""
+    """Stands for vLLM's engine while it scores: prompt rows, then one generated token."""
 
     def __init__(self, text: Text, silent: bool = False):
         self.text, self.silent, self.requests, self.aborted = text, silent, [], []
@@ -369,9 +366,7 @@ class Prefill:
         length, text = len(self.requests[-1][0]["prompt_token_ids"]), self.text
         ids = torch.tensor(np.c_[text.tokens, text.top][1:length])
         log_probs = torch.tensor(np.c_[text.sampled, text.log_probs][1:length])
-        for part in (slice(0, 7), slice(7, None)):
-            tensors = LogprobsTensors(ids[part], log_probs[part], torch.zeros(len(ids[part])))
-            state.logprobs_processor._update_prompt_logprobs(tensors)
+        state.logprobs_processor._update_prompt_logprobs(LogprobsTensors(ids, log_probs, torch.zeros(len(ids))))
         flat = FlatLogprobs()
         next_ids, next_log_probs = [0, *text.top[length].tolist()], [0.0, *text.log_probs[length].tolist()]
         append_logprobs_for_next_position(flat, next_ids, next_log_probs, [None] * (K + 1), 1, K)
@@ -418,6 +413,17 @@ def test_an_asker_who_goes_away_ends_the_scoring() -> None:
     ((request_id, internal),) = engine.aborted
     assert internal
     assert request_id in engine.output_processor.request_states
+
+
+def test_an_engine_that_died_is_told_from_a_server_that_errs() -> None:
+    class Dead(Prefill):
+        async def _get(self, state: Any) -> Any:
+            raise EngineDeadError
+
+    server = scoring(Dead(Text(30)))
+    server._server_address, server._server_port = "10.0.0.1", 1234
+    with pytest.raises(DeadServer, match=r"^the engine of 10\.0\.0\.1:1234 is dead$"):
+        asyncio.run(server.score([1] * 20, 9, K, "s"))
 
 
 # ------------------------------------------------------------------------------------------------ verl's registry

@@ -1,6 +1,7 @@
 """Clients of the servers: one follows responses, one lets a teacher score sequences while they grow."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from uuid import uuid4
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayError
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
-from verl_ext.rollout.rows import Chunk, Score, TopKRows, check_score
+from verl_ext.rollout.rows import Chunk, DeadServer, Score, TopKRows, check_score
+
+logger = logging.getLogger(__name__)
 
 
 class FollowedResponse:
@@ -35,7 +38,15 @@ class FollowedResponse:
 
     async def abort(self) -> None:
         """End it where it is; the iteration goes on to what it has."""
-        await self._server.abort.remote(self._request_id)
+        try:
+            await self._server.abort.remote(self._request_id)
+        except RayError as error:  # what comes after the stop is dropped anyway
+            logger.warning("a response could not be aborted and runs on: %s", error)
+
+    def release(self) -> None:
+        """Nobody will read on: a response that is still generated is ended."""
+        if self.output is None:
+            self._server.abort.remote(self._request_id)
 
 
 class FollowingClient(LLMServerClient):
@@ -55,9 +66,12 @@ class FollowingClient(LLMServerClient):
         """
         arguments |= {"prompt_ids": prompt_ids, "sampling_params": sampling_params}
         server_id, server = await self._acquire_server(request_id, **arguments)
+        # A name of its own: under full_determinism verl gives one name to many responses.
+        response = FollowedResponse(server, uuid4().hex, **arguments)
         try:
-            yield FollowedResponse(server, self._vllm_request_id(request_id), **arguments)
+            yield response
         finally:
+            response.release()
             self._release_server(server_id, request_id=request_id)
 
 
@@ -101,39 +115,50 @@ class GrowingSequence:
     def __post_init__(self) -> None:
         self._ahead: TopKRows | None = None  # the row of the token after the scored ones, which comes with an answer
         self._server: tuple[str, ActorHandle] | None = None
+        self._question: tuple[asyncio.Future[Score], int] | None = None
 
     async def score(self, token_ids: list[int], deadline: float) -> TopKRows:
-        """The teacher's rows of the tokens that were not scored yet.
+        """The teacher's rows of tokens that were not scored yet.
+
+        A question that is not answered in time stays open, and the next call waits for its answer first: asked again,
+        the teacher would do the work twice just when it has too much.
 
         Args:
             token_ids: the whole sequence so far, longer than at the last call.
             deadline: seconds to wait for the answer.
 
         Returns:
-            One row per token from ``scored`` on. After an error nothing has changed: the next call covers it.
+            One row per token from ``scored`` on, to the end of the sequence or to where it was when a late question was
+            asked. After an error nothing has changed.
 
         Raises:
             TimeoutError: no answer in time.
             BadScore: the answer is no use.
             Exception: what the server raised.
         """
-        ahead = 0 if self._ahead is None else 1
-        answer = await self._ask(token_ids, self.scored + ahead, deadline)
-        new = len(token_ids) - self.scored
+        if self._question is None:
+            self._question = asyncio.ensure_future(self._ask(token_ids)), len(token_ids)
+        question, end = self._question
+        try:
+            answer = await asyncio.wait_for(asyncio.shield(question), deadline)
+        except asyncio.TimeoutError:
+            if not question.done():
+                raise TimeoutError(f"no answer within {deadline} s") from None
+            self._question = None
+            raise
+        except Exception:
+            self._question = None
+            raise
+        self._question = None
+        self.computed += answer.computed
+        ahead, new = 0 if self._ahead is None else 1, end - self.scored
         check_score(answer, new + 1 - ahead, self.topk, self.vocab_size)
         rows = answer.rows if self._ahead is None else TopKRows.join(self._ahead, answer.rows)
-        self.scored, self.private, self._ahead = len(token_ids), answer.private, rows[new:]
+        self.scored, self.private, self._ahead = end, answer.private, rows[new:]
         return rows[:new]
 
-    async def _ask(self, token_ids: list[int], start: int, deadline: float) -> Score:
-        try:
-            answer = await asyncio.wait_for(self._ask_server(token_ids, start), deadline)
-        except asyncio.TimeoutError:
-            raise TimeoutError(f"no answer within {deadline} s") from None
-        self.computed += answer.computed
-        return answer
-
-    async def _ask_server(self, token_ids: list[int], start: int) -> Score:
+    async def _ask(self, token_ids: list[int]) -> Score:
+        start = self.scored + (0 if self._ahead is None else 1)
         if self._server is None:
             self._server = await self.client._acquire_server(self.sequence_id)
         server_id, server = self._server
@@ -143,13 +168,15 @@ class GrowingSequence:
         except asyncio.CancelledError:
             ray.cancel(reference)
             raise
-        except ActorDiedError:
+        except (ActorDiedError, DeadServer):
             self._server = None
             await self.client.drop(server_id)
             raise
 
     def release(self) -> None:
-        """Tell the load balancer that this sequence is over."""
+        """Withdraw an open question and tell the load balancer that this sequence is over."""
+        if self._question is not None:
+            self._question[0].cancel()
         if self._server is not None:
             self.client._release_server(self._server[0], request_id=self.sequence_id)
             self._server = None

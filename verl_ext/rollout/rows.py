@@ -54,6 +54,10 @@ class Score:
     """Which prefix cache of its own this sequence has, 0 for the shared one, see ``TopKHttpServer.score``."""
 
 
+class DeadServer(RuntimeError):
+    """A server that answers, but whose engine is gone."""
+
+
 class BadScore(ValueError):
     """A teacher's answer that must not be used."""
 

@@ -24,7 +24,7 @@ class TeacherPool:
     dtype: str = "bfloat16"
     gpu_memory_utilization: float = 0.85
     block_size: int = 32
-    max_num_batched_tokens: int = 8192
+    max_num_batched_tokens: int = 2048
     enforce_eager: bool = True
     engine_kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -65,6 +65,7 @@ class TeacherPool:
             "response_length": self.max_response_length,
             "max_model_len": self.max_prompt_length + self.max_response_length + 1,
             "max_num_batched_tokens": self.max_num_batched_tokens,
+            "max_num_seqs": min(1024, self.max_num_batched_tokens),  # vLLM wants no more sequences than tokens
             "enforce_eager": self.enforce_eager,
             "enable_prefix_caching": True,
             "enable_sleep_mode": False,  # the devices are its own

@@ -17,11 +17,12 @@ from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.logprobs import LogprobsProcessor
 from vllm.v1.outputs import LogprobsTensors
 
 from verl_ext import compat
-from verl_ext.rollout.rows import Chunk, Score, TopKRows
+from verl_ext.rollout.rows import Chunk, DeadServer, Score, TopKRows
 
 RAW = "raw_logprobs"
 """``rollout.logprobs_mode`` under which top-p and temperature leave the reported distribution alone."""
@@ -92,19 +93,22 @@ class FollowedEngine:
 
 @dataclass
 class TailLogprobs(LogprobsProcessor):
-    """Keeps the rows of a prompt's tail, as arrays; vLLM's own would turn every row of the prompt into objects."""
+    """Keeps the last rows of a prompt, as arrays; vLLM's own would turn every row of the prompt into objects.
 
-    start: int = 1
-    seen: int = 0
+    Counted from the end, because only that is the same in vLLM's two model runners: the older one hands over a row for
+    every token but the first, those of cached tokens with whatever was in memory, the newer one only what it computed.
+    Both do so in one piece, when the prompt is through.
+    """
+
+    wanted: int = 0
     ids: Any = ()
     log_probs: Any = ()
 
     def _update_prompt_logprobs(self, prompt_logprobs_tensors: LogprobsTensors) -> None:
         ids, log_probs = prompt_logprobs_tensors[:2]
-        skip = max(0, self.start - 1 - self.seen)  # vLLM's first row is that of the prompt's second token
-        self.seen += len(ids)
-        self.ids = (*self.ids, np.asarray(ids[skip:, 1:], dtype=np.int32))
-        self.log_probs = (*self.log_probs, np.asarray(log_probs[skip:, 1:], dtype=np.float32))
+        tail = slice(max(0, len(ids) - self.wanted), None)
+        self.ids = (np.asarray(ids[tail, 1:], dtype=np.int32),)
+        self.log_probs = (np.asarray(log_probs[tail, 1:], dtype=np.float32),)
 
 
 class TopKHttpServer(vLLMHttpServer):
@@ -149,20 +153,18 @@ class TopKHttpServer(vLLMHttpServer):
             yield await done
         finally:
             del self.engine.followed[request_id]
-            done.cancel()  # the reader went away: verl's generate aborts its request
+            done.cancel()  # where it is not done, the reader went away: verl's generate aborts its request
 
     async def abort(self, request_id: str) -> None:
         """End a followed response where it is. What it has so far is still reported."""
         await self.engine.abort(request_id)
 
-    async def score(
-        self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0
-    ) -> Score:
+    async def score(self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0) -> Score:
         """Rows of the tokens from ``start`` on and of the token that would follow, at the cost of the uncached tail.
 
         vLLM computes no row for a token whose predecessor is in its prefix cache. A sequence scored before has only
         tokens before ``start`` there, its next token's row having come with the last answer. Where another sequence,
-        or a question that was withdrawn, has left more, the score is made again under a cache key of its own;
+        or a question without a usable answer, has left more, the score is made again under a cache key of its own;
         ``private``, the number of that key, is to be passed from then on.
 
         Args:
@@ -174,6 +176,7 @@ class TopKHttpServer(vLLMHttpServer):
 
         Raises:
             ValueError: the sequence is longer than the engine's context.
+            DeadServer: the engine is gone, and will not come back.
         """
         most = self.config.max_model_len - 1
         if len(token_ids) > most:
@@ -200,7 +203,10 @@ class TopKHttpServer(vLLMHttpServer):
         prompt = TokensPrompt(prompt_token_ids=token_ids)
         if cache_salt is not None:
             prompt["cache_salt"] = cache_salt
-        output, tail = await self._read(prompt, params, start)
+        try:
+            output, tail = await self._read(prompt, params, len(token_ids) - start)
+        except EngineDeadError as error:
+            raise DeadServer(f"the engine of {self._server_address}:{self._server_port} is dead") from error
         last_ids, last_log_probs = _flat_rows(output.outputs[0].logprobs, 0, 1, topk)
         rows = TopKRows(
             np.concatenate([*tail.ids, last_ids[:, 1:]]), np.concatenate([*tail.log_probs, last_log_probs[:, 1:]])
@@ -208,15 +214,15 @@ class TopKHttpServer(vLLMHttpServer):
         return rows, output.num_cached_tokens or 0
 
     async def _read(
-        self, prompt: TokensPrompt, params: SamplingParams, start: int
+        self, prompt: TokensPrompt, params: SamplingParams, wanted: int
     ) -> tuple[RequestOutput, TailLogprobs]:
         queue = await self.engine.add_request(uuid4().hex, prompt, params)
         state = self.engine.output_processor.request_states[queue.request_id]
-        state.logprobs_processor = tail = TailLogprobs(**vars(state.logprobs_processor), start=start)
+        state.logprobs_processor = tail = TailLogprobs(**vars(state.logprobs_processor), wanted=wanted)
         try:
             while not (output := await queue.get()).finished:
                 pass
-        except asyncio.CancelledError:  # the asker's deadline is over
+        except asyncio.CancelledError:  # the asker went away
             await self.engine.abort(queue.request_id, internal=True)
             raise
         return output, tail
