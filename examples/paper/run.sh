@@ -13,29 +13,24 @@
 # PYTHON     interpreter (default: python)
 #
 # γ, w_drop, w_base, k, ρ, step, margin, patience and the smallest limit are not repeated here: the recipe's defaults are
-# the paper's.
+# the paper's. How validation samples and is graded is in recipe/prune_opd/conf/recipe/paper_validation.yaml.
 set -euo pipefail
 : "${NAME:?start one of the pair scripts beside this file}" "${STUDENT:?}" "${TEACHER:?}" "${INIT:?}"
 
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-DATA_DIR=${DATA_DIR:-data}
+export DATA_DIR=${DATA_DIR:-data} # the validation files are named in paper_validation.yaml
 RECIPE=${RECIPE:-prune_opd}
 PROMPT=1024      # longest prompt
 LIMIT=12288      # longest training response, with and without pruning
-VALIDATION=31744 # longest validation response
 
 settings=(
-  "+recipe=$RECIPE"
+  "+recipe=[$RECIPE,paper_validation]"
   "actor_rollout_ref.model.path=$STUDENT"
   "prune_opd.teacher.path=$TEACHER"
 
   "data.train_files=$DATA_DIR/dapo_math_17k.parquet"
-  "data.val_files=[$DATA_DIR/amc23.parquet,$DATA_DIR/aime24.parquet,$DATA_DIR/aime25.parquet,$DATA_DIR/hmmt24.parquet,$DATA_DIR/hmmt25.parquet]"
   "data.max_prompt_length=$PROMPT"
   "data.filter_overlong_prompts=true"
-  "data.max_response_length=$VALIDATION" # what validation may generate; training is under prune_opd.budget.max
   "data.train_batch_size=64"
-  "reward.custom_reward_function.path=$HERE/score.py"
 
   "actor_rollout_ref.actor.ppo_mini_batch_size=64" # prompts: one update per step
   "actor_rollout_ref.actor.optim.lr=1e-6"
@@ -49,17 +44,11 @@ settings=(
   "actor_rollout_ref.rollout.tensor_model_parallel_size=1"
   "actor_rollout_ref.rollout.n=4"
   "actor_rollout_ref.rollout.temperature=1.0"
-  "actor_rollout_ref.rollout.max_model_len=$((PROMPT + VALIDATION))"
-  "actor_rollout_ref.rollout.val_kwargs.n=16"
-  "actor_rollout_ref.rollout.val_kwargs.do_sample=true"
-  "actor_rollout_ref.rollout.val_kwargs.temperature=1.0"
-  "actor_rollout_ref.rollout.val_kwargs.top_p=0.95"
 
   "trainer.nnodes=1"
   "trainer.n_gpus_per_node=${GPUS:-8}"
   "trainer.total_epochs=1"
   "trainer.total_training_steps=203"
-  "trainer.test_freq=20"
   "trainer.save_freq=20"
   "trainer.logger=[console,file]"
   "trainer.project_name=prune_opd_paper"

@@ -5,6 +5,7 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+from recipe.prune_opd.grading import TOKENS, TRUNCATED
 from recipe.prune_opd.inflight import GatedGeneration
 from recipe.prune_opd.teaching import TeachingClient
 
@@ -20,11 +21,21 @@ class LimitedAgentLoop(SingleTurnAgentLoop):
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         """See ``SingleTurnAgentLoop``."""
-        limit, client = kwargs.pop(LIMIT, None), self.server_manager
+        limit = kwargs.pop(LIMIT, None)
         if limit is None:
-            return await super().run(sampling_params, **kwargs)
+            return await self._validate(sampling_params, kwargs)
         # One dict is shared by all samples of a prompt: copied, not changed.
-        sampling_params = {**sampling_params, "max_tokens": int(limit)}
+        return await self._train({**sampling_params, "max_tokens": int(limit)}, kwargs)
+
+    async def _validate(self, sampling_params: dict[str, Any], kwargs: dict[str, Any]) -> AgentLoopOutput:
+        output = await super().run(sampling_params, **kwargs)
+        # verl hands these to the reward function as part of extra_info; its dumps hold the decoded text alone.
+        tokens = len(output.response_ids)
+        output.extra_fields.update({TOKENS: tokens, TRUNCATED: tokens >= self.response_length})
+        return output
+
+    async def _train(self, sampling_params: dict[str, Any], kwargs: dict[str, Any]) -> AgentLoopOutput:
+        client = self.server_manager
         if not isinstance(client, TeachingClient):
             return await super().run(sampling_params, **kwargs)
         gated = GatedGeneration(client) if client.prune_opd.gate.enable else None

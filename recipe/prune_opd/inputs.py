@@ -53,14 +53,14 @@ def check_inputs(config: DictConfig) -> int:
     prune_opd, model = load_config(config.prune_opd), config.actor_rollout_ref.model
     _check_data(config)
     import_external_libs(model.external_lib)
-    student = _Model(
+    student = Model(
         "actor_rollout_ref.model.path",
         str(model.path),
         model.trust_remote_code,
         model.hf_config_path,
         model.tokenizer_path,
     )
-    teacher = _Model(
+    teacher = Model(
         "prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code, None, None
     )
     vocabulary = min(student.vocab_size, teacher.vocab_size)
@@ -74,7 +74,7 @@ def check_inputs(config: DictConfig) -> int:
     return teacher.vocab_size
 
 
-class _Model:
+class Model:
     """What can be known of a model without its weights."""
 
     def __init__(self, key: str, path: str, trust_remote_code: bool, config: str | None, tokenizer: str | None):
@@ -89,12 +89,14 @@ class _Model:
         try:
             config, tokenizer = (copy_to_local(local_path(other or path)) for other in (config, tokenizer))
             hf_config = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code)
-            tokens = hf_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+            # As it is: verl would fill in a missing padding token, and say so each time.
+            tokens = hf_tokenizer(tokenizer, correct_pad_token=False, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{key}: {path} holds no model configuration with tokenizer ({reason})") from error
-        self.vocab_size: int = hf_config.get_text_config().vocab_size
-        self.context: int | None = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
+        self.config, self.tokenizer = hf_config.get_text_config(), tokens
+        self.vocab_size: int = self.config.vocab_size
+        self.context: int | None = getattr(self.config, "max_position_embeddings", None)
         self.tokens: dict[int, str] = {number: token for token, number in tokens.get_vocab().items()}
         self.ends = end_tokens(get_generation_config(config, trust_remote_code), tokens)
 
@@ -103,7 +105,7 @@ class _Model:
         return ", ".join(f"{i} ({self.tokens.get(i, 'unknown')})" for i in sorted(ids)) or "none"
 
 
-def _check_same_tokens(student: _Model, teacher: _Model) -> None:
+def _check_same_tokens(student: Model, teacher: Model) -> None:
     """Ids both tokenizers know must mean the same; rows of the embedding beyond that may differ in number."""
     common = student.tokens.keys() & teacher.tokens.keys()
     different = sorted(i for i in common if student.tokens[i] != teacher.tokens[i])
@@ -116,7 +118,7 @@ def _check_same_tokens(student: _Model, teacher: _Model) -> None:
         )
 
 
-def _warn_of_different_ends(student: _Model, teacher: _Model) -> None:
+def _warn_of_different_ends(student: Model, teacher: Model) -> None:
     if student.ends != teacher.ends:
         logger.warning(
             "the student ends a response with token %s, the teacher with %s: the teacher rates the student's end as "
@@ -126,7 +128,7 @@ def _warn_of_different_ends(student: _Model, teacher: _Model) -> None:
         )
 
 
-def _check_context(teacher: _Model, longest: int) -> None:
+def _check_context(teacher: Model, longest: int) -> None:
     """A server refuses a longer sequence than its model was made for; a training pass does not."""
     if teacher.context is not None and teacher.context < longest:
         raise ValueError(
@@ -149,11 +151,16 @@ def _check_files(key: str, files: str | list[str] | None, prompt_key: str) -> in
     if not files:
         raise ValueError(f"{key}: got {files!r}, allowed: parquet or JSON files in verl's format")
     files = [files] if isinstance(files, str) else list(files)
-    rows = [_check_file(key, Path(file), prompt_key) for file in files if not _is_remote(file)]
+    rows = [check_file(key, Path(file), prompt_key) for file in files if not _is_remote(file)]
     return sum(rows) if len(rows) == len(files) else None
 
 
-def _check_file(key: str, file: Path, prompt_key: str) -> int:
+def check_file(key: str, file: Path, prompt_key: str) -> int:
+    """Number of rows of a data file in verl's format.
+
+    Raises:
+        ValueError: it is not there, unreadable, empty, or lacks the column of the prompts.
+    """
     if not file.is_file():
         raise ValueError(f"{key}: {file} does not exist, allowed: parquet or JSON files in verl's format")
     columns, rows = _columns(key, file)

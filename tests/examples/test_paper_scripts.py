@@ -1,6 +1,5 @@
 """The paper's run scripts: what each of them resolves to. Nothing is trained."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -173,11 +172,8 @@ def test_fixed_length_leaves_the_limit_to_the_caller(compose: Compose, echo: Pat
     assert (budget.limit, budget.min, budget.max) == (1800, 1800, 1800)
 
 
-def test_score_reads_the_last_box(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("paper_score", PAPER / "score.py")
-    score = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(score)
-    monkeypatch.setattr(score.math_verify, "compute_score", lambda answer, truth: (answer, truth))
-    assert score.compute_score("AIME24", r"maybe \boxed{5}, no: \boxed{6}", "6") == (r"\boxed{6}", "6")
-    assert score.compute_score("HMMT25", "no box at all", "6") == 0.0
-    assert score.compute_score("math_dapo", "Answer: 6", "6")["score"] == 1.0
+def test_scores_are_our_grader_s(config: Callable[[str], DictConfig]) -> None:
+    assert config(SCRIPTS[0]).reward.custom_reward_function == {
+        "path": "pkg://recipe.prune_opd.grading",
+        "name": "compute_score",
+    }

@@ -1,4 +1,5 @@
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,25 +20,28 @@ def agent_loop():
     return sys.modules["recipe.prune_opd.agent_loop"]
 
 
-def run(agent_loop, monkeypatch, sampling_params: dict[str, Any], manager: Any = None, **kwargs: Any) -> tuple:
-    """Sampling parameters, other arguments and server manager that verl's loop is called with."""
+def run(
+    agent_loop, monkeypatch, sampling_params: dict[str, Any], manager: Any = None, tokens: int = 3, **kwargs
+) -> tuple:
+    """Sampling parameters, other arguments and server manager that verl's loop is called with, and its extra fields."""
     seen = []
+    output = SimpleNamespace(response_ids=[0] * tokens, extra_fields={"turn_scores": []})
 
     async def stock(self, sampling_params, **kwargs):
-        seen.append((sampling_params, kwargs, self.server_manager))
-        return "output"
+        seen.append((sampling_params, kwargs, self.server_manager, output.extra_fields))
+        return output
 
     monkeypatch.setattr(agent_loop.SingleTurnAgentLoop, "run", stock)
     loop = object.__new__(agent_loop.LimitedAgentLoop)
-    loop.server_manager = manager
-    assert asyncio.run(loop.run(sampling_params, **kwargs)) == "output"
+    loop.server_manager, loop.response_length = manager, 8
+    assert asyncio.run(loop.run(sampling_params, **kwargs)) is output
     return seen[0]
 
 
 @pytest.mark.parametrize("limit", [300, np.int64(300)])
 def test_a_training_prompt_is_limited(agent_loop, monkeypatch, limit):
     shared = {"temperature": 1.0, "max_tokens": 4096}
-    params, kwargs, _ = run(agent_loop, monkeypatch, shared, raw_prompt=["p"], **{agent_loop.LIMIT: limit})
+    params, kwargs, *_ = run(agent_loop, monkeypatch, shared, raw_prompt=["p"], **{agent_loop.LIMIT: limit})
     assert params == {"temperature": 1.0, "max_tokens": 300}
     assert type(params["max_tokens"]) is int
     assert kwargs == {"raw_prompt": ["p"]}
@@ -46,7 +50,7 @@ def test_a_training_prompt_is_limited(agent_loop, monkeypatch, limit):
 
 def test_a_validation_prompt_is_not(agent_loop, monkeypatch):
     shared = {"temperature": 1.0}
-    params, kwargs, _ = run(agent_loop, monkeypatch, shared, raw_prompt=["p"], priority=3)
+    params, kwargs, *_ = run(agent_loop, monkeypatch, shared, raw_prompt=["p"], priority=3)
     assert params == {"temperature": 1.0}
     assert kwargs == {"raw_prompt": ["p"], "priority": 3}
 
@@ -118,3 +122,52 @@ def test_an_error_of_the_rollout_is_not_taught(agent_loop, monkeypatch):
     with pytest.raises(RuntimeError, match="engine died"):
         asyncio.run(loop.run({}, **{agent_loop.LIMIT: 300}))
     assert not client.taught
+
+
+@pytest.mark.parametrize(("tokens", "truncated"), [(3, False), (8, True)])
+def test_validation_alone_says_how_long_a_response_is(agent_loop, monkeypatch, tokens, truncated):
+    extra = run(agent_loop, monkeypatch, {}, tokens=tokens)[3]
+    assert extra == {"turn_scores": [], agent_loop.TOKENS: tokens, agent_loop.TRUNCATED: truncated}
+    assert run(agent_loop, monkeypatch, {}, tokens=tokens, **{agent_loop.LIMIT: 8})[3] == {"turn_scores": []}
+
+
+def test_the_length_reaches_what_verl_dumps(agent_loop, monkeypatch, compose):
+    """Through verl's reward manager, which loads our function from the configuration."""
+    pytest.importorskip("math_verify")
+    import torch
+    from tensordict import TensorDict
+    from verl import DataProto
+    from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+
+    config = compose("+recipe=prune_opd_eval", "prune_opd.teacher.path=T")
+    extra = run(agent_loop, monkeypatch, {}, tokens=8)[3]
+    batch = TensorDict(
+        {"responses": torch.ones(1, 8, dtype=torch.int64), "attention_mask": torch.ones(1, 10, dtype=torch.int64)},
+        batch_size=1,
+    )
+    row = {
+        "data_source": "AIME24",
+        "reward_model": {"ground_truth": "025"},
+        "extra_info": {"index": "AIME24-1"},
+        "tool_extra_fields": extra,
+    }
+    data = DataProto(batch=batch, non_tensor_batch={key: np.array([value], dtype=object) for key, value in row.items()})
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: r"so \boxed{25}")
+
+    async def grade():
+        return await NaiveRewardManager(config, tokenizer, get_custom_reward_fn(config)).run_single(data)
+
+    loop = asyncio.new_event_loop()
+    monkeypatch.setattr("verl.experimental.reward_loop.reward_manager.base.get_event_loop", lambda: loop)
+    found = loop.run_until_complete(grade())
+    assert found["reward_score"] == 1.0
+    assert found["reward_extra_info"] == {
+        "score": 1.0,
+        "acc": True,
+        "pred": "25",
+        "unread": "",
+        "data_source": "AIME24",
+        "tokens": 8,
+        "truncated": True,
+    }

@@ -1,0 +1,43 @@
+"""Commands of the package: ``python -m recipe.prune_opd COMMAND``; ``--help`` says which there are.
+
+A command is a module of ``recipe.prune_opd.commands`` with two functions: ``add_arguments(parser)`` and
+``run(args) -> int``, the exit code. Its docstring is its help.
+"""
+
+import argparse
+import importlib
+import sys
+
+COMMANDS: dict[str, str] = {
+    "doctor": "what commonly goes wrong with a pair of models and its data, before a run",
+    "estimate": "tokens, FLOPs, memory and time of a run, from model configurations alone",
+    "evaluate": "accuracy, lengths and failures from verl's validation dumps",
+    "prepare": "a dataset as parquet in verl's format, checked",
+}
+"""Name -> what it does, in a line."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m recipe.prune_opd", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"recipe.prune_opd.commands.{name}")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except ValueError as error:  # bad input: one sentence, no traceback
+        print(f"{args.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""Accuracy, lengths and failures from verl's validation dumps.
+
+Reads the files {step}.jsonl that verl writes to trainer.validation_data_dir. Which benchmark a response belongs to, its
+length in tokens and whether the limit cut it are in the dump where recipe.prune_opd.grading graded it.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from recipe.prune_opd import grading
+from recipe.prune_opd.evaluation import LEVEL, SEED, Estimate, Response, Summary, summarise
+
+UNKNOWN = "unknown"
+"""Benchmark of responses whose dump does not name one."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See ``recipe.prune_opd.__main__``."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl", help="validation dumps of verl")
+    parser.add_argument("--k", type=int, nargs="+", default=[], help="k of pass@k (default: responses per problem)")
+    parser.add_argument("--benchmark", help="name of the benchmark, where the dump names none")
+    parser.add_argument("--regrade", action="store_true", help="grade the texts again instead of taking the scores")
+    parser.add_argument("--tokenizer", metavar="PATH", help="folder or hub name: counts tokens where the dump does not")
+    parser.add_argument("--limit", type=int, help="tokens a response could have; with --tokenizer tells the cut ones")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the bootstrap (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """See ``recipe.prune_opd.__main__``.
+
+    Raises:
+        ValueError: an argument or a file is not as it should be; names which and where.
+    """
+    if min(args.k, default=1) < 1:
+        raise ValueError(f"--k: got {min(args.k)}, allowed: whole numbers >= 1")
+    if args.limit is not None and not args.tokenizer:
+        raise ValueError("--limit: needs --tokenizer, which counts the tokens")
+    results = []
+    for file in args.files:
+        rows = read_dump(file)
+        if args.regrade:
+            rows = regrade(rows, args.benchmark or "")
+        if args.tokenizer:
+            rows = count_tokens(rows, args.tokenizer, args.limit)
+        results += [
+            Result(file, step, summary)
+            for step, responses in by_step(rows, file, args.benchmark or UNKNOWN).items()
+            for summary in summarise(responses, args.k, args.seed)
+        ]
+    if args.json:
+        print(json.dumps({"seed": args.seed, "results": [result.as_dict() for result in results]}, indent=2))
+    else:
+        _print_table(results)
+    return 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """One benchmark at one step of one file."""
+
+    file: Path
+    step: int | None
+    summary: Summary
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, which has no NaN: null."""
+        found = {"file": str(self.file), "step": self.step, **asdict(self.summary)}
+        text = json.dumps(found, default=str)
+        return json.loads(text, parse_constant=lambda constant: None)
+
+
+def read_dump(file: Path) -> list[dict[str, Any]]:
+    """Rows of a dump, the last output of each session.
+
+    Raises:
+        ValueError: the file does not exist, holds no responses, or a line is not a response.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist, allowed: a file {{step}}.jsonl of trainer.validation_data_dir")
+    with file.open(encoding="utf-8") as lines:
+        rows = [_row(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise ValueError(f"{file} holds no responses")
+    return list(_last_outputs(rows).values())
+
+
+def _row(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}, line {number} is no JSON ({error})") from error
+    missing = [name for name in ("input", "output", "score") if not isinstance(row, dict) or name not in row]
+    if missing:
+        raise ValueError(f"{file}, line {number} is no response of a validation dump, it lacks {', '.join(missing)}")
+    return row
+
+
+def _last_outputs(rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """By session: an agent loop may have several outputs, of which verl scores the last."""
+    last: dict[Any, dict[str, Any]] = {}
+    highest: dict[Any, int] = {}
+    for number, row in enumerate(rows):
+        problem, session, output = _key(row)
+        key = (problem, session) if session is not None else number
+        if output >= highest.get(key, 0):
+            last[key], highest[key] = row, output
+    return last
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str | None, int]:
+    """Problem, session and output of verl's key ``{uid}_{session}_{output}``; the prompt where there is none."""
+    parts = str(row.get("uid", "")).rsplit("_", 2)
+    if len(parts) == 3 and parts[2].isdigit():
+        return parts[0], parts[1], int(parts[2])
+    return row["input"], None, 0
+
+
+def by_step(rows: list[dict[str, Any]], file: Path, benchmark: str) -> dict[int | None, list[Response]]:
+    """Graded responses by step.
+
+    Args:
+        rows: of a dump.
+        file: where they are from, for messages.
+        benchmark: name where a row has none.
+
+    Raises:
+        ValueError: a score is neither right nor wrong.
+    """
+    steps: dict[int | None, list[Response]] = {}
+    for row in rows:
+        response = Response(
+            benchmark=row.get("data_source") or benchmark,
+            problem=_key(row)[0],
+            correct=_correct(row, file),
+            unread=row.get("unread") or "",
+            tokens=row.get("tokens"),
+            truncated=row.get("truncated"),
+        )
+        steps.setdefault(row.get("step"), []).append(response)
+    return steps
+
+
+def _correct(row: dict[str, Any], file: Path) -> bool:
+    found = row["score"] if row.get("acc") is None else row["acc"]
+    if found not in (0, 1):  # True and False are equal to them
+        raise ValueError(
+            f"{file}: got the score {found!r}, allowed: 0 or 1, or a field acc; --regrade grades the texts"
+        )
+    return bool(found)
+
+
+def regrade(rows: list[dict[str, Any]], benchmark: str) -> list[dict[str, Any]]:
+    """The rows with our own grades.
+
+    Raises:
+        ValueError: a row has no ground truth.
+    """
+    from tqdm import tqdm
+
+    for row in rows:
+        if row.get("gts") is None:
+            raise ValueError("--regrade: the dump has a response without ground truth (gts)")
+
+    def grade(row: dict[str, Any]) -> dict[str, Any]:
+        found = grading.compute_score(row.get("data_source") or benchmark, row["output"], row["gts"])
+        return {**row, **{name: found[name] for name in ("score", "acc", "pred", "unread")}}
+
+    with ThreadPoolExecutor(grading.PROCESSES) as pool:
+        return list(tqdm(pool.map(grade, rows), total=len(rows), desc="grading", unit="response", disable=None))
+
+
+def count_tokens(rows: list[dict[str, Any]], tokenizer: str, limit: int | None) -> list[dict[str, Any]]:
+    """The rows with ``tokens`` and, under a limit, ``truncated`` where they lack them.
+
+    Dumps hold decoded text: encoded again it may have a few tokens more or fewer than were sampled.
+
+    Raises:
+        ValueError: there is no such tokenizer.
+    """
+    from tqdm import tqdm
+    from transformers import AutoTokenizer
+
+    try:
+        encode = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--tokenizer: {tokenizer} cannot be loaded ({str(error).splitlines()[0]})") from error
+
+    def counted() -> Iterator[dict[str, Any]]:
+        for row in tqdm(rows, desc="counting tokens", unit="response", disable=None):
+            tokens = row.get("tokens")
+            if tokens is None:
+                tokens = len(encode(row["output"], add_special_tokens=False)["input_ids"])
+            truncated = row.get("truncated")
+            if truncated is None and limit is not None:
+                truncated = tokens >= limit
+            yield {**row, "tokens": tokens, "truncated": truncated}
+
+    return list(counted())
+
+
+def _print_table(results: list[Result]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(caption=f"brackets: {LEVEL:.0%} bootstrap intervals over problems", caption_justify="left")
+    several = len({result.file for result in results}) > 1
+    names = ["step", "benchmark", "problems", "n", "avg@n", "pass@k", "tokens", "cut", "unread"]
+    for name in ["file", *names] if several else names:
+        table.add_column(name, justify="left" if name in ("file", "benchmark") else "right")
+    for result in results:
+        cells = _cells(result)
+        table.add_row(*([str(result.file)] if several else []), *cells)
+    Console(width=max(Console().width, 130)).print(table)
+    for result in results:
+        if result.summary.reasons:
+            reasons = ", ".join(f"{name} {count}" for name, count in result.summary.reasons.items())
+            print(f"unread in {result.summary.benchmark}, step {result.step}: {reasons}")
+
+
+def _cells(result: Result) -> list[str]:
+    found = result.summary
+    fewest, most = found.responses
+    passed = "\n".join(f"{k}: {_percent(estimate)}" for k, estimate in found.passed.items())
+    return [
+        "-" if result.step is None else str(result.step),
+        found.benchmark,
+        str(found.problems),
+        str(most) if fewest == most else f"{fewest} to {most}",
+        _percent(found.average),
+        passed,
+        _range(found.tokens, lambda value: f"{value:,.0f}") if found.tokens else "-",
+        f"{found.truncated.mean:.1%}" if found.truncated else "-",
+        f"{found.unread.mean:.1%}",
+    ]
+
+
+def _percent(estimate: Estimate) -> str:
+    return _range(estimate, lambda value: f"{100 * value:.1f}")
+
+
+def _range(estimate: Estimate, shown: Any) -> str:
+    if estimate.low != estimate.low:  # NaN: one problem has no interval
+        return shown(estimate.mean)
+    return f"{shown(estimate.mean)} [{shown(estimate.low)}, {shown(estimate.high)}]"
