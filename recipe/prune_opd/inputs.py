@@ -40,7 +40,7 @@ def _is_remote(path: str) -> bool:
 
 
 def check_inputs(config: DictConfig) -> int:
-    """Check files: the two models' configurations and tokenizers, and the data. Loads no weights.
+    """Check files: the two models' configurations and tokenizers, and the data; and a teacher's URLs. Loads no weights.
 
     Returns:
         Number of token ids the teacher has.
@@ -70,7 +70,12 @@ def check_inputs(config: DictConfig) -> int:
     _warn_of_different_ends(student, teacher)
     if prune_opd.asks_servers:
         budget = prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
-        _check_context(teacher, config.data.max_prompt_length + budget.max + 1)
+        longest = config.data.max_prompt_length + budget.max + 1
+        _check_context(teacher, longest)
+        if prune_opd.teacher.home == "url":
+            from recipe.prune_opd.urls import check_urls  # its client imports verl's, which takes seconds
+
+            check_urls(prune_opd.teacher, prune_opd.topk, student, vocabulary, longest)
     return teacher.vocab_size
 
 

@@ -61,6 +61,9 @@ class PruneOPDTrainer(PPOTrainerSync):
         ValueError: bad input, see ``recipe.prune_opd.check``.
     """
 
+    global_steps: int
+    train_dataloader: Any
+
     def __init__(self, config: DictConfig):
         compat.check()
         self.prune_opd = check_settings(config)

@@ -302,8 +302,8 @@ def _fields(output: TensorDict | None, data: TensorDict, blocks: Mapping[str, st
 
 
 def _jagged_values(values: Tensor, offsets: Tensor) -> Tensor:
-    """(tokens of all responses, ...) -> jagged (B, response, ...)."""
-    return torch.nested.nested_tensor_from_jagged(values, offsets)
+    """(tokens of all responses, ...) -> jagged (B, response, ...), contiguous as TransferQueue wants it."""
+    return torch.nested.nested_tensor_from_jagged(values.contiguous(), offsets)
 
 
 def _jagged(padded: Tensor, offsets: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ class UrlTeacher:
             sampled = np.array([np.nan if own is None else own for own, _ in rows], dtype=np.float32)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise BadScore(f"an answer that is not {self.dialect}'s ({type(error).__name__}: {error})") from error
-        return Score(candidates, sampled, len(token_ids), 0)
+        return Score(candidates, sampled, len(token_ids))
 
     @functools.cached_property
     def _session(self) -> aiohttp.ClientSession:

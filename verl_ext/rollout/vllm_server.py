@@ -16,7 +16,7 @@ from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
-from vllm.logprobs import FlatLogprobs
+from vllm.logprobs import FlatLogprobs, Logprob
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.logprobs import LogprobsProcessor
@@ -89,7 +89,16 @@ class FollowedEngine:
         async for output in self._engine.generate(prompt, sampling_params, request_id, **kwargs):
             if following is not None:
                 following.observe(output)
+                if output.finished and output.outputs:
+                    output.outputs[0].logprobs = _sampled_alone(output.outputs[0].logprobs, following.topk)
             yield output
+
+
+def _sampled_alone(logprobs: FlatLogprobs, topk: int) -> list[dict[int, Logprob]]:
+    """What verl reads of log-probs. Left flat, it would have an object made of each of the K + 1, 8 µs per token."""
+    column = slice(None, None, topk + 1)
+    sampled = zip(logprobs.token_ids[column], logprobs.logprobs[column], strict=True)
+    return [{token: Logprob(log_prob)} for token, log_prob in sampled]
 
 
 @dataclass

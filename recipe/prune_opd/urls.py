@@ -1,0 +1,77 @@
+"""Checks of a teacher behind URLs, before anything expensive starts: is it there, is it the one, can it do it?"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from recipe.prune_opd.config import TeacherConfig
+from recipe.prune_opd.servers import url_teacher
+from verl_ext.rollout.rows import BadScore
+
+if TYPE_CHECKING:
+    from recipe.prune_opd.inputs import Model
+
+KEY = "prune_opd.teacher.url.urls"
+PROBE = 64
+"""Ids that are scored, spread over the vocabulary."""
+SECONDS = 60
+"""For one server to answer."""
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"
+"""In the text of a token that is a part of a character; servers write these in different ways."""
+
+
+def check_urls(teacher: TeacherConfig, topk: int, student: "Model", common: int, longest: int) -> None:
+    """Ask every server about the model, its context, and for the score of a probe.
+
+    Args:
+        teacher: the configuration.
+        topk: K.
+        student: whose tokenizer the texts of the answer are compared with.
+        common: ids below it are known to both models.
+        longest: tokens of the longest sequence there will be.
+
+    Raises:
+        ValueError: names the URL, what was found and what is needed.
+    """
+    asked = url_teacher(teacher)
+    known = sorted(i for i in student.tokens if i < common)
+    probe = [known[i * (len(known) - 1) // (PROBE - 1)] for i in range(PROBE)]
+    for url in asked.urls:
+        try:
+            models, texts = asyncio.run(asyncio.wait_for(asked.examine(url, probe, topk), SECONDS))
+        except asyncio.TimeoutError as error:
+            raise ValueError(f"{KEY}: {url} does not answer within {SECONDS} s") from error
+        except (aiohttp.ClientError, OSError, BadScore, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{KEY}: {url} does not score as {teacher.url.api} does with {topk} log-probs for each token of a "
+                f"prompt ({type(error).__name__}: {error})"
+            ) from error
+        if asked.model not in models:
+            raise ValueError(
+                f"prune_opd.teacher.url.model: {url} serves {', '.join(models)}, not {asked.model}; give the name it "
+                "serves the teacher under"
+            )
+        context = models[asked.model]
+        if context is not None and context < longest:
+            raise ValueError(
+                f"{KEY}: {url} has a context of {context} tokens, needed: {longest}, that is data.max_prompt_length + "
+                "prune_opd.budget.max + 1"
+            )
+        _check_texts(url, texts, student)
+
+
+def _check_texts(url: str, texts: dict[int, str], student: "Model") -> None:
+    readable = 0
+    for i, theirs in texts.items():
+        ours = student.tokenizer.decode([i])
+        if not theirs or UNREADABLE in theirs or UNREADABLE in ours:
+            continue
+        readable += 1
+        if theirs != ours:
+            raise ValueError(
+                f"{KEY}: {url} writes token {i} as {theirs!r}, the student's tokenizer as {ours!r}; teacher and "
+                "student must share one tokenizer"
+            )
+    if not readable:
+        raise ValueError(f"{KEY}: {url} does not write tokens as text; start it with its tokenizer")
