@@ -26,6 +26,7 @@ _CLIENT = "verl.workers.rollout.llm_server"
 _ENGINE = "verl.workers.engine.fsdp.transformer_impl"
 SYMBOLS = (
     Symbol(_TRAINER, "PPOTrainer._init_resource_pool_mgr", "puts our worker in place of verl's"),
+    Symbol(_TRAINER, "PPOTrainer._next_train_batch", "remembers where the data was before a step"),
     Symbol(_TRAINER, "PPOTrainer._submit_batch_to_rollout", "tags training prompts with the response limit"),
     Symbol(_TRAINER, "PPOTrainer._compute_old_log_prob", "calls compute_log_prob, which also returns the top-k"),
     Symbol(_TRAINER, "PPOTrainer._compute_ref_log_prob", "replaced by the teacher's pass"),
@@ -33,7 +34,7 @@ SYMBOLS = (
     Symbol(_TRAINER, "PPOTrainer._update_actor", "calls update_actor, which trains on candidates"),
     Symbol(_TRAINER, "PPOTrainer._save_checkpoint", "our state is written before it"),
     Symbol(_TRAINER, "PPOTrainer._load_checkpoint", "our state is read after it"),
-    Symbol(_TRAINER, "PPOTrainer.on_init_end", "starts the gate's teacher"),
+    Symbol(_TRAINER, "PPOTrainer.on_init_end", "starts the teacher's servers"),
     Symbol(_TRAINER, "PPOTrainer.get_llm_client", "gives agent loops a client that reaches the teacher"),
     Symbol("verl.trainer.ppo.utils", "Role.TeacherModel", "role of the pool of teacher servers"),
     Symbol("verl.single_controller.ray.base", "ResourcePoolManager.get_resource_pool", "devices of that pool"),
@@ -43,6 +44,9 @@ SYMBOLS = (
     Symbol(_CLIENT, "LLMServerClient._release_server", "and when it is done"),
     Symbol("verl.workers.rollout.router", "GlobalRequestLoadBalancer.remove_servers", "takes a dead teacher out"),
     Symbol("verl.trainer.ppo.utils", "Role.ActorRolloutRef", "role of the colocated student and teacher"),
+    Symbol("verl.trainer.ppo.utils", "Role.ActorRollout", "role of the student whose teacher is on servers"),
+    Symbol("verl.experimental.agent_loop.agent_loop", "AgentLoopOutput.as_dict", "takes teacher_ids, teacher_logprobs"),
+    Symbol("verl.trainer.ppo.padding_utils", "construct_minimal_padding_template", "resizes these two in padding rows"),
     Symbol("verl.workers.engine_workers", "ActorRolloutRefWorker.init_model", "builds actor and reference model"),
     Symbol("verl.workers.engine_workers", "ActorRolloutRefWorker.ref_worker_cls", "gives the reference its own model"),
     Symbol("verl.workers.engine_workers", "TrainingWorker.set_loss_fn", "takes our loss function"),

@@ -81,6 +81,11 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
             allowed = " or ".join(str(value) for value in setting.allowed)
             wanted = "prune_opd.gate.enable" if setting in GATE_SETTINGS else "prune_opd"
             raise ValueError(f"{setting.key}: got {found!r}, allowed with {wanted}: {allowed}, because {setting.why}")
+    if typed.teacher.serves and config.trainer.del_local_ckpt_after_load:
+        raise ValueError(
+            f"trainer.del_local_ckpt_after_load: got True, allowed with prune_opd.teacher.home={typed.teacher.home}: "
+            "False, because a run that loses its teacher goes back to the checkpoint it came from"
+        )
     if typed.starts_servers:
         _check_servers(config, typed)
     if typed.gate.enable:

@@ -6,6 +6,7 @@ Invalid values cannot be built. ``conf/recipe/prune_opd_base.yaml`` beside this 
 import math
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -82,8 +83,10 @@ class TeacherUrlConfig:
     def __post_init__(self) -> None:
         require(self.api in APIS, "teacher.url.api", self.api, ", ".join(APIS))
         for url in self.urls:
-            known = url.startswith(("http://", "https://")) and not url.endswith("/")
-            require(known, "teacher.url.urls", url, "http://host:port or https://host:port, without a slash at the end")
+            parts = urlsplit(url)
+            bare = parts.hostname and url == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
+            known = parts.scheme in ("http", "https") and bare
+            require(bool(known), "teacher.url.urls", url, "http://host:port or https://host:port and nothing else")
 
 
 @dataclass
@@ -407,8 +410,9 @@ def load_config(node: DictConfig) -> PruneOPDConfig:
     """
     if not isinstance(node, DictConfig):
         raise ValueError(f"prune_opd: got {node!r}, allowed: the keys that +recipe=prune_opd brings")
-    for group in ("teacher", "drift", "budget", "gate"):
-        require(isinstance(node.get(group, DictConfig({})), DictConfig), group, node.get(group), "a group of keys")
+    for group in ("teacher", "teacher.server", "teacher.url", "drift", "budget", "gate"):
+        found = OmegaConf.select(node, group, default=DictConfig({}))
+        require(isinstance(found, DictConfig), group, found, "a group of keys")
     try:
         given = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PruneOPDConfig), given))  # type: ignore[return-value]

@@ -1,6 +1,7 @@
 """The servers behind the gate: verl's configuration adjusted so that responses can be followed and scored."""
 
 import os
+from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
@@ -29,16 +30,20 @@ def url_teacher(teacher: TeacherConfig) -> UrlTeacher:
     """The teacher on servers that somebody else runs.
 
     Raises:
-        ValueError: the environment has no such variable for the key.
+        ValueError: the environment has no such variable for the key, or there is no such file.
     """
     given, key = teacher.url, None
     if given.api_key_env:
-        key = os.environ.get(given.api_key_env)
+        key = os.environ.get(given.api_key_env, "").strip()
         if not key:
             raise ValueError(
                 f"prune_opd.teacher.url.api_key_env: the environment has no variable {given.api_key_env}, needed where "
                 "the trainer runs"
             )
+    if given.ca_file and not Path(given.ca_file).is_file():
+        raise ValueError(
+            f"prune_opd.teacher.url.ca_file: {given.ca_file} does not exist, allowed: a file in PEM format"
+        )
     return UrlTeacher(given.urls, given.model or str(teacher.path), given.api, key, given.ca_file)
 
 

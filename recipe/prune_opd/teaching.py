@@ -1,29 +1,24 @@
 """What teacher servers say about finished responses, on its way from the agent loop to the workers.
 
 A response is scored as soon as it is complete, while others are still being generated.
-
-Shapes: B responses, R tokens of a response, K candidates.
 """
 
 import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.served import SERVED_IDS, SERVED_LOG_PROBS
 from verl_ext.rollout.client import FollowingClient
 from verl_ext.rollout.rows import TopKRows
-from verl_ext.rollout.scoring import MISSING, ResponseScorer, ScoreReport
+from verl_ext.rollout.scoring import ResponseScorer, ScoreReport
 
 if TYPE_CHECKING:  # verl's module imports ours, by way of the registered agent loop
     from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 
 SCORE_REPORT = "prune_opd_score"
 """Key of a response's ``extra_fields``: its ``ScoreReport``."""
-SERVED_IDS, SERVED_LOG_PROBS = "teacher_ids", "teacher_logprobs"
-"""Fields of a response, jagged (B, R, K), or K + 1 with the sampled token first. These are verl's names: its padding
-rows are resized under no others. They have more rows than their response has tokens."""
 
 
 class TeachingClient(FollowingClient):
@@ -69,41 +64,3 @@ class TeachingClient(FollowingClient):
             ids = torch.cat([torch.tensor(output.response_ids, dtype=torch.int32).unsqueeze(-1), ids], -1)
             log_probs = torch.cat([torch.tensor(own).unsqueeze(-1), log_probs], -1)
         output.extra_fields |= {SERVED_IDS: ids, SERVED_LOG_PROBS: log_probs, SCORE_REPORT: report}
-
-
-def served_rows(field: Tensor, responses: Tensor) -> Tensor:
-    """The rows of the response tokens alone.
-
-    Args:
-        field: jagged (B, R or more, K), the last R rows being the response's.
-        responses: jagged (B, R).
-
-    Returns:
-        jagged (B, R, K).
-    """
-    offsets = responses.offsets()  # type: ignore[attr-defined]  # torch declares it for nested tensors only
-    lengths = offsets.diff().tolist()
-    rows = [block[len(block) - length :] for block, length in zip(field.unbind(), lengths, strict=True)]
-    return torch.nested.nested_tensor_from_jagged(torch.cat(rows), offsets)
-
-
-def log_probs_of(ids: Tensor, teacher_ids: Tensor, teacher_log_probs: Tensor) -> Tensor:
-    """The teacher's log-probs of some ids, where they are among its own candidates.
-
-    Args:
-        ids: (N, K) int, distinct in a row.
-        teacher_ids: (N, K) int, distinct in a row.
-        teacher_log_probs: (N, K) float.
-
-    Returns:
-        (N, K) float; ``-inf`` for an id that the teacher did not report.
-    """
-    found = torch.full(ids.shape, MISSING, dtype=teacher_log_probs.dtype)
-    for theirs, log_probs in zip(teacher_ids.unbind(-1), teacher_log_probs.unbind(-1), strict=True):
-        found = torch.where(ids == theirs.unsqueeze(-1), log_probs.unsqueeze(-1), found)
-    return found
-
-
-def is_missing(teacher_log_probs: Tensor) -> Tensor:
-    """Tokens without the teacher's score, (..., K) -> (...) bool: even its most likely candidate has probability 0."""
-    return teacher_log_probs[..., 0].isneginf()

@@ -232,7 +232,10 @@ class PruneOPDTrainer(PPOTrainerSync):
         if self._checkpoint[0] != before:
             self.global_steps, self.train_dataloader = before, _Frozen(self._data_before[1])
             self._save_checkpoint()
-        return f"started again, the run goes on from the state before this step, {self._checkpoint[1]}"
+        return (
+            f"the state before this step is in {self._checkpoint[1]}, where the run goes on when it is started again "
+            "(trainer.resume_mode=auto)"
+        )
 
     def _save_checkpoint(self) -> None:
         """The budget's state goes in first: verl's last act is the file that declares the checkpoint complete."""

@@ -30,7 +30,7 @@ from recipe.prune_opd.inputs import end_tokens, local_path
 from recipe.prune_opd.loss import topk_policy_loss
 from recipe.prune_opd.metrics import gate_columns, response_sums
 from recipe.prune_opd.reward import needs_student_on_teacher, topk_reward
-from recipe.prune_opd.teaching import SERVED_IDS, SERVED_LOG_PROBS, is_missing, log_probs_of, served_rows
+from recipe.prune_opd.served import SERVED_IDS, SERVED_LOG_PROBS, is_missing, log_probs_of, served_rows
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
 
 R = TypeVar("R")

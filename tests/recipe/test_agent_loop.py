@@ -23,12 +23,12 @@ def agent_loop():
 def run(
     agent_loop, monkeypatch, sampling_params: dict[str, Any], manager: Any = None, tokens: int = 3, **kwargs
 ) -> tuple:
-    """Sampling parameters, other arguments and server manager that verl's loop is called with, and its extra fields."""
+    """Sampling parameters, other arguments and server manager of verl's loop, and what it returned."""
     seen = []
     output = SimpleNamespace(response_ids=[0] * tokens, extra_fields={"turn_scores": []})
 
     async def stock(self, sampling_params, **kwargs):
-        seen.append((sampling_params, kwargs, self.server_manager, output.extra_fields))
+        seen.append((sampling_params, kwargs, self.server_manager, output))
         return output
 
     monkeypatch.setattr(agent_loop.SingleTurnAgentLoop, "run", stock)
@@ -88,8 +88,8 @@ def test_a_training_response_alone_is_scored_by_servers(agent_loop, monkeypatch,
     client = Teaching(agent_loop, gate, "server")
     run(agent_loop, monkeypatch, {}, client)
     assert not client.taught
-    run(agent_loop, monkeypatch, {}, client, **{agent_loop.LIMIT: 300})
-    assert client.taught == [("output", None)]
+    output = run(agent_loop, monkeypatch, {}, client, **{agent_loop.LIMIT: 300})[3]
+    assert client.taught == [(output, None)]
 
 
 def test_with_a_worker_group_nothing_is_scored_by_servers(agent_loop, monkeypatch):
@@ -126,9 +126,10 @@ def test_an_error_of_the_rollout_is_not_taught(agent_loop, monkeypatch):
 
 @pytest.mark.parametrize(("tokens", "truncated"), [(3, False), (8, True)])
 def test_validation_alone_says_how_long_a_response_is(agent_loop, monkeypatch, tokens, truncated):
-    extra = run(agent_loop, monkeypatch, {}, tokens=tokens)[3]
+    extra = run(agent_loop, monkeypatch, {}, tokens=tokens)[3].extra_fields
     assert extra == {"turn_scores": [], agent_loop.TOKENS: tokens, agent_loop.TRUNCATED: truncated}
-    assert run(agent_loop, monkeypatch, {}, tokens=tokens, **{agent_loop.LIMIT: 8})[3] == {"turn_scores": []}
+    limited = run(agent_loop, monkeypatch, {}, tokens=tokens, **{agent_loop.LIMIT: 8})[3]
+    assert limited.extra_fields == {"turn_scores": []}
 
 
 def test_the_length_reaches_what_verl_dumps(agent_loop, monkeypatch, compose):
@@ -141,7 +142,7 @@ def test_the_length_reaches_what_verl_dumps(agent_loop, monkeypatch, compose):
     from verl.trainer.ppo.reward import get_custom_reward_fn
 
     config = compose("+recipe=prune_opd_eval", "prune_opd.teacher.path=T")
-    extra = run(agent_loop, monkeypatch, {}, tokens=8)[3]
+    extra = run(agent_loop, monkeypatch, {}, tokens=8)[3].extra_fields
     batch = TensorDict(
         {"responses": torch.ones(1, 8, dtype=torch.int64), "attention_mask": torch.ones(1, 10, dtype=torch.int64)},
         batch_size=1,

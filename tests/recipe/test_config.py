@@ -12,6 +12,7 @@ from recipe.prune_opd.config import (
     PruneOPDConfig,
     TeacherConfig,
     TeacherServerConfig,
+    TeacherUrlConfig,
     load_config,
 )
 from recipe.prune_opd.gate import Consecutive, Cumulative, Relative, Windowed
@@ -315,15 +316,28 @@ def test_what_a_gate_does_not_need_may_be_anything(given):
 # ------------------------------------------------------------------------------------------------ home of the teacher
 
 
+URLS = ["http://10.0.0.1:8000", "https://teacher.example:8443"]
+
+
+def at_home(home: str, **changes: object) -> PruneOPDConfig:
+    """A configuration with what the home of the teacher needs."""
+    return load(
+        **{"teacher__home": home, "strategy": "sampled"}
+        | ({"teacher__url__urls": URLS} if home == "url" else {})
+        | changes
+    )
+
+
+@pytest.mark.parametrize("home", ["server", "url"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_servers_are_refused_where_the_students_candidates_are_scored(strategy):
+def test_servers_are_refused_where_the_students_candidates_are_scored(strategy, home):
     if strategy in ("only_tch", "intersection", "sampled"):
-        assert load(teacher__home="server", strategy=strategy).strategy == strategy
+        assert at_home(home, strategy=strategy).strategy == strategy
     else:
         with pytest.raises(ValueError, match=rf"^prune_opd\.strategy: got '{strategy}', allowed: ") as refused:
-            load(teacher__home="server", strategy=strategy)
+            at_home(home, strategy=strategy)
         allowed = (
-            "only_tch, intersection, sampled with teacher.home=server, which cannot score the student's candidates"
+            f"only_tch, intersection, sampled with teacher.home={home}, which cannot score the student's candidates"
         )
         assert str(refused.value).endswith(allowed)
 
@@ -346,10 +360,79 @@ def test_what_cannot_go_with_servers_is_refused(given, found, allowed):
         load(strategy="sampled", teacher__home="server", **given)
 
 
-@pytest.mark.parametrize("gate", [False, True])
-@pytest.mark.parametrize("home", ["worker_group", "server"])
-def test_servers_are_needed_by_the_gate_and_by_their_home(home, gate):
-    assert load(teacher__home=home, gate__enable=gate, strategy="sampled").serves == (gate or home == "server")
+@pytest.mark.parametrize(
+    ("home", "gate", "starts", "asks", "serves"),
+    [
+        ("worker_group", False, False, False, False),
+        ("worker_group", True, True, True, False),
+        ("server", False, True, True, True),
+        ("server", True, True, True, True),
+        ("url", False, False, True, True),
+    ],
+)
+def test_servers_are_needed_by_the_gate_and_by_their_home(home, gate, starts, asks, serves):
+    config = at_home(home, gate__enable=gate)
+    assert (config.starts_servers, config.asks_servers, config.teacher.serves) == (starts, asks, serves)
+
+
+def test_a_gate_needs_servers_of_the_run():
+    """It asks again and again about one sequence, which an API does not know."""
+    with pytest.raises(
+        ValueError, match=r"^prune_opd\.gate\.enable: got True, allowed: false with teacher\.home=url: "
+    ):
+        at_home("url", gate__enable=True)
+
+
+def test_servers_of_somebody_else_report_probabilities_at_temperature_1():
+    with pytest.raises(
+        ValueError, match=r"^prune_opd\.teacher\.temperature: got 0\.7, allowed: 1 with teacher\.home=url"
+    ):
+        at_home("url", teacher__temperature=0.7)
+
+
+def test_code_of_the_teachers_own_is_no_matter_to_servers_of_somebody_else():
+    assert at_home("url", teacher__trust_remote_code=True).teacher.trust_remote_code
+
+
+def test_urls_are_kept_as_given():
+    given = {"urls": URLS, "api": "sglang", "model": "M", "api_key_env": "KEY", "ca_file": "ca.pem"}
+    url = at_home("url", teacher__url=given).teacher.url
+    assert isinstance(url, TeacherUrlConfig)
+    assert asdict(url) == given
+
+
+def test_urls_come_from_the_command_line(compose):
+    home = ("prune_opd.teacher.home=url", "prune_opd.strategy=sampled", "prune_opd.teacher.path=T")
+    config = compose("+recipe=prune_opd", *home, f"prune_opd.teacher.url.urls=[{','.join(URLS)}]")
+    assert load_config(config.prune_opd).teacher.url.urls == URLS
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://10.0.0.1:8000/",
+        "http://10.0.0.1:8000/v1",
+        "https://a.example/?x",
+        "http://",
+        "https://user:password@a.example",
+        "10.0.0.1:8000",
+        "a.example",
+        "ftp://a.example",
+        "grpc://a:1",
+        "",
+    ],
+)
+@pytest.mark.parametrize("before", [[], URLS])
+@pytest.mark.parametrize("home", ["worker_group", "url"])
+def test_urls_have_scheme_and_host_and_no_more(url, before, home):
+    with pytest.raises(ValueError, match="allowed: http://host:port or https://host:port and nothing else") as refused:
+        at_home(home, teacher__url__urls=[*before, url])
+    assert str(refused.value).startswith(f"prune_opd.teacher.url.urls: got {url!r}, ")
+
+
+def test_a_teacher_behind_urls_needs_one():
+    with pytest.raises(ValueError, match=r"^prune_opd\.teacher\.url\.urls: got \[\], allowed: at least one http://"):
+        at_home("url", teacher__url__urls=[])
 
 
 def test_servers_keep_what_was_given():
@@ -403,8 +486,10 @@ REFUSED = [
     ("gate.deadline", float("inf"), "> 0"),
     ("gate.deadline", float("nan"), "> 0"),
     ("gate.retries", -1, ">= 0"),
-    ("teacher.home", "servers", "worker_group, server"),
-    ("teacher.home", "", "worker_group, server"),
+    ("teacher.home", "servers", "worker_group, server, url"),
+    ("teacher.home", "", "worker_group, server, url"),
+    ("teacher.url.api", "openai", "vllm, sglang"),
+    ("teacher.url.api", "", "vllm, sglang"),
     ("teacher.max_missing", -0.1, "[0, 1)"),
     ("teacher.max_missing", 1.0, "[0, 1)"),
     ("teacher.max_missing", float("nan"), "[0, 1)"),
@@ -491,6 +576,8 @@ def test_values_at_the_edge_are_allowed(key, value):
         ("teacher.retries", 1.5, "1.5"),
         ("teacher.deadline", None, "None"),
         ("teacher.home", None, "None"),
+        ("teacher.url", "http://10.0.0.1:8000", "http://10.0.0.1:8000"),
+        ("teacher.url.api", None, "None"),
     ],
 )
 def test_values_of_the_wrong_type_are_refused_in_one_line(key, value, found):
@@ -509,7 +596,9 @@ def test_a_broken_reference_inside_the_whole_configuration_is_named_once():
         load_config(config.prune_opd)
 
 
-@pytest.mark.parametrize("key", ["topK", "drift.gamma", "budget.maximum", "teacher.name", "gate.on"])
+@pytest.mark.parametrize(
+    "key", ["topK", "drift.gamma", "budget.maximum", "teacher.name", "teacher.url.api_key", "gate.on"]
+)
 def test_unknown_keys_are_refused(key):
     with pytest.raises(ValueError, match=rf"^prune_opd\.{key}: .*{key.split('.')[-1]}"):
         load(**{key.replace(".", "__"): 1})
@@ -539,10 +628,11 @@ def test_banner_tells_the_gates_rule():
         ("worker_group", True, "worker group and, for the gate, servers"),
         ("server", False, "server"),
         ("server", True, "server"),
+        ("url", False, "url"),
     ],
 )
 def test_banner_tells_where_the_teacher_is(home, gate, said):
-    config = load(teacher__home=home, gate__enable=gate, strategy="sampled")
+    config = at_home(home, gate__enable=gate)
     assert f"  teacher   T ({said}, temperature 1.0)" in config.describe(config.budget.build(8192)).splitlines()
 
 

@@ -1,4 +1,4 @@
-"""What of verl's configuration the gate changes."""
+"""What of verl's configuration the gate changes, and the clients and pools made from ours."""
 
 import copy
 
@@ -7,8 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-from recipe.prune_opd.config import load_config
-from recipe.prune_opd.servers import follow_rollout, teacher_pool
+from recipe.prune_opd.config import APIS, TeacherConfig, TeacherUrlConfig, load_config
+from recipe.prune_opd.servers import follow_rollout, teacher_pool, url_teacher
+from verl_ext.rollout.url_teacher import DIALECTS, UrlTeacher
 
 GIVEN = {
     "prune_opd.teacher.path": "~/models/teacher/",
@@ -108,3 +109,52 @@ def test_verl_takes_the_teachers_configuration(config, monkeypatch):
     assert (inference.enable_prefix_caching, inference.free_cache_engine) == (True, False)
     assert (inference.logprobs_mode, inference.temperature) == ("raw_logprobs", 1)
     assert inference.engine_kwargs["vllm"] == {"block_size": 16, "max_logprobs": 24, "swap_space": 1}
+
+
+# ------------------------------------------------------------------------------------------------ behind URLs
+
+
+URLS, KEY = ["http://10.0.0.1:8000", "https://teacher.example"], "TEST_TEACHER_KEY"
+
+
+def behind(**given: object) -> TeacherConfig:
+    return TeacherConfig(path="org/teacher", home="url", url=TeacherUrlConfig(**{"urls": URLS} | given))
+
+
+def test_a_client_has_all_the_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv(KEY, "secret\n")
+    authority = tmp_path / "ca.pem"
+    authority.touch()
+    client = url_teacher(behind(model="M", api="sglang", api_key_env=KEY, ca_file=str(authority)))
+    assert client == UrlTeacher(URLS, "M", "sglang", "secret", str(authority))
+    assert "secret" not in repr(client) + str(client)
+
+
+def test_certificates_must_be_there(tmp_path):
+    with pytest.raises(ValueError, match=r"prune_opd.teacher.url.ca_file: .*ca.pem does not exist"):
+        url_teacher(behind(ca_file=str(tmp_path / "ca.pem")))
+
+
+@pytest.mark.parametrize("model", [None, ""])
+def test_servers_name_the_teacher_by_its_path_unless_told_otherwise(model):
+    assert url_teacher(behind(model=model)) == UrlTeacher(URLS, "org/teacher", "vllm")
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_every_api_has_a_dialect(api):
+    assert url_teacher(behind(api=api)).dialect in DIALECTS
+
+
+def test_without_a_name_no_variable_is_read(monkeypatch):
+    monkeypatch.setenv(KEY, "secret")
+    assert url_teacher(behind()).api_key is None
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_key_that_is_not_there_is_missed_in_one_sentence(monkeypatch, value):
+    monkeypatch.delenv(KEY, raising=False)
+    if value is not None:
+        monkeypatch.setenv(KEY, value)
+    with pytest.raises(ValueError, match=rf"^prune_opd\.teacher\.url\.api_key_env: .* {KEY}\b") as refused:
+        url_teacher(behind(api_key_env=KEY))
+    assert "\n" not in str(refused.value)

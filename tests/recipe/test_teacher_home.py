@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from torchdata.stateful_dataloader import StatefulDataLoader
 from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from recipe.prune_opd.check import check_settings
-from recipe.prune_opd.config import BudgetConfig, GateConfig, PruneOPDConfig, TeacherConfig
+from recipe.prune_opd.config import BudgetConfig, GateConfig, PruneOPDConfig, TeacherConfig, TeacherUrlConfig
 from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.metrics import COLUMNS
 from recipe.prune_opd.teaching import SCORE_REPORT, TeachingClient
@@ -24,19 +25,24 @@ from recipe.prune_opd.trainer import STATE_FILE, PruneOPDTrainer
 from recipe.prune_opd.worker import EXTRA, SUMS, PruneOPDWorker, advantage_fields, served_fields, teacher_fields
 from verl_ext.rollout.client import ScoringClient
 from verl_ext.rollout.scoring import ScoreReport
+from verl_ext.rollout.url_teacher import UrlTeacher
 
 LIMIT = 100
 
 
-def prune_opd_of(home: str = "server", strategy: str = "intersection", gate: bool = False) -> PruneOPDConfig:
-    teacher = TeacherConfig(path="T", home=home, max_missing=0.25)
+def prune_opd_of(
+    home: str = "server", strategy: str = "intersection", gate: bool = False, **url: Any
+) -> PruneOPDConfig:
+    given = TeacherUrlConfig(**{"urls": ["http://10.0.0.1:8000"]} | url)
+    teacher = TeacherConfig(path="T", home=home, max_missing=0.25, url=given)
     return PruneOPDConfig(teacher=teacher, strategy=strategy, gate=GateConfig(enable=gate))
 
 
 def trainer_of(prune_opd: PruneOPDConfig, step: int = 5, **values: Any) -> PruneOPDTrainer:
     trainer = object.__new__(PruneOPDTrainer)
     budget = BudgetConfig(init=LIMIT, min=1, max=LIMIT, margin=10, patience=1).build(LIMIT)
-    vars(trainer).update(prune_opd=prune_opd, global_steps=step, budget=budget, _data_before=(0, None), **values)
+    vars(trainer).update(prune_opd=prune_opd, global_steps=step, budget=budget)
+    vars(trainer).update(_data_before=(0, None), _checkpoint=(0, None), **values)
     return trainer
 
 
@@ -66,6 +72,11 @@ SERVER = {
     "prune_opd__teacher__server__replicas": 3,
 }
 GATE = {"prune_opd__gate__enable": True, "prune_opd__teacher__server__replicas": 3}
+URL = {
+    "prune_opd__teacher__home": "url",
+    "prune_opd__teacher__url__urls": ["http://10.0.0.1:8000"],
+    "prune_opd__strategy": "sampled",
+}
 
 
 @pytest.mark.parametrize("lora", [0, 8])
@@ -76,16 +87,18 @@ GATE = {"prune_opd__gate__enable": True, "prune_opd__teacher__server__replicas":
         (GATE, Role.ActorRolloutRef),
         (SERVER, Role.ActorRollout),
         (SERVER | GATE, Role.ActorRollout),
+        (URL, Role.ActorRollout),
     ],
-    ids=["worker_group", "gate", "server", "both"],
+    ids=["worker_group", "gate", "server", "both", "url"],
 )
 def test_without_a_teacher_in_the_worker_group_there_is_no_reference_model(composed, settings, role, lora):
     classes, pools = roles_of(composed, actor_rollout_ref__model__lora_rank=lora, **settings)
     assert classes == {role: PruneOPDWorker}
     assert pools.mapping[role] == "global_pool"
     assert not {Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy} - {role} & pools.mapping.keys()
-    assert pools.mapping.get(Role.TeacherModel) == ("teacher_pool" if settings else None)
-    expected = {"global_pool": [4]} | ({"teacher_pool": [3]} if settings else {})
+    started = settings not in ({}, URL)
+    assert pools.mapping.get(Role.TeacherModel) == ("teacher_pool" if started else None)
+    expected = {"global_pool": [4]} | ({"teacher_pool": [3]} if started else {})
     assert pools.resource_pool_spec == expected
 
 
@@ -108,6 +121,24 @@ def test_the_rollout_reaches_the_teachers_servers(home: str, gate: bool):
     assert (given["prune_opd"], given["vocab_size"]) == (trainer.prune_opd, 77)
 
 
+def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
+    """None of the run's own has been started."""
+    monkeypatch.setenv("TEST_TEACHER_KEY", "secret")
+    prune_opd = prune_opd_of("url", model="M", api="sglang", api_key_env="TEST_TEACHER_KEY")
+    made: list[tuple[type, dict[str, Any]]] = []
+    manager = SimpleNamespace(get_client=lambda kind, **given: made.append((kind, given)))
+    trainer_of(prune_opd, config="config", teacher_vocab_size=77, llm_server_manager=manager).get_llm_client()
+    ((kind, given),) = made
+    assert kind is TeachingClient
+    assert given.pop("teacher") == UrlTeacher(["http://10.0.0.1:8000"], "M", "sglang", "secret")
+    assert given == {"prune_opd": prune_opd, "vocab_size": 77}
+
+
+def test_a_teacher_in_the_worker_group_needs_no_client(monkeypatch):
+    monkeypatch.setattr(PPOTrainerSync, "get_llm_client", lambda self: "verl's own")
+    assert trainer_of(prune_opd_of("worker_group")).get_llm_client() == "verl's own"
+
+
 # ------------------------------------------------------------------------------------------------ passes
 
 
@@ -121,9 +152,10 @@ def passes_of(prune_opd: PruneOPDConfig) -> tuple[list[tuple[str, tuple[str, ...
     return calls, batch
 
 
+@pytest.mark.parametrize("home", ["server", "url"])
 @pytest.mark.parametrize("strategy", ["only_tch", "intersection", "sampled"])
-def test_the_servers_answers_take_the_place_of_the_teachers_pass(strategy: str):
-    served, batch = passes_of(config := prune_opd_of("server", strategy))
+def test_the_servers_answers_take_the_place_of_the_teachers_pass(strategy: str, home: str):
+    served, batch = passes_of(config := prune_opd_of(home, strategy))
     scored, _ = passes_of(prune_opd_of("worker_group", strategy))
     assert served[0] == ("read_served_scores", served_fields(config))
     assert scored[0] == ("compute_ref_log_prob", teacher_fields(config))
@@ -191,6 +223,17 @@ def test_a_step_with_too_many_missing_ends_before_it_changes_anything(monkeypatc
     assert trainer.budget.state_dict() != before
 
 
+def test_a_response_of_which_nothing_was_scored_does_not_move_the_limit():
+    """Its effective length is 0 for no fault of its own."""
+    rows = [sums_of(LIMIT), sums_of(LIMIT), sums_of(0, missing=5), sums_of(3, missing=1)]
+    trainer = trainer_of(prune_opd_of())
+    metrics = step(trainer, rows, [None] * 4)
+    without = trainer_of(prune_opd_of())
+    expected = without.budget.update([LIMIT, LIMIT, 3])
+    assert {name: metrics[name] for name in expected} == expected
+    assert trainer.budget.state_dict() == without.budget.state_dict()
+
+
 def missing(ratio: float, late: float = 0.0, failed: float = 0.0) -> dict[str, float]:
     given = {"late_answers": late, "failed_answers": failed, "missing_ratio": ratio}
     return {f"prune_opd/teacher/{name}": value for name, value in given.items()}
@@ -243,17 +286,24 @@ def collate(rows: list[int]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def start(tmp_path) -> Callable[[], PruneOPDTrainer]:
-    """A trainer in front of its first step, with verl's own dataloader and checkpoints."""
+def start(tmp_path) -> Callable[..., PruneOPDTrainer]:
+    """A trainer that has been started, with verl's own dataloader and checkpoints."""
 
-    def started() -> PruneOPDTrainer:
+    def started(resume_mode: str = "auto", resume_from_path: str | None = None) -> PruneOPDTrainer:
         config = {
             "data": {"train_batch_size": BATCH},
-            "trainer": {"default_local_dir": str(tmp_path), "default_hdfs_dir": None, "max_actor_ckpt_to_keep": None},
+            "trainer": {
+                "default_local_dir": str(tmp_path),
+                "default_hdfs_dir": None,
+                "max_actor_ckpt_to_keep": None,
+                "resume_mode": resume_mode,
+                "resume_from_path": resume_from_path,
+                "del_local_ckpt_after_load": False,
+            },
             "actor_rollout_ref": {"actor": {"checkpoint": {"async_save": False}}},
         }
         saved: list[tuple[str, int]] = []
-        return trainer_of(
+        trainer = trainer_of(
             prune_opd_of(),
             step=0,
             config=OmegaConf.create(config),
@@ -263,10 +313,13 @@ def start(tmp_path) -> Callable[[], PruneOPDTrainer]:
             trainer_mode="sync",
             saved=saved,
             actor_rollout_wg=SimpleNamespace(
-                save_checkpoint=lambda local, remote, step, max_ckpt_to_keep: saved.append((local, step))
+                save_checkpoint=lambda local, remote, step, max_ckpt_to_keep: saved.append((local, step)),
+                load_checkpoint=lambda local_path, del_local_after_load: None,
             ),
             checkpoint_callback=SimpleNamespace(on_save=lambda **given: None),
         )
+        trainer._load_checkpoint()
+        return trainer
 
     return started
 
@@ -277,6 +330,7 @@ def numbers(trainer: PruneOPDTrainer) -> list[int]:
 
 def advance(trainer: PruneOPDTrainer, to: int) -> list[int]:
     """Begin the steps up to one, whose prompts are returned."""
+    assert trainer.global_steps < to
     while trainer.global_steps < to:
         trainer.global_steps += 1
         taken = numbers(trainer)
@@ -292,24 +346,25 @@ def test_the_state_before_a_step_has_its_prompts_still_to_come(start, tmp_path, 
     trainer.budget.update([3])
     before = trainer.budget.state_dict()
     said = trainer._save_before_step()
-    assert said == f"the state before this step is in {folder} and will be resumed (trainer.resume_mode=auto)"
+    assert said.startswith(f"the state before this step is in {folder}, where the run goes on")
     assert trainer.saved == [(str(folder / "actor"), step - 1)]
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == str(step - 1)
     assert OmegaConf.load(folder / STATE_FILE).budget == before
     resumed = start()
-    resumed.train_dataloader.load_state_dict(torch.load(folder / "data.pt", weights_only=False))
-    assert numbers(resumed) == taken
-    assert numbers(resumed) == advance(start(), step + 1)
+    assert resumed.global_steps == step - 1
+    assert resumed.budget.state_dict() == before
+    assert advance(resumed, step) == taken
+    assert advance(resumed, step + 1) == advance(start("disable"), step + 1)
 
 
-def test_a_step_that_takes_prompts_twice_goes_back_to_the_first(start, tmp_path):
+def test_a_step_that_takes_prompts_twice_goes_back_to_the_first(start):
     trainer = start()
     advance(trainer, 2)
     trainer.global_steps = 3
     taken = numbers(trainer), numbers(trainer)
     trainer._save_before_step()
     resumed = start()
-    resumed.train_dataloader.load_state_dict(torch.load(tmp_path / "global_step_2" / "data.pt", weights_only=False))
+    assert resumed.global_steps == 2
     assert (numbers(resumed), numbers(resumed)) == taken
 
 
@@ -323,6 +378,33 @@ def test_a_checkpoint_that_is_there_is_not_written_again(start, tmp_path):
     assert str(tmp_path / "global_step_2") in trainer._save_before_step()
     assert trainer.saved == [written]
     assert (tmp_path / "global_step_2" / "data.pt").read_bytes() == data
+
+
+def test_a_checkpoint_of_an_earlier_step_does_not_do(start, tmp_path):
+    trainer = start()
+    advance(trainer, 2)
+    trainer._save_checkpoint()
+    advance(trainer, 4)
+    assert str(tmp_path / "global_step_3") in trainer._save_before_step()
+    assert [step for _, step in trainer.saved] == [2, 3]
+
+
+def test_what_an_older_run_left_in_the_folder_is_not_this_runs_state(start, tmp_path):
+    """A checkpoint of the same step that is whole, but of other weights, other data and another limit."""
+    older = start()
+    advance(older, 2)
+    numbers(older)
+    older.budget.update([3])
+    older._save_checkpoint()
+    trainer = start("disable")
+    taken = advance(trainer, 3)
+    before = trainer.budget.state_dict()
+    assert before != older.budget.state_dict()
+    assert str(tmp_path / "global_step_2") in trainer._save_before_step()
+    assert [step for _, step in trainer.saved] == [2]
+    resumed = start()
+    assert resumed.budget.state_dict() == before
+    assert advance(resumed, 3) == taken
 
 
 def test_a_checkpoint_that_was_cut_off_is_written_again(start, tmp_path):
@@ -341,12 +423,24 @@ def test_before_the_first_step_there_is_nothing_to_save(start, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_first_step_after_a_resume_goes_back_to_where_it_came_from(start, tmp_path):
+@pytest.mark.parametrize("named", [False, True])
+def test_the_first_step_after_a_resume_goes_back_to_where_it_came_from(start, tmp_path, named: bool):
+    """A checkpoint that was loaded counts as one that was saved."""
+    first, folder = start(), tmp_path / "global_step_4"
+    advance(first, 4)
+    first._save_checkpoint()
+    trainer = start("resume_path", str(folder)) if named else start()
+    advance(trainer, 5)
+    assert f"is in {folder}, " in trainer._save_before_step()
+    assert not trainer.saved
+
+
+def test_later_steps_after_a_resume_are_saved(start, tmp_path):
     first = start()
     advance(first, 4)
     first._save_checkpoint()
     trainer = start()
-    trainer.global_steps = 4
-    advance(trainer, 5)
-    assert str(tmp_path / "global_step_4") in trainer._save_before_step()
-    assert not trainer.saved
+    taken = advance(trainer, 6)
+    assert str(tmp_path / "global_step_5") in trainer._save_before_step()
+    assert [step for _, step in trainer.saved] == [5]
+    assert advance(start(), 6) == taken

@@ -13,16 +13,9 @@ import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
 
-from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig, TeacherServerConfig
-from recipe.prune_opd.teaching import (
-    SCORE_REPORT,
-    SERVED_IDS,
-    SERVED_LOG_PROBS,
-    TeachingClient,
-    is_missing,
-    log_probs_of,
-    served_rows,
-)
+from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig
+from recipe.prune_opd.served import SERVED_IDS, SERVED_LOG_PROBS, is_missing, log_probs_of, served_rows
+from recipe.prune_opd.teaching import SCORE_REPORT, TeachingClient
 from verl_ext.rollout.rows import Score, TopKRows
 from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
 
@@ -124,10 +117,10 @@ class Teacher:
         return Score(rows_of(count), sampled, 9)
 
 
-def client_of(teacher: Teacher, strategy: str = "intersection", workers: int = 1, **server: Any) -> TeachingClient:
+def client_of(teacher: Teacher, strategy: str = "intersection", workers: int = 1, **given: Any) -> TeachingClient:
     rollout = SimpleNamespace(agent=SimpleNamespace(num_workers=workers))
     config = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=rollout))
-    settings = TeacherConfig(path="T", home="server", server=TeacherServerConfig(**server))
+    settings = TeacherConfig(path="T", home="server", **given)
     prune_opd = PruneOPDConfig(teacher=settings, strategy=strategy, topk=K)
     return TeachingClient(config=config, prune_opd=prune_opd, teacher=teacher, vocab_size=VOCAB)
 
@@ -209,7 +202,9 @@ def test_an_empty_response_has_no_rows(strategy: str, width: int):
     assert not teacher.questions
 
 
-@pytest.mark.parametrize(("concurrency", "workers", "most"), [(6, 2, 3), (7, 2, 3), (4, 4, 1), (2, 8, 1), (5, 1, 5)])
+@pytest.mark.parametrize(
+    ("concurrency", "workers", "most"), [(6, 2, 3), (7, 2, 4), (4, 4, 1), (9, 4, 3), (2, 8, 1), (5, 1, 5)]
+)
 def test_workers_share_the_bound(concurrency: int, workers: int, most: int):
     teacher = Teacher()
     client = client_of(teacher, workers=workers, concurrency=concurrency)
@@ -221,7 +216,7 @@ def test_workers_share_the_bound(concurrency: int, workers: int, most: int):
     assert (teacher.most, len(teacher.questions)) == (most, 20)
 
 
-def test_deadline_and_retries_are_the_servers():
+def test_deadline_and_retries_are_the_teachers():
     scorer = client_of(Teacher(), deadline=3.5, retries=7)._scorer
     assert (scorer.deadline, scorer.retries, scorer.topk, scorer.vocab_size) == (3.5, 7, K, VOCAB)
 

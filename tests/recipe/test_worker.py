@@ -14,7 +14,8 @@ from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, Tea
 from recipe.prune_opd.gate import REPORT, Cumulative, GateReport
 from recipe.prune_opd.metrics import COLUMNS
 from recipe.prune_opd.metrics import SUMS as PER_TOKEN
-from recipe.prune_opd.teaching import SCORE_REPORT, SERVED_IDS, SERVED_LOG_PROBS
+from recipe.prune_opd.served import SERVED_IDS, SERVED_LOG_PROBS
+from recipe.prune_opd.teaching import SCORE_REPORT
 from recipe.prune_opd.worker import (
     ADVANTAGES,
     CANDIDATES,

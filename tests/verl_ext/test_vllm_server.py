@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from verl_ext.rollout.rows import Chunk, DeadServer, TopKRows
+from verl_ext.rollout.rows import Chunk, DeadServer, Score, TopKRows
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed", allow_module_level=True)
@@ -296,17 +296,28 @@ class Scoring(Server):
         super().__init__()
         self.cached, self.asked = {None: shared}, []
 
-    async def _tail(self, token_ids: list[int], start: int, topk: int, cache_salt: str | None) -> tuple[str, str, int]:
+    async def _tail(
+        self, token_ids: list[int], start: int, topk: int, cache_salt: str | None
+    ) -> tuple[SimpleNamespace, str, int]:
         self.asked.append(cache_salt)
         cached = self.cached.get(cache_salt, 0)
         self.cached[cache_salt] = len(token_ids)
-        return f"rows of {cache_salt}", f"sampled of {cache_salt}", cached
+        tail = SimpleNamespace(rows=f"rows of {cache_salt}", sampled=f"sampled of {cache_salt}")
+        return tail, f"next of {cache_salt}", cached
+
+
+def whose(score: Score) -> set[str]:
+    """The prefix caches that the parts of an answer come from."""
+    rows, sampled, ahead = score.rows, score.sampled, score.ahead
+    assert (rows[:8], sampled[:11], ahead[:8]) == ("rows of ", "sampled of ", "next of ")
+    return {rows[8:], sampled[11:], ahead[8:]}
 
 
 def test_a_score_costs_the_uncached_tail() -> None:
     server = Scoring(32)
     score = asyncio.run(server.score([1] * 50, 33, K, "s"))
-    assert (score.rows, score.computed, score.private) == ("rows of None", 18, 0)
+    assert whose(score) == {"None"}
+    assert (score.computed, score.private) == (18, 0)
 
 
 def test_where_others_left_too_much_the_score_is_made_again_under_a_key_of_its_own() -> None:
@@ -314,10 +325,11 @@ def test_where_others_left_too_much_the_score_is_made_again_under_a_key_of_its_o
     score = asyncio.run(server.score([1] * 50, 33, K, "s"))
     assert server.asked[0] is None
     assert len(server.asked) == 2
-    assert (score.rows, score.sampled) == (f"rows of {server.asked[1]}", f"sampled of {server.asked[1]}")
+    assert whose(score) == {server.asked[1]}
     assert (score.computed, score.private) == (17 + 50, 1)
     again = asyncio.run(server.score([1] * 60, 51, K, "s", score.private))
-    assert (again.rows, again.computed, again.private) == (score.rows, 10, score.private)
+    assert whose(again) == whose(score)
+    assert (again.computed, again.private) == (10, score.private)
     assert len(server.asked) == 3
 
 
@@ -327,7 +339,7 @@ def test_what_withdrawn_questions_left_in_the_caches_is_no_obstacle(private: int
     before = asyncio.run(server.score([1] * 40, 33, K, "s")).private if private else 0
     for length in (50, 60, 70):  # answers nobody took: asked again from the same token on
         score = asyncio.run(server.score([1] * length, 41, K, "s", before))
-        assert score.rows == f"rows of {server.asked[-1]}"
+        assert whose(score) == {str(server.asked[-1])}
     assert server.asked[-1] is not None
 
 
@@ -388,10 +400,14 @@ def test_rows_are_those_from_the_start_to_the_next_token(start: int) -> None:
     text = Text(30)
     engine = Prefill(text)
     score = asyncio.run(scoring(engine).score([1] * 20, start, K, "s"))
-    np.testing.assert_array_equal(score.rows.ids, text.top[start:21])
-    np.testing.assert_array_equal(score.rows.log_probs, text.log_probs[start:21])
+    np.testing.assert_array_equal(score.rows.ids, text.top[start:20])
+    np.testing.assert_array_equal(score.rows.log_probs, text.log_probs[start:20])
     np.testing.assert_array_equal(score.sampled, text.sampled[start:20])
-    assert score.sampled.dtype == np.float32
+    np.testing.assert_array_equal(score.ahead.ids, text.top[20:21])
+    np.testing.assert_array_equal(score.ahead.log_probs, text.log_probs[20:21])
+    arrays = (score.rows.log_probs, score.sampled, score.ahead.log_probs)
+    assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+    assert {score.rows.ids.dtype, score.ahead.ids.dtype} == {np.dtype(np.int32)}
     assert score.computed == 12
     ((prompt, params),) = engine.requests
     assert "cache_salt" not in prompt

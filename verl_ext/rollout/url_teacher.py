@@ -19,6 +19,8 @@ import numpy as np
 
 from verl_ext.rollout.rows import BadScore, Score, TopKRows, check_shape
 
+CONNECT = 30
+"""Seconds to reach a server."""
 Candidates = list[tuple[int, float]]
 """(id, log-prob) by falling probability."""
 
@@ -95,6 +97,8 @@ class SGLang(Dialect):
         """See ``Dialect``."""
         info = answer["meta_info"]
         own, top = info["input_token_logprobs"][1:], info["input_top_logprobs"][1:]
+        if [i for _, i, *_ in own] != token_ids[start:]:
+            raise ValueError("rows of other tokens")
         return [(log_prob, [(i, value) for value, i, *_ in row]) for (log_prob, *_), row in zip(own, top, strict=True)]
 
     def texts(self, answer: Any) -> dict[int, str]:
@@ -141,14 +145,14 @@ class UrlTeacher:
         url = min(self.urls, key=lambda url: (self._failures[url], self._busy[url]))
         self._busy[url] += 1
         try:
-            answer = await self.ask(url, token_ids, start, topk)
+            answer = self._read(await self.ask(url, token_ids, start, topk), token_ids, start, topk)
         except BaseException:
             self._failures[url] += 1
             raise
         finally:
             self._busy[url] -= 1
         self._failures[url] = 0
-        return self._read(answer, token_ids, start, topk)
+        return answer
 
     async def ask(self, url: str, token_ids: list[int], start: int, topk: int) -> Any:
         """The answer of one server as it came."""
@@ -184,7 +188,7 @@ class UrlTeacher:
             rows = DIALECTS[self.dialect].rows(answer, token_ids, start, topk)
             candidates = _array([row for _, row in rows], topk)
             sampled = np.array([np.nan if own is None else own for own, _ in rows], dtype=np.float32)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise BadScore(f"an answer that is not {self.dialect}'s ({type(error).__name__}: {error})") from error
         return Score(candidates, sampled, len(token_ids))
 
@@ -198,15 +202,24 @@ class UrlTeacher:
         return aiohttp.ClientSession(
             headers=headers,
             connector=aiohttp.TCPConnector(limit=0, ssl=trust),
-            timeout=aiohttp.ClientTimeout(total=None, connect=30),  # who asks has a deadline
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT),  # who asks has a deadline
         )
 
     async def _json(self, method: str, url: str, body: Any = None) -> Any:
-        async with self._session.request(method, url, json=body) as response:
-            if response.status >= 400:
-                reason = (await response.text())[:300]
-                raise aiohttp.ClientError(f"{url} answers {response.status}: {reason}")
-            return await response.json(content_type=None)
+        try:
+            async with self._session.request(method, url, json=body) as response:
+                if response.status >= 400:
+                    reason = await response.text()
+                    if self.api_key:  # some servers repeat what they were sent
+                        reason = reason.replace(self.api_key, "***")
+                    raise aiohttp.ClientError(f"{url} answers {response.status}: {reason[:300]}")
+                return await response.json(content_type=None)
+        except aiohttp.ServerTimeoutError as error:  # it is a TimeoutError too, which would pass for the deadline's
+            raise aiohttp.ClientError(f"{url} cannot be reached within {CONNECT} s") from error
+        except aiohttp.ClientError:  # some are a ValueError too
+            raise
+        except ValueError as error:
+            raise BadScore(f"{url} answers with what is no JSON ({error})") from error
 
 
 def _array(rows: Iterable[Candidates], topk: int) -> TopKRows:

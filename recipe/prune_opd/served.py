@@ -1,0 +1,51 @@
+"""What teacher servers say about responses, as tensors.
+
+Shapes: B responses, R tokens of a response, K candidates.
+"""
+
+import torch
+from torch import Tensor
+
+SERVED_IDS, SERVED_LOG_PROBS = "teacher_ids", "teacher_logprobs"
+"""Fields of a response, jagged (B, R, K), or K + 1 with the sampled token first. These are verl's names: its padding
+rows are resized under no others. They have more rows than their response has tokens."""
+MISSING = -torch.inf
+"""Log-prob of what the teacher did not report: it takes no part, see ``reward.topk_reward``."""
+
+
+def served_rows(field: Tensor, responses: Tensor) -> Tensor:
+    """The rows of the response tokens alone.
+
+    Args:
+        field: jagged (B, R or more, K), the last R rows being the response's.
+        responses: jagged (B, R).
+
+    Returns:
+        jagged (B, R, K).
+    """
+    offsets = responses.offsets()  # type: ignore[attr-defined]  # torch declares it for nested tensors only
+    lengths = offsets.diff().tolist()
+    rows = [block[len(block) - length :] for block, length in zip(field.unbind(), lengths, strict=True)]
+    return torch.nested.nested_tensor_from_jagged(torch.cat(rows), offsets)
+
+
+def log_probs_of(ids: Tensor, teacher_ids: Tensor, teacher_log_probs: Tensor) -> Tensor:
+    """The teacher's log-probs of some ids, where they are among its own candidates.
+
+    Args:
+        ids: (N, K) int, distinct in a row.
+        teacher_ids: (N, K) int, distinct in a row.
+        teacher_log_probs: (N, K) float.
+
+    Returns:
+        (N, K) float; ``-inf`` for an id that the teacher did not report.
+    """
+    found = torch.full(ids.shape, MISSING, dtype=teacher_log_probs.dtype)
+    for theirs, log_probs in zip(teacher_ids.unbind(-1), teacher_log_probs.unbind(-1), strict=True):
+        found = torch.where(ids == theirs.unsqueeze(-1), log_probs.unsqueeze(-1), found)
+    return found
+
+
+def is_missing(teacher_log_probs: Tensor) -> Tensor:
+    """Tokens without the teacher's score, (..., K) -> (...) bool: even its most likely candidate has probability 0."""
+    return teacher_log_probs[..., 0].isneginf()
