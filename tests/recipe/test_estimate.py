@@ -300,6 +300,8 @@ def test_what_is_assumed_is_said(ask):
     assert {row["name"]: row["value"] for row in answer["values"]}["steps"] == 10
     assert not answer["notes"][1:]
     assert "LoRA" in ask(*SMALL_PAIR, "actor_rollout_ref.model.lora_rank=8")["notes"][1]
+    served = ("prune_opd.teacher.home=server", "prune_opd.strategy=sampled")
+    assert "home=server is not taken into account" in ask(*SMALL_PAIR, *served)["notes"][1]
 
 
 def test_a_measured_decoding_rate_is_used(ask):

@@ -224,6 +224,8 @@ def estimate(config: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     notes = ["validation, checkpoints and the start of the run take time that is not counted"]
     if model.lora_rank:
         notes.append("LoRA is not taken into account: gradients and optimizer are those of all parameters")
+    if prune_opd.teacher.serves:
+        notes.append(f"teacher.home={prune_opd.teacher.home} is not taken into account: counted is a worker group's")
     return {
         "models": {"student": _describe(student), "teacher": _describe(teacher)},
         "scenarios": [asdict(scenario) for scenario in scenarios],
