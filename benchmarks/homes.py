@@ -2,12 +2,14 @@
 
     worker_group only_stu       the paper's: the teacher shares the trainer's devices
     worker_group intersection   the same with the strategy that servers can serve, to compare with
-    server intersection         the run's own vLLM server
+    server intersection         the run's own vLLM server, asked when a response is complete
+    ... while it grows          the same, asked every 64 tokens (``gate.kind=never``, which stops nothing)
     url intersection            a `vllm serve` that was started before
 
 Each row is a run of its own, the first step left out. "step pays" is what the step waits for the teacher after its
 last response is complete: the worker group's pass (``timing_s/ref``), or the last scores and the reading of them.
-"hidden" is the share of the time from a response's end to its score in which others were still being generated.
+"hidden" is the share of the time from a response's end to its score in which others were still being generated; while
+it grows, of the time in which questions were open the part before the response's end.
 Memory is that of all processes of the run, shared pages once. Accuracy: greedy, 256 held-out problems, in the end.
 
     python benchmarks/homes.py --out runs/homes       # 4 runs of about 5 minutes on 2 cores
@@ -34,10 +36,12 @@ import pair
 import run
 import task
 
+GROWING = "server, while it grows"
 ROWS = (
     ("worker_group", "only_stu"),
     ("worker_group", "intersection"),
     ("server", "intersection"),
+    (GROWING, "intersection"),
     ("url", "intersection"),
 )
 PORT = 18765
@@ -57,6 +61,7 @@ def main() -> None:
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/homes"))
+    parser.add_argument("--rows", type=int, nargs="+", default=list(range(len(ROWS))), help="which of them, from 0")
     parser.add_argument("--steps", type=int, default=24, help="of each run (%(default)s)")
     args = parser.parse_args()
     out = args.out.resolve()
@@ -64,15 +69,17 @@ def main() -> None:
     pair.build_pair(out / "models", pair.Settings())
     task.write_parquet(out / "data", validation=run.VALIDATION_PROBLEMS)
     table = Table(*COLUMNS, title=f"Medians over {args.steps - 1} steps; accuracy with its 95 % Wilson interval")
-    for home, strategy in ROWS:
-        folder = out / f"{home}_{strategy}"
+    for home, strategy in (ROWS[i] for i in args.rows):
+        folder = out / f"{home}_{strategy}".replace(", while it grows", "_growing")
         folder.mkdir(exist_ok=True)
         overrides = [
-            f"prune_opd.teacher.home={home}",
+            f"prune_opd.teacher.home={home.split(',')[0]}",
             f"prune_opd.strategy={strategy}",
             "trainer.val_before_train=false",
             "trainer.save_freq=-1",
         ]
+        if home == GROWING:
+            overrides += ["prune_opd.gate.enable=true", "prune_opd.gate.kind=never"]
         if home == "url":
             overrides.append(f"prune_opd.teacher.url.urls=[http://127.0.0.1:{PORT}]")
         command = run.training_command(out, "prune_opd", args.steps, overrides)
@@ -86,20 +93,24 @@ def main() -> None:
 def cells(records: list[dict[str, float]]) -> list[str]:
     """Times of a run."""
     steps = run.training_steps(records)[1:]
+    waited = [step.get("prune_opd/teacher/waited", step.get("prune_opd/gate/waited_max", 0.0)) for step in steps]
     pays = [
-        (step["timing_s/ref"] + step.get("prune_opd/teacher/waited", 0.0)) / step["prune_opd/generated_tokens"] * 1000
-        for step in steps
+        (step["timing_s/ref"] + wait) / step["prune_opd/generated_tokens"] * 1000
+        for step, wait in zip(steps, waited, strict=True)
     ]
     whole = [step["timing_s/step"] for step in steps]
     cells = [f"{statistics.median(whole):.2f}", f"{statistics.median(pays):.3f} ({min(pays):.3f} to {max(pays):.3f})"]
-    if "prune_opd/teacher/hidden_ratio" not in steps[0]:
-        return [*cells, "", ""]
-    hidden = [step["prune_opd/teacher/hidden_ratio"] for step in steps]
-    return [
-        *cells,
-        f"{statistics.median(step['prune_opd/teacher/score_seconds_mean'] for step in steps):.2f}",
-        f"{statistics.median(hidden):.0%} ({min(hidden):.0%} to {max(hidden):.0%})",
-    ]
+    names = ("teacher/score_seconds_mean", "teacher/hidden_ratio"), ("gate/waited_mean", "gate/hidden_ratio")
+    for after, share in names:
+        if f"prune_opd/{share}" in steps[0]:
+            hidden = [step[f"prune_opd/{share}"] for step in steps]
+            seconds = statistics.median(step[f"prune_opd/{after}"] for step in steps)
+            return [
+                *cells,
+                f"{seconds:.2f}",
+                f"{statistics.median(hidden):.0%} ({min(hidden):.0%} to {max(hidden):.0%})",
+            ]
+    return [*cells, "", ""]
 
 
 def accuracy(folder: Path) -> str:

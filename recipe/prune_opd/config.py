@@ -13,11 +13,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from recipe.prune_opd.budget import ResponseBudget
 from recipe.prune_opd.drift import spent_at
-from recipe.prune_opd.gate import Consecutive, Cumulative, Gate, Relative, Windowed
+from recipe.prune_opd.gate import Consecutive, Cumulative, Gate, Never, Relative, Windowed
 from recipe.prune_opd.reward import SERVED, STRATEGIES, WEIGHTINGS
 
 METRICS = ("overlap_ratio", "teacher_top_p_accept")
-GATES = ("cumulative", "windowed", "consecutive", "relative")
+GATES = ("cumulative", "windowed", "consecutive", "relative", "never")
 NORMALISERS = ("generated", "reliable")
 HOMES = ("worker_group", "server", "url")
 APIS = ("vllm", "sglang")
@@ -231,7 +231,8 @@ class GateConfig:
     kind: str = "cumulative"
     """``cumulative``: reliability has reached 0 (``drift.w_drop``). ``windowed``: of the last ``window`` tokens a share
     above ``rate`` are events. ``consecutive``: ``run_length`` events in a row. ``relative``: the share of events in the
-    last ``window`` tokens is more than ``increase`` above that in the first ``window``."""
+    last ``window`` tokens is more than ``increase`` above that in the first ``window``. ``never``: nothing is stopped;
+    responses are scored while they grow, which hides the work of ``teacher.home=server``."""
     min_tokens: int = 1
     """Tokens that a stopped response keeps in any case. Not ``budget.min``."""
     window: int = 128
@@ -267,8 +268,10 @@ class GateConfig:
                 return Windowed(self.window, self.rate, self.min_tokens)
             case "consecutive":
                 return Consecutive(self.run_length, self.min_tokens)
-            case _:
+            case "relative":
                 return Relative(self.window, self.increase, self.min_tokens)
+            case _:
+                return Never(self.min_tokens)
 
     def check_reach(self, w_drop: float, longest: int) -> None:
         """Refuse a rule that could stop nothing.
@@ -276,6 +279,8 @@ class GateConfig:
         Raises:
             ValueError: the rule needs more than ``longest`` tokens to hold.
         """
+        if self.kind == "never":
+            return
         needed = {
             "cumulative": ("drift.w_drop", w_drop, spent_at(w_drop)),
             "windowed": ("gate.window", self.window, self.window),
@@ -294,6 +299,7 @@ class GateConfig:
             "windowed": f"above {self.rate} events per token over {self.window} tokens",
             "consecutive": f"{self.run_length} events in a row",
             "relative": f"{self.increase} events per token above the first {self.window} tokens",
+            "never": "stops nothing",
         }
         return f"{self.kind}, {rule[self.kind]}, every {self.chunk} tokens"
 

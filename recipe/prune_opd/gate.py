@@ -109,6 +109,13 @@ class Relative(Gate):
         return self.seen + 1 >= 2 * self.last.size and self.last.events - self.first > self.most
 
 
+class Never(Gate):
+    """Stops nothing. The teacher scores responses while they grow all the same."""
+
+    def _holds(self, event: bool) -> bool:
+        return False
+
+
 class _Window:
     """Number of events among the last ``size`` tokens."""
 
@@ -132,6 +139,8 @@ class GateReport:
     """(N,), the gate's drift events of the kept tokens that were scored."""
     teacher_tokens: int = 0
     """Tokens the teacher ran through its model, the prompt included."""
+    asked: float = 0.0
+    """Seconds in which a question to the teacher was open."""
     waited: float = 0.0
     """Seconds between the end of generation and the gate's last word."""
     late: int = 0

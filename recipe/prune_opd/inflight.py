@@ -157,7 +157,7 @@ class GatedResponse:
         return self.events[-1]
 
     async def _ask(self) -> TopKRows | None:
-        gate, report = self.config.gate, self.report
+        gate, report, began = self.config.gate, self.report, time.monotonic()
         try:
             return await self.sequence.score(self.prompt_ids + self.tokens, gate.deadline)
         except TimeoutError as error:
@@ -167,6 +167,8 @@ class GatedResponse:
             report.failed += 1
             # Ray puts the cause last, behind a traceback of its own.
             report.error = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+        finally:
+            report.asked += time.monotonic() - began
         report.given_up = report.late + report.failed > gate.retries
         return None
 

@@ -34,7 +34,8 @@ SUMS = (
 """Per-token values that are summed over a response."""
 BY_POSITION = ("tokens", "overlap", "events", "loss_weight")
 """Those also summed by position bucket."""
-GATE = ("stopped", "generated", "teacher_tokens", "waited", "late", "failed", "given_up", "gate_tokens", "gate_agreed")
+OF_REPORT = ("stopped", "generated", "teacher_tokens", "asked", "waited", "late", "failed", "given_up")
+GATE = (*OF_REPORT, "gate_tokens", "gate_agreed")
 """Of the ``GateReport``; then tokens the gate looked at, and those on which it and the trainer say the same."""
 PER_RESPONSE = ("effective_length", "ended", "missing", *GATE)
 COLUMNS = (*SUMS, *PER_RESPONSE, *(f"{name}/{i}" for name in BY_POSITION for i in range(BUCKETS)))
@@ -147,7 +148,7 @@ def gate_columns(reports: list[GateReport | None], events: Tensor) -> Tensor:
         if report is not None:
             seen = torch.as_tensor(report.events)[: events.shape[1]]  # a padding row has the report of another response
             agreed = int((seen == events[row, : len(seen)]).sum())
-            columns[row] = torch.tensor([*(float(getattr(report, name)) for name in GATE[:-2]), len(seen), agreed])
+            columns[row] = torch.tensor([*(float(getattr(report, name)) for name in OF_REPORT), len(seen), agreed])
     return columns
 
 
@@ -173,6 +174,8 @@ def summarise_gate(sums: Tensor) -> dict[str, float]:
     if stopped.any():
         kept = column["tokens"] + column["missing"]
         metrics["prune_opd/gate/stop_position_mean"] = kept[stopped].mean().item()
+    if total["asked"]:
+        metrics["prune_opd/gate/hidden_ratio"] = 1 - total["waited"] / total["asked"]
     if total["gate_tokens"]:
         metrics["prune_opd/gate/event_agreement"] = total["gate_agreed"] / total["gate_tokens"]
     return metrics

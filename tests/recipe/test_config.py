@@ -15,7 +15,7 @@ from recipe.prune_opd.config import (
     TeacherUrlConfig,
     load_config,
 )
-from recipe.prune_opd.gate import Consecutive, Cumulative, Relative, Windowed
+from recipe.prune_opd.gate import Consecutive, Cumulative, Never, Relative, Windowed
 from recipe.prune_opd.reward import STRATEGIES
 
 PAPER = {
@@ -248,6 +248,7 @@ RULES = {
     "windowed": (Windowed, {"min_tokens": 7}, "above 0.25 events per token over 40 tokens"),
     "consecutive": (Consecutive, {"run_length": 9, "min_tokens": 7}, "9 events in a row"),
     "relative": (Relative, {"min_tokens": 7}, "0.125 events per token above the first 40 tokens"),
+    "never": (Never, {"min_tokens": 7}, "stops nothing"),
 }
 
 
@@ -472,7 +473,7 @@ REFUSED = [
     ("budget.margin", -1, ">= 0"),
     ("budget.patience", 0, ">= 1"),
     ("loss_normaliser", "all", "generated, reliable"),
-    ("gate.kind", "best", "cumulative, windowed, consecutive, relative"),
+    ("gate.kind", "best", "cumulative, windowed, consecutive, relative, never"),
     ("gate.min_tokens", 0, ">= 1"),
     ("gate.window", 0, ">= 1"),
     ("gate.run_length", 0, ">= 1"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recipe.prune_opd.drift import reliability
-from recipe.prune_opd.gate import Consecutive, Cumulative, Gate, Relative, Windowed
+from recipe.prune_opd.gate import Consecutive, Cumulative, Gate, Never, Relative, Windowed
 
 RULES = {
     # rule: (a gate, whether it holds at token t, given the events up to and including t)
@@ -52,6 +52,10 @@ def test_stop_is_that_of_the_rule_on_the_whole_response(name: str, min_tokens: i
         assert feed(build(min_tokens), events, rng) == expected
         stopped += expected is not None
     assert 20 < stopped < 400  # both outcomes were tested
+
+
+def test_never_stops_nothing() -> None:
+    assert Never().feed([True] * 1000) is None
 
 
 @pytest.mark.parametrize("w_drop", [0.01, 0.03, 0.1, 0.3, 1.0, 2.0])

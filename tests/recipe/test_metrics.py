@@ -161,10 +161,10 @@ def test_a_stopped_response_did_not_hit_the_limit():
 
 def test_what_the_gate_did_by_hand():
     reports = [
-        report_of(0, 1, 1, stopped=True, generated=10, teacher_tokens=14, waited=0.5, late=1),
-        report_of(1, stopped=True, generated=4, teacher_tokens=6, waited=0.0),
-        report_of(0, 0, generated=6, teacher_tokens=4, waited=1.0, late=1, failed=2, given_up=True),
-        report_of(0, 0, 0, 0, generated=4, teacher_tokens=6, waited=0.5),
+        report_of(0, 1, 1, stopped=True, generated=10, teacher_tokens=14, asked=4.0, waited=0.5, late=1),
+        report_of(1, stopped=True, generated=4, teacher_tokens=6, asked=2.0, waited=0.0),
+        report_of(0, 0, generated=6, teacher_tokens=4, asked=1.0, waited=1.0, late=1, failed=2, given_up=True),
+        report_of(0, 0, 0, 0, generated=4, teacher_tokens=6, asked=1.0, waited=0.5),
     ]
     assert summarise_gate(gate_of(reports, [3, 1, 6, 4])) == pytest.approx(
         {
@@ -172,6 +172,7 @@ def test_what_the_gate_did_by_hand():
             "prune_opd/gate/stop_position_mean": 2,
             "prune_opd/gate/overshoot_tokens": 7 + 3,
             "prune_opd/gate/teacher_tokens_per_token": 30 / 24,
+            "prune_opd/gate/hidden_ratio": 0.75,
             "prune_opd/gate/waited_mean": 0.5,
             "prune_opd/gate/waited_max": 1,
             "prune_opd/gate/late_answers": 2,
