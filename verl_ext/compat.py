@@ -8,7 +8,7 @@ import importlib
 from dataclasses import dataclass
 from importlib.metadata import version
 
-TESTED = {"verl": "0.9.1", "vllm": "0.27.1"}
+TESTED = {"verl": "0.9.1", "vllm": "0.27.1", "sglang": "0.5.12"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ SYMBOLS = (
     Symbol("verl.trainer.ppo.utils", "Role.TeacherModel", "role of the pool of teacher servers"),
     Symbol("verl.single_controller.ray.base", "ResourcePoolManager.get_resource_pool", "devices of that pool"),
     Symbol("verl.experimental.teacher_loop", "MultiTeacherModelManager", "starts the teacher servers"),
-    Symbol("verl.workers.rollout.replica", "RolloutReplicaRegistry.register", "puts our servers under the name vllm"),
+    Symbol("verl.workers.rollout.replica", "RolloutReplicaRegistry.register", "puts our servers under verl's names"),
     Symbol(_CLIENT, "LLMServerClient._acquire_server", "which server a sequence goes to"),
     Symbol(_CLIENT, "LLMServerClient._release_server", "and when it is done"),
     Symbol("verl.workers.rollout.router", "GlobalRequestLoadBalancer.remove_servers", "takes a dead teacher out"),
@@ -78,6 +78,20 @@ VLLM_SYMBOLS = (
 )
 """Checked where vLLM is imported anyway: in the process that starts its servers."""
 
+_SGLANG_SERVER = "verl.workers.rollout.sglang_rollout.async_sglang_server"
+_MANAGER = "sglang.srt.managers.tokenizer_manager"
+SGLANG_SYMBOLS = (
+    Symbol(_SGLANG_SERVER, "SGLangHttpServer.launch_server", "the tokenizer manager is wrapped once it runs"),
+    Symbol(_SGLANG_SERVER, "SGLangHttpServer.generate", "a followed response goes through it"),
+    Symbol(_SGLANG_SERVER, "SGLangReplica", "starts our server in place of verl's"),
+    Symbol("verl.workers.rollout.replica", "_load_sglang", "prepares a process without a GPU to import SGLang"),
+    Symbol(_MANAGER, "TokenizerManager.generate_request", "outputs are cumulative, log-probs in meta_info"),
+    Symbol(_MANAGER, "TokenizerManager.abort_request", "ends a response by its name"),
+    Symbol("sglang.srt.managers.io_struct", "GenerateReqInput.logprob_start_len", "rows of the tail alone"),
+    Symbol("sglang.srt.layers.sampler", "SGLANG_RETURN_ORIGINAL_LOGPROB", "log-probs before temperature and top-p"),
+)
+"""As ``VLLM_SYMBOLS``, for SGLang."""
+
 
 def missing(symbols: tuple[Symbol, ...]) -> list[Symbol]:
     """Which of the symbols do not exist."""
@@ -98,12 +112,12 @@ def check(package: str = "verl") -> None:
     """Stop before training where verl, or vLLM under it, has moved something this package stands on.
 
     Args:
-        package: "verl", or "vllm" for the servers' symbols.
+        package: "verl", or "vllm" or "sglang" for the servers' symbols.
 
     Raises:
         RuntimeError: names the installed release, the tested one and what is missing.
     """
-    gone = missing(SYMBOLS if package == "verl" else VLLM_SYMBOLS)
+    gone = missing({"verl": SYMBOLS, "vllm": VLLM_SYMBOLS, "sglang": SGLANG_SYMBOLS}[package])
     if gone:
         names = "; ".join(f"{symbol.module}.{symbol.name} ({symbol.why})" for symbol in gone)
         raise RuntimeError(

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 VALIDATION_PROBLEMS = 256
 PROMPTS, RESPONSES_EACH = 16, 4
-STARTUP_HINT = "starting Ray, vLLM and the workers, about a minute and a half"
+STARTUP_HINT = "starting Ray, the rollout engine and the workers, about a minute and a half"
 
 
 def training_command(out: Path, recipe: str, steps: int, overrides: list[str]) -> list[str]:
@@ -170,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder for everything the run makes")
     parser.add_argument("--recipe", choices=("prune_opd", "opd", "opd_fixed_length"), default="prune_opd")
+    parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm", help="engine of the rollouts")
     parser.add_argument("--steps", type=int, default=40, help="updates, each on 64 responses")
     parser.add_argument("--timeout", type=int, default=1800, help="seconds until the training is given up")
     parser.add_argument("overrides", nargs="*", help="more settings for verl, key=value")
@@ -180,7 +181,8 @@ def main() -> None:
     pair.build_pair(out / "models", pair.Settings())
     pair.report(out / "models", VALIDATION_PROBLEMS, seed=1)
     task.write_parquet(out / "data", validation=VALIDATION_PROBLEMS)
-    command = training_command(out, args.recipe, args.steps, args.overrides)
+    overrides = [f"actor_rollout_ref.rollout.name={args.engine}", *args.overrides]
+    command = training_command(out, args.recipe, args.steps, overrides)
     print(f"\n{printable(command, out / 'metrics.jsonl')}\n", flush=True)
     started = time.monotonic()
     train(command, out, args.steps, args.timeout)

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.config import PruneOPDConfig, load_config
+from recipe.prune_opd.config import ENGINES, PruneOPDConfig, load_config
 from recipe.prune_opd.inputs import check_inputs
 
 
@@ -56,7 +56,7 @@ SETTINGS = (
 
 
 GATE_SETTINGS = (
-    Setting(f"{ROLLOUT}.name", ("vllm",), "only verl's vLLM servers can be followed so far"),
+    Setting(f"{ROLLOUT}.name", ENGINES, "the servers of other engines cannot be followed"),
     Setting(f"{ROLLOUT}.disaggregation.enabled", (False, None), "a followed response stays on one server"),
 )
 """As ``SETTINGS``, with ``prune_opd.gate.enable``."""

@@ -20,7 +20,7 @@ METRICS = ("overlap_ratio", "teacher_top_p_accept")
 GATES = ("cumulative", "windowed", "consecutive", "relative", "never")
 NORMALISERS = ("generated", "reliable")
 HOMES = ("worker_group", "server", "url")
-APIS = ("vllm", "sglang")
+APIS = ENGINES = ("vllm", "sglang")
 PAPER_MAX, PAPER_MIN, PAPER_INIT = 12288, 1024, 1024
 
 
@@ -41,6 +41,8 @@ class TeacherServerConfig:
     They take devices of their own, ``replicas * tensor_model_parallel_size`` of them.
     """
 
+    engine: str = "vllm"
+    """``vllm`` or ``sglang``. The recipe takes the rollout's, ``actor_rollout_ref.rollout.name``."""
     replicas: int = 1
     """Servers; responses are shared out among them."""
     tensor_model_parallel_size: int = 1
@@ -50,13 +52,14 @@ class TeacherServerConfig:
     dtype: str = "bfloat16"
     """Dtype of the weights. The recipe takes the rollout's, ``actor_rollout_ref.rollout.dtype``."""
     block_size: int = 16
-    """Tokens per block of the prefix cache. A gate's chunk that is a multiple of it is scored without recomputing."""
+    """Tokens per block of vLLM's prefix cache (SGLang's holds single tokens). A gate's chunk that is a multiple of it
+    is scored without recomputing."""
     max_num_batched_tokens: int = 2048
     """Tokens a server runs through the model at once. Reporting log-probs costs it a row of logits for each."""
     enforce_eager: bool = True
     """No CUDA graphs: scoring is prefill, which they help little."""
     engine_kwargs: dict[str, Any] = field(default_factory=dict)
-    """More arguments for the engine, as ``actor_rollout_ref.rollout.engine_kwargs.vllm``."""
+    """More arguments for the engine, as ``actor_rollout_ref.rollout.engine_kwargs.ENGINE``."""
 
     def __post_init__(self) -> None:
         for name in ("replicas", "tensor_model_parallel_size", "block_size", "max_num_batched_tokens"):
@@ -364,6 +367,8 @@ class PruneOPDConfig:
         require(ungated, "gate.enable", True, f"false with {home}: a gate needs servers that the run has started")
 
     def _check_servers(self) -> None:
+        engine = self.teacher.server.engine
+        require(engine in ENGINES, "teacher.server.engine", engine, ", ".join(ENGINES))
         require(
             not self.teacher.trust_remote_code,
             "teacher.trust_remote_code",

@@ -7,7 +7,8 @@ from omegaconf import DictConfig, open_dict
 
 from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.inputs import local_path
-from verl_ext.rollout import register_vllm
+from verl_ext.rollout import register
+from verl_ext.rollout.rows import RAW
 from verl_ext.rollout.teacher_pool import TeacherPool
 from verl_ext.rollout.url_teacher import UrlTeacher
 
@@ -17,10 +18,10 @@ VLLM_MAX_LOGPROBS = 20
 
 def follow_rollout(config: DictConfig, topk: int) -> None:
     """Have the rollout servers report the unprocessed top-k of what they generate."""
-    register_vllm()
     rollout = config.actor_rollout_ref.rollout
+    register(rollout.name)
     with open_dict(config):
-        rollout.logprobs_mode = "raw_logprobs"
+        rollout.logprobs_mode = RAW
         engine = dict(rollout.engine_kwargs.get("vllm") or {})
         engine["max_logprobs"] = engine.get("max_logprobs") or max(topk, VLLM_MAX_LOGPROBS)
         rollout.engine_kwargs.vllm = engine
@@ -52,6 +53,7 @@ def teacher_pool(config: DictConfig, prune_opd: PruneOPDConfig) -> TeacherPool:
     server, rollout = prune_opd.teacher.server, config.actor_rollout_ref.rollout
     return TeacherPool(
         path=local_path(str(prune_opd.teacher.path)),
+        engine=server.engine,
         topk=prune_opd.topk,
         max_prompt_length=rollout.prompt_length,
         max_response_length=prune_opd.budget.build(rollout.response_length).max,

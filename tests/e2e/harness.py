@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
 sys.path.insert(0, str(QUICKSTART))
 import task  # noqa: E402
 
+ENGINE = "vllm" if find_spec("vllm") else "sglang"
+"""The one this environment has. All tests are the same for both."""
 MAX_RESPONSE = 96
-TIMEOUT = 420
+TIMEOUT = 600
 WIDE = os.environ | {"COLUMNS": "200"}
 """Environment in which tables are not folded."""
 
@@ -102,6 +105,7 @@ def command(inputs: Path, folder: Path, recipe: str, settings: dict[str, Any]) -
         "data.max_response_length": MAX_RESPONSE,
         "data.train_batch_size": 8,
         "data.seed": 1,
+        "actor_rollout_ref.rollout.name": ENGINE,
         "actor_rollout_ref.rollout.n": 2,
         "actor_rollout_ref.actor.ppo_mini_batch_size": 8,
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 1024,
@@ -170,7 +174,8 @@ def end_children(process: subprocess.Popen) -> None:
 
 def teacher_servers() -> list[psutil.Process]:
     """Teacher servers that are running, where the rollout's are verl's own."""
-    return [process for process in psutil.process_iter(["cmdline"]) if "ray::TopKHttpServer" in _title(process)]
+    name = {"vllm": "ray::TopKHttpServer", "sglang": "ray::TopKSGLangServer"}[ENGINE]
+    return [process for process in psutil.process_iter(["cmdline"]) if name in _title(process)]
 
 
 def _title(process: psutil.Process) -> str:

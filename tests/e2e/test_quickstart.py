@@ -16,6 +16,7 @@ PERCENT = r"(\d+\.\d)%"
 def output(tmp_path_factory):
     out = tmp_path_factory.mktemp("quickstart")
     command = [sys.executable, str(harness.QUICKSTART / "run.py"), "--out", str(out), "--steps", "2"]
+    command += ["--engine", harness.ENGINE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800, env=harness.WIDE)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (out / "metrics.jsonl").is_file()

@@ -134,7 +134,7 @@ def test_a_rule_that_can_stop_nothing_is_refused(gated, settings, said):
 
 
 WRONG_WITH_A_GATE = {
-    "actor_rollout_ref.rollout.name": "sglang",
+    "actor_rollout_ref.rollout.name": "trtllm",
     "actor_rollout_ref.rollout.disaggregation.enabled": True,
 }
 
@@ -143,6 +143,7 @@ WRONG_WITH_A_GATE = {
 def gated(config) -> DictConfig:
     """The recipe's configuration with the gate on."""
     config.prune_opd.gate.enable = True
+    config.prune_opd.teacher.server.engine = "vllm"  # not the rollout's, which a test changes
     return config
 
 
@@ -233,6 +234,7 @@ def serve(config: DictConfig) -> None:
 def served(config) -> DictConfig:
     """The recipe's configuration with the teacher on servers, without a gate."""
     serve(config)
+    config.prune_opd.teacher.server.engine = "vllm"  # not the rollout's, which a test changes
     return config
 
 
@@ -267,6 +269,19 @@ def test_arguments_of_the_teachers_engine_alone_matter_without_a_gate(served, ar
 def test_what_a_gate_alone_needs_may_be_anything_on_servers(served, setting):
     OmegaConf.update(served, setting.key, WRONG_WITH_A_GATE[setting.key], force_add=True)
     check_settings(served)
+
+
+@pytest.mark.parametrize("needs", ["gate.enable=true", "teacher.home=server"])
+def test_the_teachers_engine_must_be_one_that_can_be_asked(config, needs):
+    """It is the rollout's, unless another is named."""
+    serve(config)
+    config.prune_opd.teacher.home = "worker_group"
+    config.actor_rollout_ref.rollout.name = "trtllm"
+    check_settings(config)
+    key, value = needs.split("=")
+    OmegaConf.update(config.prune_opd, key, value == "true" or value)
+    with pytest.raises(ValueError, match=r"^prune_opd\.teacher\.server\.engine: got 'trtllm', allowed: vllm, sglang$"):
+        check_settings(config)
 
 
 @pytest.mark.parametrize("key", ["log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size_per_gpu"])

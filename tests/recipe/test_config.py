@@ -30,6 +30,7 @@ PAPER = {
         "trust_remote_code": False,
         "override_config": {},
         "server": {
+            "engine": "vllm",
             "replicas": 1,
             "tensor_model_parallel_size": 1,
             "gpu_memory_utilization": 0.85,

@@ -9,6 +9,7 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from recipe.prune_opd.config import APIS, TeacherConfig, TeacherUrlConfig, load_config
 from recipe.prune_opd.servers import follow_rollout, teacher_pool, url_teacher
+from verl_ext.rollout import ENGINES
 from verl_ext.rollout.url_teacher import DIALECTS, UrlTeacher
 
 GIVEN = {
@@ -62,11 +63,15 @@ def test_nothing_else_of_the_configuration_is_changed(config, composed):
     assert config == composed
 
 
-def test_verl_is_told_to_start_our_servers(config):
-    before = RolloutReplicaRegistry._registry["vllm"]
+@pytest.mark.parametrize("engine", ENGINES)
+def test_verl_is_told_to_start_our_servers(config, monkeypatch, engine):
+    before = dict(RolloutReplicaRegistry._registry)
+    monkeypatch.setattr(RolloutReplicaRegistry, "_registry", dict(before))
+    config.actor_rollout_ref.rollout.name = engine
     follow_rollout(config, 16)
-    assert RolloutReplicaRegistry._registry["vllm"] is not before
-    assert RolloutReplicaRegistry._registry["vllm"].__module__ == "verl_ext.rollout"
+    after = RolloutReplicaRegistry._registry
+    assert [name for name in after if after[name] is not before[name]] == [engine]
+    assert after[engine].__module__ == "verl_ext.rollout"
 
 
 def test_the_teachers_pool_has_all_the_settings(config, monkeypatch):
@@ -76,6 +81,7 @@ def test_the_teachers_pool_has_all_the_settings(config, monkeypatch):
     pool = teacher_pool(config, load_config(config.prune_opd))
     assert vars(pool) == {
         "path": "/home/user/models/teacher",
+        "engine": "vllm",
         "topk": 24,
         "max_prompt_length": 100,
         "max_response_length": 700,  # the largest limit, not what validation may generate
@@ -90,9 +96,12 @@ def test_the_teachers_pool_has_all_the_settings(config, monkeypatch):
     }
 
 
-def test_verl_takes_the_teachers_configuration(config, monkeypatch):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_verl_takes_the_teachers_configuration(config, monkeypatch, engine):
     """Its keys, and checks, are those of verl's distillation."""
     seen = []
+    config.prune_opd.teacher.server.engine = engine
+    monkeypatch.setattr(RolloutReplicaRegistry, "_registry", dict(RolloutReplicaRegistry._registry))
     monkeypatch.setattr("verl_ext.rollout.teacher_pool.MultiTeacherModelManager", lambda **given: seen.append(given))
     for key, value in GIVEN.items():
         OmegaConf.update(config, key, value, force_add=True)
@@ -108,7 +117,9 @@ def test_verl_takes_the_teachers_configuration(config, monkeypatch):
     assert (inference.max_model_len, inference.tensor_model_parallel_size, inference.dtype) == (801, 2, "float16")
     assert (inference.enable_prefix_caching, inference.free_cache_engine) == (True, False)
     assert (inference.logprobs_mode, inference.temperature) == ("raw_logprobs", 1)
-    assert inference.engine_kwargs["vllm"] == {"block_size": 16, "max_logprobs": 24, "swap_space": 1}
+    arguments = {"vllm": {"block_size": 16, "max_logprobs": 24}, "sglang": {"chunked_prefill_size": 4096}}[engine]
+    assert inference.name == engine
+    assert inference.engine_kwargs == {engine: arguments | {"swap_space": 1}}
 
 
 # ------------------------------------------------------------------------------------------------ behind URLs

@@ -42,6 +42,8 @@ def sequence(length: int, *ranks: int) -> list[int]:
 
 RANKS = (1, K, K + 1, 2, VOCAB, K + 2)
 TEXT = sequence(20, *RANKS)
+LAST = TEXT[7]
+"""Stands for the last id of a vocabulary, which SGLang reports as 0."""
 
 
 def text_of(token: int) -> str:
@@ -71,16 +73,15 @@ def sglang_answer(body: dict[str, Any]) -> Any:
     places = [(t, distribution(tuple(token_ids[:t]))[0].index(token_ids[t])) for t in range(start, len(token_ids))]
     own: list[Any] = [triple(t, rank) for t, rank in places]
     top: list[Any] = [[triple(t, rank) for rank in range(topk)] for t, _ in places]
+    for row, token in zip(own, token_ids[start:], strict=True):
+        row[1] = 0 if token == LAST else row[1]
     own[0], top[0] = [None, token_ids[start], None], None
     return {"text": "x", "meta_info": {"input_token_logprobs": own, "input_top_logprobs": top}}
 
 
 ANSWERS = {"vllm": vllm_answer, "sglang": sglang_answer}
 PATHS = {"vllm": "/v1/completions", "sglang": "/generate"}
-MODELS = {
-    "vllm": ("/v1/models", {"object": "list", "data": [{"id": MODEL, "max_model_len": CONTEXT}, {"id": "adapter"}]}),
-    "sglang": ("/get_model_info", {"model_path": MODEL, "is_generation": True}),
-}
+MODELS = {"object": "list", "data": [{"id": MODEL, "max_model_len": CONTEXT}, {"id": "adapter"}]}
 
 
 class Server:
@@ -108,14 +109,14 @@ class Server:
 
     async def _models(self, request: web.Request) -> web.Response:
         self.requests.append((request.method, request.path, dict(request.headers), None))
-        return web.json_response(self.models or MODELS[self.dialect][1])
+        return web.json_response(self.models or MODELS)
 
     @asynccontextmanager
     async def start(self, trust: ssl.SSLContext | None = None) -> AsyncIterator[str]:
         """Its URL."""
         app = web.Application()
         app.router.add_post(PATHS[self.dialect], self._question)
-        app.router.add_get(MODELS[self.dialect][0], self._models)
+        app.router.add_get("/v1/models", self._models)
         runner = web.AppRunner(app, shutdown_timeout=0)
         await runner.setup()
         try:
@@ -599,21 +600,21 @@ def examined(server: Server, probe: list[int] = TEXT, **given: Any) -> tuple[dic
 def test_an_examination_tells_models_contexts_and_texts(dialect: str) -> None:
     server = Server(dialect)
     models, texts = examined(server)
-    assert models == ({MODEL: CONTEXT, "adapter": None} if dialect == "vllm" else {MODEL: None})
+    assert models == {MODEL: CONTEXT, "adapter": None}
     seen = {i for t in range(1, len(TEXT)) for i in distribution(tuple(TEXT[:t]))[0][:K]}
     if dialect == "vllm":
         seen |= {*TEXT[1:]}
     assert texts == {i: text_of(i) for i in seen}
-    assert [path for _, path, _, _ in server.requests] == [MODELS[dialect][0], PATHS[dialect]]
+    assert [path for _, path, _, _ in server.requests] == ["/v1/models", PATHS[dialect]]
     body = server.requests[1][3]
     assert body["prompt" if dialect == "vllm" else "input_ids"] == TEXT
 
 
 @both
 def test_where_the_model_is_not_served_nothing_is_scored(dialect: str) -> None:
-    models = {"data": [{"id": "another", "max_model_len": 7}], "model_path": "another"}
+    models = {"data": [{"id": "another", "max_model_len": 7}]}
     server = Server(dialect, models=models)
-    assert examined(server) == ({"another": 7 if dialect == "vllm" else None}, {})
+    assert examined(server) == ({"another": 7}, {})
     assert len(server.requests) == 1
 
 
@@ -634,7 +635,7 @@ def test_an_examination_raises_the_servers_errors(dialect: str) -> None:
 def test_a_server_of_the_other_dialect_does_not_know_the_path() -> None:
     async def main() -> None:
         async with Server("vllm").start() as url:
-            with pytest.raises(aiohttp.ClientError, match=rf"^{url}/get_model_info answers 404"):
+            with pytest.raises(aiohttp.ClientError, match=rf"^{url}/generate answers 404"):
                 await UrlTeacher([url], MODEL, "sglang").examine(url, TEXT, K)
 
     asyncio.run(main())

@@ -24,8 +24,9 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.logprobs import LogprobsProcessor
 from vllm.v1.outputs import LogprobsTensors
 
-from verl_ext.rollout import register_vllm, vllm_server
-from verl_ext.rollout.vllm_server import FollowedEngine, Following, TailLogprobs, TopKHttpServer, TopKReplica
+from verl_ext.rollout import register, vllm_server
+from verl_ext.rollout.following import Following
+from verl_ext.rollout.vllm_server import FollowedEngine, TailLogprobs, TopKHttpServer, TopKReplica, observe
 
 K, VOCAB = 3, 40
 
@@ -74,49 +75,26 @@ def check_chunks(chunks: list[Chunk], text: Text, count: int) -> None:
 # ------------------------------------------------------------------------------------------------ following
 
 
-@pytest.mark.parametrize("prompt", [1, 7, 8, 9])
-@pytest.mark.parametrize("step", [1, 5, 30])
-def test_chunks_end_where_prompt_and_response_are_a_multiple(prompt: int, step: int) -> None:
-    text, following = Text(50), Following(prompt, K, chunk=8)
-    for count in [*range(1, 50, step), 50]:
-        following.observe(text.output(count, finished=count == 50))
-    chunks = drain(following)
-    check_chunks(chunks, text, 50)
-    ends = prompt + np.cumsum([len(chunk.token_ids) for chunk in chunks])
-    assert (ends[:-1] % 8 == 0).all()
-    assert ends[-1] == prompt + 50
-    if step == 1:
-        assert {len(chunk.token_ids) for chunk in chunks[1:-1]} == {8}
-
-
-def test_a_chunk_is_reported_as_soon_as_it_is_whole() -> None:
-    text, following, sizes = Text(20), Following(3, K, chunk=8), []
-    for count in range(1, 15):
-        following.observe(text.output(count))
-        sizes.append(sum(len(chunk.token_ids) for chunk in drain(following)))
-    assert [(count, size) for count, size in enumerate(sizes, 1) if size] == [(5, 5), (13, 8)]
-
-
-def test_a_response_that_ends_with_a_chunk_has_no_empty_one() -> None:
-    text, following = Text(20), Following(4, K, chunk=8)
-    following.observe(text.output(12))
-    following.observe(text.output(12, finished=True))
-    check_chunks(drain(following), text, 12)
-    assert following.queue.empty()
-
-
 def test_a_row_has_k_candidates_whether_or_not_the_token_is_among_them() -> None:
     text, following = Text(30), Following(1, K, chunk=30)
-    following.observe(text.output(30, finished=True))
+    observe(following, text.output(30, finished=True))
     (chunk,) = drain(following)
     among = (chunk.rows.ids == np.array(chunk.token_ids)[:, None]).any(1)
     assert 0 < among.sum() < 30
     assert chunk.rows.ids.shape == chunk.rows.log_probs.shape == (30, K)
 
 
+@pytest.mark.parametrize("step", [1, 5, 30])
+def test_chunks_hold_every_token_once(step: int) -> None:
+    text, following = Text(50), Following(7, K, chunk=8)
+    for count in [*range(1, 50, step), 50]:
+        observe(following, text.output(count, finished=count == 50))
+    check_chunks(drain(following), text, 50)
+
+
 def test_an_abort_before_the_first_token_reports_nothing() -> None:
     following = Following(4, K, chunk=8)
-    following.observe(SimpleNamespace(outputs=[], finished=True))
+    observe(following, SimpleNamespace(outputs=[], finished=True))
     assert following.queue.empty()
 
 
@@ -450,7 +428,7 @@ def test_an_engine_that_died_is_told_from_a_server_that_errs() -> None:
 
 def test_verl_starts_our_servers_under_its_own_name(monkeypatch) -> None:
     monkeypatch.setattr(RolloutReplicaRegistry, "_registry", dict(RolloutReplicaRegistry._registry))
-    register_vllm()
+    register("vllm")
     assert RolloutReplicaRegistry.get("vllm") is TopKReplica
 
 

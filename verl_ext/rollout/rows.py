@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+RAW = "raw_logprobs"
+"""``rollout.logprobs_mode`` under which top-p and temperature leave the reported distribution alone."""
+
 
 @dataclass(frozen=True)
 class TopKRows:

@@ -10,14 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 from verl.experimental.teacher_loop import MultiTeacherModelManager
 from verl.single_controller.ray.base import RayResourcePool
 
-from verl_ext.rollout import register_vllm
+from verl_ext.rollout import register
 
 
 @dataclass(frozen=True)
 class TeacherPool:
-    """One teacher on ``replicas`` vLLM servers of ``tensor_model_parallel_size`` devices each."""
+    """One teacher on ``replicas`` servers of ``tensor_model_parallel_size`` devices each.
+
+    ``engine`` is one of ``verl_ext.rollout.ENGINES``. SGLang has no block size: its cache holds tokens.
+    """
 
     path: str
+    engine: str
     topk: int
     max_prompt_length: int
     max_response_length: int
@@ -45,7 +49,7 @@ class TeacherPool:
             resource_pool: of the shape ``nodes`` says.
             gpus_per_node: devices of a node.
         """
-        register_vllm()
+        register(self.engine)
         nodes = self.nodes(gpus_per_node)
         settings = {
             "enabled": True,
@@ -60,7 +64,7 @@ class TeacherPool:
 
     def _inference(self) -> dict[str, Any]:
         return {
-            "name": "vllm",
+            "name": self.engine,
             "dtype": self.dtype,
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "tensor_model_parallel_size": self.tensor_model_parallel_size,
@@ -75,8 +79,14 @@ class TeacherPool:
             "free_cache_engine": False,
             "logprobs_mode": "raw_logprobs",
             "temperature": 1.0,
-            "engine_kwargs": {"vllm": {"block_size": self.block_size, "max_logprobs": self.topk} | self.engine_kwargs},
+            "engine_kwargs": {self.engine: self._arguments() | self.engine_kwargs},
         }
+
+    def _arguments(self) -> dict[str, Any]:
+        """What verl's keys do not reach."""
+        if self.engine == "vllm":
+            return {"block_size": self.block_size, "max_logprobs": self.topk}
+        return {"chunked_prefill_size": self.max_num_batched_tokens}
 
     @staticmethod
     def load_balancer(manager: MultiTeacherModelManager) -> Any:

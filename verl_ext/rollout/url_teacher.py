@@ -29,7 +29,6 @@ class Dialect(ABC):
     """How one kind of server is asked, and how its answer is read."""
 
     path: str
-    models_path: str
 
     @abstractmethod
     def question(self, model: str, token_ids: list[int], start: int, topk: int) -> dict[str, Any]:
@@ -43,15 +42,11 @@ class Dialect(ABC):
     def texts(self, answer: Any) -> dict[int, str]:
         """Text of the tokens that occur in an answer."""
 
-    @abstractmethod
-    def models(self, answer: Any) -> dict[str, int | None]:
-        """Models that a server says it serves, with their contexts in tokens where it says so."""
-
 
 class VLLM(Dialect):
     """``vllm serve``."""
 
-    path, models_path = "/v1/completions", "/v1/models"
+    path = "/v1/completions"
 
     def question(self, model: str, token_ids: list[int], start: int, topk: int) -> dict[str, Any]:
         """See ``Dialect``. The server sends rows of the whole prompt, whatever ``start`` is."""
@@ -67,10 +62,6 @@ class VLLM(Dialect):
         entries = answer["choices"][0]["prompt_logprobs"][1:]
         return {int(i): value["decoded_token"] for entry in entries for i, value in entry.items()}
 
-    def models(self, answer: Any) -> dict[str, int | None]:
-        """See ``Dialect``."""
-        return {model["id"]: model.get("max_model_len") for model in answer["data"]}
-
 
 def _vllm_row(entry: dict[str, Any], token: int, topk: int) -> tuple[float, Candidates]:
     ranked = sorted((value["rank"], int(i), value["logprob"]) for i, value in entry.items())
@@ -80,7 +71,7 @@ def _vllm_row(entry: dict[str, Any], token: int, topk: int) -> tuple[float, Cand
 class SGLang(Dialect):
     """``python -m sglang.launch_server``."""
 
-    path, models_path = "/generate", "/get_model_info"
+    path = "/generate"
 
     def question(self, model: str, token_ids: list[int], start: int, topk: int) -> dict[str, Any]:
         """See ``Dialect``. The first row of an answer is always empty, so it begins one token early."""
@@ -97,17 +88,16 @@ class SGLang(Dialect):
         """See ``Dialect``."""
         info = answer["meta_info"]
         own, top = info["input_token_logprobs"][1:], info["input_top_logprobs"][1:]
-        if [i for _, i, *_ in own] != token_ids[start:]:
+        # SGLang reports the last id of the vocabulary as 0 (scheduler_output_processor_mixin.py), its log-prob rightly.
+        if len(own) != len(token_ids) - start or any(
+            i not in (token, 0) for (_, i, *_), token in zip(own, token_ids[start:], strict=True)
+        ):
             raise ValueError("rows of other tokens")
         return [(log_prob, [(i, value) for value, i, *_ in row]) for (log_prob, *_), row in zip(own, top, strict=True)]
 
     def texts(self, answer: Any) -> dict[int, str]:
         """See ``Dialect``."""
         return {i: text for row in answer["meta_info"]["input_top_logprobs"][1:] for _, i, text in row}
-
-    def models(self, answer: Any) -> dict[str, int | None]:
-        """See ``Dialect``."""
-        return {answer["model_path"]: None}
 
 
 DIALECTS: dict[str, Dialect] = {"vllm": VLLM(), "sglang": SGLang()}
@@ -173,7 +163,8 @@ class UrlTeacher:
         """
         dialect = DIALECTS[self.dialect]
         try:
-            models = dialect.models(await self._json("GET", url + dialect.models_path))
+            listed = (await self._json("GET", url + "/v1/models"))["data"]  # the same in both
+            models = {model["id"]: model.get("max_model_len") for model in listed}
             if self.model not in models:
                 return models, {}
             answer = await self.ask(url, probe, 1, topk)

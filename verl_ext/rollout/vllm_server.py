@@ -5,6 +5,7 @@ Everything else (weight sync, sleep, admission, LoRA, prefix cache) is verl's, i
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -23,35 +24,19 @@ from vllm.v1.engine.logprobs import LogprobsProcessor
 from vllm.v1.outputs import LogprobsTensors
 
 from verl_ext import compat
-from verl_ext.rollout.rows import Chunk, DeadServer, Score, TopKRows
-
-RAW = "raw_logprobs"
-"""``rollout.logprobs_mode`` under which top-p and temperature leave the reported distribution alone."""
+from verl_ext.rollout.following import Following
+from verl_ext.rollout.rows import RAW, Chunk, DeadServer, Score, TopKRows
 
 
-class Following:
-    """The reader's end of a response: whole chunks go into ``queue`` while the engine goes on.
-
-    A chunk ends where prompt and response together are a multiple of ``chunk`` tokens, so that a teacher whose cache
-    block divides ``chunk`` never computes a token twice. The last one ends with the response.
-    """
-
-    def __init__(self, prompt_length: int, topk: int, chunk: int):
-        self.topk, self.chunk = topk, chunk
-        self.queue: asyncio.Queue[Chunk | None] = asyncio.Queue()
-        self._prompt_length, self._reported = prompt_length, 0
-
-    def observe(self, output: RequestOutput) -> None:
-        """Report what is new in the cumulative output of a request."""
-        if not output.outputs:  # aborted before the first token
-            return
-        token_ids, logprobs = output.outputs[0].token_ids, output.outputs[0].logprobs
-        end = len(token_ids)
-        if not output.finished:
-            end = (self._prompt_length + end) // self.chunk * self.chunk - self._prompt_length
-        if end > self._reported:
-            begin, self._reported = self._reported, end
-            self.queue.put_nowait(_chunk(list(token_ids[begin:end]), logprobs, begin, end, self.topk))
+def observe(following: Following, output: RequestOutput) -> None:
+    """Report what is new in the cumulative output of a request."""
+    if not output.outputs:  # aborted before the first token
+        return
+    token_ids, logprobs = output.outputs[0].token_ids, output.outputs[0].logprobs
+    due = following.due(len(token_ids), output.finished)
+    if due is not None:
+        chunk = _chunk(list(token_ids[due]), logprobs, due.start, due.stop, following.topk)
+        following.queue.put_nowait(chunk)
 
 
 def _chunk(token_ids: list[int], logprobs: FlatLogprobs, begin: int, end: int, topk: int) -> Chunk:
@@ -88,7 +73,7 @@ class FollowedEngine:
             sampling_params.detokenize = False  # would more than double the cost of log-probs
         async for output in self._engine.generate(prompt, sampling_params, request_id, **kwargs):
             if following is not None:
-                following.observe(output)
+                observe(following, output)
                 if output.finished and output.outputs:
                     output.outputs[0].logprobs = _sampled_alone(output.outputs[0].logprobs, following.topk)
             yield output
@@ -168,15 +153,13 @@ class TopKHttpServer(vLLMHttpServer):
             raise ValueError(f"rollout.logprobs_mode: got {self.config.logprobs_mode!r}, allowed to follow: {RAW!r}")
         following = Following(len(prompt_ids), topk, chunk)
         self.engine.followed[request_id] = following
-        done = asyncio.create_task(self.generate(prompt_ids, sampling_params, request_id, **kwargs))
-        done.add_done_callback(lambda _: following.queue.put_nowait(None))
+        generation = self.generate(prompt_ids, sampling_params, request_id, **kwargs)
         try:
-            while (item := await following.queue.get()) is not None:
-                yield item
-            yield await done
+            async with aclosing(following.until(generation)) as items:  # verl's generate aborts what is cancelled
+                async for item in items:
+                    yield item
         finally:
             del self.engine.followed[request_id]
-            done.cancel()  # where it is not done, the reader went away: verl's generate aborts its request
 
     async def abort(self, request_id: str) -> None:
         """End a followed response where it is. What it has so far is still reported."""

@@ -1,0 +1,3 @@
+"""See ``sgl_kernel``."""
+
+from sgl_kernel import __getattr__ as __getattr__
