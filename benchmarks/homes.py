@@ -2,9 +2,9 @@
 
     worker_group only_stu       the paper's: the teacher shares the trainer's devices
     worker_group intersection   the same with the strategy that servers can serve, to compare with
-    server intersection         the run's own vLLM server, asked when a response is complete
+    server intersection         the run's own server, asked when a response is complete
     ... while it grows          the same, asked every 64 tokens (``gate.kind=never``, which stops nothing)
-    url intersection            a `vllm serve` that was started before
+    url intersection            a `vllm serve`, or `sglang.launch_server`, that was started before
 
 Each row is a run of its own, the first step left out. "step pays" is what the step waits for the teacher after its
 last response is complete: the worker group's pass (``timing_s/ref``), or the last scores and the reading of them.
@@ -12,7 +12,8 @@ last response is complete: the worker group's pass (``timing_s/ref``), or the la
 it grows, of the time in which questions were open the part before the response's end.
 Memory is that of all processes of the run, shared pages once. Accuracy: greedy, 256 held-out problems, in the end.
 
-    python benchmarks/homes.py --out runs/homes       # 4 runs of about 5 minutes on 2 cores
+    python benchmarks/homes.py --out runs/homes       # 5 runs of about 5 minutes on 2 cores
+    python benchmarks/homes.py --out runs/homes-sglang --engine sglang     # in the environment that has it
 """
 
 import argparse
@@ -45,6 +46,12 @@ ROWS = (
     ("url", "intersection"),
 )
 PORT = 18765
+URL = f"http://127.0.0.1:{PORT}"
+SERVE = {"vllm": ["vllm.entrypoints.cli.main", "serve"], "sglang": ["sglang.launch_server", "--model-path"]}
+SETTINGS = {
+    "vllm": ["--max-model-len", "512", "--max-logprobs", "16", "--block-size", "16", "--enforce-eager"],
+    "sglang": ["--context-length", "512"],
+}
 COLUMNS = (
     "home",
     "strategy",
@@ -63,27 +70,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/homes"))
     parser.add_argument("--rows", type=int, nargs="+", default=list(range(len(ROWS))), help="which of them, from 0")
     parser.add_argument("--steps", type=int, default=24, help="of each run (%(default)s)")
+    parser.add_argument("--engine", choices=tuple(SERVE), default="vllm", help="of rollouts and teacher (%(default)s)")
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     pair.build_pair(out / "models", pair.Settings())
     task.write_parquet(out / "data", validation=run.VALIDATION_PROBLEMS)
-    table = Table(*COLUMNS, title=f"Medians over {args.steps - 1} steps; accuracy with its 95 % Wilson interval")
+    table = Table(
+        *COLUMNS, title=f"{args.engine}: medians over {args.steps - 1} steps; accuracy with its 95 % interval"
+    )
     for home, strategy in (ROWS[i] for i in args.rows):
         folder = out / f"{home}_{strategy}".replace(", while it grows", "_growing")
         folder.mkdir(exist_ok=True)
         overrides = [
             f"prune_opd.teacher.home={home.split(',')[0]}",
             f"prune_opd.strategy={strategy}",
+            f"actor_rollout_ref.rollout.name={args.engine}",
             "trainer.val_before_train=false",
             "trainer.save_freq=-1",
         ]
         if home == GROWING:
             overrides += ["prune_opd.gate.enable=true", "prune_opd.gate.kind=never"]
         if home == "url":
-            overrides.append(f"prune_opd.teacher.url.urls=[http://127.0.0.1:{PORT}]")
+            overrides += [f"prune_opd.teacher.url.urls=[{URL}]", f"prune_opd.teacher.url.api={args.engine}"]
         command = run.training_command(out, "prune_opd", args.steps, overrides)
-        server = serving(out / "models" / "teacher", folder) if home == "url" else contextlib.nullcontext()
+        teacher = out / "models" / "teacher"
+        server = serving(teacher, folder, args.engine) if home == "url" else contextlib.nullcontext()
         with server, peak_memory() as peak:
             run.train(command, folder, args.steps, timeout=1800)
         table.add_row(home, strategy, *cells(run.read(folder / "metrics.jsonl")), f"{max(peak):.1f}", accuracy(folder))
@@ -119,11 +131,10 @@ def accuracy(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def serving(model: Path, folder: Path) -> Iterator[None]:
-    """A ``vllm serve`` with the teacher, while the block runs."""
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--port", str(PORT)]
-    settings = {"--dtype": "float32", "--max-model-len": "512", "--max-logprobs": "16", "--block-size": "16"}
-    command += [word for pair_ in settings.items() for word in pair_] + ["--enforce-eager"]
+def serving(model: Path, folder: Path, engine: str) -> Iterator[None]:
+    """A server with the teacher, while the block runs."""
+    command = [sys.executable, "-m", *SERVE[engine], str(model), *SETTINGS[engine]]
+    command += ["--port", str(PORT), "--dtype", "float32"]
     environment = os.environ | {
         "TORCHDYNAMO_DISABLE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -132,7 +143,7 @@ def serving(model: Path, folder: Path) -> Iterator[None]:
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
-            _wait_for(f"http://127.0.0.1:{PORT}/health", process, folder / "server.log")
+            _wait_for(f"{URL}/health", process, folder / "server.log")
             yield
         finally:
             process.terminate()

@@ -111,7 +111,8 @@ def _check_servers(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
 def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
     """The rollout must report what the gate asks, and verl must not compare log-probs of two distributions."""
     rollout = config.actor_rollout_ref.rollout
-    _check_engine(f"{ROLLOUT}.engine_kwargs.vllm", rollout.engine_kwargs.get("vllm") or {}, prune_opd)
+    engine = rollout.engine_kwargs.get(rollout.name) or {}
+    _check_engine(f"{ROLLOUT}.engine_kwargs.{rollout.name}", engine, prune_opd)
     plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
     if rollout.calculate_log_probs and not plain:
         raise ValueError(
@@ -126,6 +127,8 @@ def _check_engine(key: str, arguments: Mapping[str, Any], prune_opd: PruneOPDCon
     mode, most = arguments.get("logprobs_mode"), arguments.get("max_logprobs")
     if mode not in (None, "raw_logprobs"):
         raise ValueError(f"{key}.logprobs_mode: got {mode!r}, allowed with prune_opd.{needed_by}: 'raw_logprobs'")
+    if arguments.get("incremental_streaming_output"):
+        raise ValueError(f"{key}.incremental_streaming_output: got True, allowed with prune_opd.{needed_by}: False")
     if most is not None and 0 <= most < topk:
         raise ValueError(
             f"{key}.max_logprobs: got {most}, allowed with prune_opd.{needed_by}: at least prune_opd.topk, {topk}"

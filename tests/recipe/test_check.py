@@ -94,7 +94,11 @@ ENGINES = ("actor_rollout_ref.rollout.engine_kwargs.vllm", "prune_opd.teacher.se
 @pytest.mark.parametrize("key", ENGINES)
 @pytest.mark.parametrize(
     ("argument", "found", "allowed"),
-    [("logprobs_mode", "processed_logprobs", "'raw_logprobs'"), ("max_logprobs", 15, "at least prune_opd.topk, 16")],
+    [
+        ("logprobs_mode", "processed_logprobs", "'raw_logprobs'"),
+        ("max_logprobs", 15, "at least prune_opd.topk, 16"),
+        ("incremental_streaming_output", True, "False"),
+    ],
 )
 def test_arguments_of_an_engine_do_not_slip_past(gated, key, argument, found, allowed):
     OmegaConf.update(gated, key, {argument: found}, force_add=True)
@@ -250,7 +254,11 @@ def test_a_strategy_that_servers_cannot_serve_ends_the_start(served):
 
 @pytest.mark.parametrize(
     ("argument", "found", "allowed"),
-    [("logprobs_mode", "processed_logprobs", "'raw_logprobs'"), ("max_logprobs", 15, "at least prune_opd.topk, 16")],
+    [
+        ("logprobs_mode", "processed_logprobs", "'raw_logprobs'"),
+        ("max_logprobs", 15, "at least prune_opd.topk, 16"),
+        ("incremental_streaming_output", True, "False"),
+    ],
 )
 def test_arguments_of_the_teachers_engine_alone_matter_without_a_gate(served, argument, found, allowed):
     rollout, teacher = ENGINES
