@@ -3,6 +3,7 @@
 # make lint          ruff and mypy
 # ENGINE=sglang make ...       SGLang in place of vLLM, in an environment of its own
 # PYTHON=python3.12 make ...   chooses the interpreter (3.10 to 3.12)
+# UNIT=tests/recipe make test-unit   a part of the unit tests
 
 PYTHON ?= python3
 ENGINE ?= vllm
@@ -12,6 +13,7 @@ $(error ENGINE is $(ENGINE), allowed: $(ENGINES))
 endif
 VENV ?= $(if $(filter vllm,$(ENGINE)),.venv,.venv-$(ENGINE))
 BIN := $(VENV)/bin
+UNIT ?= tests
 RUN ?= runs/quickstart$(if $(filter vllm,$(ENGINE)),,-$(ENGINE))
 CPU := verl_ext/cpu
 PIP := $(BIN)/python -m pip install --quiet --no-deps
@@ -44,7 +46,7 @@ quickstart: install
 test: test-unit test-e2e
 
 test-unit: install
-	$(BIN)/python -m pytest -m "not e2e"
+	$(BIN)/python -m pytest -m "not e2e" $(UNIT)
 
 test-e2e: install
 	$(BIN)/python -m pytest -m e2e -v

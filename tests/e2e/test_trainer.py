@@ -283,6 +283,15 @@ def test_every_pass_agrees_with_transformers(permuted, inputs):
         )
 
 
+def test_updated_weights_reach_the_rollout_servers(permuted, inputs):
+    """After four updates too the servers sample from what the trainer holds."""
+    assert max(step["training/rollout_probs_diff_max"] for step in permuted.steps) < 1e-3
+    before, (dump,) = AutoModelForCausalLM.from_pretrained(inputs / "student"), permuted.dump(5)
+    length = int(dump["lengths"][0])
+    then, now = log_probs(before, dump, 0, 0.8).topk(16).values, dump["student_topk_log_probs"][0, :length]
+    assert (then - now).abs().max() > 0.1  # far from the weights they were started with
+
+
 def test_the_first_loss_is_the_negative_mean_reward(permuted, plain):
     """At ratio 1 the loss is -A, whatever the micro-batches."""
     for run in (permuted, plain):
