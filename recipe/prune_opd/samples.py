@@ -52,7 +52,7 @@ def token_data(
         "tokens": responses.tolist(),
         "overlap": [round(o, 4) if counts else None for o, counts in zip(overlap.tolist(), mask.tolist(), strict=True)],
         "events": torch.where(events)[0].tolist(),
-        "weight": [round(w, 4) for w in weight.tolist()],
+        "weight": [round(w, 6) for w in weight.tolist()],
     }
     ids = set(found["tokens"])
     for name, (candidates, log_probs) in (("student", student), ("teacher", teacher)):

@@ -1,0 +1,56 @@
+"""One page about one or several runs, to be opened in a browser: it needs no server and no network.
+
+A run is a folder that it wrote into, with the file of verl's logger (trainer.logger=[console,file]) and, where
+prune_opd.records.dir was there as well, our records; or just the file. Several runs are laid over each other.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from recipe.prune_opd import report
+from recipe.prune_opd.runs import read_runs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See ``recipe.prune_opd.__main__``."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or file of verl's logger")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: %(default)s)")
+    parser.add_argument("--title", help="heading of the page (default: the names of the runs)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON and write no page")
+
+
+def run(args: argparse.Namespace) -> int:
+    """See ``recipe.prune_opd.__main__``.
+
+    Raises:
+        ValueError: there is no run at a path, or the page cannot be written; names which.
+    """
+    if not args.json and not args.out.resolve().parent.is_dir():
+        raise ValueError(f"--out: {args.out.resolve().parent} does not exist, allowed: a file in a folder that exists")
+    runs = read_runs(args.runs)
+    summaries = [report.summary(one) for one in runs]
+    if args.json:
+        print(json.dumps(summaries, indent=2))
+        return 0
+    text = report.report(runs, args.title or ", ".join(one.name for one in runs))
+    args.out.write_text(text, encoding="utf-8")
+    _print_table(summaries)
+    print(f"{args.out}, {len(text.encode()) / 1e6:.2f} MB")
+    return 0
+
+
+def _print_table(summaries: list[dict]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(caption="pairs: first and last step", caption_justify="left")
+    for name in report.COLUMNS:
+        table.add_column(name, justify="left" if name == "run" else "right")
+    for summary in summaries:
+        table.add_row(*map(escape, report.cells(summary)))
+    console = Console(width=max(Console().width, 130))
+    console.print(table)
+    for fault in [fault for summary in summaries for fault in summary["faults"]]:
+        console.print(f"note: {fault}", markup=False, highlight=False)
