@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ from recipe.prune_opd.tokens import token_views
 MOST_RUNS = len(page.SERIES)
 POINTS = 400
 """Most points of a curve and columns of a heat map: more would not be seen, but would have to be loaded."""
-DASHES = ("-", "--", ":", "-.")
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
 Values = Callable[[Run], Mapping[int, float]]
 
@@ -51,6 +51,11 @@ def of(metric: str, *record: str) -> Values:
 def recorded(*record: str) -> Values:
     """Step -> a value of the records."""
     return lambda run: run.record(*record)
+
+
+def accuracy_on(benchmark: str) -> Values:
+    """Step -> Avg@N on a benchmark."""
+    return lambda run: run.accuracies().get(benchmark, {})
 
 
 def so_far(values: Values, scale: float) -> Values:
@@ -246,10 +251,7 @@ def report(runs: Sequence[Run], title: str) -> str:
     if len(runs) > MOST_RUNS:
         raise ValueError(f"RUN: got {len(runs)} runs, allowed: at most {MOST_RUNS}, which can still be told apart")
     accuracy = {name for run in runs for name in run.accuracies()}
-    charts = [
-        Chart(f"Accuracy, {name}", {"": lambda run, name=name: run.accuracies().get(name, {})}, marked=True)
-        for name in sorted(accuracy)
-    ]
+    charts = [Chart(f"Accuracy, {name}", {"": accuracy_on(name)}, marked=True) for name in sorted(accuracy)]
     charts += CHARTS
     shown = [chart for chart in charts if any(values(run) for run in runs for values in chart.lines.values())]
     absent = [chart.title for chart in charts if chart not in shown]
@@ -273,7 +275,7 @@ def report(runs: Sequence[Run], title: str) -> str:
         axes=list(AXES.values()),
         charts=[(chart, [curves(runs, chart, axis) for axis in AXES]) for chart in drawn],
         positions=position_charts(runs),
-        maps=[(run.name, heat_maps(run)) for run in runs if run.recorded],
+        maps=heat_maps([run for run in runs if run.recorded]),
         times=time_split(runs),
         **token_views(runs),
     )
@@ -296,6 +298,8 @@ def curves(runs: Sequence[Run], chart: Chart, axis: str) -> Markup:
             styles = [Line2D([], [], color=page.INK, linestyle=d, linewidth=1) for d in DASHES[: len(lines)]]
             fig.legend(styles, list(lines), loc="outside upper left", ncols=4, fontsize=8, handlelength=1.8)
         axes.set_xlabel(AXES[axis])
+        if axes.get_ylim()[1] >= 1e5:
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         if axis == "step":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid()
@@ -328,10 +332,10 @@ def position_charts(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
             for index, run in recorded:
                 records = [run.recorded[step] for step in sorted(run.recorded)]
                 tenth = -(-len(records) // 10)
-                for dashes, part in (("-", records[-tenth:]), ("--", records[:tenth])):
+                for dashes, part in zip(DASHES, (records[-tenth:], records[:tenth]), strict=False):
                     x, y = by_position(part, name)
                     axes.plot(x, y, dashes, color=page.series_colour(index), linewidth=1.4, marker="." * (len(x) == 1))
-            styles = [Line2D([], [], color=page.INK, linestyle=dashes, linewidth=1) for dashes in ("-", "--")]
+            styles = [Line2D([], [], color=page.INK, linestyle=dashes, linewidth=1) for dashes in DASHES[:2]]
             labels = ["last tenth of the steps", "first tenth"]
             fig.legend(styles, labels, loc="outside upper left", ncols=2, fontsize=8, handlelength=1.8)
             axes.set_xlabel("position in the response, tokens")
@@ -353,34 +357,47 @@ def by_position(records: Iterable[Mapping[str, Any]], name: str) -> tuple[list[f
     return [sum(bucket) / 2 for bucket in sorted(total)], [total[b][1] / total[b][0] for b in sorted(total)]
 
 
-def heat_maps(run: Run) -> list[tuple[str, Markup]]:
-    """Means by position and step, one map each."""
-    found = []
-    edges = max((record["positions"]["edges"] for record in run.recorded.values()), key=len)
-    for name, title in BY_POSITION.items():
-        values = grid(run, name, edges)
-        with page.style():
-            fig = page.new_figure()
-            axes = fig.subplots()
-            extent = (min(run.recorded) - 0.5, max(run.recorded) + 0.5, 0, len(edges) - 1)
-            image = axes.imshow(
-                values,
-                extent=extent,
-                origin="lower",
-                aspect="auto",
-                interpolation="none",
-                cmap="viridis" if name != "events" else "viridis_r",
-                vmin=0,
-                vmax=1,
-            )
-            fig.colorbar(image)
-            ticks = range(0, len(edges), max(1, len(edges) // 7))
-            axes.set_yticks(list(ticks), [f"{edges[i]:,}" for i in ticks])
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_xlabel("step")
-            axes.set_ylabel("position")
-        found.append((title, page.figure(fig, f"{title} of {run.name} by step and position")))
-    return found
+def heat_maps(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, Markup]]]]:
+    """Means by position and step, for every run one map each; the colours of a value mean the same in all runs."""
+    edges = [max((record["positions"]["edges"] for record in run.recorded.values()), key=len) for run in runs]
+    grids = {name: [grid(run, name, its) for run, its in zip(runs, edges, strict=True)] for name in BY_POSITION}
+    lowest = {name: min((np.nanmin(one) for one in given), default=0.0) for name, given in grids.items()}
+    highest = {name: max((np.nanmax(one) for one in given), default=1.0) for name, given in grids.items()}
+    return [
+        (
+            run.name,
+            [
+                (title, heat_map(run, title, grids[name][index], edges[index], (lowest[name], highest[name])))
+                for name, title in BY_POSITION.items()
+            ],
+        )
+        for index, run in enumerate(runs)
+    ]
+
+
+def heat_map(
+    run: Run, title: str, values: NDArray[np.float64], edges: list[int], bounds: tuple[float, float]
+) -> Markup:
+    """One map; see ``grid`` for its values and ``heat_maps`` for what bounds their colours."""
+    with page.style():
+        fig = page.new_figure()
+        axes = fig.subplots()
+        image = axes.imshow(
+            values,
+            extent=(min(run.recorded) - 0.5, max(run.recorded) + 0.5, 0, len(edges) - 1),
+            origin="lower",
+            aspect="auto",
+            interpolation="none",
+            vmin=bounds[0],
+            vmax=bounds[1],
+        )
+        fig.colorbar(image)
+        ticks = range(0, len(edges), max(1, len(edges) // 7))
+        axes.set_yticks(list(ticks), [f"{edges[i]:,}" for i in ticks])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("step")
+        axes.set_ylabel("position")
+    return page.figure(fig, f"{title} of {run.name} by step and position")
 
 
 def grid(run: Run, name: str, edges: list[int]) -> NDArray[np.float64]:
@@ -415,7 +432,7 @@ def time_split(runs: Sequence[Run]) -> Markup | None:
     if not any(splits):
         return None
     with page.style():
-        fig = page.new_figure(9, 1.1 + 0.35 * len(runs))
+        fig = page.new_figure(5.4, 1.5 + 0.3 * len(runs))
         axes = fig.subplots()
         left = [0.0] * len(runs)
         for index, part in enumerate([*TIMES, "other"]):
@@ -424,7 +441,7 @@ def time_split(runs: Sequence[Run]) -> Markup | None:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         _name_bars(axes, [run.name for run in runs])
         axes.set_xlabel("seconds of a step, mean")
-        fig.legend(loc="outside upper left", ncols=4, fontsize=8, handlelength=1)
+        fig.legend(loc="outside upper left", ncols=3, fontsize=8, handlelength=1)
     return page.figure(fig, "Mean seconds of a step by what they went into")
 
 

@@ -37,7 +37,8 @@ class Run:
     def record(self, *path: str) -> dict[int, float]:
         """Step -> value of a record under nested keys, where there is one."""
         found = {}
-        for step, value in self.recorded.items():
+        for step, record in self.recorded.items():
+            value: Any = record
             for name in path:
                 value = value.get(name) if isinstance(value, dict) else None
             if isinstance(value, (int, float)):

@@ -14,7 +14,8 @@ PROMPT = 600
 
 
 def token_views(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the page's template needs: ``samples`` to be written out, and ``candidates`` for its script.
+    """What the page's template needs: ``samples`` to be written out, ``candidates`` for its script, and which sample is
+    ``opened``: the one that lost the most tokens.
 
     Raises:
         ValueError: a file of samples is damaged.
@@ -22,7 +23,12 @@ def token_views(runs: Sequence[Run]) -> dict[str, Any]:
     picked = [(run, *one) for run in runs for one in _picked(run)]
     most = TOKENS // max(1, len(picked))
     samples = [view(run.name, step, sample, most) for run, step, sample in picked]
-    return {"samples": samples, "candidates": [candidates(sample, most) for _, _, sample in picked]}
+    lost = [sample["length"] - sample["effective_length"] for sample in samples]
+    return {
+        "samples": samples,
+        "opened": lost.index(max(lost)) if lost else None,
+        "candidates": [candidates(sample, most) for _, _, sample in picked],
+    }
 
 
 def _picked(run: Run) -> list[tuple[int, dict[str, Any]]]:
@@ -88,8 +94,8 @@ def candidates(sample: dict[str, Any], most: int) -> dict[str, Any]:
         most: tokens to show.
 
     Returns:
-        ``pieces``: texts. ``student`` and ``teacher``: for each token indices into them and log-probs in hundredths of
-        a nat, in turns. ``overlap`` and ``weight``: in percent, None for an overlap that is not known.
+        ``pieces``: texts. For each token ``sampled``, the index of its own, ``student`` and ``teacher``, indices and
+        log-probs in hundredths of a nat in turns, ``overlap`` and ``weight`` in percent; no overlap is None.
     """
     ids = {token: index for index, token in enumerate(sample["pieces"])}
 
@@ -103,6 +109,7 @@ def candidates(sample: dict[str, Any], most: int) -> dict[str, Any]:
     }
     return {
         "pieces": list(sample["pieces"].values()),
+        "sampled": [ids[str(token)] for token in sample["tokens"][:most]],
         "overlap": [None if value is None else round(100 * value) for value in sample["overlap"][:most]],
         "weight": [round(100 * value) for value in sample["weight"][:most]],
         **both,
