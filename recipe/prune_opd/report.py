@@ -258,11 +258,6 @@ def report(runs: Sequence[Run], title: str) -> str:
     if not accuracy:
         absent.insert(0, "Accuracy")
     found = [summary(run) for run in runs]
-    notes = [fault for run in runs for fault in run.faults]
-    for axis in ("tokens", "hours"):
-        notes += [
-            f"{run.name} has no {AXES[axis]}: its log lacks the first steps" for run in runs if not run.along(axis)
-        ]
     drawn = tqdm(shown, desc="drawing", unit="chart", disable=None)
     return page.render(
         "report.html",
@@ -270,7 +265,7 @@ def report(runs: Sequence[Run], title: str) -> str:
         names=[run.name for run in runs],
         columns=COLUMNS,
         rows=[cells(one) for one in found],
-        notes=notes,
+        notes=notes(runs),
         absent=absent,
         axes=list(AXES.values()),
         charts=[(chart, [curves(runs, chart, axis) for axis in AXES]) for chart in drawn],
@@ -279,6 +274,16 @@ def report(runs: Sequence[Run], title: str) -> str:
         times=time_split(runs),
         **token_views(runs),
     )
+
+
+def notes(runs: Sequence[Run]) -> list[str]:
+    """What a reader of the page has to know: what could not be read, and which runs are missing along an axis."""
+    found = [fault for run in runs for fault in run.faults]
+    for axis in ("tokens", "hours"):
+        found += [
+            f"{run.name} has no {AXES[axis]}: its log lacks the first steps" for run in runs if not run.along(axis)
+        ]
+    return found
 
 
 def curves(runs: Sequence[Run], chart: Chart, axis: str) -> Markup:

@@ -4,6 +4,7 @@ A step of a ``Run`` is a training step, counted from 1; step 0 is what was valid
 """
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from itertools import groupby
@@ -149,7 +150,8 @@ def read_runs(paths: list[Path]) -> list[Run]:
     Raises:
         ValueError: see ``read_run``.
     """
-    short = [path.resolve().stem if path.is_file() else path.resolve().name for path in paths]
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # links keep their names
+    short = [path.stem if path.is_file() else path.name for path in absolute]
     return [
         read_run(path, name if short.count(name) == 1 else str(path)) for path, name in zip(paths, short, strict=True)
     ]
