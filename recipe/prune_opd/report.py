@@ -270,6 +270,7 @@ def report(runs: Sequence[Run], title: str) -> str:
         axes=list(AXES.values()),
         charts=[(chart, [curves(runs, chart, axis) for axis in AXES]) for chart in drawn],
         positions=position_charts(runs),
+        unrecorded=[run.name for run in runs if not run.recorded],
         maps=heat_maps([run for run in runs if run.recorded]),
         times=time_split(runs),
         **token_views(runs),
