@@ -95,7 +95,9 @@ def rewound(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def read_steps(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Records of a run's steps, and what was wrong with the file, see ``read_lines`` and ``rewound``."""
     records, faults = read_lines(folder / STEPS)
-    return rewound([record for record in records if "step" in record and "positions" in record]), faults
+    return rewound(
+        [record for record in records if isinstance(record.get("step"), int) and "positions" in record]
+    ), faults
 
 
 def read_samples(folder: Path, step: int) -> list[dict[str, Any]]:

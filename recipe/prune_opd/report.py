@@ -271,7 +271,7 @@ def report(runs: Sequence[Run], title: str) -> str:
         charts=[(chart, [curves(runs, chart, axis) for axis in AXES]) for chart in drawn],
         positions=position_charts(runs),
         unrecorded=[run.name for run in runs if not run.recorded],
-        maps=heat_maps([run for run in runs if run.recorded]),
+        maps=heat_maps([run for run in runs if any(record["positions"]["tokens"] for record in run.recorded.values())]),
         times=time_split(runs),
         **token_views(runs),
     )
@@ -364,16 +364,19 @@ def by_position(records: Iterable[Mapping[str, Any]], name: str) -> tuple[list[f
 
 
 def heat_maps(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, Markup]]]]:
-    """Means by position and step, for every run one map each; the colours of a value mean the same in all runs."""
+    """Means by position and step, for every run one map each; the colours of a value mean the same in all runs.
+
+    Args:
+        runs: with records of at least one token each.
+    """
     edges = [max((record["positions"]["edges"] for record in run.recorded.values()), key=len) for run in runs]
     grids = {name: [grid(run, name, its) for run, its in zip(runs, edges, strict=True)] for name in BY_POSITION}
-    lowest = {name: min((np.nanmin(one) for one in given), default=0.0) for name, given in grids.items()}
-    highest = {name: max((np.nanmax(one) for one in given), default=1.0) for name, given in grids.items()}
+    bounds = {name: (min(map(np.nanmin, given)), max(map(np.nanmax, given))) for name, given in grids.items() if given}
     return [
         (
             run.name,
             [
-                (title, heat_map(run, title, grids[name][index], edges[index], (lowest[name], highest[name])))
+                (title, heat_map(run, title, grids[name][index], edges[index], bounds[name]))
                 for name, title in BY_POSITION.items()
             ],
         )

@@ -12,6 +12,7 @@ from recipe.prune_opd.records import Records
 from recipe.prune_opd.runs import merged, read_run, read_runs
 from recipe.prune_opd.tokens import candidates, readable, token_views, view
 
+VALUES = ("overlap", "events", "weight", "reward", "student_entropy", "teacher_entropy")
 EVIL = "<script>alert('x')</script>&\"$x$"
 
 
@@ -276,6 +277,13 @@ def test_a_map_has_a_column_per_step_and_gaps_where_nothing_is(run):
     assert np.isnan(values[:, 1]).all()
     found.recorded[3]["positions"]["edges"] = [0, 5, 8]  # another budget.max
     assert np.isnan(report.grid(found, "weight", [0, 4, 8])[:, 2]).all()
+
+
+def test_runs_of_which_nothing_was_scored_have_no_map(tmp_path, few):
+    Records(tmp_path / "records").step(
+        1, record(1) | {"positions": {"edges": [0], "tokens": []} | {name: [] for name in VALUES}}
+    )
+    assert "Every step a column" not in report.report([read_run(tmp_path, "one")], "one")
 
 
 def test_long_curves_are_means_of_neighbours():

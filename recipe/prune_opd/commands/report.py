@@ -8,7 +8,6 @@ import argparse
 import json
 from pathlib import Path
 
-from recipe.prune_opd import report
 from recipe.prune_opd.runs import read_runs
 
 
@@ -26,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: there is no run at a path, or the page cannot be written; names which.
     """
+    from recipe.prune_opd import report  # matplotlib: other commands need not wait for it
+
     if not args.json and not args.out.resolve().parent.is_dir():
         raise ValueError(f"--out: {args.out.resolve().parent} does not exist, allowed: a file in a folder that exists")
     runs = read_runs(args.runs)
@@ -35,22 +36,21 @@ def run(args: argparse.Namespace) -> int:
         return 0
     text = report.report(runs, args.title or ", ".join(one.name for one in runs))
     args.out.write_text(text, encoding="utf-8")
-    _print_table(summaries)
+    _print_table(report.COLUMNS, [report.cells(summary) for summary in summaries])
+    for note in report.notes(runs):
+        print(f"note: {note}")
     print(f"{args.out}, {len(text.encode()) / 1e6:.2f} MB")
     return 0
 
 
-def _print_table(summaries: list[dict]) -> None:
+def _print_table(columns: tuple[str, ...], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(caption="pairs: first and last step", caption_justify="left")
-    for name in report.COLUMNS:
+    for name in columns:
         table.add_column(name, justify="left" if name == "run" else "right")
-    for summary in summaries:
-        table.add_row(*map(escape, report.cells(summary)))
-    console = Console(width=max(Console().width, 130))
-    console.print(table)
-    for fault in [fault for summary in summaries for fault in summary["faults"]]:
-        console.print(f"note: {fault}", markup=False, highlight=False)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=max(Console().width, 130)).print(table)
