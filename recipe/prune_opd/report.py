@@ -280,10 +280,13 @@ def report(runs: Sequence[Run], title: str) -> str:
 def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader of the page has to know: what could not be read, and which runs are missing along an axis."""
     found = [fault for run in runs for fault in run.faults]
-    for axis in ("tokens", "hours"):
-        found += [
-            f"{run.name} has no {AXES[axis]}: its log lacks the first steps" for run in runs if not run.along(axis)
-        ]
+    for run in runs:
+        for axis in ("tokens", "hours"):
+            last = max(run.along(axis), default=0)
+            if last == 0:
+                found.append(f"{run.name} has no {AXES[axis]}: its log lacks the first steps")
+            elif last < run.last:
+                found.append(f"{run.name} has {AXES[axis]} up to step {last} only: its log lacks the next one")
     return found
 
 

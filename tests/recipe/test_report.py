@@ -144,6 +144,13 @@ def test_without_its_first_steps_a_run_has_no_sums(tmp_path):
     assert "late has no hours of training: its log lacks the first steps" in report.notes([found])
 
 
+def test_sums_end_where_a_step_is_missing(tmp_path):
+    log = write_log(tmp_path / "gap.jsonl", [(step, metrics(step)) for step in (1, 2, 4)])
+    found = read_run(log, "gap")
+    assert list(found.along("hours")) == [0, 1, 2]
+    assert "gap has hours of training up to step 2 only: its log lacks the next one" in report.notes([found])
+
+
 def test_records_fill_in_for_a_log_that_a_resume_began_anew(tmp_path):
     """verl's file logger overwrites its file; the records do not."""
     write_log(tmp_path / "metrics.jsonl", [(step, metrics(step)) for step in (3, 4)])
