@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipe.prune_opd import check, config, metrics
+from recipe.prune_opd.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,6 +61,29 @@ def test_every_metric_of_the_gate_is_in_the_metrics_page():
     assert "gate/stop_position_mean" in names
     page = text("docs/metrics.md")
     assert [name for name in names if f"| `{name}` |" not in page] == []
+
+
+def test_every_value_of_the_records_is_in_their_page():
+    import torch
+
+    from recipe.prune_opd.positions import BY_POSITION
+    from recipe.prune_opd.samples import token_data
+
+    sums, positions = torch.ones(1, len(metrics.COLUMNS)), torch.ones(1, len(BY_POSITION))
+    record = metrics.step_record(sums, positions, [0, 4], limit=4, next_limit=4, longest=4)
+    one, pair = torch.ones(1).long(), torch.ones(1, 1).long()
+    sample = token_data(one, one.bool(), one, one.bool(), one, (pair, pair), (pair, pair), 1, str)
+    names = [*sample, *(name for name in record if not isinstance(record[name], dict)), *record["positions"]]
+    names += [f"{group}.{name}" for group in ("share", "tokens") for name in record[group]]
+    assert {"limit", "tokens.saved", "teacher_entropy", "pieces"} <= set(names)
+    page = text("docs/records.md")
+    assert [name for name in names if f"`{name}`" not in page and f"`positions.{name}`" not in page] == []
+    assert [name for name in record["length"] if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_in_the_readme(command):
+    assert f"| [`{command}`](docs/" in text("README.md")
 
 
 def test_the_six_lines_and_the_keys_are_in_the_readme():

@@ -13,6 +13,7 @@ COMMANDS: dict[str, str] = {
     "estimate": "tokens, FLOPs, memory and time of a run, from model configurations alone",
     "evaluate": "accuracy, lengths and failures from verl's validation dumps",
     "prepare": "a dataset as parquet in verl's format, checked",
+    "report": "a page about runs: accuracy, limits, drift by position, tokens and time, samples token by token",
 }
 """Name -> what it does, in a line."""
 

@@ -308,6 +308,30 @@ class GateConfig:
 
 
 @dataclass
+class RecordsConfig:
+    """What a run writes down beside verl's logs, for ``python -m recipe.prune_opd report``."""
+
+    dir: str | None = None
+    """Folder. The recipe's is ``trainer.default_local_dir``/records, where a resumed run finds it again; null: no
+    records."""
+    every: int = 20
+    """Steps from one look at single tokens to the next; the first step has one too. 0: none."""
+    samples: int = 4
+    """Responses that are kept token by token each time, from the least reliable to the most."""
+    topk: int = 5
+    """Candidates of each model kept per token, at most ``topk`` of the run."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "records.every", self.every, "a whole number >= 0")
+        for name in ("samples", "topk"):
+            require(getattr(self, name) >= 1, f"records.{name}", getattr(self, name), "a whole number >= 1")
+
+    def samples_at(self, step: int) -> bool:
+        """Whether tokens of this step, counted from 1, are kept."""
+        return self.every > 0 and (step == 1 or step % self.every == 0)
+
+
+@dataclass
 class PruneOPDConfig:
     """All of ``prune_opd.*``."""
 
@@ -315,6 +339,7 @@ class PruneOPDConfig:
     drift: DriftConfig = field(default_factory=DriftConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    records: RecordsConfig = field(default_factory=RecordsConfig)
     topk: int = 16
     """k: candidates per position of each model."""
     strategy: str = "only_stu"
@@ -421,7 +446,7 @@ def load_config(node: DictConfig) -> PruneOPDConfig:
     """
     if not isinstance(node, DictConfig):
         raise ValueError(f"prune_opd: got {node!r}, allowed: the keys that +recipe=prune_opd brings")
-    for group in ("teacher", "teacher.server", "teacher.url", "drift", "budget", "gate"):
+    for group in ("teacher", "teacher.server", "teacher.url", "drift", "budget", "gate", "records"):
         found = OmegaConf.select(node, group, default=DictConfig({}))
         require(isinstance(found, DictConfig), group, found, "a group of keys")
     try:

@@ -4,13 +4,15 @@ Shapes: B responses, T positions, K candidates. A response's sums are one row of
 nothing of shape (B, T) has to reach the driver.
 """
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from recipe.prune_opd.drift import Reliability
 from recipe.prune_opd.gate import GateReport
+from recipe.prune_opd.positions import by_position
 from recipe.prune_opd.reward import TopKReward
 
 if TYPE_CHECKING:  # its package imports verl, this module only torch
@@ -134,6 +136,71 @@ def summarise(sums: Tensor, max_length: int) -> dict[str, float]:
             metrics[f"prune_opd/event_rate/from_{start}"] = total[f"events/{i}"] / count
             metrics[f"prune_opd/loss_weight/from_{start}"] = total[f"loss_weight/{i}"] / count
     return metrics
+
+
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def step_record(
+    sums: Tensor, positions: Tensor, edges: list[int], limit: int, next_limit: int, longest: int
+) -> dict[str, Any]:
+    """What the records keep of a step; ``docs/records.md`` says what each value means.
+
+    Args:
+        sums: (B, C), real responses only, at least one.
+        positions: (B, F * N) of the same, see ``positions``.
+        edges: of the position buckets.
+        limit: under which the responses were generated.
+        next_limit: of the next batch.
+        longest: the largest limit.
+    """
+    column = dict(zip(COLUMNS, sums.double().unbind(-1), strict=True))
+    total = by_position(positions, edges)
+    kept, scored = column["tokens"] + column["missing"], column["tokens"] > 0
+    generated = torch.maximum(column["generated"], kept)  # what the gate cut off again was generated, too
+    ended, stopped = column["ended"].mean().item(), column["stopped"].mean().item()
+    cut = column["ended"] == 0
+    used = max((i + 1 for i, count in enumerate(total["tokens"]) if count), default=0)
+    means = {
+        name: [_rounded(value / count) if count else None for value, count in zip(row, total["tokens"], strict=True)]
+        for name, row in total.items()
+        if name not in ("tokens", "trained")
+    }
+    return {
+        "limit": limit,
+        "next_limit": next_limit,
+        "responses": len(sums),
+        "length": _distribution(kept),
+        "effective_length": _distribution(column["effective_length"][scored]),
+        "share": {"ended": ended, "gate": stopped, "limit": 1 - ended - stopped},
+        "tokens": {
+            "generated": int(generated.sum()),
+            "scored": int(column["tokens"].sum()),
+            "trained": int(sum(total["trained"])),
+            "reliable": int(column["effective_length"].sum()),
+            "saved": int((longest - generated)[cut].clamp(min=0).sum()),
+        },
+        "positions": {
+            "edges": edges[: used + 1],
+            "tokens": [int(count) for count in total["tokens"][:used]],
+            **{name: row[:used] for name, row in means.items()},
+        },
+    }
+
+
+def _distribution(values: Tensor) -> dict[str, float | None] | None:
+    """Mean, extremes and quantiles of (B,) values; None where there are none."""
+    if not len(values):
+        return None
+    quantiles = torch.quantile(values, torch.tensor(QUANTILES, dtype=values.dtype)).tolist()
+    named = {f"q{round(100 * q)}": _rounded(value) for q, value in zip(QUANTILES, quantiles, strict=True)}
+    extremes = {"min": values.min(), "max": values.max(), "mean": values.mean()}
+    return {**{name: _rounded(value.item()) for name, value in extremes.items()}, **named}
+
+
+def _rounded(value: float) -> float | None:
+    """With six digits; None for what JSON has no number for."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def gate_columns(reports: list[GateReport | None], events: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
+from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
@@ -24,18 +25,26 @@ from recipe.prune_opd.agent_loop import LIMIT
 from recipe.prune_opd.check import check_settings
 from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.inputs import check_inputs, local_path
-from recipe.prune_opd.metrics import COLUMNS, summarise, summarise_gate, summarise_scores
+from recipe.prune_opd.metrics import COLUMNS, step_record, summarise, summarise_gate, summarise_scores
+from recipe.prune_opd.positions import bucket_edges
+from recipe.prune_opd.records import Records
 from recipe.prune_opd.reward import needs_student_on_teacher
+from recipe.prune_opd.samples import chosen, token_data
 from recipe.prune_opd.servers import follow_rollout, teacher_pool, url_teacher
 from recipe.prune_opd.teaching import SCORE_REPORT, TeachingClient
 from recipe.prune_opd.worker import (
     EXTRA,
     MODEL_FIELDS,
+    POSITIONS,
+    STUDENT_IDS,
+    STUDENT_LOG_PROBS,
     SUMS,
     TEACHER_IDS,
+    TEACHER_LOG_PROBS,
     UPDATE_FIELDS,
     PruneOPDWorker,
     advantage_fields,
+    drift_of,
     reports,
     served_fields,
     teacher_fields,
@@ -83,6 +92,7 @@ class PruneOPDTrainer(PPOTrainerSync):
         """The newest checkpoint of this run, saved or loaded: its step and its folder."""
         super().__init__(config)
         self.use_reference_policy = True
+        self.records = Records(Path(self.prune_opd.records.dir)) if self.prune_opd.records.dir else None
         print(self.prune_opd.describe(self.budget), flush=True)
 
     def _init_resource_pool_mgr(self) -> None:
@@ -150,8 +160,7 @@ class PruneOPDTrainer(PPOTrainerSync):
         batch.extra_info["global_steps"] = self.global_steps
         self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.prune_opd))
         real = [not tag.get("is_padding", False) for tag in batch.tags]
-        # TransferQueue may answer with a jagged tensor.
-        sums = torch.stack(list(compress(self._fetch(batch, SUMS)[SUMS].unbind(), real)))
+        sums = self._rows(batch, SUMS, real)
         metrics.update(summarise(sums, self.budget.max))
         if self.prune_opd.asks_servers:
             extra = self._fetch(batch, EXTRA)
@@ -166,7 +175,45 @@ class PruneOPDTrainer(PPOTrainerSync):
         scored = sums[sums[:, COLUMNS.index("tokens")] > 0]
         # Here and not at the end of the step: verl saves its checkpoint before that.
         metrics.update(self.budget.update(scored[:, COLUMNS.index("effective_length")].tolist()))
+        if self.records:
+            self._record(self.records, batch, real, sums, int(metrics["prune_opd/current_max_response_length"]))
         return batch
+
+    def _record(self, records: Records, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int) -> None:
+        """Write the step down, before its checkpoint: a step that a resumed run stands on is never missing."""
+        positions, edges = self._rows(batch, POSITIONS, real), bucket_edges(self.budget.max)
+        record = step_record(sums, positions, edges, limit, self.budget.limit, self.budget.max)
+        if self.prune_opd.records.samples_at(self.global_steps):
+            records.samples(self.global_steps, self._samples(batch, real, sums, limit))
+        records.step(self.global_steps, record)
+
+    def _samples(self, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int) -> list[dict[str, Any]]:
+        """Some responses token by token: few enough to come here. Their drift is computed as it was for training."""
+        rows = {name: sums[:, COLUMNS.index(name)].tolist() for name in ("effective_length", "stopped", "ended")}
+        indices = chosen(rows["effective_length"], self.prune_opd.records.samples)
+        keys = list(compress(batch.keys, real))
+        scores = (STUDENT_IDS, STUDENT_LOG_PROBS, TEACHER_IDS, TEACHER_LOG_PROBS)
+        fields = tq.kv_batch_get(
+            keys=[keys[i] for i in indices],
+            partition_id=batch.partition_id,
+            select_fields=["prompts", "responses", "response_mask", *scores],
+        )
+        unbound = {name: values.unbind() for name, values in fields.items()}
+        found = []
+        for row, index in enumerate(indices):
+            data = {name: values[row].unsqueeze(0) for name, values in unbound.items()}
+            mask, overlap, events, weights = drift_of(data, self.prune_opd.drift)
+            tokens = token_data(
+                *(data["responses"][0], mask[0], overlap[0], events[0], weights.weight[0]),
+                student=(data[STUDENT_IDS][0], data[STUDENT_LOG_PROBS][0]),
+                teacher=(data[TEACHER_IDS][0], data[TEACHER_LOG_PROBS][0]),
+                topk=self.prune_opd.records.topk,
+                decode=lambda token: self.tokenizer.decode([token]),
+            )
+            facts = {name: int(values[index]) for name, values in rows.items()}
+            prompt = self.tokenizer.decode(data["prompts"][0], skip_special_tokens=True)
+            found.append({"limit": limit, **facts, "prompt": prompt, **tokens})
+        return found
 
     def _warn_of_faults(self, metrics: dict[str, Any], gates: list[GateReport | None]) -> None:
         late, failed, given_up = (
@@ -204,6 +251,11 @@ class PruneOPDTrainer(PPOTrainerSync):
 
     def _fetch(self, batch: KVBatchMeta, field: str) -> TensorDict:
         return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[field])
+
+    def _rows(self, batch: KVBatchMeta, field: str, real: list[bool]) -> Tensor:
+        """One row of numbers per response, without those of padding rows."""
+        # TransferQueue may answer with a jagged tensor.
+        return torch.stack(list(compress(self._fetch(batch, field)[field].unbind(), real)))
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         batch.fields = list(UPDATE_FIELDS)

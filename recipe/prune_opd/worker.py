@@ -23,12 +23,13 @@ from verl.workers.config import HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from recipe.prune_opd import advantage
-from recipe.prune_opd.config import PruneOPDConfig, load_config
-from recipe.prune_opd.drift import nucleus_events, overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.config import DriftConfig, PruneOPDConfig, load_config
+from recipe.prune_opd.drift import Reliability, nucleus_events, overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.inputs import end_tokens, local_path
 from recipe.prune_opd.loss import topk_policy_loss
 from recipe.prune_opd.metrics import gate_columns, response_sums
+from recipe.prune_opd.positions import bucket_edges, position_sums
 from recipe.prune_opd.reward import needs_student_on_teacher, topk_reward
 from recipe.prune_opd.served import SERVED_IDS, SERVED_LOG_PROBS, is_missing, log_probs_of, served_rows
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
@@ -40,7 +41,7 @@ TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_topk_ids", "teacher_topk_log_probs"
 TEACHER_ON_STUDENT, STUDENT_ON_TEACHER = "teacher_on_student_ids", "student_on_teacher_ids"
 TEACHER_SAMPLED = "teacher_sampled_log_probs"
 CANDIDATES, OLD_LOG_PROBS, ADVANTAGES = "candidate_ids", "candidate_old_log_probs", "candidate_advantages"
-SUMS = "prune_opd_sums"
+SUMS, POSITIONS = "prune_opd_sums", "prune_opd_positions"
 COUNTED = "prune_opd_counted"
 EXTRA = "extra_fields"  # verl's, where the agent loop leaves its reports
 
@@ -188,25 +189,15 @@ class PruneOPDWorker(ActorRolloutRefWorker):
     @register(dispatch_mode=_on_actor)
     def compute_pruned_advantage(self, data: TensorDict) -> TensorDict:
         """Events, weights, rewards and advantages of this worker's responses, and one row of sums for each."""
-        config, drift = self.prune_opd, self.prune_opd.drift
+        config = self.prune_opd
         padded = {
             name: torch.nested.to_padded_tensor(value, 0)
             for name, value in data.items()
             if name in advantage_fields(config) and name != EXTRA
         }
         _refuse_nan(padded)
-        # A token without the teacher's score takes no part in anything, as if it were padding.
-        responses, missing = padded["responses"], is_missing(padded[TEACHER_LOG_PROBS])
-        mask = padded["response_mask"].bool() & ~missing
-
-        overlap = overlap_ratio(padded[STUDENT_IDS], padded[TEACHER_IDS])
-        if drift.metric == "overlap_ratio":
-            events = overlap_events(overlap, mask, drift.threshold)
-        else:
-            events = nucleus_events(responses, padded[TEACHER_IDS], padded[TEACHER_LOG_PROBS], mask, drift.top_p)
-        weights = reliability(events, mask, drift.w_drop, drift.w_base)
-        if not drift.enable:  # plain OPD: drift is measured, but weighs nothing
-            weights = replace(weights, loss_weight=mask.float())
+        responses = padded["responses"]
+        mask, overlap, events, weights = drift_of(padded, config.drift)
         reward = topk_reward(
             padded[STUDENT_IDS],
             padded[STUDENT_LOG_PROBS],
@@ -234,7 +225,7 @@ class PruneOPDWorker(ActorRolloutRefWorker):
             padded[STUDENT_LOG_PROBS],
             padded[TEACHER_LOG_PROBS],
             torch.isin(last, torch.tensor(sorted(self.ends))).squeeze(1),
-            (padded["response_mask"].bool() & missing).sum(-1),
+            (padded["response_mask"].bool() & ~mask).sum(-1),
             gate_columns(reports(data, REPORT, GateReport), events),
             self.max_length,
         )
@@ -247,6 +238,10 @@ class PruneOPDWorker(ActorRolloutRefWorker):
             self._dump(data, padded | results | {SUMS: sums, "lengths": lengths})
         offsets = data["responses"].offsets()
         fields = {name: _jagged(value, offsets) for name, value in results.items()}
+        if config.records.dir:
+            scores = padded[STUDENT_LOG_PROBS], padded[TEACHER_LOG_PROBS]
+            edges = bucket_edges(self.max_length)
+            fields[POSITIONS] = position_sums(mask, overlap, events, weights, reward.reward, *scores, edges)
         return TensorDict({**fields, SUMS: sums}, batch_size=len(data))
 
     def _policy_loss(self, log_probs: Tensor, data: TensorDict) -> tuple[Tensor, dict[str, Any]]:
@@ -271,6 +266,27 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         folder = Path(str(self.prune_opd.dump_dir))
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(dict(tensors), folder / f"step_{data['global_steps']}_rank_{self.rank}.pt")
+
+
+def drift_of(data: Mapping[str, Tensor], drift: DriftConfig) -> tuple[Tensor, Tensor, Tensor, Reliability]:
+    """Tokens that count, their overlap and events, each (B, T), and what those events leave of the weight.
+
+    Args:
+        data: padded (B, T) and (B, T, K) fields of responses.
+        drift: what counts as drift, and what it costs.
+    """
+    # A token without the teacher's score takes no part in anything, as if it were padding.
+    mask = data["response_mask"].bool() & ~is_missing(data[TEACHER_LOG_PROBS])
+    overlap = overlap_ratio(data[STUDENT_IDS], data[TEACHER_IDS])
+    if drift.metric == "overlap_ratio":
+        events = overlap_events(overlap, mask, drift.threshold)
+    else:
+        own = data[TEACHER_IDS], data[TEACHER_LOG_PROBS]
+        events = nucleus_events(data["responses"], *own, mask, drift.top_p)
+    weights = reliability(events, mask, drift.w_drop, drift.w_base)
+    if not drift.enable:  # plain OPD: drift is measured, but weighs nothing
+        weights = replace(weights, loss_weight=mask.float())
+    return mask, overlap, events, weights
 
 
 def reports(data: TensorDict, key: str, kind: type[R]) -> list[R | None]:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from recipe.prune_opd.budget import ResponseBudget
 from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.metrics import COLUMNS
+from recipe.prune_opd.records import read_samples, read_steps, sampled_steps
 
 pytestmark = pytest.mark.e2e
 
@@ -219,7 +220,63 @@ def test_padding_rows_count_in_nothing(same):
     assert (sum(rows), real) == (16, 14)
 
 
+def test_the_records_say_what_the_metrics_say(same, permuted, gated):
+    """Sums by position come from the same tokens, and padding rows, which two of the runs have, are in neither."""
+    for run in (same, permuted, gated):
+        records, faults = read_steps(run.folder / "checkpoints/records")
+        assert faults == []
+        assert [record["step"] for record in records] == list(range(1, len(run.steps) + 1))
+        for record, logged in zip(records, run.steps, strict=True):
+            metric = {name.removeprefix("prune_opd/"): value for name, value in logged.items()}
+            where, tokens = record["positions"], record["tokens"]
+            assert record["limit"] == metric["current_max_response_length"]
+            assert record["next_limit"] == metric["next_max_response_length"]
+            assert record["length"]["mean"] == pytest.approx(metric["response_length/mean"], rel=1e-5)
+            assert tokens["scored"] == sum(where["tokens"]) == metric["generated_tokens"]
+            assert tokens["generated"] == metric["generated_tokens"] + metric.get("gate/overshoot_tokens", 0)
+            assert tokens["reliable"] == metric["kept_tokens"]
+            assert record["share"]["ended"] == pytest.approx(metric["ended_ratio"])
+            assert record["share"]["gate"] == pytest.approx(metric.get("gate/stopped_ratio", 0))
+            means = {"overlap": "overlap_ratio", "events": "event_rate", "weight": "reliability_weight"}
+            for name, mean in means.items():
+                total = sum(n * value for n, value in zip(where["tokens"], where[name], strict=True))
+                assert total / tokens["scored"] == pytest.approx(metric[mean], rel=1e-4, abs=1e-6)
+
+
+def test_samples_are_rows_of_the_dumped_tensors(same, permuted):
+    for run, w_drop in ((same, 0.01), (permuted, 0.1)):
+        folder = run.folder / "checkpoints/records"
+        assert sampled_steps(folder) == [1]
+        found = read_samples(folder, 1)
+        assert len(found) == 4
+        rows = [(d, i, int(d["lengths"][i])) for d in run.dump(1) for i in range(len(d["lengths"]))]
+        for sample in found:
+            d, i, length = next(
+                (d, i, length)
+                for d, i, length in rows
+                if d["responses"][i, :length].tolist() == sample["tokens"]
+                and d["student_topk_ids"][i, :length, :5].tolist() == sample["student_ids"]
+            )
+            assert d["response_mask"][i].any()
+            assert sample["teacher_ids"] == d["teacher_topk_ids"][i, :length, :5].tolist()
+            mask = d["response_mask"][i : i + 1, :length]
+            overlap = overlap_ratio(
+                d["student_topk_ids"][i : i + 1, :length], d["teacher_topk_ids"][i : i + 1, :length]
+            )
+            events = overlap_events(overlap, mask, 0.7)
+            assert sample["events"] == torch.where(events[0])[0].tolist()
+            assert sample["overlap"] == pytest.approx(overlap[0].tolist(), abs=1e-4)
+            assert sample["weight"] == pytest.approx(
+                reliability(events, mask, w_drop, 0.5).weight[0].tolist(), abs=1e-5
+            )
+
+
 # ---------------------------------------------------------------------------------------------- resume
+
+
+def test_records_of_a_killed_run_go_on(resumed):
+    records, _ = read_steps(resumed.folder / "checkpoints/records")
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
 
 
 def test_a_killed_run_goes_on_with_the_same_state_and_data(same, resumed):

@@ -77,6 +77,7 @@ PAPER = {
         "deadline": 10.0,
         "retries": 2,
     },
+    "records": {"dir": None, "every": 20, "samples": 4, "topk": 5},
 }
 
 
@@ -101,9 +102,12 @@ def composed(compose):
 
 
 def test_yaml_has_the_same_keys_and_values(composed):
+    """But for the folder of the records, which is the run's."""
+    folder = f"{composed.trainer.default_local_dir}/records"
+    expected = PAPER | {"records": PAPER["records"] | {"dir": folder}}
     node = OmegaConf.to_container(composed.prune_opd, resolve=True)
-    assert node == PAPER
-    assert asdict(load_config(composed.prune_opd)) == PAPER
+    assert node == expected
+    assert asdict(load_config(composed.prune_opd)) == expected
 
 
 def test_loading_keeps_what_was_given():

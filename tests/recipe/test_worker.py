@@ -10,10 +10,11 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.workers.rollout.replica import TokenOutput
 
-from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, TeacherConfig
+from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, RecordsConfig, TeacherConfig
 from recipe.prune_opd.gate import REPORT, Cumulative, GateReport
 from recipe.prune_opd.metrics import COLUMNS
 from recipe.prune_opd.metrics import SUMS as PER_TOKEN
+from recipe.prune_opd.positions import BY_POSITION
 from recipe.prune_opd.served import SERVED_IDS, SERVED_LOG_PROBS
 from recipe.prune_opd.teaching import SCORE_REPORT
 from recipe.prune_opd.worker import (
@@ -22,6 +23,7 @@ from recipe.prune_opd.worker import (
     COUNTED,
     EXTRA,
     OLD_LOG_PROBS,
+    POSITIONS,
     STUDENT_IDS,
     STUDENT_LOG_PROBS,
     STUDENT_ON_TEACHER,
@@ -141,6 +143,24 @@ def test_the_update_counts_the_tokens_of_the_normaliser(normaliser):
     inspect.unwrap(PruneOPDWorker.update_actor)(worker, data)
     reliable = [1] * 6 + [0] * 3 + [1] * 6 + [0] * 6 + [1] * 5
     assert seen == [{"generated": [1] * 26, "reliable": reliable}[normaliser]]
+
+
+@pytest.mark.parametrize("enable", [True, False])
+def test_records_add_sums_by_position_and_change_nothing_else(enable):
+    """Also in plain OPD: drift is measured there, and every token trained on."""
+    drift = DriftConfig(w_drop=W_DROP, w_base=0, enable=enable)
+    data = batch(DRIFTING)
+    plain = computed(worker_of(drift=drift), data)
+    recorded = computed(worker_of(drift=drift, records=RecordsConfig(dir="records")), data)
+    assert POSITIONS not in plain
+    assert set(recorded.keys()) == {*plain.keys(), POSITIONS}
+    for name, field in plain.items():
+        theirs, ours = (value.values() if value.is_nested else value for value in (field, recorded[name]))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    totals = recorded[POSITIONS].view(len(DRIFTING), len(BY_POSITION), -1).sum(-1)
+    for name in ("tokens", "overlap", "events", "weight", "reward"):
+        torch.testing.assert_close(totals[:, BY_POSITION.index(name)], plain[SUMS][:, COLUMNS.index(name)])
+    assert totals[:, BY_POSITION.index("trained")].tolist() == ([6, 6, 5] if enable else [9, 12, 5])
 
 
 # ------------------------------------------------------------------------------------------------ a teacher that serves

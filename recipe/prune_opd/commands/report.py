@@ -1,0 +1,56 @@
+"""One page about one or several runs, to be opened in a browser: it needs no server and no network.
+
+A run is a folder that it wrote into, with the file of verl's logger (trainer.logger=[console,file]) and, where
+prune_opd.records.dir was there as well, our records; or just the file. Several runs are laid over each other.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from recipe.prune_opd.runs import read_runs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See ``recipe.prune_opd.__main__``."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or file of verl's logger")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: %(default)s)")
+    parser.add_argument("--title", help="heading of the page (default: the names of the runs)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON and write no page")
+
+
+def run(args: argparse.Namespace) -> int:
+    """See ``recipe.prune_opd.__main__``.
+
+    Raises:
+        ValueError: there is no run at a path, or the page cannot be written; names which.
+    """
+    from recipe.prune_opd import report  # matplotlib: other commands need not wait for it
+
+    if not args.json and not args.out.resolve().parent.is_dir():
+        raise ValueError(f"--out: {args.out.resolve().parent} does not exist, allowed: a file in a folder that exists")
+    runs = read_runs(args.runs)
+    summaries = [report.summary(one) for one in runs]
+    if args.json:
+        print(json.dumps(summaries, indent=2))
+        return 0
+    text = report.report(runs, args.title or ", ".join(one.name for one in runs))
+    args.out.write_text(text, encoding="utf-8")
+    _print_table(report.COLUMNS, [report.cells(summary) for summary in summaries])
+    for note in report.notes(runs):
+        print(f"note: {note}")
+    print(f"{args.out}, {len(text.encode()) / 1e6:.2f} MB")
+    return 0
+
+
+def _print_table(columns: tuple[str, ...], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(caption="pairs: first and last step", caption_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name == "run" else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=max(Console().width, 130)).print(table)

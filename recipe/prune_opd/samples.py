@@ -1,0 +1,64 @@
+"""A few responses token by token: what student and teacher would have said at each, and where they parted.
+
+Shapes: T tokens of one response, K candidates. These are the only per-token values that leave the workers, for
+``records.samples`` responses every ``records.every`` steps.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def chosen(effective_lengths: list[float], count: int) -> list[int]:
+    """Indices of responses from the least reliable to the most, evenly spread; all of them if there are not more.
+
+    No chance in it: a random number drawn here would be missing in the training.
+    """
+    order = sorted(range(len(effective_lengths)), key=effective_lengths.__getitem__)
+    if count >= len(order):
+        return order
+    if count == 1:
+        return [order[len(order) // 2]]
+    return [order[round(i * (len(order) - 1) / (count - 1))] for i in range(count)]
+
+
+def token_data(
+    responses: Tensor,
+    mask: Tensor,
+    overlap: Tensor,
+    events: Tensor,
+    weight: Tensor,
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    topk: int,
+    decode: Callable[[int], str],
+) -> dict[str, Any]:
+    """One response for the records; ``docs/records.md`` says what each value means.
+
+    Args:
+        responses: (T,) int, token ids.
+        mask: (T,) bool; where it is false the teacher gave no score, and there is no overlap.
+        overlap: (T,) float.
+        events: (T,) bool.
+        weight: (T,) float, R.
+        student: ids and log-probs of its candidates, each (T, K), the most likely first.
+        teacher: the same of the teacher.
+        topk: candidates to keep.
+        decode: the text of a token.
+    """
+    found: dict[str, Any] = {
+        "tokens": responses.tolist(),
+        "overlap": [round(o, 4) if counts else None for o, counts in zip(overlap.tolist(), mask.tolist(), strict=True)],
+        "events": torch.where(events)[0].tolist(),
+        "weight": [round(w, 6) for w in weight.tolist()],
+    }
+    ids = set(found["tokens"])
+    for name, (candidates, log_probs) in (("student", student), ("teacher", teacher)):
+        found[f"{name}_ids"] = candidates[:, :topk].tolist()
+        # Not every server reports all candidates: -inf stands for one that is missing, and JSON has no number for it.
+        kept = log_probs[:, :topk].clamp(min=-99.0)
+        found[f"{name}_log_probs"] = [[round(value, 3) for value in row] for row in kept.tolist()]
+        ids.update(value for row in found[f"{name}_ids"] for value in row)
+    return found | {"pieces": {str(value): decode(value) for value in sorted(ids) if value >= 0}}
