@@ -24,7 +24,8 @@ from recipe.prune_opd.health import ERROR, OK, Plan, is_chat, load, prompt_ids, 
 from recipe.prune_opd.inputs import Model, check_file
 from verl_ext.topk import log_probs_at, top_log_probs
 
-ENGINES = ("transformers", "vllm")
+EXAMPLES, EXAMPLE_TOKENS = 4, 512
+"""Responses for the page, and tokens of each."""
 
 
 @dataclass(frozen=True)
@@ -403,6 +404,27 @@ def kinds_of(model: Model, tokens: Tensor) -> Tensor:
     for token in tokens.unique().tolist():
         table[token] = KINDS.index(kind_of(model.tokenizer.decode([token]), token in special))
     return table[tokens]
+
+
+def examples(model: Model, rollouts: Sequence[Rollout], events: Tensor) -> list[dict[str, Any]]:
+    """Some responses for a reader, token by token.
+
+    Args:
+        model: whose tokens they are.
+        rollouts: the responses.
+        events: (B, T) bool, drift events.
+
+    Returns:
+        For each: ``prompt``, and ``tokens`` as pairs of text and whether it is an event.
+    """
+    shown = []
+    for rollout, flags in list(zip(rollouts, events.tolist(), strict=True))[:EXAMPLES]:
+        ids = rollout.response_ids[:EXAMPLE_TOKENS]
+        texts = [model.tokenizer.decode([token]) for token in ids]
+        tokens = list(zip(texts, flags[: len(ids)], strict=True))
+        left = len(rollout.response_ids) - len(ids)
+        shown.append({"prompt": model.tokenizer.decode(rollout.prompt_ids), "tokens": tokens, "left": left})
+    return shown
 
 
 def refuse(findings: Sequence[Any]) -> None:

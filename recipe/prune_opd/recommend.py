@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from recipe.prune_opd.config import PAPER_MAX, PAPER_MIN, BudgetConfig, GateConfig, PruneOPDConfig, load_config
+from recipe.prune_opd.diagnosis import lengths_of
 from recipe.prune_opd.drift import spent_at
 
 CLOSE, DRIFTING, UNRELATED = "close", "drifting", "unrelated"
@@ -98,10 +99,8 @@ def budget_for(effective: Tensor, w_drop: float, limit: int, steps: int) -> Budg
     return budget
 
 
-def gate_for(kind: str, limit: int) -> GateConfig | None:
-    """A gate of one kind with the defaults, its window no more than a quarter of the limit; None for ``off``."""
-    if kind == "off":
-        return None
+def gate_for(kind: str, limit: int) -> GateConfig:
+    """A gate of one kind with the defaults, its window no more than a quarter of the limit."""
     return GateConfig(enable=True, kind=kind, window=max(1, min(GateConfig.window, limit // 4)))
 
 
@@ -148,18 +147,19 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def recommend(effective: Tensor, limit: int, steps: int, topk: int, threshold: float) -> Recommendation:
+def recommend(events: Tensor, mask: Tensor, limit: int, steps: int, topk: int, threshold: float) -> Recommendation:
     """Settings for a run.
 
     Args:
-        effective: (B,) int64, effective lengths without a limit, at ``w_drop_for(limit)``.
+        events: (B, T) bool, drift events of responses of at most ``limit`` tokens.
+        mask: (B, T) bool.
         limit: most tokens of a training response.
         steps: of the run.
         topk: k.
         threshold: γ.
     """
     w_drop = w_drop_for(limit)
-    budget = budget_for(effective, w_drop, limit, steps)
+    budget = budget_for(lengths_of(events, mask, w_drop).effective, w_drop, limit, steps)
     events = int(spent_at(w_drop))
     settings = {
         "topk": topk,
@@ -177,12 +177,7 @@ def recommend(effective: Tensor, limit: int, steps: int, topk: int, threshold: f
         "before training, and the paper found γ = 0.9 to cost some",
         f"drift.w_drop: weight is gone after {events} events"
         + (", the paper's" if events == PAPER_EVENTS else f", as many per token of the limit as 100 in {PAPER_MIN:,}"),
-        f"budget.init: {budget.hit_ratio:.0%} of this student's responses stay reliable to {budget.init - budget.margin:,} "
-        "tokens or more, so about here the limit would settle by itself"
-        if budget.min < (budget.init or 0) < limit
-        else f"budget.init: {'the smallest' if budget.init == budget.min else 'the largest'} limit; where this "
-        "student's responses would keep it lies "
-        + ("below" if budget.init == budget.min else "at or above it"),
+        f"budget.init: {_reached(budget)}",
         f"budget.min: a twelfth of the limit, as in the paper, and at least the {events} tokens that reliability needs "
         "to run out",
         f"budget.step, budget.margin: the paper's {PAPER_STEP} of {PAPER_MAX:,} tokens in {PAPER_STEPS} steps, for "
@@ -190,3 +185,14 @@ def recommend(effective: Tensor, limit: int, steps: int, topk: int, threshold: f
         "gate.enable: off, since it needs devices of its own; the table says what it would save",
     ]
     return Recommendation(settings, reasons)
+
+
+def _reached(budget: BudgetConfig) -> str:
+    """Why the first limit is what it is."""
+    assert budget.init is not None
+    share = f"{budget.hit_ratio:.0%} of this student's responses stay reliable"
+    if budget.init == budget.max:
+        return f"the largest limit; {share} to it, or to within the margin of it"
+    if budget.init == budget.min:
+        return f"the smallest limit; fewer than {share} beyond it"
+    return f"{share} to {budget.init - budget.margin:,} tokens, so about here the limit would settle by itself"

@@ -1,0 +1,410 @@
+"""Does this teacher fit this student? Where the two part, and what training would save, before it is started.
+
+    python -m recipe.prune_opd diagnose STUDENT TEACHER --data train.parquet --max-response-length 2048 --out report
+
+STUDENT and TEACHER are local folders or hub names. The student answers some prompts of the data, both models score the
+answers, and what is printed says how far their most likely tokens overlap, on which tokens they part, how long responses
+stay reliable, and how many tokens training would generate under which settings, with settings to paste. It needs the
+weights of both models, one after the other, and uses a GPU where there is one.
+
+Up to --prompts x --samples x --max-response-length tokens are sampled. On a CPU begin small:
+
+    python -m recipe.prune_opd diagnose STUDENT TEACHER --data train.parquet --prompts 8 --max-response-length 192
+
+Responses that the student has already written can be taken instead with --rollouts FILE.jsonl, one object a line:
+{"prompt": TEXT or MESSAGES, "response": TEXT} or {"prompt_ids": [...], "response_ids": [...]}.
+
+docs/diagnose.md explains every number, and what the verdict rests on.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recipe.prune_opd.commands.doctor import DTYPES, count, mapping
+from recipe.prune_opd.config import GATES
+from recipe.prune_opd.health import Plan
+
+AUTO = "auto"
+SHARES = {"student_mass": "student's", "teacher_mass": "teacher's", "teacher_on_student": "teacher's on student's"}
+"""Probability of the top k -> column."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("student", metavar="STUDENT", help="folder or hub name")
+    parser.add_argument("teacher", metavar="TEACHER", help="folder or hub name")
+    plan = Plan()
+    data = parser.add_argument_group("prompts or responses (one of --data and --rollouts is needed)")
+    data.add_argument("--data", type=Path, metavar="FILE", help="prompts in verl's format: .parquet, .json or .jsonl")
+    data.add_argument("--rollouts", type=Path, metavar="FILE", help="responses of the student, .jsonl, not sampled here")
+    data.add_argument("--prompts", type=count, default=16, metavar="N", help="prompts, chosen by --seed (%(default)s)")
+    data.add_argument("--samples", type=count, default=2, metavar="N", help="responses to each prompt (%(default)s)")
+    data.add_argument("--prompt-key", default=plan.prompt_key, metavar="NAME", help="data.prompt_key (%(default)s)")
+    data.add_argument(
+        "--chat-template-kwargs",
+        type=mapping,
+        metavar="JSON",
+        help="data.apply_chat_template_kwargs, e.g. '{\"enable_thinking\": false}'",
+    )
+    run_ = parser.add_argument_group("the run you plan")
+    run_.add_argument(
+        "--max-response-length",
+        type=count,
+        default=plan.max_response_length,
+        metavar="N",
+        help="longest training response, prune_opd.budget.max (%(default)s)",
+    )
+    run_.add_argument(
+        "--max-prompt-length",
+        type=count,
+        default=plan.max_prompt_length,
+        metavar="N",
+        help="data.max_prompt_length; longer prompts are passed over (%(default)s)",
+    )
+    run_.add_argument("--topk", type=count, default=plan.topk, metavar="K", help="prune_opd.topk (%(default)s)")
+    run_.add_argument(
+        "--threshold", type=_share, default=0.7, metavar="GAMMA", help="prune_opd.drift.threshold (%(default)s)"
+    )
+    run_.add_argument("--steps", type=count, default=203, metavar="N", help="training steps (%(default)s)")
+    run_.add_argument(
+        "--batch",
+        type=count,
+        default=256,
+        metavar="N",
+        help="responses of a step, data.train_batch_size x rollout.n (%(default)s)",
+    )
+    run_.add_argument(
+        "--temperature", type=_positive, default=1.0, metavar="T", help="of the rollout, actor_rollout_ref.rollout's"
+    )
+    run_.add_argument(
+        "--teacher-temperature", type=_positive, default=1.0, metavar="T", help="prune_opd.teacher.temperature"
+    )
+    compared = parser.add_argument_group("settings to compare")
+    compared.add_argument("--topks", type=count, nargs="+", metavar="K", help="(half of --topk, --topk, twice --topk)")
+    compared.add_argument(
+        "--thresholds", type=_share, nargs="+", default=[0.6, 0.7, 0.8, 0.9], metavar="GAMMA", help="%(default)s"
+    )
+    compared.add_argument(
+        "--w-drops",
+        type=_share,
+        nargs="+",
+        metavar="W",
+        help="prune_opd.drift.w_drop (half of the recommended one, it, twice it)",
+    )
+    kinds = ["off", *(kind for kind in GATES if kind != "never")]
+    compared.add_argument("--gates", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
+    passes = parser.add_argument_group("passes")
+    passes.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="what samples")
+    passes.add_argument("--batch-size", type=count, default=8, metavar="N", help="responses that transformers samples at once")
+    passes.add_argument("--chunk", type=count, default=256, metavar="N", help="tokens that are scored at once (%(default)s)")
+    passes.add_argument(
+        "--dtype", choices=(AUTO, *DTYPES), default=AUTO, help="of the weights; auto: bfloat16 on a GPU, else float32"
+    )
+    passes.add_argument("--device", default=AUTO, help="cpu, cuda, cuda:1; auto: cuda where there is one")
+    passes.add_argument("--seed", type=int, default=0, help="of prompts, samples and resampling (%(default)s)")
+    passes.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="folder for diagnosis.html and diagnosis.json, or the .html file, with the .json beside it",
+    )
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, allowed: a number > 0")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"got {text}, allowed: a number in (0, 1]")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Diagnose the pair and print.
+
+    Raises:
+        ValueError: an argument, a file or a model is not as it should be; names which.
+    """
+    answer, examples = diagnose(args)
+    if args.out is not None:
+        write(answer, examples, args.out)
+    if args.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        show(answer)
+        if args.out is not None:
+            print(f"\n{page_file(args.out)}")
+    return 0
+
+
+def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The answer, and some responses for the page. Everything is checked before weights are loaded."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from recipe.prune_opd import health, pair_passes
+    from recipe.prune_opd.drift import overlap_events
+    from recipe.prune_opd.forecast import Planned, forecast
+    from recipe.prune_opd.inputs import Model
+    from recipe.prune_opd.recommend import w_drop_for
+
+    if (args.data is None) == (args.rollouts is None):
+        found = "neither" if args.data is None else "both"
+        raise ValueError(f"--data, --rollouts: got {found}, allowed: one of them")
+    transformers_logging.disable_progress_bar()
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == AUTO else args.device
+    health.check_device(device)
+    if args.dtype == AUTO:
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    else:
+        dtype = args.dtype
+    plan = Plan(
+        data=args.data,
+        prompt_key=args.prompt_key,
+        template_kwargs=args.chat_template_kwargs,
+        max_prompt_length=args.max_prompt_length,
+        max_response_length=args.max_response_length,
+        device=device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    student = Model("STUDENT", args.student, args.trust_remote_code, None, None)
+    teacher = Model("TEACHER", args.teacher, args.trust_remote_code, None, None)
+    ks = _numbers_of_candidates(args, min(student.vocab_size, teacher.vocab_size))
+    pair_passes.refuse(
+        [
+            health.vocabulary(student, teacher, args.topk),
+            health.tokens(student, teacher),
+            health.end_ids(student, teacher),
+            health.context(student, teacher, args.max_prompt_length + args.max_response_length),
+        ]
+    )
+    passes = pair_passes.Passes(
+        k=args.topk,
+        ks=ks,
+        prompts=args.prompts,
+        samples=args.samples,
+        seed=args.seed,
+        temperature=args.temperature,
+        teacher_temperature=args.teacher_temperature,
+        dtype=dtype,
+        batch=args.batch_size,
+        chunk=args.chunk,
+        engine=args.engine,
+    )
+    if args.rollouts is None:
+        given = {"prompts": pair_passes.choose_prompts(student, plan, passes)}
+    else:
+        given = {"rollouts": pair_passes.read_rollouts(args.rollouts, student, plan)}
+    rollouts, scores = pair_passes.examine_pair(student, teacher, plan, passes, **given)
+    w_drop = w_drop_for(args.max_response_length)
+    planned = Planned(
+        limit=args.max_response_length,
+        steps=args.steps,
+        batch=args.batch,
+        topk=args.topk,
+        threshold=args.threshold,
+        ks=ks,
+        thresholds=tuple(sorted({*args.thresholds, args.threshold})),
+        w_drops=tuple(sorted(args.w_drops or (w_drop / 2, w_drop, min(1.0, 2 * w_drop)))),
+        gates=tuple(args.gates),
+        seed=args.seed,
+    )
+    ended = torch.tensor([rollout.response_ids[-1] in student.ends for rollout in rollouts])
+    found = forecast(scores, pair_passes.kinds_of(student, scores.tokens), ended, planned, args.teacher)
+    answer = {
+        "student": args.student,
+        "teacher": args.teacher,
+        "data": str(args.data or args.rollouts),
+        "planned": asdict(planned),
+        "passes": asdict(passes) | {"device": device, "sampled": args.rollouts is None},
+        **found,
+        "notes": _notes(found, student, teacher),
+    }
+    events = overlap_events(scores.overlap[args.topk], scores.mask, args.threshold)
+    return without_nan(answer), pair_passes.examples(student, rollouts, events)
+
+
+def _numbers_of_candidates(args: argparse.Namespace, vocabulary: int) -> tuple[int, ...]:
+    """--topks and --topk, none above the vocabulary."""
+    if args.topks is None:
+        wanted = {k for k in (args.topk // 2, 2 * args.topk) if 1 <= k < vocabulary}
+    else:
+        wanted = set(args.topks)
+        if max(wanted) > vocabulary:
+            raise ValueError(f"--topks: got {max(wanted)}, allowed: at most the common vocabulary, {vocabulary}")
+    return tuple(sorted({*wanted, args.topk}))
+
+
+def _notes(found: dict[str, Any], student: Any, teacher: Any) -> list[str]:
+    """What a reader should know before trusting the numbers."""
+    responses, notes = found["responses"], []
+    if student.ends != teacher.ends:
+        notes.append(
+            f"the student ends a response with {student.names(student.ends)}, the teacher with "
+            f"{teacher.names(teacher.ends)}: responses tend to grow in training, see docs/troubleshooting.md"
+        )
+    if responses["cut_early"]:
+        notes.append(
+            f"{responses['cut_early']} of {responses['number']} responses neither end by themselves nor reach the limit: "
+            "they were cut, and count here as if they had ended there"
+        )
+    if responses["prompts"] < 8:
+        notes.append(f"{responses['prompts']} prompts say little about a data set: see the intervals, or give --prompts")
+    return notes
+
+
+def without_nan(value: Any) -> Any:
+    """For JSON, which has no NaN: None."""
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda constant: None)
+
+
+# ------------------------------------------------------------------------------------------------ output
+
+
+def page_file(out: Path) -> Path:
+    """Where the page goes."""
+    return out if out.suffix == ".html" else out / "diagnosis.html"
+
+
+def write(answer: dict[str, Any], examples: list[dict[str, Any]], out: Path) -> None:
+    """Write the page and the JSON beside it."""
+    from recipe.prune_opd.diagnosis_page import draw
+
+    file = page_file(out)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(draw(answer, examples), encoding="utf-8")
+    file.with_suffix(".json").write_text(json.dumps(answer, indent=2), encoding="utf-8")
+
+
+def show(answer: dict[str, Any]) -> None:
+    """Tables."""
+    from rich.console import Console
+
+    console = Console()
+    name, reason = answer["verdict"]["name"], answer["verdict"]["reason"]
+    console.print(f"[bold]{name}[/bold]: {reason}", highlight=False)
+    console.print(summary(answer), highlight=False)
+    for table in (_along(answer), _kinds(answer), _tokens(answer)):
+        console.print(table)
+    console.print("Recommended:\n", highlight=False)
+    print("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])  # as it is, to be copied
+    console.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]), highlight=False)
+    console.print(expectation(answer), highlight=False)
+    for note in answer["notes"]:
+        console.print(f"Note: {note}.", highlight=False)
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """A number for a reader; a dash where there is none."""
+    return "-" if value is None else f"{value:{form}}"
+
+
+def summary(answer: dict[str, Any]) -> str:
+    """What was looked at, and the means."""
+    responses, events, planned = answer["responses"], answer["events"], answer["planned"]
+    effective = answer["effective_length"]
+    low_high = f" ({number(events['low'], '.3f')} to {number(events['high'], '.3f')})" if events["low"] else ""
+    return (
+        f"{responses['number']} responses to {responses['prompts']} prompts, {responses['tokens']:,} tokens, "
+        f"{responses['mean_length']:,.0f} on average; {responses['ended']} ended by themselves, "
+        f"{responses['at_limit']} at the limit of {planned['limit']:,}. Overlap of the top {planned['topk']}: "
+        f"{answer['overlap']['mean']:.3f}; drift events per token at γ = {planned['threshold']:g}: "
+        f"{events['mean']:.3f}{low_high}. Reliable at w_drop = {effective['w_drop']:g}: {effective['mean']:,.0f} tokens "
+        f"on average, {effective['quantiles']['0.1']:,.0f} / {effective['quantiles']['0.5']:,.0f} / "
+        f"{effective['quantiles']['0.9']:,.0f} at the 10th, 50th and 90th percentile."
+    )
+
+
+def expectation(answer: dict[str, Any]) -> str:
+    """What the recommended settings should come to."""
+    found = answer["recommended"]["prediction"]
+    interval = "" if found["low"] is None else f" ({found['low']:,.0f} to {found['high']:,.0f})"
+    return (
+        f"Expected with them while the student stays as it is: {found['generated']:,.1f}{interval} tokens generated per "
+        f"response, {found['saved']:.0%} fewer than the {found['without_pruning']:,.1f} without pruning, "
+        f"{found['of_limit']:.0%} of the limit; {found['effective']:,.1f} of them reliable; limit {found['limit']:,.0f} "
+        "on average."
+    )
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    return table
+
+
+def rows_along(answer: dict[str, Any]) -> list[list[str]]:
+    """Cells of the table by position."""
+    names = ("overlap", "event_rate", *SHARES)
+    return [
+        [f"{row['from']:,}", f"{row['tokens']:,}", *(number(row[name]) for name in names)]
+        for row in answer["overlap"]["by_position"]
+    ]
+
+
+def _along(answer: dict[str, Any]) -> Any:
+    title = f"Along the responses (probability of the top {answer['planned']['topk']})"
+    table = _table(title, "from token", "tokens", "overlap", "events", *SHARES.values())
+    for row in rows_along(answer):
+        table.add_row(*row)
+    return table
+
+
+def rows_of_kinds(answer: dict[str, Any]) -> list[list[str]]:
+    """Cells of the table by kind of token."""
+    kinds = answer["kinds"]
+    tokens = sum(kind["tokens"] for kind in kinds.values())
+    events = sum(kind["tokens"] * (kind["event_rate"] or 0) for kind in kinds.values())
+    return [
+        [
+            name,
+            f"{kind['tokens'] / tokens:.1%}",
+            number(kind["overlap"]),
+            number(kind["event_rate"]),
+            f"{kind['tokens'] * (kind['event_rate'] or 0) / events:.1%}" if events else "-",
+        ]
+        for name, kind in kinds.items()
+    ]
+
+
+def _kinds(answer: dict[str, Any]) -> Any:
+    table = _table("By the student's token", "kind", "of all tokens", "overlap", "events per token", "of all events")
+    for row in rows_of_kinds(answer):
+        table.add_row(*row)
+    return table
+
+
+def rows_of_grid(answer: dict[str, Any], topk: int) -> list[list[str]]:
+    """Cells of the table of settings at one k: a row for each γ and w_drop, a column for each gate."""
+    rows: dict[tuple[float, float], list[str]] = {}
+    for cell in answer["grid"]:
+        if cell["topk"] == topk:
+            row = rows.setdefault((cell["threshold"], cell["w_drop"]), [])
+            row.append(f"{cell['generated']:,.0f}/{cell['kept']:,.0f} {cell['saved']:.0%}")
+    return [[f"{threshold:g}", f"{w_drop:g}", *cells] for (threshold, w_drop), cells in rows.items()]
+
+
+def _tokens(answer: dict[str, Any]) -> Any:
+    planned = answer["planned"]
+    title = f"Tokens per response by gate: generated/trained on, share saved; k = {planned['topk']}, others: --json"
+    gates = ["no gate" if kind == "off" else kind for kind in planned["gates"]]
+    table = _table(title, "γ", "w_drop", *gates)
+    for row in rows_of_grid(answer, planned["topk"]):
+        table.add_row(*row)
+    return table
