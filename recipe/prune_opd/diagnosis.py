@@ -9,7 +9,7 @@ back only. So responses that were sampled once, up to the largest limit, say wha
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -131,6 +131,8 @@ def kind_of(text: str, special: bool) -> str:
 class Lengths:
     """How long responses are, each (B,) int64, without a limit."""
 
+    whole: Tensor
+    """What the student writes where nothing stops it."""
     generated: Tensor
     """What the student writes, what it writes until a gate's stop is known included."""
     kept: Tensor
@@ -140,11 +142,12 @@ class Lengths:
 
     def of(self, rows: Tensor) -> "Lengths":
         """Those of some responses, (N,) int64."""
-        return Lengths(self.generated[rows], self.kept[rows], self.effective[rows])
+        return Lengths(self.whole[rows], self.generated[rows], self.kept[rows], self.effective[rows])
 
     def under(self, limit: int) -> "Lengths":
-        """The same responses under a limit."""
-        return Lengths(*(values.clamp(max=limit) for values in (self.generated, self.kept, self.effective)))
+        """The same responses under a limit; ``whole`` stays."""
+        cut = (values.clamp(max=limit) for values in (self.generated, self.kept, self.effective))
+        return Lengths(self.whole, *cut)
 
 
 def lengths_of(
@@ -165,7 +168,7 @@ def lengths_of(
     whole = mask.sum(-1)
     effective = reliability(events, mask, w_drop, w_base=0).effective_length
     if new_gate is None:
-        return Lengths(whole, whole, effective)
+        return Lengths(whole, whole, whole, effective)
     flags = (row[:length].tolist() for row, length in zip(events, whole, strict=True))
     stops = [new_gate().feed(row) for row in flags]
     kept = torch.tensor([int(n) if stop is None else stop for stop, n in zip(stops, whole, strict=True)])
@@ -175,7 +178,7 @@ def lengths_of(
             for stop, n in zip(stops, whole, strict=True)
         ]
     )
-    return Lengths(generated, kept, torch.minimum(effective, kept))
+    return Lengths(whole, generated, kept, torch.minimum(effective, kept))
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ class Course:
     """A training run with a student that does not change, each (steps,) float64, lengths per response."""
 
     limit: Tensor
+    whole: Tensor
     generated: Tensor
     kept: Tensor
     effective: Tensor
@@ -200,10 +204,11 @@ def course(lengths: Lengths, budget: ResponseBudget, batch: int, steps: int, gen
     """
     rows = []
     for _ in range(steps):
-        drawn = torch.randint(len(lengths.generated), (batch,), generator=generator)
-        cut, limit = lengths.of(drawn).under(budget.limit), budget.limit
+        drawn, limit = torch.randint(len(lengths.whole), (batch,), generator=generator), budget.limit
+        cut = lengths.of(drawn).under(limit)
         budget.update(cut.effective.tolist())
-        rows.append([limit, *(values.double().mean().item() for values in (cut.generated, cut.kept, cut.effective))])
+        means = (values.double().mean().item() for values in (cut.whole, cut.generated, cut.kept, cut.effective))
+        rows.append([limit, *means])
     return Course(*torch.tensor(rows, dtype=torch.float64).unbind(-1))
 
 
@@ -211,11 +216,11 @@ def course(lengths: Lengths, budget: ResponseBudget, batch: int, steps: int, gen
 class Prediction:
     """Tokens per response, means over a run with a student that does not change."""
 
+    limit: float
+    without_pruning: float
     generated: float
     kept: float
     effective: float
-    limit: float
-    last_limit: float
     low: float = math.nan
     """Of ``generated``: interval from resampling the prompts. NaN where nothing was resampled."""
     high: float = math.nan
@@ -228,6 +233,7 @@ def predict(
     batch: int,
     steps: int,
     seed: int,
+    runs: int = 1,
     resamplings: int = 0,
 ) -> Prediction:
     """Tokens of a run, with an interval for there being few prompts.
@@ -238,22 +244,28 @@ def predict(
         new_budget: makes the run's budget.
         batch: responses of a step.
         steps: batches.
-        seed: of all draws.
+        seed: of all draws; the same seed draws the same responses whatever their lengths.
+        runs: whose mean is taken.
         resamplings: runs on prompts drawn with replacement, for the interval; 0: no interval.
     """
     generator = torch.Generator().manual_seed(seed)
-    whole = course(lengths, new_budget(), batch, steps, generator)
+    courses = [course(lengths, new_budget(), batch, steps, generator) for _ in range(runs)]
+    found = torch.stack([torch.stack([getattr(c, f.name) for f in fields(Course)]) for c in courses]).mean((0, 2))
     interval = (math.nan, math.nan)
     if resamplings:
-        runs = [
+        drawn = [
             course(lengths.of(rows), new_budget(), batch, steps, generator).generated.mean()
             for rows in resampled(groups, resamplings, generator)
         ]
-        bounds = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-        low, high = torch.stack(runs).quantile(bounds).tolist()
-        interval = (low, high)
-    means = (values.mean().item() for values in (whole.generated, whole.kept, whole.effective, whole.limit))
-    return Prediction(*means, whole.limit[-1].item(), *interval)
+        interval = _interval(torch.stack(drawn))
+    limit, whole, generated, kept, effective = found.tolist()
+    return Prediction(limit, whole, generated, kept, effective, *interval)
+
+
+def _interval(values: Tensor) -> tuple[float, float]:
+    """Percentile interval of (N,) float64."""
+    low, high = values.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def resampled(groups: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:
@@ -287,5 +299,4 @@ def interval_of_mean(
         return mean, math.nan, math.nan
     generator = torch.Generator().manual_seed(seed)
     means = torch.stack([sums[rows].sum() / counts[rows].sum() for rows in resampled(groups, resamplings, generator)])
-    low, high = means.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)).tolist()
-    return mean, low, high
+    return mean, *_interval(means)

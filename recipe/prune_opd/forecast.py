@@ -29,7 +29,7 @@ from recipe.prune_opd.recommend import budget_for, gate_for, judge, recommend, w
 
 POSITIONS = 16
 """Parts of the longest response in which overlap is given."""
-RESAMPLINGS = 100
+RUNS, RESAMPLINGS = 10, 100
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 OFF = "off"
 """In the place of a gate's kind: no gate."""
@@ -78,6 +78,7 @@ def forecast(scores: PairScores, kinds: Tensor, ended: Tensor, planned: Planned,
         planned.batch,
         planned.steps,
         planned.seed,
+        RUNS,
         RESAMPLINGS if len(scores.groups.unique()) > 1 else 0,
     )
     return {
@@ -88,7 +89,7 @@ def forecast(scores: PairScores, kinds: Tensor, ended: Tensor, planned: Planned,
             "overrides": advice.overrides,
             "yaml": advice.yaml,
             "reasons": advice.reasons,
-            "prediction": _with_shares(prediction, scores, planned),
+            "prediction": _with_shares(prediction, planned),
         },
         "grid": list(compare(scores, planned)),
     }
@@ -184,16 +185,14 @@ def compare(scores: PairScores, planned: Planned) -> Iterator[dict[str, Any]]:
             "w_drop": w_drop,
             "gate": kind,
             "budget": {name: getattr(budget, name) for name in ("init", "min", "max", "step", "margin")},
-            **_with_shares(prediction, scores, planned),
+            **_with_shares(prediction, planned),
         }
 
 
-def _with_shares(prediction: Prediction, scores: PairScores, planned: Planned) -> dict[str, float]:
-    """Tokens per response, and as parts of what is generated up to the limit without pruning, and of the limit."""
-    plain = scores.lengths.double().mean().item()
+def _with_shares(prediction: Prediction, planned: Planned) -> dict[str, float]:
+    """Tokens per response, and as parts of those without pruning and of the limit."""
     return {
         **asdict(prediction),
-        "without_pruning": plain,
-        "saved": 1 - prediction.generated / plain,
+        "saved": 1 - prediction.generated / prediction.without_pruning,
         "of_limit": prediction.generated / planned.limit,
     }

@@ -231,7 +231,9 @@ def sample_vllm(student: Model, prompts: Sequence[list[int]], plan: Plan, passes
     try:
         import vllm
     except ImportError as error:
-        raise ValueError(f"--engine: vllm cannot be imported ({error}), allowed: transformers, or install it") from error
+        raise ValueError(
+            f"--engine: vllm cannot be imported ({error}), allowed: transformers, or install it"
+        ) from error
     asked = _asked(prompts, passes)
     engine = vllm.LLM(
         model=student.path,
@@ -306,7 +308,13 @@ class Scored:
 
 
 def score(
-    model: Any, of: Model, rollout: Rollout, vocabulary: int, temperature: float, passes: Passes, at: Tensor | None = None
+    model: Any,
+    of: Model,
+    rollout: Rollout,
+    vocabulary: int,
+    temperature: float,
+    passes: Passes,
+    at: Tensor | None = None,
 ) -> Scored:
     """One model on one response, ranked in float32.
 

@@ -160,7 +160,7 @@ def recommend(events: Tensor, mask: Tensor, limit: int, steps: int, topk: int, t
     """
     w_drop = w_drop_for(limit)
     budget = budget_for(lengths_of(events, mask, w_drop).effective, w_drop, limit, steps)
-    events = int(spent_at(w_drop))
+    spent = int(spent_at(w_drop))
     settings = {
         "topk": topk,
         "drift.threshold": threshold,
@@ -175,10 +175,10 @@ def recommend(events: Tensor, mask: Tensor, limit: int, steps: int, topk: int, t
     reasons = [
         f"topk, drift.threshold: k = {topk} and γ = {threshold:g}; what another value costs in accuracy cannot be seen "
         "before training, and the paper found γ = 0.9 to cost some",
-        f"drift.w_drop: weight is gone after {events} events"
-        + (", the paper's" if events == PAPER_EVENTS else f", as many per token of the limit as 100 in {PAPER_MIN:,}"),
+        f"drift.w_drop: weight is gone after {spent} events"
+        + (", the paper's" if spent == PAPER_EVENTS else f", as many per token of the limit as 100 in {PAPER_MIN:,}"),
         f"budget.init: {_reached(budget)}",
-        f"budget.min: a twelfth of the limit, as in the paper, and at least the {events} tokens that reliability needs "
+        f"budget.min: a twelfth of the limit, as in the paper, and at least the {spent} tokens that reliability needs "
         "to run out",
         f"budget.step, budget.margin: the paper's {PAPER_STEP} of {PAPER_MAX:,} tokens in {PAPER_STEPS} steps, for "
         f"{limit:,} tokens in {steps} steps",

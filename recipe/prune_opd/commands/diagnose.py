@@ -3,9 +3,9 @@
     python -m recipe.prune_opd diagnose STUDENT TEACHER --data train.parquet --max-response-length 2048 --out report
 
 STUDENT and TEACHER are local folders or hub names. The student answers some prompts of the data, both models score the
-answers, and what is printed says how far their most likely tokens overlap, on which tokens they part, how long responses
-stay reliable, and how many tokens training would generate under which settings, with settings to paste. It needs the
-weights of both models, one after the other, and uses a GPU where there is one.
+answers, and what is printed says how far their most likely tokens overlap, on which tokens they part, how long
+responses stay reliable, and how many tokens training would generate under which settings, with settings to paste. It
+needs the weights of both models, one after the other, and uses a GPU where there is one.
 
 Up to --prompts x --samples x --max-response-length tokens are sampled. On a CPU begin small:
 
@@ -26,11 +26,18 @@ from typing import Any
 
 from recipe.prune_opd.commands.doctor import DTYPES, count, mapping
 from recipe.prune_opd.config import GATES
+from recipe.prune_opd.diagnosis_tables import (
+    SHARES,
+    expectation,
+    notes,
+    rows_along,
+    rows_of_grid,
+    rows_of_kinds,
+    summary,
+)
 from recipe.prune_opd.health import Plan
 
 AUTO = "auto"
-SHARES = {"student_mass": "student's", "teacher_mass": "teacher's", "teacher_on_student": "teacher's on student's"}
-"""Probability of the top k -> column."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan = Plan()
     data = parser.add_argument_group("prompts or responses (one of --data and --rollouts is needed)")
     data.add_argument("--data", type=Path, metavar="FILE", help="prompts in verl's format: .parquet, .json or .jsonl")
-    data.add_argument("--rollouts", type=Path, metavar="FILE", help="responses of the student, .jsonl, not sampled here")
+    data.add_argument(
+        "--rollouts", type=Path, metavar="FILE", help="responses of the student, .jsonl, not sampled here"
+    )
     data.add_argument("--prompts", type=count, default=16, metavar="N", help="prompts, chosen by --seed (%(default)s)")
     data.add_argument("--samples", type=count, default=2, metavar="N", help="responses to each prompt (%(default)s)")
     data.add_argument("--prompt-key", default=plan.prompt_key, metavar="NAME", help="data.prompt_key (%(default)s)")
@@ -99,8 +108,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compared.add_argument("--gates", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
     passes = parser.add_argument_group("passes")
     passes.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="what samples")
-    passes.add_argument("--batch-size", type=count, default=8, metavar="N", help="responses that transformers samples at once")
-    passes.add_argument("--chunk", type=count, default=256, metavar="N", help="tokens that are scored at once (%(default)s)")
+    passes.add_argument(
+        "--batch-size", type=count, default=8, metavar="N", help="responses that transformers samples at once"
+    )
+    passes.add_argument(
+        "--chunk", type=count, default=256, metavar="N", help="tokens that are scored at once (%(default)s)"
+    )
     passes.add_argument(
         "--dtype", choices=(AUTO, *DTYPES), default=AUTO, help="of the weights; auto: bfloat16 on a GPU, else float32"
     )
@@ -112,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="PATH",
-        help="folder for diagnosis.html and diagnosis.json, or the .html file, with the .json beside it",
+        help="folder for diagnosis.html, .json and .rollouts.jsonl (to give to --rollouts), or the .html file",
     )
     output.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
@@ -137,9 +150,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: an argument, a file or a model is not as it should be; names which.
     """
-    answer, examples = diagnose(args)
+    answer, examples, rollouts = diagnose(args)
     if args.out is not None:
-        write(answer, examples, args.out)
+        write(answer, examples, rollouts, args.out)
     if args.json:
         print(json.dumps(answer, indent=2))
     else:
@@ -149,8 +162,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The answer, and some responses for the page. Everything is checked before weights are loaded."""
+def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The answer, some responses for the page, and all of them as ``--rollouts`` reads them.
+
+    Everything is checked before weights are loaded.
+    """
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -161,15 +177,13 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
     from recipe.prune_opd.recommend import w_drop_for
 
     if (args.data is None) == (args.rollouts is None):
-        found = "neither" if args.data is None else "both"
-        raise ValueError(f"--data, --rollouts: got {found}, allowed: one of them")
+        given = "neither" if args.data is None else "both"
+        raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")
     transformers_logging.disable_progress_bar()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == AUTO else args.device
     health.check_device(device)
-    if args.dtype == AUTO:
-        dtype = "float32" if device == "cpu" else "bfloat16"
-    else:
-        dtype = args.dtype
+    own = "float32" if device == "cpu" else "bfloat16"
+    dtype = own if args.dtype == AUTO else args.dtype
     plan = Plan(
         data=args.data,
         prompt_key=args.prompt_key,
@@ -203,11 +217,9 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
         chunk=args.chunk,
         engine=args.engine,
     )
-    if args.rollouts is None:
-        given = {"prompts": pair_passes.choose_prompts(student, plan, passes)}
-    else:
-        given = {"rollouts": pair_passes.read_rollouts(args.rollouts, student, plan)}
-    rollouts, scores = pair_passes.examine_pair(student, teacher, plan, passes, **given)
+    ready = [] if args.rollouts is None else pair_passes.read_rollouts(args.rollouts, student, plan)
+    prompts = pair_passes.choose_prompts(student, plan, passes) if args.rollouts is None else []
+    rollouts, scores = pair_passes.examine_pair(student, teacher, plan, passes, prompts, ready)
     w_drop = w_drop_for(args.max_response_length)
     planned = Planned(
         limit=args.max_response_length,
@@ -230,10 +242,11 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
         "planned": asdict(planned),
         "passes": asdict(passes) | {"device": device, "sampled": args.rollouts is None},
         **found,
-        "notes": _notes(found, student, teacher),
+        "notes": notes(found, student, teacher),
     }
     events = overlap_events(scores.overlap[args.topk], scores.mask, args.threshold)
-    return without_nan(answer), pair_passes.examples(student, rollouts, events)
+    lines = [{"prompt_ids": rollout.prompt_ids, "response_ids": rollout.response_ids} for rollout in rollouts]
+    return without_nan(answer), pair_passes.examples(student, rollouts, events), lines
 
 
 def _numbers_of_candidates(args: argparse.Namespace, vocabulary: int) -> tuple[int, ...]:
@@ -245,24 +258,6 @@ def _numbers_of_candidates(args: argparse.Namespace, vocabulary: int) -> tuple[i
         if max(wanted) > vocabulary:
             raise ValueError(f"--topks: got {max(wanted)}, allowed: at most the common vocabulary, {vocabulary}")
     return tuple(sorted({*wanted, args.topk}))
-
-
-def _notes(found: dict[str, Any], student: Any, teacher: Any) -> list[str]:
-    """What a reader should know before trusting the numbers."""
-    responses, notes = found["responses"], []
-    if student.ends != teacher.ends:
-        notes.append(
-            f"the student ends a response with {student.names(student.ends)}, the teacher with "
-            f"{teacher.names(teacher.ends)}: responses tend to grow in training, see docs/troubleshooting.md"
-        )
-    if responses["cut_early"]:
-        notes.append(
-            f"{responses['cut_early']} of {responses['number']} responses neither end by themselves nor reach the limit: "
-            "they were cut, and count here as if they had ended there"
-        )
-    if responses["prompts"] < 8:
-        notes.append(f"{responses['prompts']} prompts say little about a data set: see the intervals, or give --prompts")
-    return notes
 
 
 def without_nan(value: Any) -> Any:
@@ -278,14 +273,16 @@ def page_file(out: Path) -> Path:
     return out if out.suffix == ".html" else out / "diagnosis.html"
 
 
-def write(answer: dict[str, Any], examples: list[dict[str, Any]], out: Path) -> None:
-    """Write the page and the JSON beside it."""
+def write(answer: dict[str, Any], examples: list[dict[str, Any]], rollouts: list[dict[str, Any]], out: Path) -> None:
+    """Write the page, and beside it the JSON and the responses."""
     from recipe.prune_opd.diagnosis_page import draw
 
     file = page_file(out)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(draw(answer, examples), encoding="utf-8")
     file.with_suffix(".json").write_text(json.dumps(answer, indent=2), encoding="utf-8")
+    lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
+    file.with_suffix(".rollouts.jsonl").write_text(lines, encoding="utf-8")
 
 
 def show(answer: dict[str, Any]) -> None:
@@ -306,39 +303,6 @@ def show(answer: dict[str, Any]) -> None:
         console.print(f"Note: {note}.", highlight=False)
 
 
-def number(value: float | None, form: str = ".2f") -> str:
-    """A number for a reader; a dash where there is none."""
-    return "-" if value is None else f"{value:{form}}"
-
-
-def summary(answer: dict[str, Any]) -> str:
-    """What was looked at, and the means."""
-    responses, events, planned = answer["responses"], answer["events"], answer["planned"]
-    effective = answer["effective_length"]
-    low_high = f" ({number(events['low'], '.3f')} to {number(events['high'], '.3f')})" if events["low"] else ""
-    return (
-        f"{responses['number']} responses to {responses['prompts']} prompts, {responses['tokens']:,} tokens, "
-        f"{responses['mean_length']:,.0f} on average; {responses['ended']} ended by themselves, "
-        f"{responses['at_limit']} at the limit of {planned['limit']:,}. Overlap of the top {planned['topk']}: "
-        f"{answer['overlap']['mean']:.3f}; drift events per token at γ = {planned['threshold']:g}: "
-        f"{events['mean']:.3f}{low_high}. Reliable at w_drop = {effective['w_drop']:g}: {effective['mean']:,.0f} tokens "
-        f"on average, {effective['quantiles']['0.1']:,.0f} / {effective['quantiles']['0.5']:,.0f} / "
-        f"{effective['quantiles']['0.9']:,.0f} at the 10th, 50th and 90th percentile."
-    )
-
-
-def expectation(answer: dict[str, Any]) -> str:
-    """What the recommended settings should come to."""
-    found = answer["recommended"]["prediction"]
-    interval = "" if found["low"] is None else f" ({found['low']:,.0f} to {found['high']:,.0f})"
-    return (
-        f"Expected with them while the student stays as it is: {found['generated']:,.1f}{interval} tokens generated per "
-        f"response, {found['saved']:.0%} fewer than the {found['without_pruning']:,.1f} without pruning, "
-        f"{found['of_limit']:.0%} of the limit; {found['effective']:,.1f} of them reliable; limit {found['limit']:,.0f} "
-        "on average."
-    )
-
-
 def _table(title: str, *columns: str) -> Any:
     from rich import box
     from rich.table import Table
@@ -349,15 +313,6 @@ def _table(title: str, *columns: str) -> Any:
     return table
 
 
-def rows_along(answer: dict[str, Any]) -> list[list[str]]:
-    """Cells of the table by position."""
-    names = ("overlap", "event_rate", *SHARES)
-    return [
-        [f"{row['from']:,}", f"{row['tokens']:,}", *(number(row[name]) for name in names)]
-        for row in answer["overlap"]["by_position"]
-    ]
-
-
 def _along(answer: dict[str, Any]) -> Any:
     title = f"Along the responses (probability of the top {answer['planned']['topk']})"
     table = _table(title, "from token", "tokens", "overlap", "events", *SHARES.values())
@@ -366,38 +321,11 @@ def _along(answer: dict[str, Any]) -> Any:
     return table
 
 
-def rows_of_kinds(answer: dict[str, Any]) -> list[list[str]]:
-    """Cells of the table by kind of token."""
-    kinds = answer["kinds"]
-    tokens = sum(kind["tokens"] for kind in kinds.values())
-    events = sum(kind["tokens"] * (kind["event_rate"] or 0) for kind in kinds.values())
-    return [
-        [
-            name,
-            f"{kind['tokens'] / tokens:.1%}",
-            number(kind["overlap"]),
-            number(kind["event_rate"]),
-            f"{kind['tokens'] * (kind['event_rate'] or 0) / events:.1%}" if events else "-",
-        ]
-        for name, kind in kinds.items()
-    ]
-
-
 def _kinds(answer: dict[str, Any]) -> Any:
     table = _table("By the student's token", "kind", "of all tokens", "overlap", "events per token", "of all events")
     for row in rows_of_kinds(answer):
         table.add_row(*row)
     return table
-
-
-def rows_of_grid(answer: dict[str, Any], topk: int) -> list[list[str]]:
-    """Cells of the table of settings at one k: a row for each γ and w_drop, a column for each gate."""
-    rows: dict[tuple[float, float], list[str]] = {}
-    for cell in answer["grid"]:
-        if cell["topk"] == topk:
-            row = rows.setdefault((cell["threshold"], cell["w_drop"]), [])
-            row.append(f"{cell['generated']:,.0f}/{cell['kept']:,.0f} {cell['saved']:.0%}")
-    return [[f"{threshold:g}", f"{w_drop:g}", *cells] for (threshold, w_drop), cells in rows.items()]
 
 
 def _tokens(answer: dict[str, Any]) -> Any:

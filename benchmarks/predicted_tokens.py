@@ -1,0 +1,149 @@
+"""Does a training generate the tokens that ``diagnose`` predicts? Three pairs, the recommended settings, real runs.
+
+    close       the quickstart's teacher as the student, with a little noise on every weight; the quickstart's teacher
+    drifting    the quickstart's pair
+    unrelated   the quickstart's student; a teacher with fresh random weights
+
+``diagnose`` recommends settings and predicts tokens for a student that does not change. The trainer then runs with
+these settings, once at learning rate 0, which is what the prediction is about, and once at the quickstart's, where the
+student learns. Target: at learning rate 0 within 15 % of the prediction.
+
+    python benchmarks/predicted_tokens.py --out runs/predicted     # 6 runs of 3 to 5 minutes on 2 cores; goes on
+                                                                   # where it stopped
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
+import pair
+import run
+import task
+
+NOISE = 0.02
+"""Standard deviation of the close student's noise, as a share of each tensor's own."""
+TARGET = 0.15
+LEARNING = 5e-4
+COLUMNS = (
+    "pair",
+    "verdict",
+    "without pruning",
+    "predicted (interval)",
+    "lr 0, measured",
+    "off by",
+    "lr 5e-4, measured",
+    "limit predicted, lr 0, lr 5e-4",
+)
+
+
+def build_models(out: Path) -> dict[str, tuple[Path, Path]]:
+    """Name of each pair -> folders of student and teacher."""
+    models = out / "models"
+    pair.build_pair(models, pair.Settings())
+    tokenizer = task.build_tokenizer()
+    torch.manual_seed(0)
+    noisy = AutoModelForCausalLM.from_pretrained(models / "teacher")
+    with torch.no_grad():
+        for weight in noisy.parameters():
+            weight.add_(NOISE * weight.std() * torch.randn_like(weight))
+    pair.save(noisy, tokenizer, models / "noisy")
+    pair.save(pair.build_model(pair.Settings(), tokenizer), tokenizer, models / "random")
+    return {
+        "close": (models / "noisy", models / "teacher"),
+        "drifting": (models / "student", models / "teacher"),
+        "unrelated": (models / "student", models / "random"),
+    }
+
+
+def diagnose(student: Path, teacher: Path, data: Path, steps: int, file: Path) -> dict[str, Any]:
+    """The command's answer, kept in ``file``."""
+    if not file.is_file():
+        command = [sys.executable, "-m", "recipe.prune_opd", "diagnose", str(student), str(teacher), "--json"]
+        settings = {
+            "--data": data / "train.parquet",
+            "--prompts": 64,
+            "--samples": 2,
+            "--batch-size": 32,
+            "--max-prompt-length": 32,
+            "--max-response-length": task.MAX_RESPONSE_TOKENS,
+            "--steps": steps,
+            "--batch": run.PROMPTS * run.RESPONSES_EACH,
+            "--seed": 0,
+        }
+        command += [str(word) for setting in settings.items() for word in setting]
+        file.write_text(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return json.loads(file.read_text())
+
+
+def train(out: Path, folder: Path, pair_: tuple[Path, Path], overrides: list[str], steps: int, lr: float) -> list[dict]:
+    """Records of the steps of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(run.training_steps(run.read(folder / "metrics.jsonl"))) < steps:
+        settings = {
+            "actor_rollout_ref.model.path": pair_[0],
+            "prune_opd.teacher.path": pair_[1],
+            "actor_rollout_ref.actor.optim.lr": lr,
+            "trainer.val_before_train": False,
+            "trainer.test_freq": -1,
+            "trainer.save_freq": -1,
+        }
+        given = [*overrides, *(f"{key}={value}" for key, value in settings.items())]
+        run.train(run.training_command(out, "prune_opd", steps, given), folder, steps, timeout=900)
+    return run.training_steps(run.read(folder / "metrics.jsonl"))
+
+
+def per_response(records: list[dict]) -> tuple[float, float]:
+    """Tokens generated, and the limit, means over the steps."""
+    responses = run.PROMPTS * run.RESPONSES_EACH
+    tokens = sum(record["prune_opd/generated_tokens"] for record in records) / len(records) / responses
+    return tokens, sum(record["prune_opd/current_max_response_length"] for record in records) / len(records)
+
+
+def main() -> None:
+    """Command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/predicted"))
+    parser.add_argument("--steps", type=int, default=16, help="of each run (%(default)s)")
+    parser.add_argument("--pairs", nargs="+", default=["close", "drifting", "unrelated"], help="which of them")
+    parser.add_argument("--only-predict", action="store_true", help="no training")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    models = build_models(out)
+    task.write_parquet(out / "data", validation=run.VALIDATION_PROBLEMS)
+    table = Table(*COLUMNS, title=f"Tokens per response over {args.steps} steps")
+    for name in args.pairs:
+        found = diagnose(*models[name], out / "data", args.steps, out / f"{name}.json")
+        advice, cells = found["recommended"], []
+        expected = advice["prediction"]
+        if not args.only_predict:
+            frozen, learning = (
+                per_response(train(out, out / f"{name}_lr_{lr}", models[name], advice["overrides"], args.steps, lr))
+                for lr in (0.0, LEARNING)
+            )
+            off = frozen[0] / expected["generated"] - 1
+            missed = "" if abs(off) <= TARGET else f" (target: {TARGET:.0%})"
+            limits = (expected["limit"], frozen[1], learning[1])
+            cells = [
+                f"{frozen[0]:.1f}",
+                f"{off:+.1%}{missed}",
+                f"{learning[0]:.1f}",
+                ", ".join(f"{limit:.0f}" for limit in limits),
+            ]
+        interval = f"({expected['low']:.1f} to {expected['high']:.1f})"
+        plain = f"{expected['without_pruning']:.1f}"
+        table.add_row(name, found["verdict"]["name"], plain, f"{expected['generated']:.1f} {interval}", *cells)
+    Console(width=180).print(table)
+
+
+if __name__ == "__main__":
+    main()
