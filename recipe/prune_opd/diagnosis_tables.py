@@ -5,6 +5,8 @@
 
 from typing import Any
 
+FEW = 8
+"""Prompts below which the answer says that they are few."""
 SHARES = {"student_mass": "student's", "teacher_mass": "teacher's", "teacher_on_student": "teacher's on student's"}
 """Probability of the top k -> column."""
 
@@ -18,7 +20,9 @@ def summary(answer: dict[str, Any]) -> str:
     """What was looked at, and the means."""
     responses, events, planned = answer["responses"], answer["events"], answer["planned"]
     effective = answer["effective_length"]
-    low_high = f" ({number(events['low'], '.3f')} to {number(events['high'], '.3f')})" if events["low"] is not None else ""
+    low_high = (
+        f" ({number(events['low'], '.3f')} to {number(events['high'], '.3f')})" if events["low"] is not None else ""
+    )
     return (
         f"{responses['number']} responses to {responses['prompts']} prompts, {responses['tokens']:,} tokens, "
         f"{responses['mean_length']:,.0f} on average; {responses['ended']} ended by themselves, "
@@ -78,20 +82,18 @@ def rows_of_grid(answer: dict[str, Any], topk: int) -> list[list[str]]:
     return [[f"{threshold:g}", f"{w_drop:g}", *cells] for (threshold, w_drop), cells in rows.items()]
 
 
-def notes(found: dict[str, Any], student: Any, teacher: Any) -> list[str]:
-    """What a reader should know before trusting the numbers."""
-    said: list[str] = []
-    responses = found["responses"]
-    if student.ends != teacher.ends:
-        said.append(
-            f"the student ends a response with {student.names(student.ends)}, the teacher with "
-            f"{teacher.names(teacher.ends)}: responses tend to grow in training, see docs/troubleshooting.md"
-        )
+def notes(responses: dict[str, int]) -> list[str]:
+    """What a reader should know of the responses before trusting the numbers.
+
+    Args:
+        responses: ``answer["responses"]``.
+    """
+    said = []
     if responses["cut_early"]:
         said.append(
             f"{responses['cut_early']} of {responses['number']} responses neither end by themselves nor reach the "
             "limit: they were cut, and count here as if they had ended there"
         )
-    if responses["prompts"] < 8:
+    if responses["prompts"] < FEW:
         said.append(f"{responses['prompts']} prompts say little about a data set: see the intervals, or give --prompts")
     return said

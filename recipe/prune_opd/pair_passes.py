@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from recipe.prune_opd.diagnosis import KINDS, PairScores, kind_of, overlap_ratios
-from recipe.prune_opd.health import ERROR, OK, Plan, is_chat, load, prompt_ids, read_prompts
+from recipe.prune_opd.health import ERROR, OK, WARNING, Finding, Plan, is_chat, load, prompt_ids, read_prompts
 from recipe.prune_opd.inputs import Model, check_file
 from verl_ext.topk import log_probs_at, top_log_probs
 
@@ -435,12 +435,17 @@ def examples(model: Model, rollouts: Sequence[Rollout], events: Tensor) -> list[
     return shown
 
 
-def refuse(findings: Sequence[Any]) -> None:
-    """Stop at the first finding of ``doctor`` that is an error.
+def warnings_of(findings: Sequence[Finding]) -> list[str]:
+    """What ``doctor`` warns of, after a look for errors.
 
     Raises:
-        ValueError: what was seen and what to change.
+        ValueError: one of the findings is an error; what was seen and what to change.
     """
+    said = []
     for finding in findings:
+        text = f"{finding.name}: {finding.evidence}; {finding.change}"
         if finding.status == ERROR:
-            raise ValueError(f"{finding.name}: {finding.evidence}; {finding.change}")
+            raise ValueError(text)
+        if finding.status == WARNING:
+            said.append(text)
+    return said

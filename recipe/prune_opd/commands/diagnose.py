@@ -196,7 +196,7 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
     student = Model("STUDENT", args.student, args.trust_remote_code, None, None)
     teacher = Model("TEACHER", args.teacher, args.trust_remote_code, None, None)
     ks = _numbers_of_candidates(args, min(student.vocab_size, teacher.vocab_size))
-    pair_passes.refuse(
+    warnings = pair_passes.warnings_of(
         [
             health.vocabulary(student, teacher, args.topk),
             health.tokens(student, teacher),
@@ -242,7 +242,7 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
         "planned": asdict(planned),
         "passes": asdict(passes) | {"device": device, "sampled": args.rollouts is None},
         **found,
-        "notes": notes(found, student, teacher),
+        "notes": [*warnings, *notes(found["responses"])],
     }
     events = overlap_events(scores.overlap[args.topk], scores.mask, args.threshold)
     lines = [{"prompt_ids": rollout.prompt_ids, "response_ids": rollout.response_ids} for rollout in rollouts]
