@@ -8,8 +8,11 @@ Shapes: T response tokens, K candidates, V vocabulary, N rows of a chunk.
 
 import gc
 import json
+import os
 import random
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,6 +238,12 @@ def sample_vllm(student: Model, prompts: Sequence[list[int]], plan: Plan, passes
             f"--engine: vllm cannot be imported ({error}), allowed: transformers, or install it"
         ) from error
     asked = _asked(prompts, passes)
+    with _talk_to_stderr():
+        return _rollouts(asked, _ask_vllm(vllm, student, [ids for _, ids in asked], plan, passes))
+
+
+def _ask_vllm(vllm: Any, student: Model, prompts: Sequence[list[int]], plan: Plan, passes: Passes) -> list[list[int]]:
+    """A response to each prompt."""
     engine = vllm.LLM(
         model=student.path,
         dtype=passes.dtype,
@@ -251,11 +260,25 @@ def sample_vllm(student: Model, prompts: Sequence[list[int]], plan: Plan, passes
             stop_token_ids=sorted(student.ends),
             detokenize=False,
         )
-        for number in range(len(asked))
+        for number in range(len(prompts))
     ]
-    outputs = engine.generate([{"prompt_token_ids": ids} for _, ids in asked], sampling)
+    outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], sampling)
     engine.llm_engine.engine_core.shutdown()  # its memory is needed for scoring
-    return _rollouts(asked, [list(output.outputs[0].token_ids) for output in outputs])
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+@contextmanager
+def _talk_to_stderr() -> Iterator[None]:
+    """Standard output of this process and its children goes to standard error: ``--json`` is to be alone there."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 # ------------------------------------------------------------------------------------------------ scoring

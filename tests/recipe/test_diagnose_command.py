@@ -164,7 +164,7 @@ def test_log_probs_that_are_not_numbers_are_refused(models, loaded):
     broken = pair_passes.load_model(of, Plan(), Passes())
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
-        with pytest.raises(ValueError, match="STUDENT.*gives NaN in float32"):
+        with pytest.raises(ValueError, match=r"STUDENT.*gives NaN in float32"):
             score(broken, of, Rollout(0, [3], [8, 9]), 96, 1.0, Passes())
 
 
