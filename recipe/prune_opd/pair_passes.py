@@ -96,8 +96,14 @@ def choose_prompts(student: Model, plan: Plan, passes: Passes) -> list[list[int]
     return chosen
 
 
-def read_rollouts(file: Path, student: Model, plan: Plan) -> list[Rollout]:
+def read_rollouts(file: Path, student: Model, plan: Plan, vocabulary: int) -> list[Rollout]:
     """Ready responses: one JSON object a line, as docs/diagnose.md says.
+
+    Args:
+        file: the lines.
+        student: whose tokens they are.
+        plan: longest response, settings of the chat template.
+        vocabulary: ids below it are known to both models.
 
     Raises:
         ValueError: there is no such file, it is empty, or a line is not as it should be; names the line.
@@ -108,7 +114,7 @@ def read_rollouts(file: Path, student: Model, plan: Plan) -> list[Rollout]:
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                ids, response = _read_line(f"--rollouts: {file}, line {number}", line, student, plan)
+                ids, response = _read_line(f"--rollouts: {file}, line {number}", line, student, plan, vocabulary)
                 group = numbers.setdefault(tuple(ids), len(numbers))
                 rollouts.append(Rollout(group, ids, response))
     if not rollouts:
@@ -116,15 +122,15 @@ def read_rollouts(file: Path, student: Model, plan: Plan) -> list[Rollout]:
     return rollouts
 
 
-def _read_line(where: str, line: str, student: Model, plan: Plan) -> tuple[list[int], list[int]]:
+def _read_line(where: str, line: str, student: Model, plan: Plan, vocabulary: int) -> tuple[list[int], list[int]]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is no JSON ({error})") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where} holds {str(row)[:60]!r}, allowed: a JSON object")
-    prompt = _ids(where, row, "prompt", student, plan)
-    response = _ids(where, row, "response", student, plan)
+    prompt = _ids(where, row, "prompt", student, plan, vocabulary)
+    response = _ids(where, row, "response", student, plan, vocabulary)
     if "response_ids" not in row and row.get("ended", True) and student.ends:
         response = [*response, _end(student)]
     if not response:
@@ -132,14 +138,14 @@ def _read_line(where: str, line: str, student: Model, plan: Plan) -> tuple[list[
     return prompt, response[: plan.max_response_length]
 
 
-def _ids(where: str, row: dict[str, Any], name: str, student: Model, plan: Plan) -> list[int]:
-    """Ids of ``name`` or of its text. Raises ValueError where neither is there or an id is none of the student's."""
+def _ids(where: str, row: dict[str, Any], name: str, student: Model, plan: Plan, vocabulary: int) -> list[int]:
+    """Ids of ``name`` or of its text. Raises ValueError where neither is there or an id is unknown."""
     if f"{name}_ids" in row:
         ids = row[f"{name}_ids"]
-        known = isinstance(ids, list) and all(type(i) is int and 0 <= i < student.vocab_size for i in ids)
+        known = isinstance(ids, list) and all(type(i) is int and 0 <= i < vocabulary for i in ids)
         if not known:
             raise ValueError(
-                f"{where}, {name}_ids: got {str(ids)[:60]}, allowed: a list of ids from 0 to {student.vocab_size - 1}"
+                f"{where}, {name}_ids: got {str(ids)[:60]}, allowed: a list of ids from 0 to {vocabulary - 1}"
             )
     elif name in row and isinstance(row[name], str):
         ids = student.tokenizer.encode(row[name], add_special_tokens=False)

@@ -1,5 +1,6 @@
 """The command from models to page: known pairs get their verdict, ready responses, bad input, what is escaped."""
 
+import argparse
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,7 +219,7 @@ def test_ready_responses_as_ids_text_and_messages_are_the_same(tmp_path, loaded)
         {"prompt": [{"role": "user", "content": "w0"}], "response": "w1 w2", "ended": True},
         {"prompt": "<user> w1 <assistant>", "response": "w1 w2", "ended": False},
     ]
-    found = read_rollouts(Path(rollouts_file(tmp_path, *rows)), of, Plan())
+    found = read_rollouts(Path(rollouts_file(tmp_path, *rows)), of, Plan(), 96)
     assert found[0] == found[1] == found[2] == Rollout(0, [3, 8, 4], [9, 10, 1])
     assert found[3] == Rollout(1, [3, 9, 4], [9, 10])
 
@@ -259,7 +260,7 @@ def test_ready_responses_have_the_events_of_training(models, tmp_path, capsys, l
 def test_responses_beyond_the_limit_are_cut(tmp_path, loaded):
     of, _ = loaded
     file = rollouts_file(tmp_path, {"prompt_ids": [3], "response_ids": [9] * 50})
-    assert len(read_rollouts(Path(file), of, Plan(max_response_length=40))[0].response_ids) == 40
+    assert len(read_rollouts(Path(file), of, Plan(max_response_length=40), 96)[0].response_ids) == 40
 
 
 # ------------------------------------------------------------------------------------------------ bad input
@@ -285,7 +286,7 @@ BAD_LINES = {
 def test_a_bad_line_is_named(tmp_path, loaded, row, message):
     of, _ = loaded
     with pytest.raises(ValueError, match=f"--rollouts: .*rollouts.jsonl, line 1.*{message.removeprefix('line 1')}"):
-        read_rollouts(Path(rollouts_file(tmp_path, row)), of, Plan())
+        read_rollouts(Path(rollouts_file(tmp_path, row)), of, Plan(), 96)
 
 
 @pytest.fixture
@@ -320,6 +321,7 @@ def test_bad_input_is_one_sentence_before_weights_are_loaded(models, tmp_path, c
         (*pair, *data, *SMALL, "--topks", "97"): "--topks: got 97, allowed: at most the common vocabulary, 96",
         (*pair, *data, "--max-response-length", "1000"): "context: contexts of 256 and 256 tokens; needed: 2,024",
         (*pair, *data, *SMALL, "--device", "cuda:99"): "--device: got cuda:99",
+        (*pair, *data, *SMALL, "--out", str(empty / "report")): "--out: ",
     }
     for args, message in cases.items():
         error = refused(capsys, *args)
@@ -398,6 +400,15 @@ def test_what_models_write_is_escaped(models, tmp_path, capsys):
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 3
     assert "<mark>" in page
+
+
+def test_every_option_is_in_its_page():
+    parser = argparse.ArgumentParser()
+    diagnose.add_arguments(parser)
+    page = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text()
+    options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    assert {"--out", "--rollouts"} <= options
+    assert sorted(option for option in options - {"--help"} if f"`{option}" not in page) == []
 
 
 def test_json_has_no_nan():

@@ -87,15 +87,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="responses of a step, data.train_batch_size x rollout.n (%(default)s)",
     )
     run_.add_argument(
-        "--temperature", type=_positive, default=1.0, metavar="T", help="of the rollout, actor_rollout_ref.rollout's"
+        "--temperature",
+        type=_positive,
+        default=1.0,
+        metavar="T",
+        help="actor_rollout_ref.rollout.temperature (%(default)s)",
     )
     run_.add_argument(
-        "--teacher-temperature", type=_positive, default=1.0, metavar="T", help="prune_opd.teacher.temperature"
+        "--teacher-temperature",
+        type=_positive,
+        default=1.0,
+        metavar="T",
+        help="prune_opd.teacher.temperature (%(default)s)",
     )
     compared = parser.add_argument_group("settings to compare")
-    compared.add_argument("--topks", type=count, nargs="+", metavar="K", help="(half of --topk, --topk, twice --topk)")
     compared.add_argument(
-        "--thresholds", type=_share, nargs="+", default=[0.6, 0.7, 0.8, 0.9], metavar="GAMMA", help="%(default)s"
+        "--topks", type=count, nargs="+", metavar="K", help="prune_opd.topk (half of --topk, it, twice it)"
+    )
+    compared.add_argument(
+        "--thresholds",
+        type=_share,
+        nargs="+",
+        default=[0.6, 0.7, 0.8, 0.9],
+        metavar="GAMMA",
+        help="prune_opd.drift.threshold (0.6 0.7 0.8 0.9)",
     )
     compared.add_argument(
         "--w-drops",
@@ -105,11 +120,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prune_opd.drift.w_drop (half of the recommended one, it, twice it)",
     )
     kinds = ["off", *(kind for kind in GATES if kind != "never")]
-    compared.add_argument("--gates", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
+    compared.add_argument(
+        "--gates", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=f"of {', '.join(kinds)} (all)"
+    )
     passes = parser.add_argument_group("passes")
-    passes.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="what samples")
     passes.add_argument(
-        "--batch-size", type=count, default=8, metavar="N", help="responses that transformers samples at once"
+        "--engine", choices=("transformers", "vllm"), default="transformers", help="samples (%(default)s)"
+    )
+    passes.add_argument(
+        "--batch-size",
+        type=count,
+        default=8,
+        metavar="N",
+        help="responses that transformers samples at once (%(default)s)",
     )
     passes.add_argument(
         "--chunk", type=count, default=256, metavar="N", help="tokens that are scored at once (%(default)s)"
@@ -172,30 +195,17 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
 
     from recipe.prune_opd import health, pair_passes
     from recipe.prune_opd.drift import overlap_events
-    from recipe.prune_opd.forecast import Planned, forecast
+    from recipe.prune_opd.forecast import forecast
     from recipe.prune_opd.inputs import Model
-    from recipe.prune_opd.recommend import w_drop_for
 
-    if (args.data is None) == (args.rollouts is None):
-        given = "neither" if args.data is None else "both"
-        raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")
     transformers_logging.disable_progress_bar()
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == AUTO else args.device
-    health.check_device(device)
-    own = "float32" if device == "cpu" else "bfloat16"
-    dtype = own if args.dtype == AUTO else args.dtype
-    plan = Plan(
-        data=args.data,
-        prompt_key=args.prompt_key,
-        template_kwargs=args.chat_template_kwargs,
-        max_prompt_length=args.max_prompt_length,
-        max_response_length=args.max_response_length,
-        device=device,
-        trust_remote_code=args.trust_remote_code,
+    plan = _plan(args)
+    student, teacher = (
+        Model(key, path, args.trust_remote_code, None, None)
+        for key, path in (("STUDENT", args.student), ("TEACHER", args.teacher))
     )
-    student = Model("STUDENT", args.student, args.trust_remote_code, None, None)
-    teacher = Model("TEACHER", args.teacher, args.trust_remote_code, None, None)
-    ks = _numbers_of_candidates(args, min(student.vocab_size, teacher.vocab_size))
+    vocabulary = min(student.vocab_size, teacher.vocab_size)
+    ks = _numbers_of_candidates(args, vocabulary)
     warnings = pair_passes.warnings_of(
         [
             health.vocabulary(student, teacher, args.topk),
@@ -204,7 +214,61 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
             health.context(student, teacher, args.max_prompt_length + args.max_response_length),
         ]
     )
-    passes = pair_passes.Passes(
+    passes, planned = _passes(args, ks, plan.device), _planned(args, ks)
+    if args.rollouts is None:
+        prompts, ready = pair_passes.choose_prompts(student, plan, passes), []
+    else:
+        prompts, ready = [], pair_passes.read_rollouts(args.rollouts, student, plan, vocabulary)
+    rollouts, scores = pair_passes.examine_pair(student, teacher, plan, passes, prompts, ready)
+    ended = torch.tensor([rollout.response_ids[-1] in student.ends for rollout in rollouts])
+    found = forecast(scores, pair_passes.kinds_of(student, scores.tokens), ended, planned, args.teacher)
+    answer = {
+        "student": args.student,
+        "teacher": args.teacher,
+        "data": str(args.data or args.rollouts),
+        "planned": asdict(planned),
+        "passes": asdict(passes) | {"device": plan.device, "sampled": args.rollouts is None},
+        **found,
+        "notes": [*warnings, *notes(found["responses"])],
+    }
+    events = overlap_events(scores.overlap[args.topk], scores.mask, args.threshold)
+    lines = [{"prompt_ids": rollout.prompt_ids, "response_ids": rollout.response_ids} for rollout in rollouts]
+    return without_nan(answer), pair_passes.examples(student, rollouts, events), lines
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    """Files, lengths and device, checked as far as that needs no model."""
+    import torch
+
+    from recipe.prune_opd.health import check_device
+
+    if (args.data is None) == (args.rollouts is None):
+        given = "neither" if args.data is None else "both"
+        raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")
+    if args.out is not None:
+        try:
+            page_file(args.out).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out: {args.out} cannot be written ({error}), allowed: a folder or a .html") from error
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == AUTO else args.device
+    check_device(device)
+    return Plan(
+        data=args.data,
+        prompt_key=args.prompt_key,
+        template_kwargs=args.chat_template_kwargs,
+        max_prompt_length=args.max_prompt_length,
+        max_response_length=args.max_response_length,
+        device=device,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def _passes(args: argparse.Namespace, ks: tuple[int, ...], device: str) -> Any:
+    """How responses are made and scored."""
+    from recipe.prune_opd.pair_passes import Passes
+
+    own = "float32" if device == "cpu" else "bfloat16"
+    return Passes(
         k=args.topk,
         ks=ks,
         prompts=args.prompts,
@@ -212,16 +276,20 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
         seed=args.seed,
         temperature=args.temperature,
         teacher_temperature=args.teacher_temperature,
-        dtype=dtype,
+        dtype=own if args.dtype == AUTO else args.dtype,
         batch=args.batch_size,
         chunk=args.chunk,
         engine=args.engine,
     )
-    ready = [] if args.rollouts is None else pair_passes.read_rollouts(args.rollouts, student, plan)
-    prompts = pair_passes.choose_prompts(student, plan, passes) if args.rollouts is None else []
-    rollouts, scores = pair_passes.examine_pair(student, teacher, plan, passes, prompts, ready)
+
+
+def _planned(args: argparse.Namespace, ks: tuple[int, ...]) -> Any:
+    """The run, and the settings to compare."""
+    from recipe.prune_opd.forecast import Planned
+    from recipe.prune_opd.recommend import w_drop_for
+
     w_drop = w_drop_for(args.max_response_length)
-    planned = Planned(
+    return Planned(
         limit=args.max_response_length,
         steps=args.steps,
         batch=args.batch,
@@ -233,20 +301,6 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
         gates=tuple(args.gates),
         seed=args.seed,
     )
-    ended = torch.tensor([rollout.response_ids[-1] in student.ends for rollout in rollouts])
-    found = forecast(scores, pair_passes.kinds_of(student, scores.tokens), ended, planned, args.teacher)
-    answer = {
-        "student": args.student,
-        "teacher": args.teacher,
-        "data": str(args.data or args.rollouts),
-        "planned": asdict(planned),
-        "passes": asdict(passes) | {"device": device, "sampled": args.rollouts is None},
-        **found,
-        "notes": [*warnings, *notes(found["responses"])],
-    }
-    events = overlap_events(scores.overlap[args.topk], scores.mask, args.threshold)
-    lines = [{"prompt_ids": rollout.prompt_ids, "response_ids": rollout.response_ids} for rollout in rollouts]
-    return without_nan(answer), pair_passes.examples(student, rollouts, events), lines
 
 
 def _numbers_of_candidates(args: argparse.Namespace, vocabulary: int) -> tuple[int, ...]:
@@ -278,7 +332,6 @@ def write(answer: dict[str, Any], examples: list[dict[str, Any]], rollouts: list
     from recipe.prune_opd.diagnosis_page import draw
 
     file = page_file(out)
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(draw(answer, examples), encoding="utf-8")
     file.with_suffix(".json").write_text(json.dumps(answer, indent=2), encoding="utf-8")
     lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
