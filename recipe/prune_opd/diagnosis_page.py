@@ -3,6 +3,7 @@
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 
 from recipe.prune_opd import page
 from recipe.prune_opd.diagnosis_tables import (
@@ -68,4 +69,5 @@ def _lengths(answer: dict[str, Any]) -> Markup:
         axes.axvline(limit, **page.series_line(1))
         axes.set_xlabel("reliable tokens")
         axes.set_ylabel("responses")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return page.figure(fig, "Effective lengths of the responses, and the recommended first limit")
