@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -339,9 +341,22 @@ def test_models_of_different_tokens_are_refused(models, tmp_path, capsys):
 
 
 def test_an_engine_that_is_not_there_is_named(models, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm", None)
     error = refused(capsys, models.student, models.student, "--data", models.data, *SMALL, "--engine", "vllm")
     assert "--engine: vllm cannot be imported" in error
+
+
+def test_what_an_engine_prints_does_not_mix_with_the_answer():
+    """vLLM and its processes write their log to standard output."""
+    program = (
+        "import os, sys; from recipe.prune_opd.pair_passes import _talk_to_stderr\n"
+        "with _talk_to_stderr(): print('log'); os.system('echo child')\n"
+        "print('answer')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "answer\n"
+    assert "log" in done.stderr
+    assert "child" in done.stderr
 
 
 @pytest.mark.parametrize(
