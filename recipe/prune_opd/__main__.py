@@ -9,6 +9,7 @@ import importlib
 import sys
 
 COMMANDS: dict[str, str] = {
+    "diagnose": "does this teacher fit this student: where the two part, what training would save, which settings",
     "doctor": "what commonly goes wrong with a pair of models and its data, before a run",
     "estimate": "tokens, FLOPs, memory and time of a run, from model configurations alone",
     "evaluate": "accuracy, lengths and failures from verl's validation dumps",

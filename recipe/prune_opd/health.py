@@ -86,7 +86,7 @@ def examine(student_path: str, teacher_path: str, plan: Plan) -> list[Finding]:
     """
     if plan.data is not None and not plan.data.is_file():
         raise ValueError(f"--data: {plan.data} does not exist, allowed: a parquet or JSON file in verl's format")
-    _check_device(plan.device)
+    check_device(plan.device)
     student = Model("STUDENT", student_path, plan.trust_remote_code, None, None)
     teacher = Model("TEACHER", teacher_path, plan.trust_remote_code, None, None)
     data, messages = prompts(student, plan)
@@ -105,7 +105,12 @@ def examine(student_path: str, teacher_path: str, plan: Plan) -> list[Finding]:
     return findings + passes(student, teacher, messages, plan)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ValueError: torch cannot put a tensor there.
+    """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts where it is built without CUDA
@@ -254,8 +259,8 @@ def prompts(student: Model, plan: Plan) -> tuple[Finding, list[Any]]:
         rows = check_file("--data", plan.data, plan.prompt_key)
     except ValueError as error:
         return Finding("prompts", ERROR, str(error), "bring the file into verl's format, or give --prompt-key"), ours
-    messages = _read(plan.data, plan.prompt_key, plan.max_rows)
-    wrong = next((i for i, prompt in enumerate(messages) if not _is_chat(prompt)), None)
+    messages = read_prompts(plan.data, plan.prompt_key, plan.max_rows)
+    wrong = next((i for i, prompt in enumerate(messages) if not is_chat(prompt)), None)
     if wrong is not None:
         evidence = f"row {wrong} of column {plan.prompt_key!r} holds {str(messages[wrong])[:60]!r}"
         return Finding("prompts", ERROR, evidence, "a prompt is a list of messages with role and content"), ours
@@ -272,7 +277,8 @@ def prompts(student: Model, plan: Plan) -> tuple[Finding, list[Any]]:
     return Finding("prompts", OK, evidence), messages
 
 
-def _read(file: Path, key: str, most: int) -> list[Any]:
+def read_prompts(file: Path, key: str, most: int) -> list[Any]:
+    """The first ``most`` prompts of a data file that ``inputs.check_file`` has passed."""
     if file.suffix == ".parquet":
         from pyarrow import parquet
 
@@ -287,17 +293,18 @@ def _read(file: Path, key: str, most: int) -> list[Any]:
     return list(datasets.load_dataset("json", data_files=str(file), split="train")[key])[:most]
 
 
-def _is_chat(prompt: Any) -> bool:
+def is_chat(prompt: Any) -> bool:
+    """Whether a prompt is a list of messages with role and content."""
     known = isinstance(prompt, list) and bool(prompt)
     return known and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
 
 
 def _lengths(student: Model, messages: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
     bar = tqdm(messages, desc="prompts", unit=" prompts", disable=len(messages) < 1000)
-    return [len(_prompt_ids(student, prompt, kwargs)) for prompt in bar]
+    return [len(prompt_ids(student, prompt, kwargs)) for prompt in bar]
 
 
-def _prompt_ids(model: Model, prompt: Any, kwargs: dict[str, Any]) -> list[int]:
+def prompt_ids(model: Model, prompt: Any, kwargs: dict[str, Any]) -> list[int]:
     """Ids of a prompt as verl makes them; of its words alone where there is no chat template."""
     text = _render(model, prompt, kwargs)
     return model.tokenizer.encode(_content(prompt) if text is None else text, add_special_tokens=False)
@@ -490,21 +497,21 @@ def passes(student: Model, teacher: Model, messages: Sequence[Any], plan: Plan) 
 
 def _short_prompt(student: Model, prompt: Any, kwargs: dict[str, Any]) -> list[int]:
     """The end of a prompt, at least one token, all of them with a row in the embedding."""
-    ids = [i for i in _prompt_ids(student, prompt, kwargs) if i < student.vocab_size]
+    ids = [i for i in prompt_ids(student, prompt, kwargs) if i < student.vocab_size]
     return ids[-256:] or [0]
 
 
-def load(model: Model, plan: Plan, name: str) -> tuple[Any, Finding]:
-    """The model in float32, and whether its weights are whole and finite."""
+def load(model: Model, plan: Plan, name: str, dtype: str = "float32") -> tuple[Any, Finding]:
+    """The model in ``dtype``, and whether its weights are whole and finite."""
     from transformers import AutoModelForCausalLM
 
-    needed, free = 4.4 * costs.model_shape(model.config).parameters, _free_memory(plan.device)
+    needed, free = 1.1 * costs.weight_bytes(costs.model_shape(model.config), dtype), _free_memory(plan.device)
     if needed > free:
-        evidence = f"not checked: {costs.readable(needed)} needed in float32, {costs.readable(free)} free"
+        evidence = f"not checked: {costs.readable(needed)} needed in {dtype}, {costs.readable(free)} free"
         return None, Finding(name, SKIPPED, evidence, "run it where there is more memory, or give --device")
     try:
         answer: Any = AutoModelForCausalLM.from_pretrained(
-            model.path, dtype=torch.float32, trust_remote_code=plan.trust_remote_code, output_loading_info=True
+            model.path, dtype=getattr(torch, dtype), trust_remote_code=plan.trust_remote_code, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         return None, Finding(

@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--prompt-key", default=plan.prompt_key, metavar="NAME", help="data.prompt_key (%(default)s)")
     data.add_argument(
         "--chat-template-kwargs",
-        type=_mapping,
+        type=mapping,
         metavar="JSON",
         help="data.apply_chat_template_kwargs, e.g. '{\"enable_thinking\": false}'",
     )
     data.add_argument(
-        "--max-rows", type=_count, default=plan.max_rows, metavar="N", help="prompts to read (%(default)s)"
+        "--max-rows", type=count, default=plan.max_rows, metavar="N", help="prompts to read (%(default)s)"
     )
     run_ = parser.add_argument_group("the run you plan")
     for name, what in (
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("gpus", "GPUs of the training"),
     ):
         flag = "--" + name.replace("_", "-")
-        run_.add_argument(flag, type=_count, default=getattr(plan, name), metavar="N", help=f"{what} (%(default)s)")
+        run_.add_argument(flag, type=count, default=getattr(plan, name), metavar="N", help=f"{what} (%(default)s)")
     run_.add_argument("--gpu-memory", type=float, metavar="GB", help="memory of a GPU; default: not compared")
     run_.add_argument("--dtype", choices=DTYPES, default=plan.dtype, help="what training computes in (%(default)s)")
     run_.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     passes.add_argument("--no-weights", action="store_true", help="read files only, load no weights")
     passes.add_argument(
         "--tokens",
-        type=_count,
+        type=count,
         default=plan.tokens,
         metavar="N",
         help="tokens sampled for each of 3 prompts (%(default)s)",
@@ -70,14 +70,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """An argument that is a whole number >= 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"got {text}, allowed: a whole number >= 1")
     return number
 
 
-def _mapping(text: str) -> dict[str, Any]:
+def mapping(text: str) -> dict[str, Any]:
+    """An argument that is a JSON object."""
     value = json.loads(text)
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"got {text}, allowed: a JSON object")
