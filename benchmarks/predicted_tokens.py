@@ -35,12 +35,12 @@ import pair
 import run
 import task
 
-from recipe.prune_opd.diagnosis import lengths_of
+from recipe.prune_opd.analysis.diagnosis import lengths_of
+from recipe.prune_opd.analysis.health import Plan
+from recipe.prune_opd.analysis.pair_passes import Passes, choose_prompts, examine_pair
+from recipe.prune_opd.analysis.recommend import Recommendation
 from recipe.prune_opd.drift import overlap_events
-from recipe.prune_opd.health import Plan
 from recipe.prune_opd.inputs import Model
-from recipe.prune_opd.pair_passes import Passes, choose_prompts, examine_pair
-from recipe.prune_opd.recommend import Recommendation
 
 NOISE = 0.02
 """Standard deviation of the close student's noise, as a share of each tensor's own."""

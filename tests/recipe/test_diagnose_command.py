@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from recipe.prune_opd import pair_passes
 from recipe.prune_opd.__main__ import main
+from recipe.prune_opd.analysis import pair_passes
+from recipe.prune_opd.analysis.health import Plan
+from recipe.prune_opd.analysis.pair_passes import Passes, Rollout, chunks_of_logits, read_rollouts, score
 from recipe.prune_opd.commands import diagnose
 from recipe.prune_opd.drift import overlap_events, reliability
-from recipe.prune_opd.health import Plan
 from recipe.prune_opd.inputs import Model
-from recipe.prune_opd.pair_passes import Passes, Rollout, chunks_of_logits, read_rollouts, score
 from verl_ext.topk import log_probs_at, top_log_probs
 
 WORDS = ["<unk>", "<eos>", "<pad>", "<user>", "<assistant>", "<script>", "7", "+", *(f"w{i}" for i in range(88))]
@@ -349,7 +349,7 @@ def test_an_engine_that_is_not_there_is_named(models, capsys, monkeypatch):
 def test_what_an_engine_prints_does_not_mix_with_the_answer():
     """vLLM and its processes write their log to standard output."""
     program = (
-        "import os, sys; from recipe.prune_opd.pair_passes import _talk_to_stderr\n"
+        "import os, sys; from recipe.prune_opd.analysis.pair_passes import _talk_to_stderr\n"
         "with _talk_to_stderr(): print('log'); os.system('echo child')\n"
         "print('answer')"
     )

@@ -6,9 +6,7 @@ import random
 import pytest
 import torch
 
-from recipe.prune_opd.budget import ResponseBudget
-from recipe.prune_opd.config import GATES, DriftConfig, GateConfig
-from recipe.prune_opd.diagnosis import (
+from recipe.prune_opd.analysis.diagnosis import (
     KINDS,
     Lengths,
     by_kind,
@@ -22,6 +20,8 @@ from recipe.prune_opd.diagnosis import (
     predict,
     resampled,
 )
+from recipe.prune_opd.budget import ResponseBudget
+from recipe.prune_opd.config import GATES, DriftConfig, GateConfig
 from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
 
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from recipe.prune_opd import health
 from recipe.prune_opd.__main__ import main
+from recipe.prune_opd.analysis import health
+from recipe.prune_opd.analysis.health import ERROR, OK, SKIPPED, WARNING, Finding, Plan, examine
 from recipe.prune_opd.commands.doctor import exit_code
-from recipe.prune_opd.health import ERROR, OK, SKIPPED, WARNING, Finding, Plan, examine
 
 WORDS = ["<unk>", "<eos>", "<pad>", "<user>", "<assistant>", "<end>", *(f"w{i}" for i in range(90))]
 TEMPLATE = (

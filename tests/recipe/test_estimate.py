@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from recipe.prune_opd import costs
 from recipe.prune_opd.__main__ import main
+from recipe.prune_opd.analysis import costs
 from recipe.prune_opd.commands import estimate
 from recipe.prune_opd.commands.estimate import GUESSES
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from recipe.prune_opd.__main__ import main
+from recipe.prune_opd.analysis.evaluation import LEVEL, Response, bootstrap, pass_at_k, summarise
 from recipe.prune_opd.check import check_settings
 from recipe.prune_opd.commands import evaluate
-from recipe.prune_opd.evaluation import LEVEL, Response, bootstrap, pass_at_k, summarise
 
 
 def responses(benchmark: str, *problems: str, tokens: int | None = None) -> list[Response]:

@@ -7,7 +7,7 @@ import jinja2
 import pytest
 from markupsafe import Markup
 
-from recipe.prune_opd import page
+from recipe.prune_opd.analysis import page
 
 EVIL = '<script>alert("x")</script>&$\\frac{1}{0}$'
 

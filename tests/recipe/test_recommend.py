@@ -6,10 +6,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from recipe.prune_opd.config import GATES
-from recipe.prune_opd.drift import spent_at
-from recipe.prune_opd.health import POOR_OVERLAP
-from recipe.prune_opd.recommend import (
+from recipe.prune_opd.analysis.health import POOR_OVERLAP
+from recipe.prune_opd.analysis.recommend import (
     CLOSE,
     CLOSE_RATE,
     DRIFTING,
@@ -21,6 +19,8 @@ from recipe.prune_opd.recommend import (
     recommend,
     w_drop_for,
 )
+from recipe.prune_opd.config import GATES
+from recipe.prune_opd.drift import spent_at
 
 LIMITS = (1, 2, 8, 64, 192, 227, 1023, 1024, 1025, 2048, 12288, 40000)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipe.prune_opd import report, tokens
 from recipe.prune_opd.__main__ import main
+from recipe.prune_opd.analysis import report, tokens
+from recipe.prune_opd.analysis.runs import merged, read_run, read_runs
+from recipe.prune_opd.analysis.tokens import candidates, readable, token_views, view
 from recipe.prune_opd.records import Records
-from recipe.prune_opd.runs import merged, read_run, read_runs
-from recipe.prune_opd.tokens import candidates, readable, token_views, view
 
 VALUES = ("overlap", "events", "weight", "reward", "student_entropy", "teacher_entropy")
 EVIL = "<script>alert('x')</script>&\"$x$"

@@ -24,9 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.commands.doctor import DTYPES, count, mapping
-from recipe.prune_opd.config import GATES
-from recipe.prune_opd.diagnosis_tables import (
+from recipe.prune_opd.analysis.diagnosis_tables import (
     SHARES,
     expectation,
     notes,
@@ -35,7 +33,9 @@ from recipe.prune_opd.diagnosis_tables import (
     rows_of_kinds,
     summary,
 )
-from recipe.prune_opd.health import Plan
+from recipe.prune_opd.analysis.health import Plan
+from recipe.prune_opd.commands.doctor import DTYPES, count, mapping
+from recipe.prune_opd.config import GATES
 
 AUTO = "auto"
 
@@ -193,9 +193,9 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from recipe.prune_opd import health, pair_passes
+    from recipe.prune_opd.analysis import health, pair_passes
+    from recipe.prune_opd.analysis.forecast import forecast
     from recipe.prune_opd.drift import overlap_events
-    from recipe.prune_opd.forecast import forecast
     from recipe.prune_opd.inputs import Model
 
     transformers_logging.disable_progress_bar()
@@ -240,7 +240,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     """Files, lengths and device, checked as far as that needs no model."""
     import torch
 
-    from recipe.prune_opd.health import check_device
+    from recipe.prune_opd.analysis.health import check_device
 
     if (args.data is None) == (args.rollouts is None):
         given = "neither" if args.data is None else "both"
@@ -265,7 +265,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def _passes(args: argparse.Namespace, ks: tuple[int, ...], device: str) -> Any:
     """How responses are made and scored."""
-    from recipe.prune_opd.pair_passes import Passes
+    from recipe.prune_opd.analysis.pair_passes import Passes
 
     own = "float32" if device == "cpu" else "bfloat16"
     return Passes(
@@ -285,8 +285,8 @@ def _passes(args: argparse.Namespace, ks: tuple[int, ...], device: str) -> Any:
 
 def _planned(args: argparse.Namespace, ks: tuple[int, ...]) -> Any:
     """The run, and the settings to compare."""
-    from recipe.prune_opd.forecast import Planned
-    from recipe.prune_opd.recommend import w_drop_for
+    from recipe.prune_opd.analysis.forecast import Planned
+    from recipe.prune_opd.analysis.recommend import w_drop_for
 
     w_drop = w_drop_for(args.max_response_length)
     return Planned(
@@ -329,7 +329,7 @@ def page_file(out: Path) -> Path:
 
 def write(answer: dict[str, Any], examples: list[dict[str, Any]], rollouts: list[dict[str, Any]], out: Path) -> None:
     """Write the page, and beside it the JSON and the responses."""
-    from recipe.prune_opd.diagnosis_page import draw
+    from recipe.prune_opd.analysis.diagnosis_page import draw
 
     file = page_file(out)
     file.write_text(draw(answer, examples), encoding="utf-8")

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.health import ERROR, OK, SKIPPED, WARNING, Finding, Plan, examine
+from recipe.prune_opd.analysis.health import ERROR, OK, SKIPPED, WARNING, Finding, Plan, examine
 
 STYLES = {OK: "green", SKIPPED: "dim", WARNING: "yellow", ERROR: "bold red"}
 DTYPES = ("bfloat16", "float16", "float32")

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from recipe.prune_opd import costs
+from recipe.prune_opd.analysis import costs
 from recipe.prune_opd.check import check_settings
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.reward import needs_student_on_teacher

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd import grading
-from recipe.prune_opd.evaluation import LEVEL, SEED, Estimate, Response, Summary, summarise
+from recipe.prune_opd.analysis.evaluation import LEVEL, SEED, Estimate, Response, Summary, summarise
 
 UNKNOWN = "unknown"
 """Benchmark of responses whose dump does not name one."""

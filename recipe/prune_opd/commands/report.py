@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from recipe.prune_opd.runs import read_runs
+from recipe.prune_opd.analysis.runs import read_runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: there is no run at a path, or the page cannot be written; names which.
     """
-    from recipe.prune_opd import report  # matplotlib: other commands need not wait for it
+    from recipe.prune_opd.analysis import report  # matplotlib: other commands need not wait for it
 
     if not args.json and not args.out.resolve().parent.is_dir():
         raise ValueError(f"--out: {args.out.resolve().parent} does not exist, allowed: a file in a folder that exists")

@@ -16,9 +16,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from recipe.prune_opd import page
-from recipe.prune_opd.runs import AXES, Run
-from recipe.prune_opd.tokens import token_views
+from recipe.prune_opd.analysis import page
+from recipe.prune_opd.analysis.runs import AXES, Run
+from recipe.prune_opd.analysis.tokens import token_views
 
 MOST_RUNS = len(page.SERIES)
 POINTS = 400

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from recipe.prune_opd import costs
+from recipe.prune_opd.analysis import costs
 from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.inputs import Model, check_file
 from recipe.prune_opd.loss import topk_policy_loss

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from recipe.prune_opd.diagnosis import KINDS, PairScores, kind_of, overlap_ratios
-from recipe.prune_opd.health import ERROR, OK, WARNING, Finding, Plan, is_chat, load, prompt_ids, read_prompts
+from recipe.prune_opd.analysis.diagnosis import KINDS, PairScores, kind_of, overlap_ratios
+from recipe.prune_opd.analysis.health import ERROR, OK, WARNING, Finding, Plan, is_chat, load, prompt_ids, read_prompts
 from recipe.prune_opd.inputs import Model, check_file
 from verl_ext.topk import log_probs_at, top_log_probs
 

@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from recipe.prune_opd.analysis.diagnosis import lengths_of
 from recipe.prune_opd.config import PAPER_MAX, PAPER_MIN, BudgetConfig, GateConfig, PruneOPDConfig, load_config
-from recipe.prune_opd.diagnosis import lengths_of
 from recipe.prune_opd.drift import spent_at
 
 CLOSE, DRIFTING, UNRELATED = "close", "drifting", "unrelated"

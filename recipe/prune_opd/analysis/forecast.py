@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from recipe.prune_opd.diagnosis import (
+from recipe.prune_opd.analysis.diagnosis import (
     KINDS,
     PairScores,
     Prediction,
@@ -24,8 +24,8 @@ from recipe.prune_opd.diagnosis import (
     lengths_of,
     predict,
 )
+from recipe.prune_opd.analysis.recommend import budget_for, gate_for, judge, recommend, w_drop_for
 from recipe.prune_opd.drift import overlap_events
-from recipe.prune_opd.recommend import budget_for, gate_for, judge, recommend, w_drop_for
 
 POSITIONS = 16
 """Parts of the longest response in which overlap is given."""

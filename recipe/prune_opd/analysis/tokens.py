@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from recipe.prune_opd.runs import Run
+from recipe.prune_opd.analysis.runs import Run
 
 RESPONSES = 6
 """Responses shown per run: half of the first step with samples, half of the last."""

@@ -5,8 +5,8 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from recipe.prune_opd import page
-from recipe.prune_opd.diagnosis_tables import (
+from recipe.prune_opd.analysis import page
+from recipe.prune_opd.analysis.diagnosis_tables import (
     SHARES,
     expectation,
     rows_along,
