@@ -42,7 +42,7 @@ def trainer_of(prune_opd: PruneOPDConfig, step: int = 5, **values: Any) -> Prune
     trainer = object.__new__(PruneOPDTrainer)
     budget = BudgetConfig(init=LIMIT, min=1, max=LIMIT, margin=10, patience=1).build(LIMIT)
     vars(trainer).update(prune_opd=prune_opd, global_steps=step, budget=budget)
-    vars(trainer).update(_data_before=(0, None), _checkpoint=(0, None), **values)
+    vars(trainer).update(_data_before=(0, None), _checkpoint=(0, None), records=None, **values)
     return trainer
 
 
