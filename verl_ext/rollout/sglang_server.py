@@ -55,14 +55,11 @@ class FollowedManager:
     """SGLang's tokenizer manager as verl's server sees it: requests that somebody follows report what they generate."""
 
     def __init__(self, manager: Any):
-        object.__setattr__(self, "_manager", manager)
-        object.__setattr__(self, "followed", {})
+        self._manager = manager
+        self.followed: dict[str, Following] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._manager, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._manager, name, value)
 
     async def generate_request(self, request: GenerateReqInput, http: Any = None) -> AsyncIterator[dict[str, Any]]:
         """See ``TokenizerManager.generate_request``. Of a followed request only the last output comes out."""
