@@ -5,6 +5,7 @@ Nothing heavy is imported here.
 """
 
 import os
+import pickle
 from types import ModuleType
 from typing import Any
 
@@ -67,13 +68,16 @@ def unpin(logits_processor: Any) -> None:
     logits_processor.torch = _Unpinned(logits_processor.torch)
 
 
+@when_imported("sglang.srt.utils.common")
+def send_values(common: Any) -> None:
+    """Weights reach the server as they are, not as handles of a GPU's memory.
+
+    Shared memory in the place of those would need torch's manager process, whose answer is waited for one second only.
+    """
+    common.ForkingPickler = pickle.Pickler
+
+
 @when_imported("sglang.srt.utils.patch_torch")
 def share_plainly(patch_torch: Any) -> None:
-    """Weights reach the server as shared memory: SGLang's patch takes every tensor for one on a GPU.
-
-    By file, because the processes are no relatives and have no socket to pass descriptors over.
-    """
-    import torch
-
+    """SGLang's patch of what shares tensors takes every tensor for one on a GPU."""
     patch_torch.monkey_patch_torch_reductions = lambda: None
-    torch.multiprocessing.set_sharing_strategy("file_system")
