@@ -57,4 +57,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-* $(VENV) runs outputs build *.egg-info
+	rm -rf .venv .venv-* $(VENV) runs outputs build *.egg-info $(CPU)/*/build $(CPU)/*/*.egg-info
