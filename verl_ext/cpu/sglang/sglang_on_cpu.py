@@ -21,6 +21,7 @@ ENGINE = {
     "disable_cuda_graph": True,
     "enable_memory_saver": False,
     "skip_server_warmup": True,
+    "sleep_on_idle": True,  # idle engines would poll, each a third of a core
 }
 """Engine arguments that a CPU asks for, whatever was given: verl sets some of these to what a GPU asks for."""
 CACHE = 65536
