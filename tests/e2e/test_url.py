@@ -47,12 +47,15 @@ COMMAND = {"vllm": vllm_serve, "sglang": sglang_server}
 OTHER = {"vllm": "sglang", "sglang": "vllm"}[harness.ENGINE]
 
 
+def is_free(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) != 0
+
+
 @contextmanager
 def serve(folder: Path, dtype: str) -> Iterator[SimpleNamespace]:
     """A server's URL, and the folders of student and teacher."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = next(port for port in range(21000, 22000) if is_free(port))  # SGLang takes the one 10,000 above, too
     command = [*COMMAND[harness.ENGINE](str(folder / "noisy")), "--port", str(port), "--dtype", dtype]
     environment = os.environ | {
         "TORCHDYNAMO_DISABLE": "1",
