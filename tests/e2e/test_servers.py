@@ -230,7 +230,7 @@ def test_a_thousand_responses_at_once(servers) -> None:
 
 
 def test_a_prompt_beyond_the_context_is_an_error_that_says_so(servers) -> None:
-    with pytest.raises(ValueError, match=r"Prompt length \(2000\) exceeds the model's maximum context length"):
+    with pytest.raises(ValueError, match=r"Prompt length \(2000\) .* the model's maximum context length"):
         asyncio.run(follow(servers, prompts(1, 2000)[0]))
 
 
