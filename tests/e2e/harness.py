@@ -21,7 +21,7 @@ QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
 sys.path.insert(0, str(QUICKSTART))
 import task  # noqa: E402
 
-ENGINE = "vllm" if find_spec("vllm") else "sglang"
+ENGINE = "sglang" if find_spec("sglang") else "vllm"
 """The one this environment has. All tests are the same for both."""
 MAX_RESPONSE = 96
 TIMEOUT = 600
