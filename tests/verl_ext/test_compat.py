@@ -1,4 +1,4 @@
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
@@ -8,7 +8,15 @@ from verl_ext.compat import Symbol
 
 def test_the_installed_verl_has_everything():
     compat.check()
-    compat.check("vllm")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_an_installed_engine_has_everything(engine):
+    try:
+        version(engine)
+    except PackageNotFoundError:
+        pytest.skip(f"{engine} is not installed")
+    compat.check(engine)
 
 
 def test_the_tested_verl_is_the_pinned_one():
@@ -16,7 +24,7 @@ def test_the_tested_verl_is_the_pinned_one():
 
 
 def test_every_symbol_says_what_for_and_is_listed_once():
-    symbols = compat.SYMBOLS + compat.VLLM_SYMBOLS
+    symbols = compat.SYMBOLS + compat.VLLM_SYMBOLS + compat.SGLANG_SYMBOLS
     names = [(symbol.module, symbol.name) for symbol in symbols]
     assert len(set(names)) == len(names) > 25
     assert all(symbol.why for symbol in symbols)
