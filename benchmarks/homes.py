@@ -3,13 +3,13 @@
     worker_group only_stu       the paper's: the teacher shares the trainer's devices
     worker_group intersection   the same with the strategy that servers can serve, to compare with
     server intersection         the run's own server, asked when a response is complete
-    ... while it grows          the same, asked every 64 tokens (``gate.kind=never``, which stops nothing)
+    ... while it grows          the same, asked every 32 tokens (``gate.kind=never``, which stops nothing)
     url intersection            a `vllm serve`, or `sglang.launch_server`, that was started before
 
 Each row is a run of its own, the first step left out. "step pays" is what the step waits for the teacher after its
 last response is complete: the worker group's pass (``timing_s/ref``), or the last scores and the reading of them.
-"hidden" is the share of the time from a response's end to its score in which others were still being generated; while
-it grows, of the time in which questions were open the part before the response's end.
+"hidden" is the share of the time in which questions about responses were open before the step's last response was
+complete (``teacher/hidden_ratio``).
 Memory is that of all processes of the run, shared pages once. Accuracy: greedy, 256 held-out problems, in the end.
 
     python benchmarks/homes.py --out runs/homes       # 5 runs of about 5 minutes on 2 cores
@@ -90,7 +90,7 @@ def main() -> None:
             "trainer.save_freq=-1",
         ]
         if home == GROWING:
-            overrides += ["prune_opd.gate.enable=true", "prune_opd.gate.kind=never"]
+            overrides += ["prune_opd.gate.enable=true", "prune_opd.gate.kind=never", "prune_opd.gate.chunk=32"]
         if home == "url":
             overrides += [f"prune_opd.teacher.url.urls=[{URL}]", f"prune_opd.teacher.url.api={args.engine}"]
         command = run.training_command(out, "prune_opd", args.steps, overrides)
@@ -105,24 +105,17 @@ def main() -> None:
 def cells(records: list[dict[str, float]]) -> list[str]:
     """Times of a run."""
     steps = run.training_steps(records)[1:]
-    waited = [step.get("prune_opd/teacher/waited", step.get("prune_opd/gate/waited_max", 0.0)) for step in steps]
     pays = [
-        (step["timing_s/ref"] + wait) / step["prune_opd/generated_tokens"] * 1000
-        for step, wait in zip(steps, waited, strict=True)
+        (step["timing_s/ref"] + step.get("prune_opd/teacher/waited", 0.0)) / step["prune_opd/generated_tokens"] * 1000
+        for step in steps
     ]
     whole = [step["timing_s/step"] for step in steps]
     cells = [f"{statistics.median(whole):.2f}", f"{statistics.median(pays):.3f} ({min(pays):.3f} to {max(pays):.3f})"]
-    names = ("teacher/score_seconds_mean", "teacher/hidden_ratio"), ("gate/waited_mean", "gate/hidden_ratio")
-    for after, share in names:
-        if f"prune_opd/{share}" in steps[0]:
-            hidden = [step[f"prune_opd/{share}"] for step in steps]
-            seconds = statistics.median(step[f"prune_opd/{after}"] for step in steps)
-            return [
-                *cells,
-                f"{seconds:.2f}",
-                f"{statistics.median(hidden):.0%} ({min(hidden):.0%} to {max(hidden):.0%})",
-            ]
-    return [*cells, "", ""]
+    hidden = [step["prune_opd/teacher/hidden_ratio"] for step in steps if "prune_opd/teacher/hidden_ratio" in step]
+    if not hidden:
+        return [*cells, "", ""]
+    seconds = statistics.median(step["prune_opd/teacher/score_seconds_mean"] for step in steps)
+    return [*cells, f"{seconds:.2f}", f"{statistics.median(hidden):.0%} ({min(hidden):.0%} to {max(hidden):.0%})"]
 
 
 def accuracy(folder: Path) -> str:

@@ -43,7 +43,6 @@ from recipe.prune_opd.gate import GateReport
 from recipe.prune_opd.inflight import GatedResponse, find_events
 from recipe.prune_opd.servers import follow_rollout, teacher_pool
 from recipe.prune_opd.teaching import TeachingClient
-from verl_ext.rollout.client import ScoringClient
 from verl_ext.rollout.rows import Chunk, TopKRows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
@@ -102,7 +101,7 @@ class Bench:
         pool = teacher_pool(self.config, self.prune_opd)
         resources = RayResourcePool(pool.nodes(1), use_gpu=True, max_colocate_count=2, name_prefix=f"pool_{pair_.name}")
         self.servers = pool.start(self.config, resources, 1)
-        teacher = ScoringClient(self.config, pool.load_balancer(self.servers))
+        teacher = pool.client(self.config, self.servers)
         self.plain = rollout.get_client()
         self.gated = rollout.get_client(
             TeachingClient, prune_opd=self.prune_opd, teacher=teacher, vocab_size=len(task.VOCABULARY)

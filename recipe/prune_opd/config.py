@@ -112,8 +112,9 @@ class TeacherConfig:
     so that a slow teacher does not pile up work."""
     deadline: float = 600.0
     """With servers: seconds for the score of a finished response. A gate has its own, ``gate.deadline``."""
-    retries: int = 2
-    """With servers: more questions about a response after one that failed or was not answered in time."""
+    retries: int = 5
+    """With servers: more questions about a response after one that failed or was not answered in time, 1, 2, 4, ...
+    seconds later."""
     max_missing: float = 0.01
     """With servers: share of a step's tokens in [0, 1) that may lack the teacher's score. They are masked; above it the
     run stops, with a checkpoint."""

@@ -264,12 +264,12 @@ def summarise_scores(scores: "list[ScoreReport | None]", sums: Tensor) -> dict[s
     }
     if asked:
         last = max(score.began for score in asked)
-        seconds = sum(score.ended - score.began for score in asked)
-        hidden = sum(max(0.0, min(score.ended, last) - score.began) for score in asked)
+        early, after = sum(score.early for score in asked), sum(score.ended - score.began for score in asked)
+        hidden = early + sum(max(0.0, min(score.ended, last) - score.began) for score in asked)
         metrics |= {
             "prune_opd/teacher/computed_tokens": float(sum(score.computed for score in asked)),
-            "prune_opd/teacher/score_seconds_mean": seconds / len(asked),
-            "prune_opd/teacher/hidden_ratio": hidden / max(seconds, 1e-9),
+            "prune_opd/teacher/score_seconds_mean": after / len(asked),
+            "prune_opd/teacher/hidden_ratio": hidden / max(early + after, 1e-9),
             "prune_opd/teacher/waited": max(score.ended for score in asked) - last,
         }
     return metrics

@@ -41,11 +41,14 @@ def url_teacher(teacher: TeacherConfig) -> UrlTeacher:
                 f"prune_opd.teacher.url.api_key_env: the environment has no variable {given.api_key_env}, needed where "
                 "the trainer runs"
             )
-    if given.ca_file and not Path(given.ca_file).is_file():
-        raise ValueError(
-            f"prune_opd.teacher.url.ca_file: {given.ca_file} does not exist, allowed: a file in PEM format"
-        )
-    return UrlTeacher(given.urls, given.model or str(teacher.path), given.api, key, given.ca_file)
+    certificates = None
+    if given.ca_file:  # read here: the machines that ask may not have the file
+        if not Path(given.ca_file).is_file():
+            raise ValueError(
+                f"prune_opd.teacher.url.ca_file: {given.ca_file} does not exist, allowed: a file in PEM format"
+            )
+        certificates = Path(given.ca_file).read_text()
+    return UrlTeacher(given.urls, given.model or str(teacher.path), given.api, key, certificates)
 
 
 def teacher_pool(config: DictConfig, prune_opd: PruneOPDConfig) -> TeacherPool:

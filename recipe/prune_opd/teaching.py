@@ -4,11 +4,13 @@ A response is scored as soon as it is complete, while others are still being gen
 """
 
 import functools
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.served import SERVED_IDS, SERVED_LOG_PROBS
 from verl_ext.rollout.client import FollowingClient
 from verl_ext.rollout.rows import TopKRows
@@ -56,7 +58,7 @@ class TeachingClient(FollowingClient):
         """
         sampled, tokens = self.prune_opd.strategy == "sampled", len(output.response_ids)
         if known is not None and len(known) >= tokens and not sampled:
-            rows, own, report = known[:tokens], None, ScoreReport()
+            rows, own, report = known[:tokens], None, _while_growing(output.extra_fields[REPORT])
         else:
             rows, own, report = await self._scorer.score(output.prompt_ids, output.response_ids)
         ids, log_probs = torch.tensor(rows.ids), torch.tensor(rows.log_probs)  # copies: Ray's arrays are read-only
@@ -64,3 +66,10 @@ class TeachingClient(FollowingClient):
             ids = torch.cat([torch.tensor(output.response_ids, dtype=torch.int32).unsqueeze(-1), ids], -1)
             log_probs = torch.cat([torch.tensor(own).unsqueeze(-1), log_probs], -1)
         output.extra_fields |= {SERVED_IDS: ids, SERVED_LOG_PROBS: log_probs, SCORE_REPORT: report}
+
+
+def _while_growing(gate: GateReport) -> ScoreReport:
+    """The report about a response whose last row has just come."""
+    now = time.time()
+    early = max(0.0, gate.asked - gate.waited)
+    return ScoreReport(computed=gate.teacher_tokens, early=early, began=now - gate.waited, ended=now)

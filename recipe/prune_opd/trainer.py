@@ -122,8 +122,7 @@ class PruneOPDTrainer(PPOTrainerSync):
         if not self.prune_opd.asks_servers:
             return super().get_llm_client()
         if self.prune_opd.starts_servers:
-            balancer = self.teacher_pool.load_balancer(self.teacher_servers)
-            teacher: ScoringClient | UrlTeacher = ScoringClient(self.config, balancer)
+            teacher: ScoringClient | UrlTeacher = self.teacher_pool.client(self.config, self.teacher_servers)
         else:
             teacher = url_teacher(self.prune_opd.teacher)
         return self.llm_server_manager.get_client(

@@ -7,7 +7,7 @@ import aiohttp
 
 from recipe.prune_opd.config import TeacherConfig
 from recipe.prune_opd.servers import url_teacher
-from verl_ext.rollout.rows import BadScore
+from verl_ext.rollout.rows import BadQuestion, BadScore
 
 if TYPE_CHECKING:
     from recipe.prune_opd.inputs import Model
@@ -42,7 +42,7 @@ def check_urls(teacher: TeacherConfig, topk: int, student: "Model", common: int,
             models, texts = asyncio.run(asyncio.wait_for(asked.examine(url, probe, topk), SECONDS))
         except asyncio.TimeoutError as error:
             raise ValueError(f"{KEY}: {url} does not answer within {SECONDS} s") from error
-        except (aiohttp.ClientError, OSError, BadScore, AttributeError, KeyError, TypeError) as error:
+        except (aiohttp.ClientError, OSError, BadQuestion, BadScore, AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{KEY}: {url} does not score as {teacher.url.api} does with {topk} log-probs for each token of a "
                 f"prompt ({type(error).__name__}: {error})"

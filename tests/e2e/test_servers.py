@@ -24,7 +24,6 @@ from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.inflight import ABORTED, DRIFT, GatedGeneration
 from recipe.prune_opd.servers import follow_rollout, teacher_pool
 from recipe.prune_opd.teaching import TeachingClient
-from verl_ext.rollout.client import ScoringClient
 
 pytestmark = pytest.mark.e2e
 
@@ -71,7 +70,7 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
         pool = teacher_pool(config, prune_opd)
         resources = RayResourcePool(pool.nodes(2), use_gpu=True, max_colocate_count=2)
         manager = pool.start(config, resources, 2)
-        teacher = ScoringClient(config, pool.load_balancer(manager))
+        teacher = pool.client(config, manager)
         client = rollout.get_client(
             TeachingClient, prune_opd=prune_opd, teacher=teacher, vocab_size=len(harness.task.VOCABULARY)
         )

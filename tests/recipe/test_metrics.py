@@ -248,8 +248,16 @@ def test_an_early_score_that_ends_last_is_waited_for():
     assert metrics["hidden_ratio"] == pytest.approx(9.5 / 20.5)
 
 
+def test_what_was_asked_while_a_response_grew_is_hidden():
+    """Six seconds of questions before the ends; after them one of the first is hidden, and none of the second."""
+    scores = [ScoreReport(early=4, began=100, ended=103), ScoreReport(early=2, began=101, ended=102)]
+    metrics = scores_of([3, 1], [0, 0], scores)
+    assert metrics["hidden_ratio"] == pytest.approx(7 / 10)
+    assert (metrics["score_seconds_mean"], metrics["waited"]) == (2, 2)
+
+
 def test_responses_nobody_was_asked_about_do_not_count():
-    """Their rows came with the gate, or they are empty, or have no report."""
+    """They are empty, or have no report."""
     scores = [ScoreReport(), ScoreReport(computed=9, began=50, ended=52), None]
     metrics = scores_of([3, 3, 3], [0, 0, 0], scores)
     assert (metrics["score_seconds_mean"], metrics["waited"], metrics["computed_tokens"]) == (2, 2, 9)

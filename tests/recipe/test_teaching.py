@@ -14,6 +14,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopO
 from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
 
 from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig
+from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.served import SERVED_IDS, SERVED_LOG_PROBS, is_missing, log_probs_of, served_rows
 from recipe.prune_opd.teaching import SCORE_REPORT, TeachingClient
 from verl_ext.rollout.rows import Score, TopKRows
@@ -134,10 +135,12 @@ def output_of(response: list[int] = RESPONSE) -> AgentLoopOutput:
 def taught(client: TeachingClient, known: TopKRows | None = None, response: list[int] = RESPONSE) -> dict[str, Any]:
     """Fields a response has when it has been taught, next to those it had."""
     output = output_of(response)
-    output.extra_fields["before"] = 1
+    gate = GateReport(asked=5.0, waited=2.0, teacher_tokens=11)
+    output.extra_fields[REPORT] = gate
     asyncio.run(client.teach(output, known))
     extra = output.extra_fields
-    assert set(extra) == {"before", SERVED_IDS, SERVED_LOG_PROBS, SCORE_REPORT}
+    assert extra.pop(REPORT) is gate
+    assert set(extra) == {SERVED_IDS, SERVED_LOG_PROBS, SCORE_REPORT}
     assert (extra[SERVED_IDS].dtype, extra[SERVED_LOG_PROBS].dtype) == (torch.int32, torch.float32)
     return extra
 
@@ -172,7 +175,9 @@ def test_what_a_gate_knows_is_not_asked_again(count: int):
     assert extra[SERVED_IDS].tolist() == rows_of(4, first=7).ids.tolist()
     assert extra[SERVED_LOG_PROBS].tolist() == rows_of(4, first=7).log_probs.tolist()
     assert not teacher.questions
-    assert extra[SCORE_REPORT] == ScoreReport()
+    report = extra[SCORE_REPORT]
+    assert (report.early, report.computed, report.missing) == (3.0, 11, 0)
+    assert report.ended - report.began == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from verl_ext.rollout import scoring
-from verl_ext.rollout.rows import NoServer, Score, TopKRows
+from verl_ext.rollout.rows import BadQuestion, NoServer, Score, TopKRows
 from verl_ext.rollout.scoring import MISSING, MISSING_ID, ResponseScorer, ScoreReport
 
 K, VOCAB = 3, 100
@@ -59,7 +59,7 @@ class Teacher:
     @staticmethod
     def answer(token_ids: list[int], start: int) -> Score:
         ids = [row(token_ids[:end]) for end in range(start, len(token_ids))]
-        rows = TopKRows(np.array(ids, dtype=np.int32), -np.array(ids, dtype=np.float32))
+        rows = TopKRows(np.array(ids, dtype=np.int32), -2 - np.array(ids, dtype=np.float32))
         sampled = [own(token_ids[: end + 1]) for end in range(start, len(token_ids))]
         answer = Score(rows, np.array(sampled, dtype=np.float32), len(token_ids))
         for array in (rows.ids, rows.log_probs, answer.sampled):
@@ -93,8 +93,23 @@ def check(
         else:
             expected = row(prompt + response[:t])
             assert rows.ids[t].tolist() == expected
-            assert rows.log_probs[t].tolist() == [-i for i in expected]
+            assert rows.log_probs[t].tolist() == [-2 - i for i in expected]
             assert sampled[t] == np.float32(own([*prompt, *response[:t], token]))
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Those made, in seconds; none takes time."""
+    made: list[float] = []
+    sleep = asyncio.sleep
+    monkeypatch.setattr(scoring, "PAUSE", 1.0)
+
+    async def pause(seconds: float) -> None:
+        made.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(scoring.asyncio, "sleep", lambda seconds: pause(seconds) if seconds else sleep(0))
+    return made
 
 
 PROMPT, RESPONSE = [11, 12, 13], [41, 42, 43, 44, 45]
@@ -194,6 +209,20 @@ def test_answers_that_are_no_use_have_cost_the_teacher_all_the_same() -> None:
     assert report.computed == 2 * len(PROMPT + RESPONSE)
 
 
+def test_a_pause_before_a_retry_is_twice_as_long_as_the_one_before(pauses: list[float]) -> None:
+    """A server that is restarted is back after a while."""
+    teacher = Teacher(*[LOST] * 5)
+    rows, sampled, _ = score(scorer_of(teacher, retries=5), PROMPT, RESPONSE)
+    check(rows, sampled, PROMPT, RESPONSE)
+    assert pauses == [1, 2, 4, 8, 16]
+
+
+def test_what_no_server_could_answer_is_asked_once(pauses: list[float]) -> None:
+    teacher = Teacher(BadQuestion("a sequence of 99 tokens, the context allows 98"))
+    _, _, report = score(scorer_of(teacher), PROMPT, RESPONSE)
+    assert (report.missing, report.failed, len(teacher.questions), pauses) == (len(RESPONSE), 1, 1, [])
+
+
 @pytest.mark.parametrize("before", [(), (LOST,)])
 def test_without_a_server_no_further_question_is_asked(before: tuple[Exception, ...]) -> None:
     teacher = Teacher(*before, *[NoServer("no teacher server is left")] * 9)
@@ -239,6 +268,8 @@ BAD = [
     ("log_probs", np.nan),
     ("log_probs", -np.inf),
     ("log_probs", np.inf),
+    ("log_probs", 0.3),
+    ("log_probs", 1e30),
     ("ids", -1),
     ("ids", VOCAB),
     ("sampled", np.nan),

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,16 +10,14 @@ from uuid import uuid4
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
-from verl_ext.rollout.rows import Chunk, DeadServer, NoServer, Score, TopKRows, check_score
+from verl_ext.rollout.rotation import Rotation
+from verl_ext.rollout.rows import BadQuestion, Chunk, DeadServer, Score, TopKRows, check_score
 
 logger = logging.getLogger(__name__)
-
-PATIENCE = 3
-"""Questions in a row that a replica may leave unanswered."""
 
 
 class FollowedResponse:
@@ -80,13 +77,20 @@ class FollowingClient(LLMServerClient):
 
 
 class ScoringClient(LLMServerClient):
-    """verl's client of a teacher's servers, which can score a sequence whole, or again and again while it grows."""
+    """verl's client of a teacher's servers, which can score a sequence whole, or again and again while it grows.
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._failures: Counter[str] = Counter()
-        """Questions in a row that a replica did not answer."""
-        self._dropped: set[str] = set()
+    Args:
+        config: verl's configuration.
+        load_balancer_handle: verl's load balancer over the servers, for sequences that grow and stay with one of them.
+        servers: their handles by the names that the load balancer has for them.
+    """
+
+    def __init__(self, config: Any, load_balancer_handle: ActorHandle, servers: dict[str, ActorHandle]):
+        super().__init__(config, load_balancer_handle)
+        self._servers, self._rotation = servers, Rotation(list(servers), self._leave_balancer)
+
+    def _leave_balancer(self, name: str) -> None:
+        self._load_balancer.remove_servers.remote([name])
 
     @asynccontextmanager
     async def sequence(self, prompt_length: int, topk: int, vocab_size: int) -> AsyncIterator["GrowingSequence"]:
@@ -104,10 +108,10 @@ class ScoringClient(LLMServerClient):
             sequence.release()
 
     async def score(self, token_ids: list[int], start: int, topk: int) -> Score:
-        """Score a whole sequence once, on the replica that verl's load balancer chooses.
+        """Score a whole sequence once, on the replica whose turn it is.
 
-        A replica that fails ``PATIENCE`` times in a row, or is cancelled as often because it did not answer in time, is
-        taken out of the rotation like a dead one.
+        verl's load balancer is not asked: it knows nothing of failures, and a replica that fails fast is always the
+        least busy one.
 
         Args:
             token_ids: prompt and response.
@@ -116,48 +120,32 @@ class ScoringClient(LLMServerClient):
 
         Raises:
             NoServer: no replica is left.
+            BadQuestion: the sequence is longer than the engine's context.
             Exception: what the server raised.
         """
-        sequence_id = uuid4().hex
-        try:
-            server = await self._acquire_server(sequence_id)
-        except RayTaskError as error:
-            raise NoServer(f"no teacher server is left ({str(error).splitlines()[-1]})") from error
-        server_id = server[0]
-        try:
-            answer = await self.ask(server, token_ids, start, topk, sequence_id, 0)
-        except ValueError:  # the question is at fault
-            raise
-        except BaseException:
-            self._failures[server_id] += 1
-            if self._failures[server_id] == PATIENCE:
-                self.drop(server_id)
-            raise
-        finally:
-            self._release_server(server_id, request_id=sequence_id)
-        self._failures[server_id] = 0
-        return answer
+        with self._rotation.turn() as name:
+            try:
+                return await self.ask((name, self._servers[name]), token_ids, start, topk, uuid4().hex, 0)
+            except ValueError as error:
+                raise BadQuestion(str(error)) from error
 
     async def ask(self, server: tuple[str, ActorHandle], *question: Any) -> Score:
-        """The answer of one replica; a dead one is taken out of the rotation: verl's load balancer does not look."""
-        server_id, handle = server
+        """The answer of one replica; a dead one is asked no more: verl's load balancer does not look.
+
+        Raises:
+            DeadServer: it will not come back.
+            Exception: what the server raised.
+        """
+        name, handle = server
         reference = handle.score.remote(*question)
         try:
             return await reference
         except asyncio.CancelledError:
             ray.cancel(reference)
             raise
-        except (ActorDiedError, DeadServer):
-            self.drop(server_id)
-            raise
-
-    def drop(self, server_id: str) -> None:
-        """Take a replica out of the rotation."""
-        if server_id in self._dropped:
-            return
-        self._dropped.add(server_id)
-        logger.warning("the teacher server %s does not answer and gets no more questions", server_id)
-        self._load_balancer.remove_servers.remote([server_id])
+        except (ActorDiedError, DeadServer) as error:
+            self._rotation.drop(name)
+            raise DeadServer(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass
@@ -226,7 +214,7 @@ class GrowingSequence:
             self._server = await self.client._acquire_server(self.sequence_id)
         try:
             return await self.client.ask(self._server, token_ids, start, self.topk, self.sequence_id, self.private)
-        except (ActorDiedError, DeadServer):
+        except DeadServer:
             self._server = None
             raise
 

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 RAW = "raw_logprobs"
 """``rollout.logprobs_mode`` under which top-p and temperature leave the reported distribution alone."""
 
+MOST_MASS = 1.01
+"""Sum of the probabilities of K candidates; rounding alone stays below it. Logits, which servers can be started to
+report, do not."""
+
 
 @dataclass(frozen=True)
 class TopKRows:
@@ -69,6 +73,10 @@ class NoServer(RuntimeError):
     """No teacher is left to ask."""
 
 
+class BadQuestion(ValueError):
+    """No server could answer this; the servers are not at fault."""
+
+
 class BadScore(ValueError):
     """A teacher's answer that must not be used."""
 
@@ -92,9 +100,11 @@ def check_shape(score: Score, tokens: int, topk: int) -> None:
 
 
 def good_rows(rows: TopKRows, vocab_size: int) -> NDArray[np.bool_]:
-    """(N,) whether a row is finite and its ids are of the vocabulary."""
+    """(N,) whether a row holds ids of the vocabulary and log-probs of one distribution."""
     known = (rows.ids >= 0) & (rows.ids < vocab_size)
-    return (known & np.isfinite(rows.log_probs)).all(-1)
+    with np.errstate(over="ignore"):  # of what is no log-prob
+        mass = np.exp(rows.log_probs).sum(-1)
+    return (known & np.isfinite(rows.log_probs)).all(-1) & (mass < MOST_MASS)
 
 
 def check_score(score: Score, tokens: int, topk: int, vocab_size: int) -> TopKRows:
@@ -119,5 +129,8 @@ def check_score(score: Score, tokens: int, topk: int, vocab_size: int) -> TopKRo
     if not np.isfinite(rows.log_probs).all():
         raise BadScore("a log-prob that is not finite")
     if not good_rows(rows, vocab_size).all():
-        raise BadScore(f"ids from {rows.ids.min()} to {rows.ids.max()}, expected 0 to {vocab_size - 1}")
+        raise BadScore(
+            f"ids from {rows.ids.min()} to {rows.ids.max()}, expected 0 to {vocab_size - 1}, and log-probs up to "
+            f"{rows.log_probs.max():.3g}, expected those of one distribution"
+        )
     return rows

@@ -15,8 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from verl_ext.rollout.rows import NoServer, Score, TopKRows, check_shape, good_rows
+from verl_ext.rollout.rows import BadQuestion, NoServer, Score, TopKRows, check_shape, good_rows
 
+PAUSE = 1.0
+"""Seconds before a question is asked again; twice as many before every further time."""
 MISSING_ID, MISSING = -1, -np.inf
 """What a row holds that the teacher did not give: no token, of probability 0."""
 
@@ -40,6 +42,8 @@ class ScoreReport:
     """Tokens without a row."""
     computed: int = 0
     """Tokens the teacher ran through its model."""
+    early: float = 0.0
+    """Seconds in which questions about it were open while it was growing."""
     began: float = 0.0
     """Seconds since the epoch when the response was complete."""
     ended: float = 0.0
@@ -102,7 +106,9 @@ class ResponseScorer:
         return rows, sampled, report
 
     async def _ask(self, token_ids: list[int], start: int, report: ScoreReport) -> Score | None:
-        for _ in range(self.retries + 1):
+        for tries in range(self.retries + 1):
+            if tries:
+                await asyncio.sleep(PAUSE * 2 ** (tries - 1))
             try:
                 answer = await asyncio.wait_for(self.teacher.score(token_ids, start, self.topk), self.deadline)
                 report.computed += answer.computed
@@ -115,7 +121,7 @@ class ResponseScorer:
                 report.failed += 1
                 # Ray puts the cause last, behind a traceback of its own.
                 report.error = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
-                if isinstance(error, NoServer):
+                if isinstance(error, NoServer | BadQuestion):
                     break
         return None
 

@@ -11,6 +11,7 @@ from verl.experimental.teacher_loop import MultiTeacherModelManager
 from verl.single_controller.ray.base import RayResourcePool
 
 from verl_ext.rollout import register
+from verl_ext.rollout.client import ScoringClient
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class TeacherPool:
         return {"chunked_prefill_size": self.max_num_batched_tokens}
 
     @staticmethod
-    def load_balancer(manager: MultiTeacherModelManager) -> Any:
-        """Handle of verl's load balancer over the servers, for a client."""
-        return next(iter(manager.load_balancer_handle.values()))
+    def client(config: DictConfig, manager: MultiTeacherModelManager) -> ScoringClient:
+        """Client of the servers that ``start`` has started."""
+        (teacher,) = manager.load_balancer_handle
+        servers = zip(manager.server_addresses[teacher], manager.server_handles[teacher], strict=True)
+        return ScoringClient(config, manager.load_balancer_handle[teacher], dict(servers))

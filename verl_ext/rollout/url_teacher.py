@@ -9,7 +9,6 @@ Shapes: N tokens, K candidates.
 import functools
 import ssl
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +16,13 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from verl_ext.rollout.rows import BadScore, Score, TopKRows, check_shape
+from verl_ext.rollout.rotation import Rotation
+from verl_ext.rollout.rows import BadQuestion, BadScore, Score, TopKRows, check_shape, good_rows
 
 CONNECT = 30
 """Seconds to reach a server."""
+REFUSALS = (400, 413, 422)
+"""Statuses by which a server says that the request is at fault."""
 Candidates = list[tuple[int, float]]
 """(id, log-prob) by falling probability."""
 
@@ -31,8 +33,8 @@ class Dialect(ABC):
     path: str
 
     @abstractmethod
-    def question(self, model: str, token_ids: list[int], start: int, topk: int) -> dict[str, Any]:
-        """Body of a request for the rows of the tokens from ``start`` on."""
+    def question(self, model: str, token_ids: list[int], start: int, topk: int, texts: bool) -> dict[str, Any]:
+        """Body of a request for the rows of the tokens from ``start`` on, with the ``texts`` of tokens if wanted."""
 
     @abstractmethod
     def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float, Candidates]]:
@@ -48,8 +50,8 @@ class VLLM(Dialect):
 
     path = "/v1/completions"
 
-    def question(self, model: str, token_ids: list[int], start: int, topk: int) -> dict[str, Any]:
-        """See ``Dialect``. The server sends rows of the whole prompt, whatever ``start`` is."""
+    def question(self, model: str, token_ids: list[int], start: int, topk: int, texts: bool) -> dict[str, Any]:
+        """See ``Dialect``. The server sends texts and rows of the whole prompt, whatever ``start`` is."""
         return {"model": model, "prompt": token_ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": topk}
 
     def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float, Candidates]]:
@@ -64,8 +66,13 @@ class VLLM(Dialect):
 
 
 def _vllm_row(entry: dict[str, Any], token: int, topk: int) -> tuple[float, Candidates]:
-    ranked = sorted((value["rank"], int(i), value["logprob"]) for i, value in entry.items())
-    return entry[str(token)]["logprob"], [(i, log_prob) for _, i, log_prob in ranked[:topk]]
+    ranked = sorted((value["rank"], int(i), _vllm_log_prob(value)) for i, value in entry.items())
+    return _vllm_log_prob(entry[str(token)]), [(i, log_prob) for _, i, log_prob in ranked[:topk]]
+
+
+def _vllm_log_prob(value: dict[str, Any]) -> float:
+    """JSON has no infinity: vLLM writes -9999 for it."""
+    return value["logprob"] if value["logprob"] > -9999 else -np.inf
 
 
 class SGLang(Dialect):
@@ -73,7 +80,7 @@ class SGLang(Dialect):
 
     path = "/generate"
 
-    def question(self, model: str, token_ids: list[int], start: int, topk: int) -> dict[str, Any]:
+    def question(self, model: str, token_ids: list[int], start: int, topk: int, texts: bool) -> dict[str, Any]:
         """See ``Dialect``. The first row of an answer is always empty, so it begins one token early."""
         return {
             "input_ids": token_ids,
@@ -81,7 +88,7 @@ class SGLang(Dialect):
             "return_logprob": True,
             "logprob_start_len": start - 1,
             "top_logprobs_num": topk,
-            "return_text_in_logprobs": True,
+            "return_text_in_logprobs": texts,
         }
 
     def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float, Candidates]]:
@@ -105,49 +112,42 @@ DIALECTS: dict[str, Dialect] = {"vllm": VLLM(), "sglang": SGLang()}
 
 @dataclass
 class UrlTeacher:
-    """Scores sequences on servers, the least busy first, one that has just failed last.
+    """Scores sequences on servers that share the work, see ``Rotation``.
 
     Args:
         urls: ``http(s)://host:port`` of each server.
         model: name under which they serve the teacher.
         dialect: key of ``DIALECTS``.
         api_key: sent as a bearer token.
-        ca_file: certificates to trust beside the system's.
+        certificates: in PEM format, to trust beside the system's.
     """
 
     urls: list[str]
     model: str
     dialect: str
     api_key: str | None = field(default=None, repr=False)
-    ca_file: str | None = None
+    certificates: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self._busy: Counter[str] = Counter()
-        self._failures: Counter[str] = Counter()
+        self._rotation = Rotation(self.urls)
 
     async def score(self, token_ids: list[int], start: int, topk: int) -> Score:
         """See ``ScoringClient.score``.
 
         Raises:
+            NoServer: none is left.
+            BadQuestion: the server refuses the sequence.
             BadScore: the answer is not what was asked for.
-            aiohttp.ClientError: the server cannot be reached, or refuses.
+            aiohttp.ClientError: the server cannot be reached, or has an error.
         """
-        url = min(self.urls, key=lambda url: (self._failures[url], self._busy[url]))
-        self._busy[url] += 1
-        try:
-            answer = self._read(await self.ask(url, token_ids, start, topk), token_ids, start, topk)
-        except BaseException:
-            self._failures[url] += 1
-            raise
-        finally:
-            self._busy[url] -= 1
-        self._failures[url] = 0
-        return answer
+        with self._rotation.turn() as url:
+            return self._read(await self.ask(url, token_ids, start, topk), token_ids, start, topk)
 
-    async def ask(self, url: str, token_ids: list[int], start: int, topk: int) -> Any:
+    async def ask(self, url: str, token_ids: list[int], start: int, topk: int, texts: bool = False) -> Any:
         """The answer of one server as it came."""
         dialect = DIALECTS[self.dialect]
-        return await self._json("POST", url + dialect.path, dialect.question(self.model, token_ids, start, topk))
+        question = dialect.question(self.model, token_ids, start, topk, texts)
+        return await self._json("POST", url + dialect.path, question)
 
     async def examine(self, url: str, probe: list[int], topk: int) -> tuple[dict[str, int | None], dict[int, str]]:
         """What a server serves, and how it writes the tokens of its answer about ``probe``.
@@ -167,8 +167,11 @@ class UrlTeacher:
             models = {model["id"]: model.get("max_model_len") for model in listed}
             if self.model not in models:
                 return models, {}
-            answer = await self.ask(url, probe, 1, topk)
-            check_shape(self._read(answer, probe, 1, topk), len(probe) - 1, topk)
+            answer = await self.ask(url, probe, 1, topk, texts=True)
+            score = self._read(answer, probe, 1, topk)
+            check_shape(score, len(probe) - 1, topk)
+            if not good_rows(score.rows, np.iinfo(np.int32).max).all():
+                raise BadScore("numbers that are no log-probs of one distribution: is it started to report logits?")
             return models, dialect.texts(answer)
         finally:
             await self._session.close()
@@ -188,8 +191,8 @@ class UrlTeacher:
         """Made where it is used: this object is sent to other processes, and a session belongs to its event loop."""
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         trust = ssl.create_default_context()
-        if self.ca_file:
-            trust.load_verify_locations(self.ca_file)
+        if self.certificates:
+            trust.load_verify_locations(cadata=self.certificates)
         return aiohttp.ClientSession(
             headers=headers,
             connector=aiohttp.TCPConnector(limit=0, ssl=trust),
@@ -203,11 +206,14 @@ class UrlTeacher:
                     reason = await response.text()
                     if self.api_key:  # some servers repeat what they were sent
                         reason = reason.replace(self.api_key, "***")
-                    raise aiohttp.ClientError(f"{url} answers {response.status}: {reason[:300]}")
+                    refused = response.status in REFUSALS
+                    raise (BadQuestion if refused else aiohttp.ClientError)(
+                        f"{url} answers {response.status}: {reason[:300]}"
+                    )
                 return await response.json(content_type=None)
         except aiohttp.ServerTimeoutError as error:  # it is a TimeoutError too, which would pass for the deadline's
             raise aiohttp.ClientError(f"{url} cannot be reached within {CONNECT} s") from error
-        except aiohttp.ClientError:  # some are a ValueError too
+        except (aiohttp.ClientError, BadQuestion):  # they are a ValueError too, or may be
             raise
         except ValueError as error:
             raise BadScore(f"{url} answers with what is no JSON ({error})") from error
