@@ -38,8 +38,11 @@ SYMBOLS = (
     Symbol(_TRAINER, "PPOTrainer.get_llm_client", "gives agent loops a client that reaches the teacher"),
     Symbol("verl.trainer.ppo.utils", "Role.TeacherModel", "role of the pool of teacher servers"),
     Symbol("verl.single_controller.ray.base", "ResourcePoolManager.get_resource_pool", "devices of that pool"),
-    Symbol("verl.experimental.teacher_loop", "MultiTeacherModelManager", "starts the teacher servers"),
+    Symbol(
+        "verl.experimental.teacher_loop", "MultiTeacherModelManager", "starts the teacher servers, has their handles"
+    ),
     Symbol("verl.workers.rollout.replica", "RolloutReplicaRegistry.register", "puts our servers under verl's names"),
+    Symbol(_CLIENT, "LLMServerManager.get_client", "makes our client, with what it needs beside verl's arguments"),
     Symbol(_CLIENT, "LLMServerClient._acquire_server", "which server a sequence goes to"),
     Symbol(_CLIENT, "LLMServerClient._release_server", "and when it is done"),
     Symbol("verl.workers.rollout.router", "GlobalRequestLoadBalancer.remove_servers", "takes a dead teacher out"),

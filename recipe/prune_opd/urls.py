@@ -1,7 +1,9 @@
 """Checks of a teacher behind URLs, before anything expensive starts: is it there, is it the one, can it do it?"""
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -12,11 +14,14 @@ from verl_ext.rollout.rows import BadQuestion, BadScore
 if TYPE_CHECKING:
     from recipe.prune_opd.inputs import Model
 
+logger = logging.getLogger(__name__)
+
 KEY = "prune_opd.teacher.url.urls"
 PROBE = 64
 """Ids that are scored, spread over the vocabulary."""
 SECONDS = 60
 """For one server to answer."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 """In the text of a token that is a part of a character; servers write these in different ways."""
 
@@ -35,6 +40,9 @@ def check_urls(teacher: TeacherConfig, topk: int, student: "Model", common: int,
         ValueError: names the URL, what was found and what is needed.
     """
     asked = url_teacher(teacher)
+    open_to_see = [url for url in asked.urls if url.startswith("http:") and urlsplit(url).hostname not in LOOPBACK]
+    if asked.api_key and open_to_see:
+        logger.warning("%s: the API key is sent to %s without encryption; https:// would hide it", KEY, open_to_see[0])
     known = sorted(i for i in student.tokens if i < common)
     probe = [known[i * (len(known) - 1) // (PROBE - 1)] for i in range(PROBE)]
     for url in asked.urls:

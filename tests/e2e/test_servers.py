@@ -2,6 +2,7 @@
 transformers on the same weights."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,12 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import contract
 import harness
 import hydra
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
+from contract import assert_rows, log_probs_of
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
@@ -24,16 +28,17 @@ from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.inflight import ABORTED, DRIFT, GatedGeneration
 from recipe.prune_opd.servers import follow_rollout, teacher_pool
 from recipe.prune_opd.teaching import TeachingClient
+from verl_ext.rollout.rotation import PATIENCE
 
 pytestmark = pytest.mark.e2e
 
-K, BLOCK, LIMIT, W_DROP = 16, 32, 160, 0.05
+K, BLOCK, LIMIT, W_DROP = contract.K, 32, 160, 0.05
 PARAMS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "logprobs": True, "max_tokens": LIMIT, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """A student's server, two of a teacher, and both models in transformers."""
+    """A student's server, three of a teacher, and both models in transformers."""
     from verl.single_controller.ray.base import RayResourcePool
     from verl.workers.rollout.llm_server import LLMServerManager
 
@@ -45,7 +50,7 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
         f"actor_rollout_ref.rollout.name={harness.ENGINE}",
         f"actor_rollout_ref.model.path={folder / 'student'}",
         f"prune_opd.teacher.path={folder / 'noisy'}",
-        "prune_opd.teacher.server.replicas=2",
+        "prune_opd.teacher.server.replicas=3",
         f"prune_opd.teacher.server.block_size={BLOCK}",
         f"prune_opd.drift.w_drop={W_DROP}",
         "prune_opd.gate.enable=true",
@@ -56,7 +61,7 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
         "actor_rollout_ref.rollout.load_format=auto",
         "actor_rollout_ref.rollout.nnodes=1",
         "actor_rollout_ref.rollout.n_gpus_per_node=1",
-        "trainer.n_gpus_per_node=2",
+        "trainer.n_gpus_per_node=3",
     ]
     defaults = Path(find_spec("verl").submodule_search_locations[0]) / "trainer" / "config"
     with hydra.initialize_config_dir(str(defaults), version_base=None):
@@ -68,8 +73,8 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
     try:
         rollout = LLMServerManager.create(config=config)
         pool = teacher_pool(config, prune_opd)
-        resources = RayResourcePool(pool.nodes(2), use_gpu=True, max_colocate_count=2)
-        manager = pool.start(config, resources, 2)
+        resources = RayResourcePool(pool.nodes(3), use_gpu=True, max_colocate_count=2)
+        manager = pool.start(config, resources, 3)
         teacher = pool.client(config, manager)
         client = rollout.get_client(
             TeachingClient, prune_opd=prune_opd, teacher=teacher, vocab_size=len(harness.task.VOCABULARY)
@@ -77,6 +82,7 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(
             client=client,
             teacher=teacher,
+            new_teacher=lambda: pool.client(config, manager),
             replica=rollout.get_replicas()[0],
             teachers=manager.server_handles["default"],
             models={name: AutoModelForCausalLM.from_pretrained(folder / name).eval() for name in ("student", "noisy")},
@@ -90,22 +96,6 @@ def prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     vocabulary = len(harness.task.VOCABULARY)
     return torch.randint(10, vocabulary, (count, length), generator=generator).tolist()
-
-
-@torch.no_grad()
-def expected(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
-    """Log-probs (tokens, vocabulary) of the response's positions, by transformers."""
-    logits = model(torch.tensor([prompt + response])).logits[0].float()
-    return logits.log_softmax(-1)[len(prompt) - 1 : -1]
-
-
-def assert_top_k(rows: Any, log_probs: torch.Tensor) -> None:
-    """The rows hold the K most likely by rank; ids may change places only where the two are as good as equal."""
-    best = log_probs.topk(K).values.numpy()
-    assert rows.ids.shape == rows.log_probs.shape == best.shape
-    np.testing.assert_allclose(rows.log_probs, best, atol=1e-4)
-    np.testing.assert_allclose(log_probs.gather(1, torch.tensor(rows.ids).long()).numpy(), best, atol=1e-4)
-    assert all(len(set(row)) == K for row in rows.ids.tolist())
 
 
 async def follow(servers: SimpleNamespace, prompt: list[int], **params: Any) -> tuple[Any, list[Any]]:
@@ -126,9 +116,9 @@ def test_a_followed_response_comes_with_the_unprocessed_top_k(servers, params) -
     assert len(tokens) == (PARAMS | params)["max_tokens"]
     ends = np.cumsum([len(chunk.token_ids) for chunk in chunks]) + len(prompt)
     assert all(end % 32 == 0 for end in ends[:-1])
-    log_probs = expected(servers.models["student"], prompt, tokens)
+    log_probs = log_probs_of(servers.models["student"], prompt, tokens)
     rows = chunks[0].rows.join(*(chunk.rows for chunk in chunks))
-    assert_top_k(rows, log_probs)
+    assert_rows(rows, log_probs)
     sampled = np.concatenate([chunk.sampled_log_probs for chunk in chunks])
     np.testing.assert_allclose(sampled, log_probs.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1), atol=1e-4)
     if not params:
@@ -175,7 +165,7 @@ def test_a_growing_sequence_is_scored_as_in_one_pass(servers, step, length) -> N
         return rows, sequence.computed
 
     rows, computed = asyncio.run(grow())
-    assert_top_k(rows[0].join(*rows), expected(servers.models["noisy"], prompt, response))
+    assert_rows(rows[0].join(*rows), log_probs_of(servers.models["noisy"], prompt, response))
     calls = -(-len(response) // step)
     block = {"vllm": BLOCK, "sglang": 1}[harness.ENGINE]
     assert computed <= len(prompt) + len(response) + calls * block
@@ -197,9 +187,14 @@ def test_sequences_with_a_common_beginning_get_their_own_rows(servers) -> None:
         first = [await one(96), await one(32)]
         return first + await asyncio.gather(*(one(32) for _ in range(8)))
 
-    log_probs = expected(servers.models["noisy"], prompt, response)
+    log_probs = log_probs_of(servers.models["noisy"], prompt, response)
     for rows in asyncio.run(grow()):
-        assert_top_k(rows, log_probs)
+        assert_rows(rows, log_probs)
+
+
+@contract.each
+def test_what_every_teacher_promises(servers, check) -> None:
+    asyncio.run(check(servers.teacher, servers.models["noisy"], 64 + LIMIT))
 
 
 def test_a_thousand_sequences_at_once(servers) -> None:
@@ -225,7 +220,7 @@ def test_a_thousand_responses_at_once(servers) -> None:
         assert len(output.token_ids) == sum(len(chunk.token_ids) for chunk in chunks) == 4 + i % 8
         if i % 40 == 0:
             rows = chunks[0].rows.join(*(chunk.rows for chunk in chunks))
-            assert_top_k(rows, expected(servers.models["student"], many[i], list(output.token_ids)))
+            assert_rows(rows, log_probs_of(servers.models["student"], many[i], list(output.token_ids)))
 
 
 def test_a_prompt_beyond_the_context_is_an_error_that_says_so(servers) -> None:
@@ -264,7 +259,7 @@ def assert_offline_rule(servers: SimpleNamespace, outputs: list[Any]) -> int:
     for prompt, output in zip(prompts(len(outputs), 30, seed=11), outputs, strict=True):
         report, tokens = output.extra_fields[REPORT], list(output.token_ids)
         student, teacher = (
-            expected(servers.models[name], prompt, tokens).topk(K).indices for name in ("student", "noisy")
+            log_probs_of(servers.models[name], prompt, tokens).topk(K).indices for name in ("student", "noisy")
         )
         mask = torch.ones(1, len(tokens))
         events = overlap_events(overlap_ratio(student, teacher).unsqueeze(0), mask, 0.7)
@@ -305,6 +300,44 @@ def test_a_weight_update_in_the_middle_interrupts_nobody(servers, monkeypatch) -
     outputs = gate_all(servers, 16, update)
     assert assert_offline_rule(servers, outputs) > 0
     assert len(asked) > len(set(asked)) == 16  # somebody was interrupted
+
+
+def test_a_server_that_hangs_costs_time_and_nothing_else(servers) -> None:
+    """Its questions are asked of the others once the deadline is over, and soon it gets none."""
+    stopped = psutil.Process(ray.get(servers.teachers[2].__ray_call__.remote(lambda server: os.getpid())))
+    teacher, asked = servers.new_teacher(), contract.sequences(80)
+    stopped.suspend()
+    try:
+        answers = asyncio.run(contract.score(teacher, asked, deadline=5, retries=2))
+    finally:
+        stopped.resume()
+        # Its client has taken it out of the load balancer, too: the gate's tests go on with three.
+        ray.get(teacher._load_balancer.add_servers.remote(teacher._servers))
+    assert [report.missing for *_, report in answers] == [0] * len(asked)
+    late = sum(report.late for *_, report in answers)
+    assert PATIENCE <= late <= 16  # no more than were under way when it was given up
+    assert len(teacher._rotation.names) == 2
+
+
+def test_a_server_killed_while_it_scores_costs_nothing(servers) -> None:
+    """The others take over: every response has its rows, and nobody computed one twice."""
+    asked = [one for seed in range(4) for one in contract.sequences(100, seed=seed)]
+
+    async def main() -> list[Any]:
+        task = asyncio.ensure_future(contract.score(servers.teacher, asked, concurrency=64, retries=1))
+        await asyncio.sleep(0.3)
+        ray.kill(servers.teachers[2])
+        return await task
+
+    answers = asyncio.run(main())
+    assert [report.missing for *_, report in answers] == [0] * len(asked)
+    assert sum(report.failed for *_, report in answers) > 0  # some were under way
+    assert all(
+        report.computed <= len(prompt) + len(response)
+        for (prompt, response), (*_, report) in zip(asked, answers, strict=True)
+    )
+    for (prompt, response), (rows, *_) in list(zip(asked, answers, strict=True))[::20]:
+        assert_rows(rows, log_probs_of(servers.models["noisy"], prompt, response))
 
 
 def test_teachers_killed_in_the_middle_cost_the_gate_and_nothing_else(servers) -> None:

@@ -9,13 +9,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
+import contract
 import harness
 import numpy as np
 import pytest
@@ -25,12 +25,12 @@ from transformers import AutoModelForCausalLM
 from recipe.prune_opd.config import TeacherConfig, TeacherUrlConfig
 from recipe.prune_opd.inputs import Model
 from recipe.prune_opd.urls import check_urls
-from verl_ext.rollout.scoring import ResponseScorer
+from verl_ext.rollout.rows import BadQuestion
 from verl_ext.rollout.url_teacher import UrlTeacher
 
 pytestmark = pytest.mark.e2e
 
-K, CONTEXT, KEY = 16, 320, "key-of-the-test"
+K, CONTEXT, KEY = contract.K, 320, "key-of-the-test"
 
 
 def vllm_serve(model: str) -> list[str]:
@@ -92,62 +92,33 @@ def wait(url: str, process: subprocess.Popen) -> None:
     pytest.fail("the server did not start")
 
 
-def sequences(count: int) -> list[tuple[list[int], list[int]]]:
-    """Random prompts and responses of every length from 1 to ``count``."""
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = len(harness.task.VOCABULARY)
-    return [
-        (
-            torch.randint(10, vocabulary, (20,), generator=generator).tolist(),
-            torch.randint(10, vocabulary, (length,), generator=generator).tolist(),
-        )
-        for length in range(1, count + 1)
-    ]
+def asking(server, body: Callable[[UrlTeacher], Awaitable[Any]]) -> Any:
+    """What ``body`` gives of the teacher on that server."""
 
-
-def score(server, asked: list[tuple[list[int], list[int]]], concurrency: int = 16) -> list[Any]:
-    """Rows of the responses, log-probs of their tokens, and how it went."""
-    teacher = UrlTeacher([server.url], server.model, harness.ENGINE, KEY)
-
-    async def main():
-        scorer = ResponseScorer(teacher, K, len(harness.task.VOCABULARY), concurrency, deadline=300, retries=0)
+    async def main() -> Any:
+        teacher = UrlTeacher([server.url], server.model, harness.ENGINE, KEY)
         try:
-            return await asyncio.gather(*(scorer.score(*one) for one in asked))
+            return await body(teacher)
         finally:
             await teacher._session.close()
 
     return asyncio.run(main())
 
 
-def test_scores_are_those_of_transformers(server):
-    model = AutoModelForCausalLM.from_pretrained(server.model)
-    asked = sequences(40)
-    for (prompt, response), (rows, sampled, report) in zip(asked, score(server, asked), strict=True):
-        assert (report.missing, report.failed, report.error) == (0, 0, "")
-        with torch.no_grad():
-            log_probs = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        close = {"atol": 1e-4, "rtol": 0}
-        torch.testing.assert_close(torch.tensor(rows.log_probs), log_probs.topk(K).values, **close)
-        torch.testing.assert_close(
-            log_probs.gather(1, torch.tensor(rows.ids).long()), log_probs.topk(K).values, **close
-        )
-        own = log_probs.gather(1, torch.tensor(response).unsqueeze(1)).squeeze(1)
-        torch.testing.assert_close(torch.tensor(sampled), own, **close)
-
-
-def test_a_thousand_responses_at_once(server):
-    asked = sequences(40) * 25
-    for (_, response), (rows, sampled, report) in zip(asked, score(server, asked, concurrency=1000), strict=True):
-        assert (report.missing, report.error) == (0, "")
-        assert len(rows) == len(sampled) == len(response)
+@contract.each
+def test_what_every_teacher_promises(server, check):
+    """``CONTEXT`` tokens, one of them generated to no purpose."""
+    model = AutoModelForCausalLM.from_pretrained(server.model).eval()
+    asking(server, lambda teacher: check(teacher, model, CONTEXT - 1))
 
 
 def test_bfloat16_agrees_within_its_precision(server):
     """The bound that docs/teachers.md states. Eight bits of mantissa: logits up to 16 are off by up to 1/16."""
-    asked = sequences(40)
+    asked = contract.sequences(40)
     with serve(server.folder, "bfloat16") as coarse:
-        pairs = list(zip(score(server, asked), score(coarse, asked), strict=True))
-    apart = np.concatenate([np.abs(exact[1] - rough[1]) for exact, rough in pairs])
+        exact, rough = (asking(which, lambda teacher: contract.score(teacher, asked)) for which in (server, coarse))
+    pairs = list(zip(exact, rough, strict=True))
+    apart = np.concatenate([np.abs(x[1] - y[1]) for x, y in pairs])
     shared = np.concatenate([[len({*a} & {*b}) / K for a, b in zip(x[0].ids, y[0].ids, strict=True)] for x, y in pairs])
     print(f"log-probs differ by {apart.mean():.4f} on average, {apart.max():.3f} at most; {shared.mean():.3f}")
     assert apart.mean() < 0.05
@@ -207,18 +178,13 @@ def swapped(server):
     return checked
 
 
-def test_an_error_of_the_server_is_an_error_and_no_key_is_in_it(server):
-    teacher = UrlTeacher([server.url], server.model, harness.ENGINE, KEY)
-
-    async def main():
-        try:
+def test_no_key_is_in_an_error_of_the_server(server):
+    async def body(teacher: UrlTeacher) -> None:
+        with pytest.raises(BadQuestion, match="answers 400") as error:
             await teacher.score(list(range(10, 30)) * 20, 5, K)
-        finally:
-            await teacher._session.close()
+        assert KEY not in str(error.value) + repr(teacher)
 
-    with pytest.raises(aiohttp.ClientError, match="answers 400") as error:
-        asyncio.run(main())
-    assert KEY not in str(error.value) + repr(teacher)
+    asking(server, body)
 
 
 def test_training_with_it(server, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ PAPER = {
         "home": "worker_group",
         "concurrency": 256,
         "deadline": 600.0,
-        "retries": 2,
+        "retries": 5,
         "max_missing": 0.01,
         "temperature": 1.0,
         "trust_remote_code": False,

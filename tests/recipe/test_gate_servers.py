@@ -133,9 +133,9 @@ def behind(**given: object) -> TeacherConfig:
 def test_a_client_has_all_the_settings(monkeypatch, tmp_path):
     monkeypatch.setenv(KEY, "secret\n")
     authority = tmp_path / "ca.pem"
-    authority.touch()
+    authority.write_text("certificates")
     client = url_teacher(behind(model="M", api="sglang", api_key_env=KEY, ca_file=str(authority)))
-    assert client == UrlTeacher(URLS, "M", "sglang", "secret", str(authority))
+    assert client == UrlTeacher(URLS, "M", "sglang", "secret", "certificates")
     assert "secret" not in repr(client) + str(client)
 
 

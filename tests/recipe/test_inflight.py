@@ -499,7 +499,7 @@ def test_a_teacher_that_never_answers_costs_the_gate_alone(monkeypatch) -> None:
 
     released: list[str] = []
     text = Text([True] * 300)
-    output = generate(Student(text, Silent(None), settings(deadline=0.01)))
+    output = generate(Student(text, Silent(None, None, {}), settings(deadline=0.01)))
     report = check(output, text, None)
     assert (output.stop_reason, report.given_up, report.late, report.failed) == ("completed", True, 3, 0)
     assert report.error == "no answer within 0.01 s"
@@ -527,7 +527,7 @@ def test_a_useless_answer_of_the_server_counts_as_failed(monkeypatch) -> None:
         def _release_server(self, server_id, request_id=None):
             pass
 
-    report = check(generate(Student(text, Broken(None), settings())), text, 29)
+    report = check(generate(Student(text, Broken(None, None, {}), settings())), text, 29)
     assert (report.late, report.failed, report.given_up) == (0, 1, False)
     assert report.error == "BadScore: a log-prob that is not finite"
     assert asked[2][0] == asked[1][0]

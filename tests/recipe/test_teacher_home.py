@@ -23,7 +23,6 @@ from recipe.prune_opd.metrics import COLUMNS
 from recipe.prune_opd.teaching import SCORE_REPORT, TeachingClient
 from recipe.prune_opd.trainer import STATE_FILE, PruneOPDTrainer
 from recipe.prune_opd.worker import EXTRA, SUMS, PruneOPDWorker, advantage_fields, served_fields, teacher_fields
-from verl_ext.rollout.client import ScoringClient
 from verl_ext.rollout.scoring import ScoreReport
 from verl_ext.rollout.url_teacher import UrlTeacher
 
@@ -110,14 +109,13 @@ def test_the_rollout_reaches_the_teachers_servers(home: str, gate: bool):
         config="config",
         teacher_vocab_size=77,
         teacher_servers="servers",
-        teacher_pool=SimpleNamespace(load_balancer=lambda servers: f"balancer of {servers}"),
+        teacher_pool=SimpleNamespace(client=lambda config, servers: f"client of {servers} under {config}"),
         llm_server_manager=SimpleNamespace(get_client=lambda kind, **given: made.append((kind, given))),
     )
     trainer.get_llm_client()
     ((kind, given),) = made
     assert kind is TeachingClient
-    assert isinstance(given["teacher"], ScoringClient)
-    assert given["teacher"]._load_balancer == "balancer of servers"
+    assert given["teacher"] == "client of servers under config"
     assert (given["prune_opd"], given["vocab_size"]) == (trainer.prune_opd, 77)
 
 

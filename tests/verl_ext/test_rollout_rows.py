@@ -10,7 +10,7 @@ N, K, VOCAB = 3, 4, 50
 
 def rows(count: int = N, k: int = K) -> TopKRows:
     ids = np.arange(count * k, dtype=np.int32).reshape(count, k)
-    return TopKRows(ids, -ids.astype(np.float32))
+    return TopKRows(ids, -2 - ids.astype(np.float32))
 
 
 def score(tokens: int = N, k: int = K) -> Score:
@@ -89,4 +89,28 @@ def test_a_row_is_good_if_all_of_it_is():
     given.ids[4, 3], given.ids[5, 0] = -1, 24  # of row 6 the last id is 27
     assert good_rows(given, 28).tolist() == [True, False, False, False, False, True, True]
     assert good_rows(given, 27).tolist() == [True, False, False, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "good"),
+    [
+        ([0.0, -50.0, -50.0, -50.0], True),
+        ([-np.log(4)] * 4, True),
+        ([-1.38, -1.38, -1.39, -1.39], True),  # rounded
+        ([-0.5, -0.8, -1.0, -2.0], False),
+        ([9.0, 3.0, 1.0, -2.0], False),
+        ([1e4, 3.0, 1.0, -2.0], False),
+    ],
+)
+def test_logits_are_no_log_probs(log_probs: list[float], good: bool):
+    given = score()
+    given.rows.log_probs[1] = log_probs
+    assert good_rows(given.rows, VOCAB).tolist() == [True, good, True]
+    if not good:
+        with pytest.raises(BadScore, match="expected those of one distribution"):
+            check_score(given, N, K, VOCAB)
+
+
+def test_of_no_rows_none_is_bad():
+    given = rows(7)
     assert good_rows(given[:0], 28).shape == (0,)

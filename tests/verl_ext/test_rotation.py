@@ -3,7 +3,7 @@
 import asyncio
 import pickle
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,13 +24,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def ask(servers: Rotation, error: BaseException | None = None) -> str:
     """Whose turn it was; the question ends in ``error``."""
-    try:
-        with servers.turn() as name:
-            if error is not None:
-                raise error
-    except BaseException as raised:
-        assert raised is error
-    return name
+    names: list[str] = []
+    with nullcontext() if error is None else pytest.raises(type(error)), servers.turn() as name:
+        names.append(name)
+        if error is not None:
+            raise error
+    return names[0]
 
 
 def ask_until(servers: Rotation, wanted: str, error: BaseException) -> None:

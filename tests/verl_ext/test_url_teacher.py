@@ -235,7 +235,7 @@ def test_sglang_is_asked_with_ids(start: int) -> None:
         "return_logprob": True,
         "logprob_start_len": start - 1,
         "top_logprobs_num": K,
-        "return_text_in_logprobs": True,
+        "return_text_in_logprobs": False,
     }
 
 

@@ -23,7 +23,8 @@ CONNECT = 30
 """Seconds to reach a server."""
 REFUSALS = (400, 413, 422)
 """Statuses by which a server says that the request is at fault."""
-Candidates = list[tuple[int, float]]
+VLLM_MINUS_INFINITY = -9999.0
+Candidates = list[tuple[int, float | None]]
 """(id, log-prob) by falling probability."""
 
 
@@ -37,7 +38,7 @@ class Dialect(ABC):
         """Body of a request for the rows of the tokens from ``start`` on, with the ``texts`` of tokens if wanted."""
 
     @abstractmethod
-    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float, Candidates]]:
+    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float | None, Candidates]]:
         """(log-prob of the token itself, its K candidates) per token from ``start`` on."""
 
     @abstractmethod
@@ -54,7 +55,7 @@ class VLLM(Dialect):
         """See ``Dialect``. The server sends texts and rows of the whole prompt, whatever ``start`` is."""
         return {"model": model, "prompt": token_ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": topk}
 
-    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float, Candidates]]:
+    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float | None, Candidates]]:
         """See ``Dialect``. An entry holds the token itself and the K of rank 1 to K, which may be one or two keys."""
         entries = answer["choices"][0]["prompt_logprobs"][start:]
         return [_vllm_row(entry, token, topk) for entry, token in zip(entries, token_ids[start:], strict=True)]
@@ -65,14 +66,14 @@ class VLLM(Dialect):
         return {int(i): value["decoded_token"] for entry in entries for i, value in entry.items()}
 
 
-def _vllm_row(entry: dict[str, Any], token: int, topk: int) -> tuple[float, Candidates]:
+def _vllm_row(entry: dict[str, Any], token: int, topk: int) -> tuple[float | None, Candidates]:
     ranked = sorted((value["rank"], int(i), _vllm_log_prob(value)) for i, value in entry.items())
     return _vllm_log_prob(entry[str(token)]), [(i, log_prob) for _, i, log_prob in ranked[:topk]]
 
 
-def _vllm_log_prob(value: dict[str, Any]) -> float:
+def _vllm_log_prob(value: dict[str, Any]) -> float | None:
     """JSON has no infinity: vLLM writes -9999 for it."""
-    return value["logprob"] if value["logprob"] > -9999 else -np.inf
+    return -np.inf if value["logprob"] == VLLM_MINUS_INFINITY else value["logprob"]
 
 
 class SGLang(Dialect):
@@ -91,7 +92,7 @@ class SGLang(Dialect):
             "return_text_in_logprobs": texts,
         }
 
-    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float, Candidates]]:
+    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float | None, Candidates]]:
         """See ``Dialect``."""
         info = answer["meta_info"]
         own, top = info["input_token_logprobs"][1:], info["input_top_logprobs"][1:]
