@@ -14,6 +14,7 @@ from recipe.prune_opd.budget import ResponseBudget
 from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.metrics import COLUMNS
 from recipe.prune_opd.records import read_samples, read_steps, sampled_steps
+from recipe.prune_opd.reward import topk_reward
 
 pytestmark = pytest.mark.e2e
 
@@ -418,6 +419,14 @@ def test_served_scores_agree_with_transformers(orphaned, inputs):
             torch.testing.assert_close(dump["student_topk_log_probs"][i, :length], s.topk(16).values, **close)
             overlap = overlap_ratio(ids.unsqueeze(0), mine["teacher_topk_ids"].unsqueeze(0))
             torch.testing.assert_close(in_common.float().mean(-1), overlap[0])
+            # What a worker group, which knows the teacher's log-prob of every token, would reward.
+            mask = torch.ones(1, length)
+            weights = reliability(overlap_events(overlap, mask, 0.7), mask, 0.1, 0.5).loss_weight
+            passes = (values.unsqueeze(0) for values in (ids, s.gather(1, ids), t.gather(1, ids)))
+            reward = topk_reward(*passes, teacher_ids=t.topk(16).indices.unsqueeze(0), strategy="intersection").reward
+            torch.testing.assert_close(
+                dump["candidate_advantages"][i, :length], (reward * weights.unsqueeze(-1))[0], **close
+            )
     assert checked == 14
 
 
