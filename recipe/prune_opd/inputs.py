@@ -70,8 +70,9 @@ def check_inputs(config: DictConfig) -> int:
     _warn_of_different_ends(student, teacher)
     if prune_opd.asks_servers:
         budget = prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
-        longest = config.data.max_prompt_length + budget.max + 1
-        _check_context(teacher, longest)
+        engine = prune_opd.teacher.url.api if prune_opd.teacher.home == "url" else prune_opd.teacher.server.engine
+        longest = config.data.max_prompt_length + budget.max
+        _check_context(teacher, longest, engine)
         if prune_opd.teacher.home == "url":
             from recipe.prune_opd.urls import check_urls  # its client imports verl's, which takes seconds
 
@@ -133,12 +134,15 @@ def _warn_of_different_ends(student: Model, teacher: Model) -> None:
         )
 
 
-def _check_context(teacher: Model, longest: int) -> None:
+def _check_context(teacher: Model, longest: int, engine: str) -> None:
     """A server refuses a longer sequence than its model was made for; a training pass does not."""
-    if teacher.context is not None and teacher.context < longest:
+    from verl_ext.rollout.rows import RESERVED
+
+    needed = longest + RESERVED[engine]
+    if teacher.context is not None and teacher.context < needed:
         raise ValueError(
-            f"{teacher.key}: {teacher.path} has a context of {teacher.context} tokens, needed on servers: "
-            f"{longest}, that is data.max_prompt_length + prune_opd.budget.max + 1"
+            f"{teacher.key}: {teacher.path} has a context of {teacher.context} tokens, needed on {engine} servers: "
+            f"{needed}, that is data.max_prompt_length + prune_opd.budget.max + {RESERVED[engine]}"
         )
 
 

@@ -9,7 +9,7 @@ import aiohttp
 
 from recipe.prune_opd.config import TeacherConfig
 from recipe.prune_opd.servers import url_teacher
-from verl_ext.rollout.rows import BadQuestion, BadScore
+from verl_ext.rollout.rows import RESERVED, BadQuestion, BadScore
 
 if TYPE_CHECKING:
     from recipe.prune_opd.inputs import Model
@@ -61,10 +61,11 @@ def check_urls(teacher: TeacherConfig, topk: int, student: "Model", common: int,
                 "serves the teacher under"
             )
         context = models[asked.model]
-        if context is not None and context < longest:
+        needed = longest + RESERVED[teacher.url.api]
+        if context is not None and context < needed:
             raise ValueError(
-                f"{KEY}: {url} has a context of {context} tokens, needed: {longest}, that is data.max_prompt_length + "
-                "prune_opd.budget.max + 1"
+                f"{KEY}: {url} has a context of {context} tokens, needed: {needed}, that is data.max_prompt_length + "
+                f"prune_opd.budget.max + {RESERVED[teacher.url.api]}"
             )
         _check_texts(url, texts, student)
 

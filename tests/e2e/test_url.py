@@ -25,12 +25,14 @@ from transformers import AutoModelForCausalLM
 from recipe.prune_opd.config import TeacherConfig, TeacherUrlConfig
 from recipe.prune_opd.inputs import Model
 from recipe.prune_opd.urls import check_urls
-from verl_ext.rollout.rows import BadQuestion
+from verl_ext.rollout.rows import RESERVED, BadQuestion
 from verl_ext.rollout.url_teacher import UrlTeacher
 
 pytestmark = pytest.mark.e2e
 
 K, CONTEXT, KEY = contract.K, 320, "key-of-the-test"
+MOST = CONTEXT - RESERVED[harness.ENGINE]
+"""Tokens that the server can score."""
 
 
 def vllm_serve(model: str) -> list[str]:
@@ -107,9 +109,8 @@ def asking(server, body: Callable[[UrlTeacher], Awaitable[Any]]) -> Any:
 
 @contract.each
 def test_what_every_teacher_promises(server, check):
-    """``CONTEXT`` tokens, one of them generated to no purpose."""
     model = AutoModelForCausalLM.from_pretrained(server.model).eval()
-    asking(server, lambda teacher: check(teacher, model, CONTEXT - 1))
+    asking(server, lambda teacher: check(teacher, model, MOST))
 
 
 def test_bfloat16_agrees_within_its_precision(server):
@@ -126,7 +127,7 @@ def test_bfloat16_agrees_within_its_precision(server):
     assert shared.mean() > 0.9
 
 
-def check(server, longest: int = CONTEXT, topk: int = K, **url) -> None:
+def check(server, longest: int = MOST, topk: int = K, **url) -> None:
     os.environ["TEST_TEACHER_KEY"] = KEY
     given = {"urls": [server.url], "api": harness.ENGINE, "api_key_env": "TEST_TEACHER_KEY"} | url
     teacher = TeacherConfig(path=server.model, home="url", url=TeacherUrlConfig(**given))
@@ -141,7 +142,7 @@ def test_a_server_that_fits_passes_the_start_check(server):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"longest": CONTEXT + 1}, f"has a context of {CONTEXT} tokens, needed: {CONTEXT + 1}"),
+        ({"longest": MOST + 1}, f"has a context of {CONTEXT} tokens, needed: {CONTEXT + 1}"),
         pytest.param(
             *({"topk": K + 1}, f"with {K + 1} log-probs"),
             marks=pytest.mark.skipif(harness.ENGINE == "sglang", reason="SGLang has no such limit"),

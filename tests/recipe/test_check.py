@@ -505,12 +505,18 @@ def test_a_model_folder_without_its_parts_is_refused(inputs, tmp_path, gone):
 
 
 @pytest.mark.parametrize("home", [False, True], ids=["gate", "home"])
-@pytest.mark.parametrize(("context", "allowed"), [(500, False), (501, True)])
-def test_a_teacher_that_serves_must_hold_the_longest_sequence_and_a_token(inputs, tmp_path, context, allowed, home):
+@pytest.mark.parametrize(
+    ("engine", "context", "allowed"),
+    [("vllm", 500, False), ("vllm", 501, True), ("sglang", 506, False), ("sglang", 507, True)],
+)
+def test_a_teacher_that_serves_must_hold_the_longest_sequence_and_more(
+    inputs, tmp_path, engine, context, allowed, home
+):
     inputs.data.max_prompt_length, inputs.data.max_response_length = 100, 600
     inputs.prune_opd.budget.max = 400
     inputs.prune_opd.teacher.path = save_model(tmp_path / "short", context=context)
     check_inputs(inputs)  # a training pass has no such bound
+    inputs.prune_opd.teacher.server.engine = engine
     inputs.prune_opd.gate.enable = not home
     if home:
         serve(inputs)
@@ -518,12 +524,14 @@ def test_a_teacher_that_serves_must_hold_the_longest_sequence_and_a_token(inputs
         check_inputs(inputs)
     else:
         message = refusal(inputs)
-        assert message.startswith(f"prune_opd.teacher.path: {tmp_path / 'short'} has a context of 500 tokens, needed")
-        assert "501" in message
+        assert message.startswith(
+            f"prune_opd.teacher.path: {tmp_path / 'short'} has a context of {context} tokens, needed"
+        )
+        assert f"on {engine} servers: {context + 1}," in message
 
 
 def test_a_teacher_that_names_no_context_is_accepted():
-    _check_context(SimpleNamespace(context=None), 10**9)
+    _check_context(SimpleNamespace(context=None), 10**9, "vllm")
 
 
 def test_the_teachers_vocabulary_is_returned(inputs, tmp_path):

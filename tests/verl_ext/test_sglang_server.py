@@ -286,7 +286,7 @@ def test_rows_are_those_from_the_start_to_the_next_token(start: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "context", "allowed"), [(89, 100, True), (90, 100, False), (59, 60, True), (60, 60, False)]
+    ("length", "context", "allowed"), [(89, 100, True), (90, 100, False), (53, 60, True), (54, 60, False)]
 )
 def test_a_sequence_beyond_the_context_is_refused(length: int, context: int, allowed: bool) -> None:
     manager = Prefill(Text(100))

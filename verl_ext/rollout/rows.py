@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 RAW = "raw_logprobs"
 """``rollout.logprobs_mode`` under which top-p and temperature leave the reported distribution alone."""
 
+RESERVED = {"vllm": 1, "sglang": 7}
+"""Tokens of an engine's context that a sequence to score must leave free. One is generated to no purpose; SGLang keeps
+some more (``max_req_input_len`` in its tp_worker.py)."""
 MOST_MASS = 1.01
 """Sum of the probabilities of K candidates; rounding alone stays below it. Logits, which servers can be started to
 report, do not."""

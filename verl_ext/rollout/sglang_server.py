@@ -19,7 +19,7 @@ from verl.workers.rollout.sglang_rollout.async_sglang_server import SGLangHttpSe
 
 from verl_ext import compat
 from verl_ext.rollout.following import Following
-from verl_ext.rollout.rows import RAW, Chunk, Score, TopKRows
+from verl_ext.rollout.rows import RAW, RESERVED, Chunk, Score, TopKRows
 
 ORIGINAL = "SGLANG_RETURN_ORIGINAL_LOGPROB"
 """Environment variable of SGLang's processes: log-probs are those before temperature, top-p and top-k."""
@@ -131,7 +131,7 @@ class TopKSGLangServer(SGLangHttpServer):
         Raises:
             ValueError: the sequence is longer than the engine's context.
         """
-        most = min(self.config.max_model_len, self.tokenizer_manager.context_len) - 1
+        most = min(self.config.max_model_len - 1, self.tokenizer_manager.context_len - RESERVED["sglang"])
         if len(token_ids) > most:
             raise ValueError(f"score: a sequence of {len(token_ids)} tokens, the engine's context allows {most}")
         request = GenerateReqInput(
