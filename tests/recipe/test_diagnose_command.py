@@ -417,6 +417,13 @@ def test_what_models_write_is_escaped(models, tmp_path, capsys):
     assert "<mark>" in page
 
 
+def test_tokens_that_look_like_markup_are_printed_as_they_are(models, tmp_path, capsys):
+    words = [word if word != "<script>" else "[/INST]" for word in WORDS]
+    student, teacher = save_model(tmp_path / "student", words=words), save_model(tmp_path / "t", words=words, ends=5)
+    assert main(["diagnose", student, teacher, "--data", models.data, *SMALL]) == 0
+    assert "5 ([/INST])" in " ".join(capsys.readouterr().out.split())
+
+
 def test_every_option_is_in_its_page():
     parser = argparse.ArgumentParser()
     diagnose.add_arguments(parser)

@@ -262,6 +262,18 @@ def test_weights_that_are_not_there_are_found(sound, tmp_path):
     assert named(findings, "agreement").status == SKIPPED
 
 
+def test_a_cut_off_checkpoint_is_a_finding_beside_the_others(sound, tmp_path):
+    folder = save_model(tmp_path / "cut")
+    file = Path(folder) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    findings = examine(folder, sound.teacher, PLAN)
+    assert named(findings, "student's weights").status == ERROR
+    assert "SafetensorError" in named(findings, "student's weights").evidence
+    assert named(findings, "token ids").status == OK
+    assert named(findings, "agreement").status == SKIPPED
+    assert named(examine(sound.student, folder, PLAN), "teacher's weights").status == ERROR
+
+
 def test_a_model_that_overflows_in_float32_is_found(sound, tmp_path):
     folder = save_model(tmp_path / "large")
     change_weights(folder, lambda weights: weights["lm_head.weight"].sign_().mul_(3e38))
@@ -468,6 +480,20 @@ def test_bad_input_is_one_sentence(sound, tmp_path, capsys):
         assert captured.out == ""
         assert captured.err.startswith("doctor: ")
         assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "reason"),
+    [({"model": {}}, "'added_tokens' is missing"), ({"added_tokens": [], "model": {}}, "Exception: ")],
+)
+def test_a_tokenizer_that_cannot_be_read_is_one_sentence(sound, tmp_path, capsys, tokenizer, reason):
+    folder = Path(save_model(tmp_path / "student"))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    capsys.readouterr()
+    assert main(["doctor", str(folder), sound.teacher]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"doctor: STUDENT: {folder} holds no model configuration with tokenizer ({reason}")
+    assert error.count("\n") == 1
 
 
 def test_every_finding_is_explained_in_its_page(sound):

@@ -349,6 +349,13 @@ def test_the_tables(models, capsys):
         assert text in out
 
 
+def test_what_looks_like_markup_is_printed_as_it_is(ask, capsys):
+    answer = ask(*SMALL_PAIR)
+    answer["notes"] = ["a path like [/INST]:x:"]
+    estimate.show(answer)
+    assert "Note: a path like [/INST]:x:." in capsys.readouterr().out
+
+
 def test_every_option_is_in_its_page():
     page = (ROOT / "docs" / "estimate.md").read_text()
     for name in (*GUESSES, "mean_limit", "short", "decode_tokens_per_second"):

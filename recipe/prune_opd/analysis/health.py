@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from recipe.prune_opd.analysis import costs
 from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
-from recipe.prune_opd.inputs import Model, check_file
+from recipe.prune_opd.inputs import Model, check_file, reason_of
 from recipe.prune_opd.loss import topk_policy_loss
 from recipe.prune_opd.reward import topk_reward
 from verl_ext.topk import log_probs_at, top_log_probs
@@ -505,7 +505,11 @@ def load(model: Model, plan: Plan, name: str, dtype: str = "float32") -> tuple[A
     """The model in ``dtype``, and whether its weights are whole and finite."""
     from transformers import AutoModelForCausalLM
 
-    needed, free = 1.1 * costs.weight_bytes(costs.model_shape(model.config), dtype), _free_memory(plan.device)
+    try:
+        needed = 1.1 * costs.weight_bytes(costs.model_shape(model.config), dtype)
+    except ValueError as error:
+        return None, Finding(name, ERROR, str(error), "take a causal language model")
+    free = _free_memory(plan.device)
     if needed > free:
         evidence = f"not checked: {costs.readable(needed)} needed in {dtype}, {costs.readable(free)} free"
         return None, Finding(name, SKIPPED, evidence, "run it where there is more memory, or give --device")
@@ -513,10 +517,8 @@ def load(model: Model, plan: Plan, name: str, dtype: str = "float32") -> tuple[A
         answer: Any = AutoModelForCausalLM.from_pretrained(
             model.path, dtype=getattr(torch, dtype), trust_remote_code=plan.trust_remote_code, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        return None, Finding(
-            name, ERROR, str(error).splitlines()[0], "the folder needs weights that transformers reads"
-        )
+    except Exception as error:  # safetensors has an exception of its own, and a model's own code may raise anything
+        return None, Finding(name, ERROR, reason_of(error), "the folder needs weights that transformers reads")
     loaded, info = answer
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:

@@ -341,19 +341,20 @@ def write(answer: dict[str, Any], examples: list[dict[str, Any]], rollouts: list
 def show(answer: dict[str, Any]) -> None:
     """Tables."""
     from rich.console import Console
+    from rich.text import Text
 
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # tokens like [/INST] look like markup
     name, reason = answer["verdict"]["name"], answer["verdict"]["reason"]
-    console.print(f"[bold]{name}[/bold]: {reason}", highlight=False)
-    console.print(summary(answer), highlight=False)
+    console.print(Text.assemble((name, "bold"), f": {reason}"))
+    console.print(summary(answer))
     for table in (_along(answer), _kinds(answer), _tokens(answer)):
         console.print(table)
-    console.print("Recommended:\n", highlight=False)
+    console.print("Recommended:\n")
     print("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])  # as it is, to be copied
-    console.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]), highlight=False)
-    console.print(expectation(answer), highlight=False)
+    console.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]))
+    console.print(expectation(answer))
     for note in answer["notes"]:
-        console.print(f"Note: {note}.", highlight=False)
+        console.print(f"Note: {note}.")
 
 
 def _table(title: str, *columns: str) -> Any:

@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="+", metavar="CONFIG", help="arguments of verl.trainer.main_ppo, as typed")
     for name, (value, meaning) in GUESSES.items():
         flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=_number, metavar="N", help=f"{meaning} (assumed: {value:g})")
+        help_ = f"{meaning} (assumed: {value:g})".replace("%", "%%")  # argparse formats it
+        parser.add_argument(flag, type=_number, metavar="N", help=help_)
     parser.add_argument(
         "--mean-limit",
         type=_number,
@@ -440,7 +441,7 @@ def show(answer: dict[str, Any]) -> None:
     """Tables of the answer."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # paths and settings may look like markup
     for name, shape in answer["models"].items():
         console.print(
             f"{name}: {shape['parameters']:,} parameters, {shape['layers']} layers, vocabulary {shape['vocabulary']:,}"
