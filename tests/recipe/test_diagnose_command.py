@@ -309,6 +309,9 @@ def test_bad_input_is_one_sentence_before_weights_are_loaded(models, tmp_path, c
 
     pandas.DataFrame([{"prompt": "w1 w2"}]).to_parquet(text)
     empty.write_text("\n")
+    page, latin = tmp_path / "pair.html", tmp_path / "latin.jsonl"
+    page.mkdir()
+    latin.write_bytes(b'{"prompt": "w1", "response": "w2"}\n{"prompt": "caf\xe9", "response": "w2"}\n')
     cases = {
         pair: "--data, --rollouts: got neither, allowed: one of them",
         (*pair, *data, "--rollouts", "x.jsonl"): "--data, --rollouts: got both",
@@ -324,6 +327,8 @@ def test_bad_input_is_one_sentence_before_weights_are_loaded(models, tmp_path, c
         (*pair, *data, "--max-response-length", "1000"): "context: contexts of 256 and 256 tokens; needed: 2,024",
         (*pair, *data, *SMALL, "--device", "cuda:99"): "--device: got cuda:99",
         (*pair, *data, *SMALL, "--out", str(empty / "report")): "--out: ",
+        (*pair, *data, *SMALL, "--out", str(page)): f"--out: {page} is a folder, allowed: ",
+        (*pair, *SMALL, "--rollouts", str(latin)): f"--rollouts: {latin}, line 2 is no UTF-8 (",
     }
     for args, message in cases.items():
         error = refused(capsys, *args)
@@ -349,8 +354,8 @@ def test_an_engine_that_is_not_there_is_named(models, capsys, monkeypatch):
 def test_what_an_engine_prints_does_not_mix_with_the_answer():
     """vLLM and its processes write their log to standard output."""
     program = (
-        "import os, sys; from recipe.prune_opd.analysis.pair_passes import _talk_to_stderr\n"
-        "with _talk_to_stderr(): print('log'); os.system('echo child')\n"
+        "import os, sys; from recipe.prune_opd.analysis.engines import talk_to_stderr\n"
+        "with talk_to_stderr(): print('log'); os.system('echo child')\n"
         "print('answer')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

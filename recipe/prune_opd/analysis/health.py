@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from recipe.prune_opd.analysis import costs
+from recipe.prune_opd.analysis.engines import TITLES, Answer, ask, installed
 from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.inputs import Model, check_file, reason_of
 from recipe.prune_opd.loss import topk_policy_loss
@@ -670,25 +671,21 @@ def engine(model: Any, student: Model, prompts: Sequence[list[int]], plan: Plan)
     """Log-probs of the rollout engine against those of the same weights in transformers, both in ``plan.dtype``."""
     name = "rollout engine"
     if not plan.engine:
-        return Finding(name, SKIPPED, "not checked: --engine starts vLLM and compares")
+        return Finding(name, SKIPPED, "not checked: --engine starts vLLM or SGLang and compares")
+    title = "an engine"
     try:
-        import vllm
+        used = installed()
+        title = TITLES[used]
+        answers = _answers(used, model, student, prompts, plan)
     except ImportError as error:
-        return Finding(name, WARNING, f"vLLM cannot be imported ({error})", "install it, or leave --engine out")
-    server = vllm.LLM(
-        model=student.path,
-        dtype=plan.dtype,
-        enforce_eager=True,
-        max_model_len=max(map(len, prompts)) + plan.tokens,
-        trust_remote_code=plan.trust_remote_code,
-    )
-    sampling = vllm.SamplingParams(temperature=1.0, max_tokens=plan.tokens, logprobs=0, seed=0)
-    outputs = server.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling)
-    differences = torch.cat(
-        [_difference(model, prompt, output.outputs[0]) for prompt, output in zip(prompts, outputs, strict=True)]
-    )
+        change = "install one of them, or leave --engine out"
+        return Finding(name, WARNING, f"neither vLLM nor SGLang can be imported ({error})", change)
+    except Exception as error:  # whatever it is, the other findings are wanted
+        change = "the rollout would end the same way: its log on standard error says more"
+        return Finding(name, ERROR, f"{title} does not run: {reason_of(error)}", change)
+    differences = torch.cat([_difference(model, *pair) for pair in zip(prompts, answers, strict=True)])
     mean, most = float(differences.mean()), float(differences.max())
-    evidence = f"log-probs of {len(differences)} tokens differ by {mean:.3f} on average, {most:.3f} at most"
+    evidence = f"log-probs of {len(differences)} tokens by {title} differ by {mean:.3f} on average, {most:.3f} at most"
     if mean < ENGINE_CLOSE:
         return Finding(name, OK, evidence)
     change = (
@@ -697,10 +694,20 @@ def engine(model: Any, student: Model, prompts: Sequence[list[int]], plan: Plan)
     return Finding(name, WARNING if mean < ENGINE_FAR else ERROR, evidence, change)
 
 
-def _difference(model: Any, prompt: list[int], response: Any) -> Tensor:
+def _answers(used: str, model: Any, student: Model, prompts: Sequence[list[int]], plan: Plan) -> list[Answer]:
+    """What the engine samples. It takes most of a GPU, so that the student's other copy leaves it meanwhile."""
+    model.to("cpu")
+    if plan.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    arguments = {"path": student.path, "dtype": plan.dtype, "trust_remote_code": plan.trust_remote_code}
+    answers = ask(used, prompts, plan.tokens, **arguments)
+    model.to(plan.device)
+    return answers
+
+
+def _difference(model: Any, prompt: list[int], answer: Answer) -> Tensor:
     """(T,) absolute differences on one sampled response."""
-    ids = list(response.token_ids)
-    theirs = torch.tensor([row[i].logprob for i, row in zip(ids, response.logprobs, strict=True)])
-    logits = _alone(model, Sample(torch.tensor(prompt + ids, device=model.device), len(prompt)))
-    ours = logits.log_softmax(-1).gather(-1, torch.tensor(ids, device=model.device).unsqueeze(-1)).squeeze(-1)
-    return (ours.cpu() - theirs).abs()
+    ids = torch.tensor(answer.token_ids, device=model.device)
+    logits = _alone(model, Sample(torch.tensor(prompt + answer.token_ids, device=model.device), len(prompt)))
+    ours = logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return (ours.cpu() - torch.tensor(answer.log_probs)).abs()

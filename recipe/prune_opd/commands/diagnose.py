@@ -246,10 +246,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         given = "neither" if args.data is None else "both"
         raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")
     if args.out is not None:
-        try:
-            page_file(args.out).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out: {args.out} cannot be written ({error}), allowed: a folder or a .html") from error
+        _check_out(args.out)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == AUTO else args.device
     check_device(device)
     return Plan(
@@ -261,6 +258,21 @@ def _plan(args: argparse.Namespace) -> Plan:
         device=device,
         trust_remote_code=args.trust_remote_code,
     )
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a place for the files that cannot take them, while nothing has been computed.
+
+    Raises:
+        ValueError: names the place.
+    """
+    try:
+        page_file(out).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: {out} cannot be written ({error}), allowed: a folder or a .html") from error
+    folder = next((file for file in _files(out) if file.is_dir()), None)
+    if folder is not None:
+        raise ValueError(f"--out: {folder} is a folder, allowed: a folder with another name, or a file ending in .html")
 
 
 def _passes(args: argparse.Namespace, ks: tuple[int, ...], device: str) -> Any:
@@ -327,15 +339,19 @@ def page_file(out: Path) -> Path:
     return out if out.suffix == ".html" else out / "diagnosis.html"
 
 
+def _files(out: Path) -> tuple[Path, Path, Path]:
+    """Page, JSON and responses."""
+    file = page_file(out)
+    return file, file.with_suffix(".json"), file.with_suffix(".rollouts.jsonl")
+
+
 def write(answer: dict[str, Any], examples: list[dict[str, Any]], rollouts: list[dict[str, Any]], out: Path) -> None:
     """Write the page, and beside it the JSON and the responses."""
     from recipe.prune_opd.analysis.diagnosis_page import draw
 
-    file = page_file(out)
-    file.write_text(draw(answer, examples), encoding="utf-8")
-    file.with_suffix(".json").write_text(json.dumps(answer, indent=2), encoding="utf-8")
     lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
-    file.with_suffix(".rollouts.jsonl").write_text(lines, encoding="utf-8")
+    for file, text in zip(_files(out), (draw(answer, examples), json.dumps(answer, indent=2), lines), strict=True):
+        file.write_text(text, encoding="utf-8")
 
 
 def show(answer: dict[str, Any]) -> None:

@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     passes.add_argument("--device", default=plan.device, help="where the models run: cpu, cuda, cuda:1 (%(default)s)")
     passes.add_argument(
-        "--engine", action="store_true", help="also start vLLM and compare its log-probs with the trainer's; a minute"
+        "--engine",
+        action="store_true",
+        help="also start vLLM or SGLang and compare its log-probs with the trainer's; a minute",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 

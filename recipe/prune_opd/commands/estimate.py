@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from recipe.prune_opd.analysis import costs
 from recipe.prune_opd.check import check_settings
@@ -85,7 +86,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: the overrides do not compose, a setting is refused, or a model has no configuration.
     """
-    answer = estimate(compose(args.overrides), args)
+    try:
+        answer = estimate(compose(args.overrides), args)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere: its message has three lines
+        raise ValueError(" ".join(str(error).split())) from error
     if args.json:
         print(json.dumps(answer, indent=2))
     else:
@@ -134,6 +138,38 @@ class Values:
 
     def __getitem__(self, name: str) -> Any:
         return self._by_name[name]
+
+
+COUNTS = (
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.rollout.response_length",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+    "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
+    "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
+    "trainer.n_gpus_per_node",
+    "trainer.nnodes",
+)
+"""Keys that are reckoned with, whole numbers; verl checks some of them, and only when it starts."""
+SHARE = "actor_rollout_ref.rollout.gpu_memory_utilization"
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Refuse what cannot be reckoned with.
+
+    Raises:
+        ValueError: names the key.
+    """
+    for key in COUNTS:
+        value = OmegaConf.select(config, key)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{key}: got {value!r}, allowed: a whole number >= 1")
+    value = OmegaConf.select(config, SHARE)
+    if not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError(f"{SHARE}: got {value!r}, allowed: a number in (0, 1]")
 
 
 def collect(config: DictConfig, prune_opd: PruneOPDConfig, args: argparse.Namespace) -> Values:
@@ -207,13 +243,11 @@ def estimate(config: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: see ``run``.
     """
+    check_numbers(config)
     prune_opd = check_settings(config)
     model = config.actor_rollout_ref.model
-    student_config = costs.read_config("actor_rollout_ref.model.path", str(model.path), model.trust_remote_code)
-    teacher_config = costs.read_config(
-        "prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code
-    )
-    student, teacher = costs.model_shape(student_config), costs.model_shape(teacher_config)
+    student = read_shape("actor_rollout_ref.model.path", str(model.path), model.trust_remote_code)
+    teacher = read_shape("prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code)
     values = collect(config, prune_opd, args)
     step = Step(config, prune_opd, student, teacher, values, args.decode_tokens_per_second)
     scenarios = [
@@ -234,6 +268,19 @@ def estimate(config: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
         "values": values.rows,
         "notes": notes,
     }
+
+
+def read_shape(key: str, path: str, trust_remote_code: bool) -> costs.Shape:
+    """Sizes of the model in a folder or under a hub name.
+
+    Raises:
+        ValueError: there is none, or none that can be counted; names the key and the path.
+    """
+    config = costs.read_config(key, path, trust_remote_code)
+    try:
+        return costs.model_shape(config)
+    except ValueError as error:
+        raise ValueError(f"{key}: {path}: {error}") from error
 
 
 def _describe(shape: costs.Shape) -> dict[str, Any]:
