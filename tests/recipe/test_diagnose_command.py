@@ -98,6 +98,36 @@ def test_a_student_that_is_its_own_teacher_is_close(models, capsys):
     assert all(cell["saved"] == pytest.approx(0, abs=1e-9) for cell in ungated)
 
 
+def near(models, folder: Path) -> str:
+    """The student with a little noise, which leaves 13 to 16 of the top 16."""
+    from transformers import AutoModelForCausalLM
+
+    teacher = save_model(folder / "near")
+    model, generator = AutoModelForCausalLM.from_pretrained(teacher), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for values in model.parameters():
+            values.add_(0.01 * values.std() * torch.randn(values.shape, generator=generator))
+    model.save_pretrained(teacher)
+    return teacher
+
+
+def test_the_verdict_is_judged_at_the_k_and_threshold_of_its_bounds(models, tmp_path, capsys):
+    pair = (models.student, near(models, tmp_path), "--data", models.data, *SMALL)
+    plain = answer_of(capsys, *pair)
+    strict = answer_of(capsys, *pair, "--threshold", "1")
+    wide = answer_of(capsys, *pair, "--topk", "40", "--topks", "40")
+    assert strict["events"]["mean"] > 0.1 > plain["events"]["mean"]
+    assert plain["verdict"]["name"] == strict["verdict"]["name"] == wide["verdict"]["name"] == "close"
+    said = "; judged at k = 16 and γ = 0.7, of which the bounds are, whatever is planned"
+    assert strict["verdict"]["reason"] == wide["verdict"]["reason"] == plain["verdict"]["reason"] + said
+    assert {cell["topk"] for cell in wide["grid"]} == {40}
+
+
+def test_a_verdict_at_too_small_a_k_says_so(models, capsys):
+    found = answer_of(capsys, models.student, models.student, "--data", models.data, *SMALL, "--topk", "4")
+    assert "judged at k = 8, for which the bounds are not calibrated" in found["verdict"]["reason"]
+
+
 def test_a_teacher_with_other_random_weights_is_unrelated(models, capsys):
     found = answer_of(capsys, models.student, models.other, "--data", models.data, *SMALL)
     assert found["verdict"]["name"] == "unrelated"

@@ -45,6 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("student", metavar="STUDENT", help="folder or hub name")
     parser.add_argument("teacher", metavar="TEACHER", help="folder or hub name")
     plan = Plan()
+    _data_arguments(parser, plan)
+    _run_arguments(parser, plan)
+    _compared_arguments(parser)
+    _passes_arguments(parser)
+    _output_arguments(parser)
+
+
+def _data_arguments(parser: argparse.ArgumentParser, plan: Plan) -> None:
+    """Of prompts and responses."""
     data = parser.add_argument_group("prompts or responses (one of --data and --rollouts is needed)")
     data.add_argument("--data", type=Path, metavar="FILE", help="prompts in verl's format: .parquet, .json or .jsonl")
     data.add_argument(
@@ -59,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="data.apply_chat_template_kwargs, e.g. '{\"enable_thinking\": false}'",
     )
+
+
+def _run_arguments(parser: argparse.ArgumentParser, plan: Plan) -> None:
+    """Of the run that is planned."""
     run_ = parser.add_argument_group("the run you plan")
     run_.add_argument(
         "--max-response-length",
@@ -100,6 +113,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="prune_opd.teacher.temperature (%(default)s)",
     )
+
+
+def _compared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of settings to compare."""
     compared = parser.add_argument_group("settings to compare")
     compared.add_argument(
         "--topks", type=count, nargs="+", metavar="K", help="prune_opd.topk (half of --topk, it, twice it)"
@@ -123,6 +140,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compared.add_argument(
         "--gates", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=f"of {', '.join(kinds)} (all)"
     )
+
+
+def _passes_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of how responses are made and scored."""
     passes = parser.add_argument_group("passes")
     passes.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers", help="samples (%(default)s)"
@@ -143,6 +164,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     passes.add_argument("--device", default=AUTO, help="cpu, cuda, cuda:1; auto: cuda where there is one")
     passes.add_argument("--seed", type=int, default=0, help="of prompts, samples and resampling (%(default)s)")
     passes.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
+
+
+def _output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of what is written."""
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out",
@@ -214,7 +239,7 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
             health.context(student, teacher, args.max_prompt_length + args.max_response_length),
         ]
     )
-    passes, planned = _passes(args, ks, plan.device), _planned(args, ks)
+    passes, planned = _passes(args, scored(ks), plan.device), _planned(args, ks)
     if args.rollouts is None:
         prompts, ready = pair_passes.choose_prompts(student, plan, passes), []
     else:
@@ -324,6 +349,13 @@ def _numbers_of_candidates(args: argparse.Namespace, vocabulary: int) -> tuple[i
         if max(wanted) > vocabulary:
             raise ValueError(f"--topks: got {max(wanted)}, allowed: at most the common vocabulary, {vocabulary}")
     return tuple(sorted({*wanted, args.topk}))
+
+
+def scored(ks: tuple[int, ...]) -> tuple[int, ...]:
+    """Numbers of candidates to score: those that are compared, and that of the verdict where it is among their tops."""
+    from recipe.prune_opd.analysis.recommend import JUDGED_K
+
+    return tuple(sorted({*ks, JUDGED_K})) if max(ks) >= JUDGED_K else ks
 
 
 def without_nan(value: Any) -> Any:
