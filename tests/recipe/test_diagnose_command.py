@@ -12,7 +12,7 @@ import torch
 
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.analysis import pair_passes
-from recipe.prune_opd.analysis.health import Plan
+from recipe.prune_opd.analysis.findings import Plan
 from recipe.prune_opd.analysis.pair_passes import Passes, Rollout, chunks_of_logits, read_rollouts, score
 from recipe.prune_opd.commands import diagnose
 from recipe.prune_opd.drift import overlap_events, reliability

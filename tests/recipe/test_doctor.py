@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recipe.prune_opd.__main__ import main
-from recipe.prune_opd.analysis import health
-from recipe.prune_opd.analysis.health import ERROR, OK, SKIPPED, WARNING, Finding, Plan, examine
+from recipe.prune_opd.analysis import health, weights
+from recipe.prune_opd.analysis.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
+from recipe.prune_opd.analysis.health import examine
 from recipe.prune_opd.commands.doctor import exit_code
 
 WORDS = ["<unk>", "<eos>", "<pad>", "<user>", "<assistant>", "<end>", *(f"w{i}" for i in range(90))]
@@ -135,7 +136,7 @@ SOUND_VARIANTS = {
 
 @pytest.mark.parametrize("variant", SOUND_VARIANTS.values(), ids=SOUND_VARIANTS.keys())
 def test_harmless_differences_are_not_flagged(sound, tmp_path, monkeypatch, variant):
-    monkeypatch.setattr(health, "POOR_OVERLAP", 0)  # other shapes have other random weights
+    monkeypatch.setattr(weights, "POOR_OVERLAP", 0)  # other shapes have other random weights
     teacher = save_model(tmp_path / "teacher", **variant)
     findings = examine(sound.student, teacher, replace(PLAN, data=sound.data))
     assert troubles(findings) == {}
@@ -300,7 +301,7 @@ def test_padding_that_leaks_is_found(sound, monkeypatch):
 
 
 def test_a_model_that_does_not_fit_is_left_out(sound, monkeypatch):
-    monkeypatch.setattr(health, "_free_memory", lambda device: 1e3)
+    monkeypatch.setattr(weights, "_free_memory", lambda device: 1e3)
     findings = examine(sound.student, sound.teacher, PLAN)
     assert named(findings, "student's weights").status == SKIPPED
     assert "needed in float32, 1 kB free" in named(findings, "student's weights").evidence

@@ -6,7 +6,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from recipe.prune_opd.analysis.health import POOR_OVERLAP
 from recipe.prune_opd.analysis.recommend import (
     CLOSE,
     CLOSE_RATE,
@@ -20,6 +19,7 @@ from recipe.prune_opd.analysis.recommend import (
     recommend,
     w_drop_for,
 )
+from recipe.prune_opd.analysis.weights import POOR_OVERLAP
 from recipe.prune_opd.config import GATES
 from recipe.prune_opd.drift import spent_at
 

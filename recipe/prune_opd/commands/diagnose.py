@@ -33,7 +33,7 @@ from recipe.prune_opd.analysis.diagnosis_tables import (
     rows_of_kinds,
     summary,
 )
-from recipe.prune_opd.analysis.health import Plan
+from recipe.prune_opd.analysis.findings import Plan
 from recipe.prune_opd.commands.doctor import DTYPES, count, mapping
 from recipe.prune_opd.config import GATES
 

@@ -19,7 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.analysis.health import ERROR, OK, SKIPPED, WARNING, Finding, Plan, examine
+from recipe.prune_opd.analysis.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
+from recipe.prune_opd.analysis.health import examine
 
 STYLES = {OK: "green", SKIPPED: "dim", WARNING: "yellow", ERROR: "bold red"}
 DTYPES = ("bfloat16", "float16", "float32")
