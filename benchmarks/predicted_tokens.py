@@ -36,7 +36,7 @@ import run
 import task
 
 from recipe.prune_opd.analysis.diagnosis import lengths_of
-from recipe.prune_opd.analysis.health import Plan
+from recipe.prune_opd.analysis.findings import Plan
 from recipe.prune_opd.analysis.pair_passes import Passes, choose_prompts, examine_pair
 from recipe.prune_opd.analysis.recommend import Recommendation
 from recipe.prune_opd.drift import overlap_events

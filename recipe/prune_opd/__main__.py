@@ -17,11 +17,12 @@ COMMANDS: dict[str, str] = {
     "report": "a page about runs: accuracy, limits, drift by position, tokens and time, samples token by token",
 }
 """Name -> what it does, in a line."""
+DESCRIPTION = "What is asked before and after a training: does the pair fit, what will it cost, how did it go."
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m recipe.prune_opd", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m recipe.prune_opd", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         module = importlib.import_module(f"recipe.prune_opd.commands.{name}")

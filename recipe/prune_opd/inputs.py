@@ -21,6 +21,16 @@ def local_path(path: str) -> str:
     return path if _is_remote(path) else str(Path(path).expanduser())
 
 
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in one line: the first of its message, with its class where that says more."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, KeyError):
+        return f"{first} is missing"
+    if first and isinstance(error, (OSError, ValueError, RuntimeError)):
+        return first
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 def end_tokens(generation_config: Any, tokenizer: Any) -> set[int]:
     """Ids that end a response: those of the generation settings and the tokenizer's own.
 
@@ -97,9 +107,10 @@ class Model:
             hf_config = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code)
             # As it is: verl would fill in a missing padding token, and say so each time.
             tokens = hf_tokenizer(tokenizer, correct_pad_token=False, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{key}: {path} holds no model configuration with tokenizer ({reason})") from error
+        except Exception as error:  # what reads a tokenizer raises KeyError, and the tokenizers library plain Exception
+            raise ValueError(
+                f"{key}: {path} holds no model configuration with tokenizer ({reason_of(error)})"
+            ) from error
         self.config, self.tokenizer = hf_config.get_text_config(), tokens
         self.vocab_size: int = self.config.vocab_size
         self.context: int | None = getattr(self.config, "max_position_embeddings", None)

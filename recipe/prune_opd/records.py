@@ -44,9 +44,12 @@ class Records:
         file = _samples_file(self.folder, number)
         file.parent.mkdir(exist_ok=True)
         partial = file.with_suffix(".partial")
-        with gzip.open(partial, "wt", encoding="utf-8") as lines:
-            lines.writelines(map(_line, responses))
-        os.replace(partial, file)
+        try:
+            with gzip.open(partial, "wt", encoding="utf-8") as lines:
+                lines.writelines(map(_line, responses))
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ Shapes: T tokens of one response, K candidates. These are the only per-token val
 ``records.samples`` responses every ``records.every`` steps.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,11 @@ def chosen(effective_lengths: list[float], count: int) -> list[int]:
     return [order[round(i * (len(order) - 1) / (count - 1))] for i in range(count)]
 
 
+def rounded(value: float, digits: int) -> float | None:
+    """None where it is not finite: JSON has no number for it, and a broken model is what one wants to look at."""
+    return round(value, digits) if math.isfinite(value) else None
+
+
 def token_data(
     responses: Tensor,
     mask: Tensor,
@@ -42,7 +48,7 @@ def token_data(
         mask: (T,) bool; where it is false the teacher gave no score, and there is no overlap.
         overlap: (T,) float.
         events: (T,) bool.
-        weight: (T,) float, R.
+        weight: (T,) float, R; a count of events, so always finite.
         student: ids and log-probs of its candidates, each (T, K), the most likely first.
         teacher: the same of the teacher.
         topk: candidates to keep.
@@ -50,7 +56,9 @@ def token_data(
     """
     found: dict[str, Any] = {
         "tokens": responses.tolist(),
-        "overlap": [round(o, 4) if counts else None for o, counts in zip(overlap.tolist(), mask.tolist(), strict=True)],
+        "overlap": [
+            rounded(o, 4) if counts else None for o, counts in zip(overlap.tolist(), mask.tolist(), strict=True)
+        ],
         "events": torch.where(events)[0].tolist(),
         "weight": [round(w, 6) for w in weight.tolist()],
     }
@@ -59,6 +67,6 @@ def token_data(
         found[f"{name}_ids"] = candidates[:, :topk].tolist()
         # Not every server reports all candidates: -inf stands for one that is missing, and JSON has no number for it.
         kept = log_probs[:, :topk].clamp(min=-99.0)
-        found[f"{name}_log_probs"] = [[round(value, 3) for value in row] for row in kept.tolist()]
+        found[f"{name}_log_probs"] = [[rounded(value, 3) for value in row] for row in kept.tolist()]
         ids.update(value for row in found[f"{name}_ids"] for value in row)
     return found | {"pieces": {str(value): decode(value) for value in sorted(ids) if value >= 0}}

@@ -179,12 +179,24 @@ class PruneOPDTrainer(PPOTrainerSync):
         return batch
 
     def _record(self, records: Records, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int) -> None:
-        """Write the step down, before its checkpoint: a step that a resumed run stands on is never missing."""
+        """Write the step down, before its checkpoint, so that a step that a resumed run stands on is there.
+
+        A full disk costs the record, not the run.
+        """
+        try:
+            self._write(records, batch, real, sums, limit)
+        except (OSError, ValueError) as error:
+            logger.warning(
+                "step %d: its records are not in %s (%s: %s); the training goes on",
+                *(self.global_steps, records.folder, type(error).__name__, error),
+            )
+
+    def _write(self, records: Records, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int) -> None:
         positions, edges = self._rows(batch, POSITIONS, real), bucket_edges(self.budget.max)
         record = step_record(sums, positions, edges, limit, self.budget.limit, self.budget.max)
+        records.step(self.global_steps, record)
         if self.prune_opd.records.samples_at(self.global_steps):
             records.samples(self.global_steps, self._samples(batch, real, sums, limit))
-        records.step(self.global_steps, record)
 
     def _samples(self, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int) -> list[dict[str, Any]]:
         """Some responses token by token: few enough to come here. Their drift is computed as it was for training."""

@@ -12,7 +12,7 @@ import torch
 
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.analysis import pair_passes
-from recipe.prune_opd.analysis.health import Plan
+from recipe.prune_opd.analysis.findings import Plan
 from recipe.prune_opd.analysis.pair_passes import Passes, Rollout, chunks_of_logits, read_rollouts, score
 from recipe.prune_opd.commands import diagnose
 from recipe.prune_opd.drift import overlap_events, reliability
@@ -96,6 +96,36 @@ def test_a_student_that_is_its_own_teacher_is_close(models, capsys):
     ungated = [cell for cell in found["grid"] if cell["budget"]["init"] == 40]
     assert ungated
     assert all(cell["saved"] == pytest.approx(0, abs=1e-9) for cell in ungated)
+
+
+def near(models, folder: Path) -> str:
+    """The student with a little noise, which leaves 13 to 16 of the top 16."""
+    from transformers import AutoModelForCausalLM
+
+    teacher = save_model(folder / "near")
+    model, generator = AutoModelForCausalLM.from_pretrained(teacher), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for values in model.parameters():
+            values.add_(0.01 * values.std() * torch.randn(values.shape, generator=generator))
+    model.save_pretrained(teacher)
+    return teacher
+
+
+def test_the_verdict_is_judged_at_the_k_and_threshold_of_its_bounds(models, tmp_path, capsys):
+    pair = (models.student, near(models, tmp_path), "--data", models.data, *SMALL)
+    plain = answer_of(capsys, *pair)
+    strict = answer_of(capsys, *pair, "--threshold", "1")
+    wide = answer_of(capsys, *pair, "--topk", "40", "--topks", "40")
+    assert strict["events"]["mean"] > 0.1 > plain["events"]["mean"]
+    assert plain["verdict"]["name"] == strict["verdict"]["name"] == wide["verdict"]["name"] == "close"
+    said = "; judged at k = 16 and γ = 0.7, of which the bounds are, whatever is planned"
+    assert strict["verdict"]["reason"] == wide["verdict"]["reason"] == plain["verdict"]["reason"] + said
+    assert {cell["topk"] for cell in wide["grid"]} == {40}
+
+
+def test_a_verdict_at_too_small_a_k_says_so(models, capsys):
+    found = answer_of(capsys, models.student, models.student, "--data", models.data, *SMALL, "--topk", "4")
+    assert "judged at k = 8, for which the bounds are not calibrated" in found["verdict"]["reason"]
 
 
 def test_a_teacher_with_other_random_weights_is_unrelated(models, capsys):
@@ -309,6 +339,9 @@ def test_bad_input_is_one_sentence_before_weights_are_loaded(models, tmp_path, c
 
     pandas.DataFrame([{"prompt": "w1 w2"}]).to_parquet(text)
     empty.write_text("\n")
+    page, latin = tmp_path / "pair.html", tmp_path / "latin.jsonl"
+    page.mkdir()
+    latin.write_bytes(b'{"prompt": "w1", "response": "w2"}\n{"prompt": "caf\xe9", "response": "w2"}\n')
     cases = {
         pair: "--data, --rollouts: got neither, allowed: one of them",
         (*pair, *data, "--rollouts", "x.jsonl"): "--data, --rollouts: got both",
@@ -324,6 +357,8 @@ def test_bad_input_is_one_sentence_before_weights_are_loaded(models, tmp_path, c
         (*pair, *data, "--max-response-length", "1000"): "context: contexts of 256 and 256 tokens; needed: 2,024",
         (*pair, *data, *SMALL, "--device", "cuda:99"): "--device: got cuda:99",
         (*pair, *data, *SMALL, "--out", str(empty / "report")): "--out: ",
+        (*pair, *data, *SMALL, "--out", str(page)): f"--out: {page} is a folder, allowed: ",
+        (*pair, *SMALL, "--rollouts", str(latin)): f"--rollouts: {latin}, line 2 is no UTF-8 (",
     }
     for args, message in cases.items():
         error = refused(capsys, *args)
@@ -349,8 +384,8 @@ def test_an_engine_that_is_not_there_is_named(models, capsys, monkeypatch):
 def test_what_an_engine_prints_does_not_mix_with_the_answer():
     """vLLM and its processes write their log to standard output."""
     program = (
-        "import os, sys; from recipe.prune_opd.analysis.pair_passes import _talk_to_stderr\n"
-        "with _talk_to_stderr(): print('log'); os.system('echo child')\n"
+        "import os, sys; from recipe.prune_opd.analysis.engines import talk_to_stderr\n"
+        "with talk_to_stderr(): print('log'); os.system('echo child')\n"
         "print('answer')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -415,6 +450,13 @@ def test_what_models_write_is_escaped(models, tmp_path, capsys):
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 3
     assert "<mark>" in page
+
+
+def test_tokens_that_look_like_markup_are_printed_as_they_are(models, tmp_path, capsys):
+    words = [word if word != "<script>" else "[/INST]" for word in WORDS]
+    student, teacher = save_model(tmp_path / "student", words=words), save_model(tmp_path / "t", words=words, ends=5)
+    assert main(["diagnose", student, teacher, "--data", models.data, *SMALL]) == 0
+    assert "5 ([/INST])" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_option_is_in_its_page():

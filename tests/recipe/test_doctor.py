@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recipe.prune_opd.__main__ import main
-from recipe.prune_opd.analysis import health
-from recipe.prune_opd.analysis.health import ERROR, OK, SKIPPED, WARNING, Finding, Plan, examine
+from recipe.prune_opd.analysis import health, weights
+from recipe.prune_opd.analysis.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
+from recipe.prune_opd.analysis.health import examine
 from recipe.prune_opd.commands.doctor import exit_code
 
 WORDS = ["<unk>", "<eos>", "<pad>", "<user>", "<assistant>", "<end>", *(f"w{i}" for i in range(90))]
@@ -134,7 +136,7 @@ SOUND_VARIANTS = {
 
 @pytest.mark.parametrize("variant", SOUND_VARIANTS.values(), ids=SOUND_VARIANTS.keys())
 def test_harmless_differences_are_not_flagged(sound, tmp_path, monkeypatch, variant):
-    monkeypatch.setattr(health, "POOR_OVERLAP", 0)  # other shapes have other random weights
+    monkeypatch.setattr(weights, "POOR_OVERLAP", 0)  # other shapes have other random weights
     teacher = save_model(tmp_path / "teacher", **variant)
     findings = examine(sound.student, teacher, replace(PLAN, data=sound.data))
     assert troubles(findings) == {}
@@ -262,6 +264,18 @@ def test_weights_that_are_not_there_are_found(sound, tmp_path):
     assert named(findings, "agreement").status == SKIPPED
 
 
+def test_a_cut_off_checkpoint_is_a_finding_beside_the_others(sound, tmp_path):
+    folder = save_model(tmp_path / "cut")
+    file = Path(folder) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    findings = examine(folder, sound.teacher, PLAN)
+    assert named(findings, "student's weights").status == ERROR
+    assert "SafetensorError" in named(findings, "student's weights").evidence
+    assert named(findings, "token ids").status == OK
+    assert named(findings, "agreement").status == SKIPPED
+    assert named(examine(sound.student, folder, PLAN), "teacher's weights").status == ERROR
+
+
 def test_a_model_that_overflows_in_float32_is_found(sound, tmp_path):
     folder = save_model(tmp_path / "large")
     change_weights(folder, lambda weights: weights["lm_head.weight"].sign_().mul_(3e38))
@@ -287,7 +301,7 @@ def test_padding_that_leaks_is_found(sound, monkeypatch):
 
 
 def test_a_model_that_does_not_fit_is_left_out(sound, monkeypatch):
-    monkeypatch.setattr(health, "_free_memory", lambda device: 1e3)
+    monkeypatch.setattr(weights, "_free_memory", lambda device: 1e3)
     findings = examine(sound.student, sound.teacher, PLAN)
     assert named(findings, "student's weights").status == SKIPPED
     assert "needed in float32, 1 kB free" in named(findings, "student's weights").evidence
@@ -390,7 +404,7 @@ def test_texts_that_are_cut_differently_are_found(sound, tmp_path):
 
 
 class FakeLLM:
-    """What ``engine`` uses of vLLM, on transformers; ``shift`` is added to every log-prob."""
+    """What ``engines`` uses of vLLM, on transformers; ``shift`` is added to every log-prob. It logs as vLLM does."""
 
     shift = 0.0
 
@@ -398,8 +412,10 @@ class FakeLLM:
         from transformers import AutoModelForCausalLM
 
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: self.stopped.append(self)))
 
     def generate(self, prompts, sampling):
+        os.write(1, b"INFO a log\n")
         return [self.answer(prompt["prompt_token_ids"], sampling.max_tokens) for prompt in prompts]
 
     @torch.no_grad()
@@ -412,21 +428,109 @@ class FakeLLM:
         return SimpleNamespace(outputs=[SimpleNamespace(token_ids=made, logprobs=log_probs)])
 
 
-@pytest.mark.parametrize(("shift", "status"), [(0.0, OK), (0.2, WARNING), (1.0, ERROR)])
-def test_an_engine_that_computes_something_else_is_found(sound, monkeypatch, shift, status):
+@pytest.fixture
+def fake(monkeypatch) -> type[FakeLLM]:
     vllm = ModuleType("vllm")
     vllm.LLM, vllm.SamplingParams = FakeLLM, lambda **given: SimpleNamespace(**given)
-    monkeypatch.setattr(FakeLLM, "shift", shift)
     monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setattr(FakeLLM, "stopped", [], raising=False)
+    return FakeLLM
+
+
+@pytest.mark.parametrize(("shift", "status"), [(0.0, OK), (0.2, WARNING), (1.0, ERROR)])
+def test_an_engine_that_computes_something_else_is_found(sound, fake, monkeypatch, shift, status):
+    monkeypatch.setattr(fake, "shift", shift)
     finding = named(examine(sound.student, sound.teacher, replace(PLAN, engine=True)), "rollout engine")
     assert finding.status == status
-    assert "log-probs of 36 tokens differ by" in finding.evidence
+    assert "log-probs of 36 tokens by vLLM differ by" in finding.evidence
+    assert len(fake.stopped) == 1
+
+
+@pytest.mark.parametrize("method", ["__init__", "generate"])
+def test_an_engine_that_fails_is_a_finding_beside_the_others(sound, fake, monkeypatch, method):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no memory\nfor this")
+
+    monkeypatch.setattr(fake, method, fail)
+    findings = examine(sound.student, sound.teacher, replace(PLAN, engine=True))
+    assert named(findings, "rollout engine").status == ERROR
+    assert named(findings, "rollout engine").evidence == "vLLM does not run: no memory"
+    assert named(findings, "agreement").status == OK
+    assert len(fake.stopped) == (method == "generate")
+
+
+@pytest.mark.usefixtures("fake")
+def test_what_an_engine_prints_does_not_mix_with_the_answer(sound, capfd):
+    assert main(["doctor", sound.student, sound.teacher, "--engine", "--json", *LENGTHS]) == 0
+    captured = capfd.readouterr()
+    statuses = {finding["name"]: finding["status"] for finding in json.loads(captured.out)["findings"]}
+    assert statuses["rollout engine"] == OK
+    assert "INFO a log" in captured.err
 
 
 def test_an_engine_that_is_not_installed_is_a_warning(sound, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setitem(sys.modules, "sglang", None)
     finding = named(examine(sound.student, sound.teacher, replace(PLAN, engine=True)), "rollout engine")
     assert finding.status == WARNING
+    assert "neither vLLM nor SGLang" in finding.evidence
+
+
+FAKE_SGLANG = """
+import math, os
+
+class Engine:
+    def __init__(self, model_path, dtype, context_length, trust_remote_code, **options):
+        print("INFO a log")
+        {start}
+
+    def generate(self, input_ids, sampling_params, return_logprob):
+        rows = [(math.log(1 / 96), 1, None)] * sampling_params["max_new_tokens"]
+        return [{{"meta_info": {{"output_token_logprobs": rows}}}} for _ in input_ids]
+
+    def shutdown(self):
+        print("INFO gone")
+"""
+
+
+@pytest.fixture
+def with_sglang(tmp_path, monkeypatch):
+    """Puts a stand-in where a process of its own finds it, and hides vLLM."""
+
+    def put(start: str) -> None:
+        (tmp_path / "sglang.py").write_text(FAKE_SGLANG.format(start=start))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(sys.modules, "vllm", None)
+        monkeypatch.delitem(sys.modules, "sglang", raising=False)
+
+    yield put
+    sys.modules.pop("sglang", None)
+
+
+def test_without_vllm_sglang_is_asked(sound, with_sglang, capfd):
+    """Its answers are even here, and so are those of a model with small random weights, nearly."""
+    with_sglang("pass")
+    assert main(["doctor", sound.student, sound.teacher, "--engine", "--json", *LENGTHS]) in (0, 1)
+    captured = capfd.readouterr()
+    (finding,) = [row for row in json.loads(captured.out)["findings"] if row["name"] == "rollout engine"]
+    assert finding["evidence"].startswith("log-probs of 96 tokens by SGLang differ by 0.0")
+    assert "INFO a log" in captured.err
+    assert "INFO gone" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("start", "evidence"),
+    [
+        ("raise RuntimeError('no memory')", "SGLang does not run: no memory"),
+        ("os.kill(os.getpid(), 9)", "SGLang does not run: the engine's process died, its log on standard error"),
+    ],
+)
+def test_a_failing_sglang_is_a_finding_beside_the_others(sound, with_sglang, start, evidence):
+    with_sglang(start)
+    findings = examine(sound.student, sound.teacher, replace(PLAN, engine=True))
+    assert named(findings, "rollout engine").status == ERROR
+    assert named(findings, "rollout engine").evidence.startswith(evidence)
+    assert named(findings, "agreement").status == OK
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -468,6 +572,20 @@ def test_bad_input_is_one_sentence(sound, tmp_path, capsys):
         assert captured.out == ""
         assert captured.err.startswith("doctor: ")
         assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "reason"),
+    [({"model": {}}, "'added_tokens' is missing"), ({"added_tokens": [], "model": {}}, "Exception: ")],
+)
+def test_a_tokenizer_that_cannot_be_read_is_one_sentence(sound, tmp_path, capsys, tokenizer, reason):
+    folder = Path(save_model(tmp_path / "student"))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    capsys.readouterr()
+    assert main(["doctor", str(folder), sound.teacher]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"doctor: STUDENT: {folder} holds no model configuration with tokenizer ({reason}")
+    assert error.count("\n") == 1
 
 
 def test_every_finding_is_explained_in_its_page(sound):

@@ -327,6 +327,13 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
         (["prune_opd.topk=0"], "prune_opd.topk: got 0"),
         (["actor_rollout_ref.model.path=/no/such/folder"], "actor_rollout_ref.model.path: /no/such/folder holds no"),
         (["critic.enable=true"], "critic.enable: got True"),
+        (["data.train_batch_size=abc"], "data.train_batch_size: got 'abc', allowed: a whole number >= 1"),
+        (["data.train_batch_size=1.5"], "data.train_batch_size: got 1.5, allowed: a whole number >= 1"),
+        (["data.max_prompt_length=null"], "data.max_prompt_length: got None, allowed: a whole number >= 1"),
+        (["trainer.n_gpus_per_node=0"], "trainer.n_gpus_per_node: got 0, allowed: a whole number >= 1"),
+        (["actor_rollout_ref.rollout.gpu_memory_utilization=x"], f"{estimate.SHARE}: got 'x', allowed: a number in"),
+        (["data.train_batch_size=${foo}"], "Interpolation key 'foo' not found full_key: data.train_batch_size"),
+        (["actor_rollout_ref.actor.use_dynamic_bsz=${foo}"], "Interpolation key 'foo' not found"),
         (["--mfu", "3"], "--mfu: got 3, allowed: a share"),
         (["--steps", "0"], "--steps: got 0, allowed: a number > 0"),
         (["--gpu-memory", "4"], "actor_rollout_ref.rollout.gpu_memory_utilization: "),
@@ -341,12 +348,32 @@ def test_bad_input_is_one_sentence(models, capsys, more, sentence):
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("key", ["actor_rollout_ref.model.path", "prune_opd.teacher.path"])
+def test_a_model_without_attention_is_named(models, tmp_path, capsys, key):
+    folder = save_config(tmp_path / "mamba", {"model_type": "mamba", "hidden_size": 8, "vocab_size": 9})
+    paths = dict.fromkeys(("actor_rollout_ref.model.path", "prune_opd.teacher.path"), models[SMALL_PAIR[0]])
+    pair = [f"{name}={path}" for name, path in (paths | {key: folder}).items()]
+    assert main(["estimate", *pair, *PAPER]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"estimate: {key}: {folder}: model_type 'mamba' has no num_attention_heads, allowed: a causal language model "
+        "with attention"
+    )
+
+
 def test_the_tables(models, capsys):
     pair = [f"{key}={models[SMALL_PAIR[0]]}" for key in ("actor_rollout_ref.model.path", "prune_opd.teacher.path")]
     assert main(["estimate", "+recipe=prune_opd", *pair, *PAPER]) == 0
     out = capsys.readouterr().out
     for text in ("student: 1,777,088,000 parameters", "Prune-OPD with gate", "peak of the update", "assumed", "Note:"):
         assert text in out
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(ask, capsys):
+    answer = ask(*SMALL_PAIR)
+    answer["notes"] = ["a path like [/INST]:x:"]
+    estimate.show(answer)
+    assert "Note: a path like [/INST]:x:." in capsys.readouterr().out
 
 
 def test_every_option_is_in_its_page():

@@ -6,19 +6,20 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from recipe.prune_opd.analysis.health import POOR_OVERLAP
 from recipe.prune_opd.analysis.recommend import (
     CLOSE,
     CLOSE_RATE,
     DRIFTING,
     UNRELATED,
     UNRELATED_OVERLAP,
+    basis,
     budget_for,
     gate_for,
     judge,
     recommend,
     w_drop_for,
 )
+from recipe.prune_opd.analysis.weights import POOR_OVERLAP
 from recipe.prune_opd.config import GATES
 from recipe.prune_opd.drift import spent_at
 
@@ -54,6 +55,13 @@ def test_verdicts(overlap, rate, name):
 def test_the_reason_tells_a_mismatch_from_drift():
     assert "part along the response" in judge([0.8] * 4, [0.2, 0.3, 0.4, 0.5]).reason
     assert "initial mismatch" in judge([0.7] * 4, [0.4, 0.4, 0.4, 0.42]).reason
+
+
+def test_a_verdict_says_where_it_was_judged_if_that_is_not_what_is_planned():
+    assert basis(16, 16, 0.7) == ""
+    assert "at k = 16 and γ = 0.7" in basis(16, 16, 0.9)
+    assert "at k = 16 and γ = 0.7" in basis(16, 8, 0.7)
+    assert "k = 8, for which the bounds are not calibrated" in basis(8, 4, 0.7)
 
 
 @pytest.mark.parametrize(

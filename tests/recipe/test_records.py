@@ -230,6 +230,15 @@ def test_a_candidate_that_a_server_did_not_report_can_be_written():
     json.dumps(found, allow_nan=False)
 
 
+def test_a_sample_of_a_broken_model_can_be_written():
+    nan = math.nan
+    ids, log_probs = torch.tensor([[7, 8], [8, 7], [9, 8]]), torch.tensor([[nan, -1.0], [math.inf, nan], [-0.5, -0.7]])
+    found = sample(student=(ids, log_probs), overlap=torch.tensor([nan, 0.5, 0.0]))
+    assert found["student_log_probs"] == [[None, -1], [None, None], [-0.5, -0.7]]
+    assert found["overlap"] == [None, 0.5, None]
+    json.dumps(found, allow_nan=False)
+
+
 # ------------------------------------------------------------------------------------------------ files
 
 
@@ -308,6 +317,15 @@ def test_samples_of_a_step_are_replaced_as_a_whole(tmp_path):
     assert read_samples(tmp_path, 20) == [sample()]
     assert sampled_steps(tmp_path) == [3, 20]
     assert read_samples(tmp_path, 4) == []
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_samples_that_cannot_be_written_leave_the_file_of_before(tmp_path):
+    records = Records(tmp_path)
+    records.samples(20, [sample()])
+    with pytest.raises(ValueError, match="JSON"):
+        records.samples(20, [{"weight": math.nan}])
+    assert read_samples(tmp_path, 20) == [sample()]
     assert not list(tmp_path.rglob("*.partial"))
 
 

@@ -317,6 +317,14 @@ def test_a_token_view_by_hand():
     assert (found["length"], found["shown"], found["spent"], found["end"]) == (4, 3, 2, "ended by itself")
 
 
+def test_a_candidate_whose_log_prob_is_not_finite_is_left_out():
+    broken = sample()
+    broken["student_log_probs"][0][0] = None
+    whole, found = candidates(sample(), most=1), candidates(broken, most=1)
+    assert found["student"][0] == whole["student"][0][2:]
+    assert found["teacher"] == whole["teacher"]
+
+
 def test_candidates_by_hand():
     found = candidates(sample(), most=1)
     assert found["pieces"] == [" a", EVIL]

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from recipe.prune_opd.inputs import local_path
 
 GB = 1e9
+SIZES = ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")
+"""What every configuration must have, under transformers' names."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,14 @@ def model_shape(config: Any) -> Shape:
         config: ``transformers`` text configuration.
 
     Raises:
-        ValueError: the configuration is of no causal language model.
+        ValueError: the configuration is of no causal language model, or of one without attention.
     """
+    absent = [name for name in SIZES if not isinstance(getattr(config, name, None), int)]
+    if absent:
+        raise ValueError(
+            f"model_type {config.model_type!r} has no {', '.join(absent)}, allowed: a causal language model with "
+            "attention"
+        )
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = getattr(config, "num_key_value_heads", None) or heads
@@ -93,7 +101,7 @@ def model_shape(config: Any) -> Shape:
         vocabulary=config.vocab_size,
         parameters=_count(config, heads * size, groups * size, size),
         embedding=embedding,
-        tied=bool(config.tie_word_embeddings),
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
         experts=max(getattr(config, name, 0) or 0 for name in ("num_experts", "num_local_experts", "n_routed_experts")),
     )
 

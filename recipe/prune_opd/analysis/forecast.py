@@ -5,7 +5,7 @@ where the response budget and the gate of training cut them. Shapes as in ``diag
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -24,7 +24,17 @@ from recipe.prune_opd.analysis.diagnosis import (
     lengths_of,
     predict,
 )
-from recipe.prune_opd.analysis.recommend import budget_for, gate_for, judge, recommend, w_drop_for
+from recipe.prune_opd.analysis.recommend import (
+    JUDGED_K,
+    JUDGED_THRESHOLD,
+    Verdict,
+    basis,
+    budget_for,
+    gate_for,
+    judge,
+    recommend,
+    w_drop_for,
+)
 from recipe.prune_opd.drift import overlap_events
 
 POSITIONS = 16
@@ -68,7 +78,7 @@ def forecast(scores: PairScores, kinds: Tensor, ended: Tensor, planned: Planned,
     """
     events = overlap_events(scores.overlap[planned.topk], scores.mask, planned.threshold)
     measured = measure(scores, events, kinds, ended, planned)
-    verdict = judge(measured["overlap"]["by_quarter"], measured["events"]["by_quarter"])
+    verdict = verdict_of(scores, planned)
     advice = recommend(events, scores.mask, planned.limit, planned.steps, planned.topk, planned.threshold)
     config = advice.build(teacher)
     prediction = predict(
@@ -95,6 +105,15 @@ def forecast(scores: PairScores, kinds: Tensor, ended: Tensor, planned: Planned,
     }
 
 
+def verdict_of(scores: PairScores, planned: Planned) -> Verdict:
+    """How the pair fits, at the k and γ of the bounds, or at the largest k there is where that one was not scored."""
+    k = JUDGED_K if JUDGED_K in scores.overlap else max(scores.overlap)
+    overlap, mask = scores.overlap[k], scores.mask
+    events = overlap_events(overlap, mask, JUDGED_THRESHOLD)
+    verdict = judge(by_quarter(overlap, mask), by_quarter(events, mask))
+    return replace(verdict, reason=verdict.reason + basis(k, planned.topk, planned.threshold))
+
+
 def measure(
     scores: PairScores, events: Tensor, kinds: Tensor, ended: Tensor, planned: Planned
 ) -> dict[str, dict[str, Any]]:
@@ -108,56 +127,73 @@ def measure(
         planned: the run.
     """
     mask, overlap = scores.mask, scores.overlap[planned.topk]
-    width = -(-mask.shape[-1] // POSITIONS)
-    columns = {
-        "overlap": overlap,
-        "event_rate": events,
+    mean, low, high = interval_of_mean(events, mask, scores.groups, RESAMPLINGS * 10, planned.seed)
+    mass = {
         "student_mass": scores.student_mass,
         "teacher_mass": scores.teacher_mass,
         "teacher_on_student": scores.teacher_on_student,
     }
-    along = {name: by_position(values, mask, width) for name, values in columns.items()}
-    starts = range(0, mask.shape[-1], width)
-    positions = [
-        {"from": start, "tokens": int(mask[:, start : start + width].sum()), **{name: along[name][i] for name in along}}
-        for i, start in enumerate(starts)
-    ]
-    mean, low, high = interval_of_mean(events, mask, scores.groups, RESAMPLINGS * 10, planned.seed)
-    effective = lengths_of(events, mask, w_drop_for(planned.limit)).effective
-    lengths = scores.lengths
     return {
-        "responses": {
-            "number": len(lengths),
-            "prompts": len(scores.groups.unique()),
-            "tokens": int(lengths.sum()),
-            "mean_length": lengths.double().mean().item(),
-            "ended": int(ended.sum()),
-            "at_limit": int((~ended & (lengths >= planned.limit)).sum()),
-            "cut_early": int((~ended & (lengths < planned.limit)).sum()),
-        },
+        "responses": _responses(scores, ended, planned.limit),
         "overlap": {
-            "mean": overlap[mask].double().mean().item(),
-            "by_k": {k: values[mask].double().mean().item() for k, values in scores.overlap.items()},
+            "mean": _mean(overlap, mask),
+            "by_k": {k: _mean(values, mask) for k, values in scores.overlap.items()},
             "by_quarter": by_quarter(overlap, mask),
-            "by_position": positions,
+            "by_position": _along({"overlap": overlap, "event_rate": events, **mass}, mask),
         },
         "events": {"mean": mean, "low": low, "high": high, "by_quarter": by_quarter(events, mask)},
-        "mass": {
-            name: columns[name][mask].double().mean().item()
-            for name in ("student_mass", "teacher_mass", "teacher_on_student")
-        },
-        "kinds": {
-            name: {"tokens": int(((kinds == i) & mask).sum()), "event_rate": rate, "overlap": shared}
-            for i, (name, rate, shared) in enumerate(
-                zip(KINDS, by_kind(events, mask, kinds), by_kind(overlap, mask, kinds), strict=True)
-            )
-        },
-        "effective_length": {
-            "w_drop": w_drop_for(planned.limit),
-            "mean": effective.double().mean().item(),
-            "quantiles": {str(q): effective.double().quantile(q).item() for q in QUANTILES},
-            "of_responses": effective.tolist(),
-        },
+        "mass": {name: _mean(values, mask) for name, values in mass.items()},
+        "kinds": _kinds(events, overlap, mask, kinds),
+        "effective_length": _effective_length(events, mask, planned.limit),
+    }
+
+
+def _mean(values: Tensor, mask: Tensor) -> float:
+    return values[mask].double().mean().item()
+
+
+def _responses(scores: PairScores, ended: Tensor, limit: int) -> dict[str, Any]:
+    """How many there are, how long, and how they end."""
+    lengths = scores.lengths
+    return {
+        "number": len(lengths),
+        "prompts": len(scores.groups.unique()),
+        "tokens": int(lengths.sum()),
+        "mean_length": lengths.double().mean().item(),
+        "ended": int(ended.sum()),
+        "at_limit": int((~ended & (lengths >= limit)).sum()),
+        "cut_early": int((~ended & (lengths < limit)).sum()),
+    }
+
+
+def _along(columns: dict[str, Tensor], mask: Tensor) -> list[dict[str, Any]]:
+    """Means of (B, T) columns in ``POSITIONS`` parts of the longest response."""
+    width = -(-mask.shape[-1] // POSITIONS)
+    along = {name: by_position(values, mask, width) for name, values in columns.items()}
+    return [
+        {"from": start, "tokens": int(mask[:, start : start + width].sum()), **{name: along[name][i] for name in along}}
+        for i, start in enumerate(range(0, mask.shape[-1], width))
+    ]
+
+
+def _kinds(events: Tensor, overlap: Tensor, mask: Tensor, kinds: Tensor) -> dict[str, dict[str, Any]]:
+    """Tokens, events and overlap by kind of token."""
+    rates = zip(KINDS, by_kind(events, mask, kinds), by_kind(overlap, mask, kinds), strict=True)
+    return {
+        name: {"tokens": int(((kinds == i) & mask).sum()), "event_rate": rate, "overlap": shared}
+        for i, (name, rate, shared) in enumerate(rates)
+    }
+
+
+def _effective_length(events: Tensor, mask: Tensor, limit: int) -> dict[str, Any]:
+    """How long responses stay reliable at the recommended w_drop."""
+    w_drop = w_drop_for(limit)
+    effective = lengths_of(events, mask, w_drop).effective
+    return {
+        "w_drop": w_drop,
+        "mean": effective.double().mean().item(),
+        "quantiles": {str(q): effective.double().quantile(q).item() for q in QUANTILES},
+        "of_responses": effective.tolist(),
     }
 
 

@@ -8,11 +8,8 @@ Shapes: T response tokens, K candidates, V vocabulary, N rows of a chunk.
 
 import gc
 import json
-import os
 import random
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from recipe.prune_opd.analysis.diagnosis import KINDS, PairScores, kind_of, overlap_ratios
-from recipe.prune_opd.analysis.health import ERROR, OK, WARNING, Finding, Plan, is_chat, load, prompt_ids, read_prompts
+from recipe.prune_opd.analysis.engines import vllm_engine
+from recipe.prune_opd.analysis.findings import ERROR, OK, WARNING, Finding, Plan
+from recipe.prune_opd.analysis.health import is_chat, prompt_ids, read_prompts
+from recipe.prune_opd.analysis.weights import load
 from recipe.prune_opd.inputs import Model, check_file
 from verl_ext.topk import log_probs_at, top_log_probs
 
@@ -111,7 +111,7 @@ def read_rollouts(file: Path, student: Model, plan: Plan, vocabulary: int) -> li
     if not file.is_file():
         raise ValueError(f"--rollouts: {file} does not exist, allowed: a file with one JSON object a line")
     rollouts, numbers = [], dict[tuple[int, ...], int]()
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 ids, response = _read_line(f"--rollouts: {file}, line {number}", line, student, plan, vocabulary)
@@ -122,9 +122,11 @@ def read_rollouts(file: Path, student: Model, plan: Plan, vocabulary: int) -> li
     return rollouts
 
 
-def _read_line(where: str, line: str, student: Model, plan: Plan, vocabulary: int) -> tuple[list[int], list[int]]:
+def _read_line(where: str, line: bytes, student: Model, plan: Plan, vocabulary: int) -> tuple[list[int], list[int]]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is no UTF-8 ({error}), allowed: a JSON object in UTF-8") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is no JSON ({error})") from error
     if not isinstance(row, dict):
@@ -237,54 +239,37 @@ def sample_vllm(student: Model, prompts: Sequence[list[int]], plan: Plan, passes
     Raises:
         ValueError: it is not installed.
     """
+    asked = _asked(prompts, passes)
     try:
-        import vllm
+        return _rollouts(asked, _ask_vllm(student, [ids for _, ids in asked], plan, passes))
     except ImportError as error:
         raise ValueError(
             f"--engine: vllm cannot be imported ({error}), allowed: transformers, or install it"
         ) from error
-    asked = _asked(prompts, passes)
-    with _talk_to_stderr():
-        return _rollouts(asked, _ask_vllm(vllm, student, [ids for _, ids in asked], plan, passes))
 
 
-def _ask_vllm(vllm: Any, student: Model, prompts: Sequence[list[int]], plan: Plan, passes: Passes) -> list[list[int]]:
+def _ask_vllm(student: Model, prompts: Sequence[list[int]], plan: Plan, passes: Passes) -> list[list[int]]:
     """A response to each prompt."""
-    engine = vllm.LLM(
-        model=student.path,
-        dtype=passes.dtype,
-        seed=passes.seed,
-        max_model_len=max(map(len, prompts)) + plan.max_response_length,
-        enforce_eager=plan.device == "cpu",
-        trust_remote_code=plan.trust_remote_code,
-    )
-    sampling = [
-        vllm.SamplingParams(
-            temperature=passes.temperature,
-            max_tokens=plan.max_response_length,
-            seed=passes.seed + number,
-            stop_token_ids=sorted(student.ends),
-            detokenize=False,
-        )
-        for number in range(len(prompts))
-    ]
-    outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], sampling)
-    engine.llm_engine.engine_core.shutdown()  # its memory is needed for scoring
+    arguments = {
+        "dtype": passes.dtype,
+        "seed": passes.seed,
+        "max_model_len": max(map(len, prompts)) + plan.max_response_length,
+        "enforce_eager": plan.device == "cpu",
+        "trust_remote_code": plan.trust_remote_code,
+    }
+    with vllm_engine(student.path, **arguments) as (vllm, engine):
+        sampling = [
+            vllm.SamplingParams(
+                temperature=passes.temperature,
+                max_tokens=plan.max_response_length,
+                seed=passes.seed + number,
+                stop_token_ids=sorted(student.ends),
+                detokenize=False,
+            )
+            for number in range(len(prompts))
+        ]
+        outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], sampling)
     return [list(output.outputs[0].token_ids) for output in outputs]
-
-
-@contextmanager
-def _talk_to_stderr() -> Iterator[None]:
-    """Standard output of this process and its children goes to standard error: ``--json`` is to be alone there."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 # ------------------------------------------------------------------------------------------------ scoring

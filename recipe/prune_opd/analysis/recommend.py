@@ -21,6 +21,8 @@ CLOSE_RATE = PAPER_EVENTS / PAPER_MIN
 """Events per token up to which a response is reliable for the whole of the paper's smallest limit."""
 UNRELATED_OVERLAP = 0.3
 """Overlap below which there is nothing to drift from. ``doctor`` warns of the same."""
+JUDGED_K, JUDGED_THRESHOLD = 16, 0.7
+"""k and γ of the bounds: events at another k or γ say nothing against them."""
 WORSE = 0.05
 """Events per token more in the last quarter than in the first: the pair parts along the response."""
 
@@ -38,8 +40,8 @@ def judge(overlap: list[float], rate: list[float]) -> Verdict:
     """Verdict on a pair.
 
     Args:
-        overlap: mean overlap by quarter of the response, at k = 16 or the whole vocabulary if that is smaller.
-        rate: events per token by quarter, at γ = 0.7.
+        overlap: mean overlap by quarter of the response, at ``JUDGED_K``; see ``basis`` for another k.
+        rate: events per token by quarter, at that k and ``JUDGED_THRESHOLD``.
     """
     known = [value for value in rate if not math.isnan(value)]
     first = next(value for value in overlap if not math.isnan(value))
@@ -64,6 +66,21 @@ def judge(overlap: list[float], rate: list[float]) -> Verdict:
         f"{course}: an initial mismatch that does not get worse; reliability runs out all the same, and training "
         "lowers the rate if the student can learn from this teacher",
     )
+
+
+def basis(k: int, topk: int, threshold: float) -> str:
+    """What a reader should know of the k and γ of a verdict; nothing where they are the planned ones.
+
+    Args:
+        k: of the overlap that was judged.
+        topk: the planned k.
+        threshold: the planned γ.
+    """
+    if k != JUDGED_K:
+        return f"; judged at k = {k}, for which the bounds are not calibrated: they are of k = {JUDGED_K}"
+    if (topk, threshold) != (JUDGED_K, JUDGED_THRESHOLD):
+        return f"; judged at k = {k} and γ = {JUDGED_THRESHOLD:g}, of which the bounds are, whatever is planned"
+    return ""
 
 
 # ------------------------------------------------------------------------------------------------ settings

@@ -99,8 +99,9 @@ def candidates(sample: dict[str, Any], most: int) -> dict[str, Any]:
     """
     ids = {token: index for index, token in enumerate(sample["pieces"])}
 
-    def row(tokens: list[int], log_probs: list[float]) -> list[int]:
-        pairs = [(ids[str(t)], round(100 * p)) for t, p in zip(tokens, log_probs, strict=True) if str(t) in ids]
+    def row(tokens: list[int], log_probs: list[float | None]) -> list[int]:
+        known = [(str(t), p) for t, p in zip(tokens, log_probs, strict=True) if str(t) in ids]
+        pairs = [(ids[t], round(100 * p)) for t, p in known if p is not None]  # None: it was not finite
         return [value for pair in pairs for value in pair]
 
     both = {

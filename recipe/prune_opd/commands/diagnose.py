@@ -33,7 +33,7 @@ from recipe.prune_opd.analysis.diagnosis_tables import (
     rows_of_kinds,
     summary,
 )
-from recipe.prune_opd.analysis.health import Plan
+from recipe.prune_opd.analysis.findings import Plan
 from recipe.prune_opd.commands.doctor import DTYPES, count, mapping
 from recipe.prune_opd.config import GATES
 
@@ -45,6 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("student", metavar="STUDENT", help="folder or hub name")
     parser.add_argument("teacher", metavar="TEACHER", help="folder or hub name")
     plan = Plan()
+    _data_arguments(parser, plan)
+    _run_arguments(parser, plan)
+    _compared_arguments(parser)
+    _passes_arguments(parser)
+    _output_arguments(parser)
+
+
+def _data_arguments(parser: argparse.ArgumentParser, plan: Plan) -> None:
+    """Of prompts and responses."""
     data = parser.add_argument_group("prompts or responses (one of --data and --rollouts is needed)")
     data.add_argument("--data", type=Path, metavar="FILE", help="prompts in verl's format: .parquet, .json or .jsonl")
     data.add_argument(
@@ -59,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="data.apply_chat_template_kwargs, e.g. '{\"enable_thinking\": false}'",
     )
+
+
+def _run_arguments(parser: argparse.ArgumentParser, plan: Plan) -> None:
+    """Of the run that is planned."""
     run_ = parser.add_argument_group("the run you plan")
     run_.add_argument(
         "--max-response-length",
@@ -100,6 +113,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="prune_opd.teacher.temperature (%(default)s)",
     )
+
+
+def _compared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of settings to compare."""
     compared = parser.add_argument_group("settings to compare")
     compared.add_argument(
         "--topks", type=count, nargs="+", metavar="K", help="prune_opd.topk (half of --topk, it, twice it)"
@@ -123,6 +140,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compared.add_argument(
         "--gates", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=f"of {', '.join(kinds)} (all)"
     )
+
+
+def _passes_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of how responses are made and scored."""
     passes = parser.add_argument_group("passes")
     passes.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers", help="samples (%(default)s)"
@@ -143,6 +164,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     passes.add_argument("--device", default=AUTO, help="cpu, cuda, cuda:1; auto: cuda where there is one")
     passes.add_argument("--seed", type=int, default=0, help="of prompts, samples and resampling (%(default)s)")
     passes.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
+
+
+def _output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of what is written."""
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out",
@@ -214,7 +239,7 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
             health.context(student, teacher, args.max_prompt_length + args.max_response_length),
         ]
     )
-    passes, planned = _passes(args, ks, plan.device), _planned(args, ks)
+    passes, planned = _passes(args, scored(ks), plan.device), _planned(args, ks)
     if args.rollouts is None:
         prompts, ready = pair_passes.choose_prompts(student, plan, passes), []
     else:
@@ -246,10 +271,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         given = "neither" if args.data is None else "both"
         raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")
     if args.out is not None:
-        try:
-            page_file(args.out).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out: {args.out} cannot be written ({error}), allowed: a folder or a .html") from error
+        _check_out(args.out)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == AUTO else args.device
     check_device(device)
     return Plan(
@@ -261,6 +283,21 @@ def _plan(args: argparse.Namespace) -> Plan:
         device=device,
         trust_remote_code=args.trust_remote_code,
     )
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a place for the files that cannot take them, while nothing has been computed.
+
+    Raises:
+        ValueError: names the place.
+    """
+    try:
+        page_file(out).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: {out} cannot be written ({error}), allowed: a folder or a .html") from error
+    folder = next((file for file in _files(out) if file.is_dir()), None)
+    if folder is not None:
+        raise ValueError(f"--out: {folder} is a folder, allowed: a folder with another name, or a file ending in .html")
 
 
 def _passes(args: argparse.Namespace, ks: tuple[int, ...], device: str) -> Any:
@@ -314,6 +351,13 @@ def _numbers_of_candidates(args: argparse.Namespace, vocabulary: int) -> tuple[i
     return tuple(sorted({*wanted, args.topk}))
 
 
+def scored(ks: tuple[int, ...]) -> tuple[int, ...]:
+    """Numbers of candidates to score: those that are compared, and that of the verdict where it is among their tops."""
+    from recipe.prune_opd.analysis.recommend import JUDGED_K
+
+    return tuple(sorted({*ks, JUDGED_K})) if max(ks) >= JUDGED_K else ks
+
+
 def without_nan(value: Any) -> Any:
     """For JSON, which has no NaN: None."""
     return json.loads(json.dumps(value, default=str), parse_constant=lambda constant: None)
@@ -327,33 +371,38 @@ def page_file(out: Path) -> Path:
     return out if out.suffix == ".html" else out / "diagnosis.html"
 
 
+def _files(out: Path) -> tuple[Path, Path, Path]:
+    """Page, JSON and responses."""
+    file = page_file(out)
+    return file, file.with_suffix(".json"), file.with_suffix(".rollouts.jsonl")
+
+
 def write(answer: dict[str, Any], examples: list[dict[str, Any]], rollouts: list[dict[str, Any]], out: Path) -> None:
     """Write the page, and beside it the JSON and the responses."""
     from recipe.prune_opd.analysis.diagnosis_page import draw
 
-    file = page_file(out)
-    file.write_text(draw(answer, examples), encoding="utf-8")
-    file.with_suffix(".json").write_text(json.dumps(answer, indent=2), encoding="utf-8")
     lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
-    file.with_suffix(".rollouts.jsonl").write_text(lines, encoding="utf-8")
+    for file, text in zip(_files(out), (draw(answer, examples), json.dumps(answer, indent=2), lines), strict=True):
+        file.write_text(text, encoding="utf-8")
 
 
 def show(answer: dict[str, Any]) -> None:
     """Tables."""
     from rich.console import Console
+    from rich.text import Text
 
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # tokens like [/INST] look like markup
     name, reason = answer["verdict"]["name"], answer["verdict"]["reason"]
-    console.print(f"[bold]{name}[/bold]: {reason}", highlight=False)
-    console.print(summary(answer), highlight=False)
+    console.print(Text.assemble((name, "bold"), f": {reason}"))
+    console.print(summary(answer))
     for table in (_along(answer), _kinds(answer), _tokens(answer)):
         console.print(table)
-    console.print("Recommended:\n", highlight=False)
+    console.print("Recommended:\n")
     print("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])  # as it is, to be copied
-    console.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]), highlight=False)
-    console.print(expectation(answer), highlight=False)
+    console.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]))
+    console.print(expectation(answer))
     for note in answer["notes"]:
-        console.print(f"Note: {note}.", highlight=False)
+        console.print(f"Note: {note}.")
 
 
 def _table(title: str, *columns: str) -> Any:

@@ -19,7 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.analysis.health import ERROR, OK, SKIPPED, WARNING, Finding, Plan, examine
+from recipe.prune_opd.analysis.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
+from recipe.prune_opd.analysis.health import examine
 
 STYLES = {OK: "green", SKIPPED: "dim", WARNING: "yellow", ERROR: "bold red"}
 DTYPES = ("bfloat16", "float16", "float32")
@@ -65,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     passes.add_argument("--device", default=plan.device, help="where the models run: cpu, cuda, cuda:1 (%(default)s)")
     passes.add_argument(
-        "--engine", action="store_true", help="also start vLLM and compare its log-probs with the trainer's; a minute"
+        "--engine",
+        action="store_true",
+        help="also start vLLM or SGLang and compare its log-probs with the trainer's; a minute",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 

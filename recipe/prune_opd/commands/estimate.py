@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from recipe.prune_opd.analysis import costs
 from recipe.prune_opd.check import check_settings
@@ -52,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="+", metavar="CONFIG", help="arguments of verl.trainer.main_ppo, as typed")
     for name, (value, meaning) in GUESSES.items():
         flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=_number, metavar="N", help=f"{meaning} (assumed: {value:g})")
+        help_ = f"{meaning} (assumed: {value:g})".replace("%", "%%")  # argparse formats it
+        parser.add_argument(flag, type=_number, metavar="N", help=help_)
     parser.add_argument(
         "--mean-limit",
         type=_number,
@@ -84,7 +86,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: the overrides do not compose, a setting is refused, or a model has no configuration.
     """
-    answer = estimate(compose(args.overrides), args)
+    try:
+        answer = estimate(compose(args.overrides), args)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere: its message has three lines
+        raise ValueError(" ".join(str(error).split())) from error
     if args.json:
         print(json.dumps(answer, indent=2))
     else:
@@ -133,6 +138,38 @@ class Values:
 
     def __getitem__(self, name: str) -> Any:
         return self._by_name[name]
+
+
+COUNTS = (
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.rollout.response_length",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+    "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
+    "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
+    "trainer.n_gpus_per_node",
+    "trainer.nnodes",
+)
+"""Keys that are reckoned with, whole numbers; verl checks some of them, and only when it starts."""
+SHARE = "actor_rollout_ref.rollout.gpu_memory_utilization"
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Refuse what cannot be reckoned with.
+
+    Raises:
+        ValueError: names the key.
+    """
+    for key in COUNTS:
+        value = OmegaConf.select(config, key)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{key}: got {value!r}, allowed: a whole number >= 1")
+    value = OmegaConf.select(config, SHARE)
+    if not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError(f"{SHARE}: got {value!r}, allowed: a number in (0, 1]")
 
 
 def collect(config: DictConfig, prune_opd: PruneOPDConfig, args: argparse.Namespace) -> Values:
@@ -206,13 +243,11 @@ def estimate(config: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: see ``run``.
     """
+    check_numbers(config)
     prune_opd = check_settings(config)
     model = config.actor_rollout_ref.model
-    student_config = costs.read_config("actor_rollout_ref.model.path", str(model.path), model.trust_remote_code)
-    teacher_config = costs.read_config(
-        "prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code
-    )
-    student, teacher = costs.model_shape(student_config), costs.model_shape(teacher_config)
+    student = read_shape("actor_rollout_ref.model.path", str(model.path), model.trust_remote_code)
+    teacher = read_shape("prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code)
     values = collect(config, prune_opd, args)
     step = Step(config, prune_opd, student, teacher, values, args.decode_tokens_per_second)
     scenarios = [
@@ -233,6 +268,19 @@ def estimate(config: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
         "values": values.rows,
         "notes": notes,
     }
+
+
+def read_shape(key: str, path: str, trust_remote_code: bool) -> costs.Shape:
+    """Sizes of the model in a folder or under a hub name.
+
+    Raises:
+        ValueError: there is none, or none that can be counted; names the key and the path.
+    """
+    config = costs.read_config(key, path, trust_remote_code)
+    try:
+        return costs.model_shape(config)
+    except ValueError as error:
+        raise ValueError(f"{key}: {path}: {error}") from error
 
 
 def _describe(shape: costs.Shape) -> dict[str, Any]:
@@ -349,6 +397,10 @@ class Step:
 # ------------------------------------------------------------------------------------------------ memory
 
 
+Row = tuple[str, str, float, str]
+"""What, when, bytes on a GPU, and how they come about."""
+
+
 def memory(
     config: DictConfig,
     prune_opd: PruneOPDConfig,
@@ -367,27 +419,33 @@ def memory(
         values: see ``collect``.
         plain: OPD at the full limit, whose payload is the largest.
     """
-    actor, ref, model = (config.actor_rollout_ref[name] for name in ("actor", "ref", "model"))
-    gpus, dtype = values["GPUs of the training"], actor.fsdp_config.model_dtype
-    longest = values["longest prompt"] + values["limit"]
-    rows = actor.ppo_max_token_len_per_gpu
-    if not actor.use_dynamic_bsz:
-        rows = longest * (actor.ppo_micro_batch_size_per_gpu or 1)
-    ref_rows = ref.log_prob_max_token_len_per_gpu
-    if not ref.log_prob_use_dynamic_bsz:
-        ref_rows = longest * (ref.log_prob_micro_batch_size_per_gpu or 1)
-    logits = rows * student.vocabulary * 2
+    table = [
+        *_training(config.actor_rollout_ref, student, values),
+        *_teaching(config.actor_rollout_ref.ref, teacher, values),
+        *_rollout(config.actor_rollout_ref.rollout, student, values),
+        *_payload(prune_opd, plain.scored_tokens / values["steps"]),
+        _gate(prune_opd, teacher),
+    ]
+    peak = sum(float(size) for _, when, size, _ in table if when in ("always", "update"))
+    table.append(("peak of the update", "sum", peak, "rows `always` and `update`"))
+    return [{"what": what, "when": when, "bytes": float(size), "how": how} for what, when, size, how in table]
+
+
+def _rows(dynamic: bool, most: int, micro_batch: int | None, values: Values) -> int:
+    """Tokens that go through a model at once."""
+    return most if dynamic else (values["longest prompt"] + values["limit"]) * (micro_batch or 1)
+
+
+def _training(config: DictConfig, student: costs.Shape, values: Values) -> list[Row]:
+    """The student's weights, update and scoring pass."""
+    actor, gpus = config.actor, values["GPUs of the training"]
+    dtype = actor.fsdp_config.model_dtype
+    rows = _rows(actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu, actor.ppo_micro_batch_size_per_gpu, values)
+    weights, logits = costs.weight_bytes(student, dtype, gpus), rows * student.vocabulary * 2
     entropy = 0 if actor.entropy_from_logits_with_chunking else 2 * logits
     # Inputs of all layers and the inside of one; or the inside of all, 34 bytes per row, layer and unit.
-    kept_layers = student.layers + 17 if model.enable_gradient_checkpointing else 17 * student.layers
-    home = "CPU" if ref.fsdp_config.forward_only or ref.fsdp_config.param_offload else "always"
-    weights = costs.weight_bytes(student, dtype, gpus)
-    replica = config.actor_rollout_ref.rollout.tensor_model_parallel_size
-    at_once = values["prompts per step"] * values["responses per prompt"] * replica / gpus
-    tokens = plain.scored_tokens / values["steps"]
-    scores, candidates = costs.payload_bytes(tokens, prune_opd.topk, prune_opd.strategy)
-    server = prune_opd.teacher.server
-    table: list[tuple[str, str, float, str]] = [
+    kept_layers = student.layers + 17 if config.model.enable_gradient_checkpointing else 17 * student.layers
+    return [
         ("student's weights, sharded", "always", weights, f"{dtype} / {gpus} GPUs"),
         ("gradients, sharded", "update", weights, f"as the weights, {dtype}"),
         ("Adam's two moments, sharded", "always", 2 * weights, f"twice the weights, {dtype}"),
@@ -397,40 +455,55 @@ def memory(
         ("gradient of the logits", "update", logits, "the same"),
         ("float32 pieces of logits", "update", 4.0 * ROWS_AT_A_TIME * student.vocabulary, "1,024 x V x 4 bytes"),
         ("student's logits with entropy", "scoring", logits + entropy, "rows x V x 2, x 4 more for entropy"),
-        ("teacher's logits", "scoring", ref_rows * teacher.vocabulary * 2, f"{ref_rows} rows x V x 2 bytes"),
-        (
-            "teacher's weights, sharded",
-            home,
-            costs.weight_bytes(teacher, ref.fsdp_config.model_dtype, gpus),
-            f"{ref.fsdp_config.model_dtype} / {gpus} GPUs",
-        ),
-        ("rollout's weights", "rollout", costs.weight_bytes(student, "bf16", replica), f"bf16 / {replica} GPUs"),
-        ("cache of one token", "rollout", student.cache_bytes / replica, "2 x 2 x L x G x d bytes"),
-        (
-            "cache of all responses at the limit",
-            "rollout",
-            at_once * (values["prompt_length"] + values["limit"]) * student.cache_bytes / replica,
-            "all in memory at once",
-        ),
-        (
-            "cache there is room for",
-            "rollout",
-            values["gpu_memory"] * GB * config.actor_rollout_ref.rollout.gpu_memory_utilization
-            - costs.weight_bytes(student, "bf16", replica),
-            "share of memory less weights",
-        ),
+    ]
+
+
+def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values) -> list[Row]:
+    """The teacher in the worker group."""
+    rows = _rows(
+        ref.log_prob_use_dynamic_bsz,
+        ref.log_prob_max_token_len_per_gpu,
+        ref.log_prob_micro_batch_size_per_gpu,
+        values,
+    )
+    gpus, dtype = values["GPUs of the training"], ref.fsdp_config.model_dtype
+    home = "CPU" if ref.fsdp_config.forward_only or ref.fsdp_config.param_offload else "always"
+    weights = costs.weight_bytes(teacher, dtype, gpus)
+    return [
+        ("teacher's logits", "scoring", rows * teacher.vocabulary * 2, f"{rows} rows x V x 2 bytes"),
+        ("teacher's weights, sharded", home, weights, f"{dtype} / {gpus} GPUs"),
+    ]
+
+
+def _rollout(rollout: DictConfig, student: costs.Shape, values: Values) -> list[Row]:
+    """Weights and cache of the rollout's engine."""
+    replica = rollout.tensor_model_parallel_size
+    at_once = values["prompts per step"] * values["responses per prompt"] * replica / values["GPUs of the training"]
+    weights, token = costs.weight_bytes(student, "bf16", replica), student.cache_bytes / replica
+    everything = at_once * (values["prompt_length"] + values["limit"]) * token
+    room = values["gpu_memory"] * GB * rollout.gpu_memory_utilization - weights
+    return [
+        ("rollout's weights", "rollout", weights, f"bf16 / {replica} GPUs"),
+        ("cache of one token", "rollout", token, "2 x 2 x L x G x d bytes"),
+        ("cache of all responses at the limit", "rollout", everything, "all in memory at once"),
+        ("cache there is room for", "rollout", room, "share of memory less weights"),
+    ]
+
+
+def _payload(prune_opd: PruneOPDConfig, tokens: float) -> list[Row]:
+    """Top-k blocks of a step."""
+    scores, candidates = costs.payload_bytes(tokens, prune_opd.topk, prune_opd.strategy)
+    return [
         ("top-k scores of a step, all GPUs", "CPU", scores, f"{tokens:,.0f} tokens, both models"),
         ("candidates of a step, all GPUs", "CPU", candidates, "ids, old log-probs, advantages"),
-        (
-            "teacher server of the gate",
-            "gate",
-            costs.weight_bytes(teacher, "bf16", server.tensor_model_parallel_size),
-            f"bf16 / {server.tensor_model_parallel_size} GPUs of its own",
-        ),
     ]
-    peak = sum(float(size) for _, when, size, _ in table if when in ("always", "update"))
-    table.append(("peak of the update", "sum", peak, "rows `always` and `update`"))
-    return [{"what": what, "when": when, "bytes": float(size), "how": how} for what, when, size, how in table]
+
+
+def _gate(prune_opd: PruneOPDConfig, teacher: costs.Shape) -> Row:
+    """The teacher's copy on a server of its own."""
+    parallel = prune_opd.teacher.server.tensor_model_parallel_size
+    weights = costs.weight_bytes(teacher, "bf16", parallel)
+    return ("teacher server of the gate", "gate", weights, f"bf16 / {parallel} GPUs of its own")
 
 
 # ------------------------------------------------------------------------------------------------ for people
@@ -440,7 +513,7 @@ def show(answer: dict[str, Any]) -> None:
     """Tables of the answer."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # paths and settings may look like markup
     for name, shape in answer["models"].items():
         console.print(
             f"{name}: {shape['parameters']:,} parameters, {shape['layers']} layers, vocabulary {shape['vocabulary']:,}"
