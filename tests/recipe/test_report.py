@@ -419,7 +419,14 @@ def test_the_summary_as_json(run, baseline, capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("arguments", [["nowhere"], [".", "--out", "missing/page.html"]])
+def test_names_in_the_table_are_no_markup(run, tmp_path, capsys):
+    folder = tmp_path / "x [" / "b] :smile:"
+    run.rename(folder.parent.mkdir() or folder)
+    assert main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    assert "b] :smile:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], [".", "--out", "missing/page.html"], [".", "--out", "."]])
 def test_bad_input_is_one_sentence(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["report", *arguments]) == 2
