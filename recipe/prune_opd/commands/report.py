@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or file of verl's logger")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: %(default)s)")
     parser.add_argument("--title", help="heading of the page (default: the names of the runs)")
+    parser.add_argument("--step", type=int, help="step whose samples are shown (default: the first and the last)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON and write no page")
 
 
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     """See ``recipe.prune_opd.__main__``.
 
     Raises:
-        ValueError: there is no run at a path, or the page cannot be written; names which.
+        ValueError: there is no run at a path, no sample of the step, or the page cannot be written; names which.
     """
     from recipe.prune_opd.analysis import report  # matplotlib: other commands need not wait for it
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summaries, indent=2))
         return 0
-    text = report.report(runs, args.title or ", ".join(one.name for one in runs))
+    text = report.report(runs, args.title or ", ".join(one.name for one in runs), args.step)
     try:
         args.out.write_text(text, encoding="utf-8")
     except OSError as error:
