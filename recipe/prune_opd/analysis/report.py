@@ -451,7 +451,7 @@ def time_split(runs: Sequence[Run]) -> Markup | None:
     if not any(splits):
         return None
     with page.style():
-        fig = page.new_figure(5.4, 1.5 + 0.3 * len(runs))
+        fig = page.new_figure(height=1.7 + 0.3 * len(runs))
         axes = fig.subplots()
         left = [0.0] * len(runs)
         for index, part in enumerate([*TIMES, "other"]):
@@ -460,7 +460,7 @@ def time_split(runs: Sequence[Run]) -> Markup | None:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         _name_bars(axes, [run.name for run in runs])
         axes.set_xlabel("seconds of a step, mean")
-        fig.legend(loc="outside upper left", ncols=3, fontsize=8, handlelength=1)
+        fig.legend(loc="outside upper left", ncols=2, fontsize=8, handlelength=1)
     return page.figure(fig, "Mean seconds of a step by what they went into")
 
 
