@@ -50,6 +50,25 @@ BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a brace behind a backslash is a se
 ANSWER_LINE = re.compile(r"(?i)\banswer\s*:[ \t*]*([^\n]*)")
 PERCENT = re.compile(r"(.+?)\s*\\?%", re.DOTALL)
 SCIENTIFIC = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?\d+)")
+MIXED = re.compile(r"([+-]?\d+)(?:\s|~|\\[ ,;:])+(\d+)\s*/\s*(\d+)")
+SEPARATOR = r"(?:\\[,;:! ]|\{,\})"
+THOUSANDS = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{SEPARATOR}\d{{3}})+(?!\d)")
+
+UNIT = re.compile(r"(.*)\\(?:text|textrm|mathrm|mbox)\s*\{([^{}]*)\}\s*(?:\^\s*\{?\s*(\\circ|\d+)\s*\}?)?", re.DOTALL)
+"""What comes before a unit that ends an answer, its name, its power."""
+NUMBER = re.compile(r"\d|\\pi")
+POWERS = {"square": "2", "sq": "2", "sq.": "2", "cubic": "3", "cu": "3", "cu.": "3"}
+SYMBOLS = {
+    **{"millimeter": "mm", "millimetre": "mm", "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m"},
+    **{"kilometer": "km", "kilometre": "km", "inch": "in", "inches": "in", "foot": "ft", "feet": "ft", "yard": "yd"},
+    **{"mile": "mi", "gram": "g", "kilogram": "kg", "pound": "lb", "liter": "L", "litre": "L", "degree": "°"},
+    **{"second": "s", "minute": "min", "hour": "h"},
+}
+"""Names of units that are as common as their symbols."""
+
+SET = re.compile(r"(?:\\left)?\s*\\\{[^()\[\]]*,[^()\[\]]*\\\}", re.DOTALL)
+TUPLE = re.compile(r"(?:\\left)?\s*[(\[][^()\[\]]*,[^()\[\]]*[)\]]", re.DOTALL)
+"""A set, and a pair or interval, without others inside: those may be a set of pairs."""
 
 
 def compute_score(
@@ -151,7 +170,11 @@ def compare(answer: str, truth: str, seconds: float = SECONDS) -> str:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[\s$]", "", text)
+    """Text without dollar signs and white space, but where that keeps apart: ``2 3/4`` is not ``23/4``, nor ``1, 234``
+    a number.
+    """
+    spaced = " ".join(text.replace("$", " ").split())
+    return re.sub(r"(?<![\w.])(?<!\d,) | (?![\w.])", "", spaced)
 
 
 def judge(answer: str, truth: str) -> str:
@@ -166,15 +189,21 @@ def judge(answer: str, truth: str) -> str:
         return UNPARSED
     if any(expression in (nan, zoo) for expression in gold):
         return WRONG  # a time as 3:00 reads as a division by 0, which equals any other; only the same text is right
+    if other_unit(answer, truth) or set_for_tuple(answer, truth):
+        return WRONG
     return RIGHT if verify(gold, found, timeout_seconds=None) else WRONG
 
 
 def as_latex(answer: str) -> str:
     r"""An answer as math-verify reads it.
 
-    math-verify 0.9.0 cannot parse a percent sign inside a box or formula, but knows one behind it; and it takes ``2e3``
-    for a product with Euler's number.
+    math-verify 0.9.0 cannot parse a percent sign inside a box or formula, but knows one behind it; it takes ``2e3`` for
+    a product with Euler's number, and reads neither ``2 3/4`` nor the spaces of ``5\,000``.
     """
+    answer = THOUSANDS.sub(lambda number: re.sub(SEPARATOR, "", number[0]), answer)
+    mixed = MIXED.fullmatch(answer.strip())
+    if mixed:
+        answer = rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
     scientific = SCIENTIFIC.fullmatch(answer)
     if scientific:
         answer = rf"{scientific[1]}\times 10^{{{scientific[2]}}}"
@@ -182,6 +211,36 @@ def as_latex(answer: str) -> str:
     if percent and "%" not in percent[1]:
         return f"${percent[1]}$%"
     return rf"\boxed{{{answer}}}"
+
+
+def other_unit(answer: str, truth: str) -> bool:
+    r"""Whether both end in a unit, ``5\text{ m}``, and in different ones: math-verify drops units."""
+    found, right = unit(answer), unit(truth)
+    return found != right and "" not in (found, right)
+
+
+def unit(answer: str) -> str:
+    r"""The unit that ends a number, ``cm^2`` for ``5\text{ square centimeters}``; "" where there is none."""
+    match = UNIT.fullmatch(answer.strip())
+    if not match or not NUMBER.search(match[1]):
+        return ""
+    words, power = match[2].split(), match[3] or ""
+    if len(words) > 1 and words[0].lower() in POWERS:
+        power = POWERS[words.pop(0).lower()]
+    words = [_symbol(word) for word in words]
+    return " ".join(words) + (f"^{power}" if words and power else "")
+
+
+def _symbol(word: str) -> str:
+    if word not in SYMBOLS and len(word) > 4 and word.endswith("s"):
+        word = word.removesuffix("s")
+    return SYMBOLS.get(word, word)
+
+
+def set_for_tuple(answer: str, truth: str) -> bool:
+    r"""Whether one is a set ``\{1,2\}`` and the other a pair or interval ``(1,2)``: math-verify takes them for one."""
+    one, other = answer.replace(r"\right", "").strip(), truth.replace(r"\right", "").strip()
+    return any(SET.fullmatch(a) and TUPLE.fullmatch(b) for a, b in ((one, other), (other, one)))
 
 
 class _Grader:
@@ -209,15 +268,15 @@ class _Grader:
         assert self.process.stdout is not None
         return self.process.stdout.readline()
 
-    def ask(self, answer: str, truth: str, seconds: float) -> str:
-        """Verdict, or "" if the process has died over it."""
+    def ask(self, answer: str, truth: str, seconds: float) -> str | None:
+        """Verdict; "" if the process has died over it, None if it had died before."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps([answer, truth, seconds]) + "\n")
             self.process.stdin.flush()
-            line = self._read()
-        except BrokenPipeError:  # it had died before, while idle
-            line = ""
+        except BrokenPipeError:
+            return None
+        line = self._read()
         return json.loads(line) if line.endswith("\n") else ""
 
     def close(self) -> None:
@@ -243,6 +302,10 @@ class _Graders:
             except IndexError:
                 grader = _Grader()
             verdict = grader.ask(answer, truth, seconds)
+            if verdict is None:  # it died while idle, which says nothing about the answer
+                grader.close()
+                grader = _Grader()
+                verdict = grader.ask(answer, truth, seconds)
             if verdict:
                 self.idle.append(grader)
             else:

@@ -157,6 +157,18 @@ def test_evaluate_table(dumps, tmp_path, capsys):
     assert "step 40: no box 1" in printed
 
 
+def test_names_in_the_table_are_no_markup(tmp_path, capsys):
+    folder = tmp_path / "x ["
+    folder.mkdir()
+    rows = [row("a", 0, "x", False, data_source="x [/b] :smile:", unread="[/i]")]
+    files = [dump(folder / name, rows) for name in ("b] 1.jsonl", "b] 2.jsonl")]
+    assert main(["evaluate", *map(str, files)]) == 0
+    printed = capsys.readouterr().out
+    assert "x [/b] :smile:" in printed
+    assert "unread in x [/b] :smile:, step 20: [/i] 1" in printed
+    assert "b] 2.jsonl" in printed
+
+
 def test_the_last_output_of_a_session_counts(tmp_path, capsys):
     rows = [row("a", 0, "x", False, index=1), row("a", 0, "x", True, index=2), row("a", 0, "x", False, index=0)]
     found = result(capsys, dump(tmp_path / "1.jsonl", rows))
@@ -202,6 +214,18 @@ BAD = {
     "no such file": (None, [], "does not exist"),
     "empty": ("", [], "holds no responses"),
     "no JSON": ("{", [], "line 1 is no JSON"),
+    "no UTF-8": (b'\n{"input": "\xff"}', [], "line 2 is no JSON in UTF-8 ("),
+    "no text": ('{"input": "q", "output": 5, "score": 1}', [], "line 1: output is 5, allowed: text"),
+    "no number": (
+        '{"input": "q", "output": "", "score": 1, "tokens": "many"}',
+        [],
+        "line 1: tokens is 'many', allowed: a number or null",
+    ),
+    "no step": (
+        '{"input": "q", "output": "", "score": 1, "step": [1]}',
+        [],
+        "line 1: step is [1], allowed: a whole number or null",
+    ),
     "not a row": ('\n{"a": 1}', [], "line 2 is no response of a validation dump, it lacks input, output, score"),
     "a list": ("[1]", [], "it lacks input, output, score"),
     "k": ('{"input": "q", "output": "", "score": 1}', ["--k", "2"], "pass@2"),
@@ -217,7 +241,7 @@ def test_bad_input_is_one_sentence(case, tmp_path, capsys):
     text, arguments, message = BAD[case]
     file = tmp_path / "1.jsonl"
     if text is not None:
-        file.write_text(text)
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert main(["evaluate", str(file), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -51,6 +51,17 @@ def test_text_in_a_figure_is_text_and_escaped():
     assert not found.attributes("onload")
 
 
+def test_control_characters_become_visible():
+    odd = "a\x00\x1b\x08b"
+    svg = drawn(title=odd, label=odd)
+    assert Reader(svg).attributes("aria-label") == ["a␀␛␈b"]
+    assert "a␀␛␈b" in Reader(svg).text
+    assert not page.CONTROL.search(svg)
+    text = page.render("page.html", title=odd + "\n\ud800")
+    assert "<title>a␀␛␈b\n�</title>" in text
+    text.encode()
+
+
 def test_a_figure_takes_the_colours_and_the_width_of_its_page():
     svg = drawn()
     assert "var(--series-0)" in svg

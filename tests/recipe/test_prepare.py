@@ -195,9 +195,10 @@ def test_duplicates_are_counted_and_dropped_on_demand(tmp_path, capsys):
 
 def test_questions_that_differ_stay_different():
     pairs = [("$x+1$", "$x-1$"), ("$x^2$", "$x_2$"), ("$\\leftarrow$", "$\\arrow$"), ("1 < 2", "1 > 2"), ("1, 2", "12")]
+    pairs += [("what is 1.5+x", "what is 15+x"), ("half is .5", "half is 5.")]
     for one, other in pairs:
         assert normalise(one) != normalise(other)
-    for same in ("\\left( x \\right)", "$( x )$", "(X) ."):
+    for same in ("\\left( x \\right)", "$( x )$", "(X) .", "(x)."):
         assert normalise(same) == "(x)"
 
 
@@ -215,6 +216,18 @@ def test_the_table(tmp_path, capsys):
     assert "note: 1 rows, 30 were expected: another version of the data?" in printed
 
 
+def test_names_in_the_table_are_no_markup(tmp_path, capsys):
+    folder = tmp_path / "x [" / "b]"
+    folder.mkdir(parents=True)
+    other = save(folder / "other.parquet", [verl("Q", "2", "x", "", SUFFIX)])
+    file = save(folder / "in.json", [{**RAW["aime25"], "problem": "Q", "id": "[red]1[/b] :smile:"}])
+    options = ["--input", str(file), "--against", str(other), "--out", str(folder / "out.parquet")]
+    assert main(["prepare", "aime25", *options]) == 0
+    printed = "".join(capsys.readouterr().out.replace("│", "").split())
+    for shown in ("[red]1[/b]:smile:", "[/b]/in.json", "[/b]/other.parquet", "[/b]/out.parquet"):
+        assert shown in printed
+
+
 def test_the_file_is_named_after_the_dataset(tmp_path, capsys, monkeypatch):
     file = save(tmp_path / "in.json", [RAW["aime25"]])
     monkeypatch.chdir(tmp_path)
@@ -223,6 +236,7 @@ def test_the_file_is_named_after_the_dataset(tmp_path, capsys, monkeypatch):
 
 
 GOOD = RAW["aime25"]
+VERL = {"reward_model": {"ground_truth": "1"}, "prompt": "Q", "extra_info": {"index": "0"}}
 BAD = {
     "no such dataset": ("foo", None, "got 'foo', allowed: dapo_math_17k"),
     "no such file": ("aime25", ("in.json", None), "in.json does not exist"),
@@ -244,7 +258,12 @@ BAD = {
     "no id": ("aime25", ("in.json", [{**GOOD, "id": None}]), "row 0 has an empty id"),
     "one id twice": ("aime25", ("in.json", [GOOD, {**GOOD, "answer": "3"}]), "two different rows have the id '0'"),
     "truth": ("aime25", ("in.json", [{"reward_model": {}, "prompt": "Q"}]), "row 0 has no reward_model.ground_truth"),
-    "prompt": ("aime25", ("in.json", [{"reward_model": {"ground_truth": "1"}, "prompt": []}]), "row 0 has no prompt"),
+    "prompt": ("aime25", ("in.json", [{**VERL, "prompt": []}]), "row 0 has the prompt [], allowed: a text or a list"),
+    "a number as prompt": ("aime25", ("in.json", [VERL, {**VERL, "prompt": 5}]), "row 1 has the prompt 5, allowed: "),
+    "no role": ("aime25", ("in.json", [{**VERL, "prompt": [{"content": "Q"}] * 2}]), "messages with role and content"),
+    "extra_info": ("aime25", ("in.json", [{**VERL, "extra_info": "a"}]), "row 0 has the extra_info 'a', allowed: "),
+    "bytes": ("aime25", ("in.json", b"[\xff]"), "in.json is no readable JSON file"),
+    "bytes in a line": ("aime25", ("in.jsonl", b"\n\xff\n"), "in.jsonl, line 2 is no JSON in UTF-8"),
 }
 
 
@@ -256,13 +275,26 @@ def test_bad_input_is_one_sentence(case, tmp_path, capsys):
         file = tmp_path / given[0]
         arguments = ["--input", str(file)]
         if given[1] is not None:
-            file.write_text(given[1] if isinstance(given[1], str) else json.dumps(given[1]))
+            text = given[1] if isinstance(given[1], (str, bytes)) else json.dumps(given[1])
+            file.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert main(["prepare", name, "--out", str(tmp_path / "out.parquet"), *arguments]) == 2
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.startswith("prepare: ")
     assert printed.count("\n") == 1
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_text_in_parquet_that_is_none_is_one_sentence(tmp_path, capsys):
+    import pyarrow
+
+    file = tmp_path / "in.parquet"
+    broken = pyarrow.Array.from_buffers(  # a column of text whose bytes are not
+        pyarrow.string(), 1, [None, *pyarrow.array([b"\xff"]).buffers()[1:]]
+    )
+    parquet.write_table(pyarrow.table({"problem": broken, "answer": ["1"], "id": ["0"]}), file)
+    assert main(["prepare", "aime25", "--out", str(tmp_path / "out.parquet"), "--input", str(file)]) == 2
+    assert f"{file} is no readable parquet file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 """Runs made up here, read and shown: what is in the page, what is left out, and that nothing anybody wrote acts."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from recipe.prune_opd import positions
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.analysis import report, tokens
 from recipe.prune_opd.analysis.runs import merged, read_run, read_runs
-from recipe.prune_opd.analysis.tokens import candidates, readable, token_views, view
+from recipe.prune_opd.analysis.tokens import candidates, readable, shown, token_views, view
+from recipe.prune_opd.metrics import COLUMNS, step_record
 from recipe.prune_opd.records import Records
 
 VALUES = ("overlap", "events", "weight", "reward", "student_entropy", "teacher_entropy")
@@ -60,18 +65,28 @@ def record(step: int, overlap: float = 0.75) -> dict:
     }
 
 
-def sample(length: int = 4, text: str = " a") -> dict:
-    """The last two tokens are events; after the first of these no reliability is left."""
+def diverged() -> dict:
+    """A record as the trainer makes it of a step whose means are no numbers."""
+    edges = [0, 4, 8]
+    values = torch.full((2, len(positions.BY_POSITION), len(edges) - 1), torch.nan)
+    for name in ("tokens", "trained"):
+        values[:, positions.BY_POSITION.index(name)] = 2
+    return step_record(torch.ones(2, len(COLUMNS)), values.flatten(1), edges, limit=8, next_limit=8, longest=8)
+
+
+def sample(length: int = 4, text: str = " a", spent: int | None = None) -> dict:
+    """The last two tokens are events; after the first of these, or from ``spent`` on, no reliability is left."""
+    spent = length - 2 if spent is None else spent
     return {
         "limit": 9,
-        "effective_length": length - 2,
+        "effective_length": spent,
         "stopped": 0,
         "ended": 1,
         "prompt": "Why?" + EVIL,
         "tokens": [5] * length,
         "overlap": [1.0, None, *[0.5] * (length - 2)],
         "events": [length - 2, length - 1],
-        "weight": [1.0] * (length - 2) + [0.0, 0.0],
+        "weight": [1.0] * spent + [0.0] * (length - spent),
         "student_ids": [[5, 6]] * length,
         "student_log_probs": [[-0.1, -2.0]] * length,
         "teacher_ids": [[6, -1]] * length,
@@ -275,6 +290,23 @@ def test_the_entropy_gap_by_hand(run):
     )
 
 
+def test_a_run_that_diverged_is_shown_without_what_is_no_number(tmp_path, few):
+    assert diverged()["positions"]["overlap"] == [None, None]
+    records = Records(tmp_path / "records")
+    records.step(1, diverged())
+    only = read_run(tmp_path, "one")
+    assert report.entropy_gap(only) == {}
+    assert report.by_position([diverged()], "overlap") == ([], [])
+    assert np.isnan(report.grid(only, "overlap", [0, 4, 8])).all()
+    assert "Every step a column" in report.report([only], "one")
+    records.step(2, record(2))
+    both = read_run(tmp_path, "one")
+    assert list(report.entropy_gap(both)) == [2]
+    assert report.by_position([diverged(), record(2)], "overlap") == ([2, 6], [0.75, 0.375])
+    assert report.grid(both, "overlap", [0, 4, 8])[:, 1].tolist() == [0.75, 0.375]
+    assert "Every step a column" in report.report([both], "both")
+
+
 def test_a_map_has_a_column_per_step_and_gaps_where_nothing_is(run):
     found = read_run(run, "one")
     del found.recorded[2]
@@ -313,8 +345,43 @@ def test_the_time_of_a_step_by_hand(run):
 
 def test_a_token_view_by_hand():
     found = view("one", 7, sample(), most=3)
-    assert found["tokens"] == [(" a", "w10 o10"), (" a", "w10 u"), (" a", "w0 o5 e")]
-    assert (found["length"], found["shown"], found["spent"], found["end"]) == (4, 3, 2, "ended by itself")
+    assert found["tokens"] == [(0, " a", "w10 o10"), (1, " a", "w10 u"), (2, " a", "w0 o5 e")]
+    assert (found["length"], found["more"], found["spent"], found["end"]) == (4, 1, 2, "ended by itself")
+
+
+@pytest.mark.parametrize(
+    ("length", "spent", "expected"),
+    [
+        (5, 3, [0, 1, 2, 3, 4]),
+        (20, 20, [0, 1, 2, 3, 4, 5, 6, 7]),  # reliable to its end
+        (20, 5, [0, 1, 2, 3, 4, 5, 6, 7]),  # the first tokens show where it is not any more
+        (20, 7, [0, 1, 2, 3, 5, 6, 7, 8]),
+        (20, 12, [0, 1, 2, 3, 10, 11, 12, 13]),
+        (20, 19, [0, 1, 2, 3, 16, 17, 18, 19]),
+    ],
+)
+def test_the_tokens_where_reliability_ends_are_shown(length, spent, expected):
+    one = sample(length, spent=spent)
+    assert shown(one, most=8) == expected
+    assert [place for place, *_ in view("one", 7, one, most=8)["tokens"]] == expected
+    found = candidates(one, most=8)
+    assert found["position"] == expected
+    assert {len(found[name]) for name in ("sampled", "overlap", "weight", "student", "teacher")} == {len(expected)}
+
+
+def test_a_page_marks_what_it_leaves_out(run, few):
+    Records(run / "checkpoints/records").samples(4, [sample(length=9000, spent=7000)])
+    page = report.report([read_run(run, "one")], "one")
+    found = [page.index(mark) for mark in ("5500 tokens left out", "R = 0 after 7000", "1500 more tokens")]
+    assert found == sorted(found)
+
+
+def test_the_samples_of_one_step(run):
+    one = read_run(run, "one")
+    assert {sample["step"] for sample in token_views([one])["samples"]} == {1, 4}
+    assert {sample["step"] for sample in token_views([one], step=3)["samples"]} == {3}
+    with pytest.raises(ValueError, match="--step: got 5, allowed: steps with samples: 1, 2, 3, 4"):
+        token_views([one], step=5)
 
 
 def test_a_candidate_whose_log_prob_is_not_finite_is_left_out():
@@ -343,10 +410,21 @@ def test_a_page_holds_no_more_than_so_many_tokens(run, monkeypatch):
     records = Records(run / "checkpoints/records")
     records.samples(1, [long] * 9)
     records.samples(4, [long] * 9)
+    monkeypatch.setattr(tokens, "LEAST", 8)
     found = token_views([read_run(run, "one"), read_run(run, "again")])
     assert len(found["samples"]) == 12
     assert sum(len(one["tokens"]) for one in found["samples"]) <= 100
     assert sum(len(one["sampled"]) for one in found["candidates"]) <= 100
+
+
+@pytest.mark.parametrize(("runs", "responses", "steps"), [(2, 6, {1, 4}), (4, 2, {1, 4}), (8, 1, {4})])
+def test_with_many_runs_fewer_responses_are_shown(runs, responses, steps, run):
+    Records(run / "checkpoints/records").samples(1, [sample(length=2000)] * 4)
+    Records(run / "checkpoints/records").samples(4, [sample(length=2000)] * 4)
+    found = token_views([read_run(run, str(number)) for number in range(runs)])["samples"]
+    assert len(found) == runs * responses
+    assert {one["step"] for one in found} == steps
+    assert min(len(one["tokens"]) for one in found) >= 500
 
 
 # ------------------------------------------------------------------------------------------------ page
@@ -356,6 +434,14 @@ def test_a_page_holds_no_more_than_so_many_tokens(run, monkeypatch):
 def few(monkeypatch):
     """Two of the charts: drawing all of them takes seconds."""
     monkeypatch.setattr(report, "CHARTS", report.CHARTS[:2])
+
+
+def test_odd_bytes_in_the_name_of_a_run_are_shown(run, tmp_path, few):
+    odd = run.rename(tmp_path / os.fsdecode(b"a\x1b\x01\xff"))
+    page = report.report(read_runs([odd]), "odd")
+    assert page.count("a␛␁�") > 2
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", page)
+    page.encode()
 
 
 def test_what_anybody_wrote_does_not_act(run, few):
@@ -391,14 +477,20 @@ def test_more_runs_than_colours_are_refused(run):
 
 
 def test_a_long_run_is_a_small_page(tmp_path):
-    """Two hundred steps, samples as long as can be."""
-    write_log(tmp_path / "metrics.jsonl", [(step, metrics(step)) for step in range(1, 201)])
-    records = Records(tmp_path / "records")
-    for step in range(1, 201):
-        records.step(step, record(step, overlap=0.5 + 0.4 * (step * 7919 % 200) / 200))
-    for step in (1, 200):
-        records.samples(step, [sample(length=12288)] * 4)
-    assert len(report.report([read_run(tmp_path, "long")], "long").encode()) < 3e6
+    """Two of two hundred steps, with all buckets and samples as long as can be."""
+    edges = positions.bucket_edges(12288)
+    for name in ("one", "two"):
+        write_log(tmp_path / name / "metrics.jsonl", [(step, metrics(step)) for step in range(1, 201)])
+        records = Records(tmp_path / name / "records")
+        for step in range(1, 201):
+            noise = np.random.default_rng(step).random(len(edges) - 1).tolist()
+            where = {"edges": edges, "tokens": [9] * len(noise)} | dict.fromkeys(VALUES, noise)
+            records.step(step, record(step) | {"positions": where})
+        for step in (1, 200):
+            records.samples(step, [sample(length=12288, spent=9000)] * 4)
+    page = report.report(read_runs([tmp_path / "one", tmp_path / "two"]), "long")
+    assert page.count("R = 0 after 9000") == 12
+    assert len(page.encode()) < 3e6
 
 
 # ------------------------------------------------------------------------------------------------ command
@@ -425,6 +517,27 @@ def test_the_summary_as_json(run, baseline, capsys, tmp_path, monkeypatch):
     one, two = json.loads(capsys.readouterr().out)
     assert (one["run"], one["tokens"]["saved"], two["tokens"]["saved"]) == ("one", 800, None)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_names_in_the_table_are_no_markup(run, tmp_path, capsys, few):
+    folder = tmp_path / "x [" / "b] :smile:"
+    run.rename(folder.parent.mkdir() or folder)
+    assert main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    assert "b] :smile:" in capsys.readouterr().out
+
+
+def test_the_command_shows_the_samples_of_a_step(run, tmp_path, capsys, few):
+    out = tmp_path / "page.html"
+    assert main(["report", str(run), "--out", str(out), "--step", "2"]) == 0
+    assert out.read_text().count("<summary>one, step 2:") == 2
+    assert main(["report", str(run), "--out", str(out), "--step", "9"]) == 2
+    assert "--step: got 9, allowed: steps with samples: 1, 2, 3, 4" in capsys.readouterr().err
+
+
+def test_a_folder_as_output_is_refused_before_the_work(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "report", None)
+    assert main(["report", str(run), "--out", str(tmp_path)]) == 2
+    assert f"--out: {tmp_path} is a folder, allowed: a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], [".", "--out", "missing/page.html"]])

@@ -2,7 +2,8 @@
 
 Draw figures in matplotlib's own black and white: black becomes the page's ink and white its paper, in light and dark.
 Lines take their colours from ``SERIES``, which the page's style replaces in the same way. What a template gets is
-escaped; text in a figure is escaped too, and never read as mathematics, so names may come from anywhere.
+escaped; text in a figure is escaped too, and never read as mathematics, so names may come from anywhere. Control
+characters, which neither XML nor a browser takes, become visible.
 
 Not with ``pyplot``, whose state is global, and not with logarithmic axes, whose labels are mathematics.
 """
@@ -42,6 +43,14 @@ _STYLE: dict[Any, Any] = {
 _SAVED: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "page", "path.simplify_threshold": 0.5}
 
 
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def printable(text: str) -> str:
+    """Text with pictures of its control characters, and a mark for what is no character: half of one, for instance."""
+    return CONTROL.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
+
+
 def new_figure(width: float = 4.4, height: float = 2.7) -> Figure:
     """An empty figure, with ``figure.subplots()`` to draw on.
 
@@ -70,7 +79,7 @@ def figure(fig: Figure, label: str) -> Markup:
     file = io.StringIO()
     with mpl.rc_context(_SAVED):
         fig.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(file.getvalue(), label)
+    return _inline(printable(file.getvalue()), printable(label))
 
 
 def render(template: str, **values: Any) -> str:
@@ -88,7 +97,7 @@ def render(template: str, **values: Any) -> str:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["series_count"] = len(SERIES)
-    return environment.get_template(template).render(**values)
+    return printable(environment.get_template(template).render(**values))
 
 
 def series_colour(index: int) -> str:

@@ -74,12 +74,12 @@ def so_far(values: Values, scale: float) -> Values:
 
 
 def entropy_gap(run: Run) -> dict[int, float]:
-    """Step -> teacher's minus student's entropy per token, each within its own candidates."""
+    """Step -> teacher's minus student's entropy per token, each within its own candidates, where both are numbers."""
     found = {}
     for step, record in run.recorded.items():
         where = record["positions"]
         pairs = zip(where["tokens"], where["teacher_entropy"], where["student_entropy"], strict=True)
-        gaps = [(count, teacher - student) for count, teacher, student in pairs if count]
+        gaps = [(count, teacher - student) for count, teacher, student in pairs if None not in (teacher, student)]
         if gaps:
             found[step] = sum(count * gap for count, gap in gaps) / sum(count for count, _ in gaps)
     return found
@@ -238,18 +238,20 @@ def _count(value: float | None) -> str:
 # ------------------------------------------------------------------------------------------------ page
 
 
-def report(runs: Sequence[Run], title: str) -> str:
+def report(runs: Sequence[Run], title: str, step: int | None = None) -> str:
     """The page.
 
     Args:
         runs: at least one.
         title: of the page.
+        step: whose samples are shown; None for the first and the last that have some.
 
     Raises:
-        ValueError: more runs than colours, or a file of samples is damaged.
+        ValueError: more runs than colours, no samples of that step, or a file of samples is damaged.
     """
     if len(runs) > MOST_RUNS:
         raise ValueError(f"RUN: got {len(runs)} runs, allowed: at most {MOST_RUNS}, which can still be told apart")
+    views = token_views(runs, step)  # before the drawing, which takes long
     accuracy = {name for run in runs for name in run.accuracies()}
     charts = [Chart(f"Accuracy, {name}", {"": accuracy_on(name)}, marked=True) for name in sorted(accuracy)]
     charts += CHARTS
@@ -273,7 +275,7 @@ def report(runs: Sequence[Run], title: str) -> str:
         unrecorded=[run.name for run in runs if not run.recorded],
         maps=heat_maps([run for run in runs if any(record["positions"]["tokens"] for record in run.recorded.values())]),
         times=time_split(runs),
-        **token_views(runs),
+        **views,
     )
 
 
@@ -354,13 +356,13 @@ def position_charts(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
 
 
 def by_position(records: Iterable[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Middles of the position buckets, and the mean over all tokens in each that has any."""
+    """Middles of the position buckets, and the mean over all tokens in each that has any, of what is a number."""
     total: dict[tuple[int, int], tuple[float, float]] = {}
     for record in records:
         where = record["positions"]
         edges = zip(where["edges"], where["edges"][1:], strict=False)
         for bucket, count, mean in zip(edges, where["tokens"], where[name], strict=True):
-            if count:
+            if mean is not None:
                 tokens, value = total.get(bucket, (0.0, 0.0))
                 total[bucket] = tokens + count, value + count * mean
     return [sum(bucket) / 2 for bucket in sorted(total)], [total[b][1] / total[b][0] for b in sorted(total)]
@@ -374,7 +376,7 @@ def heat_maps(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, Markup]]]]
     """
     edges = [max((record["positions"]["edges"] for record in run.recorded.values()), key=len) for run in runs]
     grids = {name: [grid(run, name, its) for run, its in zip(runs, edges, strict=True)] for name in BY_POSITION}
-    bounds = {name: (min(map(np.nanmin, given)), max(map(np.nanmax, given))) for name, given in grids.items() if given}
+    bounds = {name: _bounds(given) for name, given in grids.items()}
     return [
         (
             run.name,
@@ -385,6 +387,11 @@ def heat_maps(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, Markup]]]]
         )
         for index, run in enumerate(runs)
     ]
+
+
+def _bounds(grids: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    found = np.concatenate([grid[np.isfinite(grid)] for grid in grids]) if grids else np.zeros(0)
+    return (float(found.min()), float(found.max())) if found.size else (0.0, 1.0)
 
 
 def heat_map(
@@ -413,7 +420,7 @@ def heat_map(
 
 
 def grid(run: Run, name: str, edges: list[int]) -> NDArray[np.float64]:
-    """(N buckets, columns), a column per step or per block of steps; NaN where there was no token.
+    """(N buckets, columns), a column per step or per block of steps; NaN where there was no token or no number.
 
     Args:
         run: with records.
@@ -429,7 +436,7 @@ def grid(run: Run, name: str, edges: list[int]) -> NDArray[np.float64]:
         if where["edges"] != edges[: len(where["edges"])]:
             continue
         for bucket, (count, mean) in enumerate(zip(where["tokens"], where[name], strict=True)):
-            if count:
+            if mean is not None:  # no token, or a run that has diverged
                 tokens[bucket, (step - first) // size] += count
                 total[bucket, (step - first) // size] += count * mean
     return np.divide(total, tokens, out=np.full_like(total, np.nan), where=tokens > 0)
@@ -444,7 +451,7 @@ def time_split(runs: Sequence[Run]) -> Markup | None:
     if not any(splits):
         return None
     with page.style():
-        fig = page.new_figure(5.4, 1.5 + 0.3 * len(runs))
+        fig = page.new_figure(height=1.7 + 0.3 * len(runs))
         axes = fig.subplots()
         left = [0.0] * len(runs)
         for index, part in enumerate([*TIMES, "other"]):
@@ -453,7 +460,7 @@ def time_split(runs: Sequence[Run]) -> Markup | None:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         _name_bars(axes, [run.name for run in runs])
         axes.set_xlabel("seconds of a step, mean")
-        fig.legend(loc="outside upper left", ncols=3, fontsize=8, handlelength=1)
+        fig.legend(loc="outside upper left", ncols=2, fontsize=8, handlelength=1)
     return page.figure(fig, "Mean seconds of a step by what they went into")
 
 

@@ -152,9 +152,13 @@ def read_runs(paths: list[Path]) -> list[Run]:
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]  # links keep their names
     short = [path.stem if path.is_file() else path.name for path in absolute]
-    return [
-        read_run(path, name if short.count(name) == 1 else str(path)) for path, name in zip(paths, short, strict=True)
-    ]
+    names = [name if short.count(name) == 1 else str(path) for path, name in zip(paths, short, strict=True)]
+    return [read_run(path, _as_text(name)) for path, name in zip(paths, names, strict=True)]
+
+
+def _as_text(name: str) -> str:
+    """Bytes of a path that are no UTF-8 could neither be printed nor drawn."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def merged(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:

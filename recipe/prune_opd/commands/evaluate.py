@@ -14,9 +14,23 @@ from typing import Any
 
 from recipe.prune_opd import grading
 from recipe.prune_opd.analysis.evaluation import LEVEL, SEED, Estimate, Response, Summary, summarise
+from recipe.prune_opd.commands.terminal import show
 
 UNKNOWN = "unknown"
 """Benchmark of responses whose dump does not name one."""
+
+TEXT, NUMBER, WHOLE, NOTHING = "text", "a number", "a whole number", "null"
+KINDS: dict[str, tuple[type, ...]] = {TEXT: (str,), NUMBER: (int, float), WHOLE: (int,), NOTHING: (type(None),)}
+FIELDS = {
+    "input": (TEXT,),
+    "output": (TEXT,),
+    "data_source": (TEXT, NOTHING),
+    "unread": (TEXT, NOTHING),
+    "tokens": (NUMBER, NOTHING),
+    "truncated": (NUMBER, NOTHING),  # true and false are numbers
+    "step": (WHOLE, NOTHING),
+}
+"""What the fields of a response may hold."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,21 +97,24 @@ def read_dump(file: Path) -> list[dict[str, Any]]:
     """
     if not file.is_file():
         raise ValueError(f"{file} does not exist, allowed: a file {{step}}.jsonl of trainer.validation_data_dir")
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         rows = [_row(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise ValueError(f"{file} holds no responses")
     return list(_last_outputs(rows).values())
 
 
-def _row(file: Path, number: int, line: str) -> dict[str, Any]:
+def _row(file: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}, line {number} is no JSON ({error})") from error
+        row = json.loads(line.decode())
+    except ValueError as error:  # no UTF-8 or no JSON
+        raise ValueError(f"{file}, line {number} is no JSON in UTF-8 ({error})") from error
     missing = [name for name in ("input", "output", "score") if not isinstance(row, dict) or name not in row]
     if missing:
         raise ValueError(f"{file}, line {number} is no response of a validation dump, it lacks {', '.join(missing)}")
+    for name, kinds in FIELDS.items():
+        if not isinstance(row.get(name), tuple(one for kind in kinds for one in KINDS[kind])):
+            raise ValueError(f"{file}, line {number}: {name} is {row[name]!r:.60}, allowed: {' or '.join(kinds)}")
     return row
 
 
@@ -205,7 +222,6 @@ def count_tokens(rows: list[dict[str, Any]], tokenizer: str, limit: int | None) 
 
 
 def _print_table(results: list[Result]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(caption=f"brackets: {LEVEL:.0%} bootstrap intervals over problems", caption_justify="left")
@@ -216,7 +232,7 @@ def _print_table(results: list[Result]) -> None:
     for result in results:
         cells = _cells(result)
         table.add_row(*([str(result.file)] if several else []), *cells)
-    Console(width=max(Console().width, 130)).print(table)
+    show(table, width=130)
     for result in results:
         if result.summary.reasons:
             reasons = ", ".join(f"{name} {count}" for name, count in result.summary.reasons.items())

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipe.prune_opd.commands.terminal import show
+
 SUFFIX = " Please reason step by step, and put your final answer within \\boxed{}."
 """End of every validation prompt of the paper."""
 DAPO_HEAD = (
@@ -186,11 +188,10 @@ def _read_parquet(file: Path) -> Iterator[dict[str, Any]]:
     from pyarrow import parquet
 
     try:
-        opened = parquet.ParquetFile(file)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        for batch in parquet.ParquetFile(file).iter_batches(1000):
+            yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no readable parquet file ({error})") from error
-    for batch in opened.iter_batches(1000):
-        yield from batch.to_pylist()
 
 
 def _read_json(file: Path) -> list[dict[str, Any]]:
@@ -206,14 +207,15 @@ def _read_json(file: Path) -> list[dict[str, Any]]:
 
 
 def _read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number} is no JSON ({error})") from error
+                row = json.loads(line.decode())
+            except ValueError as error:  # no UTF-8 or no JSON
+                raise ValueError(f"{file}, line {number} is no JSON in UTF-8 ({error})") from error
+            yield row
 
 
 def parse_rows(rows: Iterable[Any], dataset: Dataset, origin: str) -> Iterator[Problem]:
@@ -255,10 +257,14 @@ def _from_verl(row: dict[str, Any], place: str) -> Problem:
     if not isinstance(reward, dict) or "ground_truth" not in reward:
         raise ValueError(f"{place} has no reward_model.ground_truth")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if not messages or not all(isinstance(message, dict) and "content" in message for message in messages):
-        raise ValueError(f"{place} has no prompt, allowed: a text or a list of messages with role and content")
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        raise ValueError(
+            f"{place} has the prompt {prompt!r:.60}, allowed: a text or a list of messages with role and content"
+        )
     *before, last = messages
     extra = row.get("extra_info") or {}
+    if not isinstance(extra, dict):
+        raise ValueError(f"{place} has the extra_info {extra!r:.60}, allowed: an object, with index")
     index = extra.get("index")
     return Problem(
         _text(row.get("id") if index is None else index),
@@ -266,6 +272,10 @@ def _from_verl(row: dict[str, Any], place: str) -> Problem:
         _text(reward["ground_truth"]).strip(),
         tuple((_text(message["role"]), _text(message["content"])) for message in before),
     )
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and {"role", "content"} <= message.keys()
 
 
 def _text(value: Any) -> str:
@@ -299,11 +309,14 @@ def unique_rows(problems: Iterable[Problem], origin: str) -> tuple[list[Problem]
     return list(by_id.values()), repeats
 
 
-FENCES = re.compile(r"\\[()\[\]]|\\left(?![a-z])|\\right(?![a-z])|\\[,;:! ]|[$\s.?~{}]")
+FENCES = re.compile(r"\\[()\[\]]|\\left(?![a-z])|\\right(?![a-z])|\\[,;:! ]|\.(?!\d)|[$\s?~{}]")
 
 
 def normalise(question: str) -> str:
-    """What two writings of one question have in common: no white space, dollar signs, braces or end marks, one case."""
+    """What two writings of one question have in common: no white space, dollar signs, braces or end marks, one case.
+
+    The point of ``1.5`` or ``.5`` is no end mark.
+    """
     text = unicodedata.normalize("NFKC", question).casefold()
     return FENCES.sub("", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
 
@@ -419,7 +432,6 @@ def _report(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("key", "value", show_header=False)
@@ -432,6 +444,6 @@ def _report(found: dict[str, Any], as_json: bool) -> None:
             table.add_row(key.replace("_", " "), ", ".join(value[:3]) + (", ..." if len(value) > 3 else "") or "none")
         elif value is not None:
             table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
-    Console(width=max(Console().width, 100)).print(table)
+    show(table, width=100)
     if found["expected_rows"] not in (None, found["rows"] + found["duplicates_left_out"]):
         print(f"note: {found['rows']:,} rows, {found['expected_rows']:,} were expected: another version of the data?")

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from recipe.prune_opd.analysis.runs import read_runs
+from recipe.prune_opd.commands.terminal import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or file of verl's logger")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: %(default)s)")
     parser.add_argument("--title", help="heading of the page (default: the names of the runs)")
+    parser.add_argument("--step", type=int, help="step whose samples are shown (default: the first and the last)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON and write no page")
 
 
@@ -23,19 +25,22 @@ def run(args: argparse.Namespace) -> int:
     """See ``recipe.prune_opd.__main__``.
 
     Raises:
-        ValueError: there is no run at a path, or the page cannot be written; names which.
+        ValueError: there is no run at a path, no sample of the step, or the page cannot be written; names which.
     """
     from recipe.prune_opd.analysis import report  # matplotlib: other commands need not wait for it
 
-    if not args.json and not args.out.resolve().parent.is_dir():
-        raise ValueError(f"--out: {args.out.resolve().parent} does not exist, allowed: a file in a folder that exists")
+    if not args.json:
+        _check_out(args.out)
     runs = read_runs(args.runs)
     summaries = [report.summary(one) for one in runs]
     if args.json:
         print(json.dumps(summaries, indent=2))
         return 0
-    text = report.report(runs, args.title or ", ".join(one.name for one in runs))
-    args.out.write_text(text, encoding="utf-8")
+    text = report.report(runs, args.title or ", ".join(one.name for one in runs), args.step)
+    try:
+        args.out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--out: {args.out} cannot be written ({error})") from error
     _print_table(report.COLUMNS, [report.cells(summary) for summary in summaries])
     for note in report.notes(runs):
         print(f"note: {note}")
@@ -43,14 +48,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_out(out: Path) -> None:
+    """Before the work of drawing."""
+    folder = out.resolve().parent
+    if not folder.is_dir():
+        raise ValueError(f"--out: {folder} does not exist, allowed: a file in a folder that exists")
+    if out.is_dir():
+        raise ValueError(f"--out: {out} is a folder, allowed: a file")
+
+
 def _print_table(columns: tuple[str, ...], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(caption="pairs: first and last step", caption_justify="left")
     for name in columns:
         table.add_column(name, justify="left" if name == "run" else "right")
     for row in rows:
-        table.add_row(*map(escape, row))
-    Console(width=max(Console().width, 130)).print(table)
+        table.add_row(*row)
+    show(table, width=130)
