@@ -57,6 +57,7 @@ def training_command(out: Path, recipe: str, steps: int, overrides: list[str]) -
         "trainer.save_freq": steps,
         "trainer.resume_mode": "disable",  # verl would take up a finished run in the same folder
         "trainer.default_local_dir": out / "checkpoints",
+        "trainer.validation_data_dir": out / "validation",
         "trainer.logger": "[console,file]",
         "trainer.project_name": "quickstart",
         "trainer.experiment_name": recipe,
@@ -159,6 +160,7 @@ def summary(out: Path, seconds: float) -> Table:
         "metrics of every step": os.path.relpath(out / "metrics.jsonl"),
         "output of the run": os.path.relpath(out / "train.log"),
         "checkpoint": os.path.relpath(out / "checkpoints"),
+        "what it answered in validation": os.path.relpath(out / "validation"),
     }
     for name, value in rows.items():
         table.add_row(name, value)
