@@ -111,7 +111,7 @@ class TeacherConfig:
     """With servers: responses that are being scored at once, by all rollout workers together. Others wait their turn,
     so that a slow teacher does not pile up work."""
     deadline: float = 600.0
-    """With servers: seconds for the score of a finished response. A gate has its own, ``gate.deadline``."""
+    """With servers: seconds for an answer about a finished response. A gate has its own, ``gate.deadline``."""
     retries: int = 5
     """With servers: more questions about a response after one that failed or was not answered in time, 1, 2, 4, ...
     seconds later."""

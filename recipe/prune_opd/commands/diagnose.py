@@ -35,6 +35,7 @@ from recipe.prune_opd.analysis.diagnosis_tables import (
 )
 from recipe.prune_opd.analysis.findings import Plan
 from recipe.prune_opd.commands.doctor import DTYPES, count, mapping
+from recipe.prune_opd.commands.terminal import console
 from recipe.prune_opd.config import GATES
 
 AUTO = "auto"
@@ -388,21 +389,20 @@ def write(answer: dict[str, Any], examples: list[dict[str, Any]], rollouts: list
 
 def show(answer: dict[str, Any]) -> None:
     """Tables."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(markup=False, emoji=False, highlight=False)  # tokens like [/INST] look like markup
+    terminal = console(highlight=False)
     name, reason = answer["verdict"]["name"], answer["verdict"]["reason"]
-    console.print(Text.assemble((name, "bold"), f": {reason}"))
-    console.print(summary(answer))
+    terminal.print(Text.assemble((name, "bold"), f": {reason}"))
+    terminal.print(summary(answer))
     for table in (_along(answer), _kinds(answer), _tokens(answer)):
-        console.print(table)
-    console.print("Recommended:\n")
+        terminal.print(table)
+    terminal.print("Recommended:\n")
     print("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])  # as it is, to be copied
-    console.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]))
-    console.print(expectation(answer))
+    terminal.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]))
+    terminal.print(expectation(answer))
     for note in answer["notes"]:
-        console.print(f"Note: {note}.")
+        terminal.print(f"Note: {note}.")
 
 
 def _table(title: str, *columns: str) -> Any:

@@ -27,6 +27,7 @@ from recipe.prune_opd.analysis import costs
 from recipe.prune_opd.analysis.footprint import memory
 from recipe.prune_opd.analysis.run_costs import Step, Values
 from recipe.prune_opd.check import check_settings
+from recipe.prune_opd.commands.terminal import console
 from recipe.prune_opd.config import PruneOPDConfig
 
 RECIPE = "+recipe=prune_opd"
@@ -255,19 +256,17 @@ def _describe(shape: costs.Shape) -> dict[str, Any]:
 
 def show(answer: dict[str, Any]) -> None:
     """Tables of the answer."""
-    from rich.console import Console
-
-    console = Console(markup=False, emoji=False)  # paths and settings may look like markup
+    terminal = console()
     for name, shape in answer["models"].items():
-        console.print(
+        terminal.print(
             f"{name}: {shape['parameters']:,} parameters, {shape['layers']} layers, vocabulary {shape['vocabulary']:,}"
         )
-    console.print(_scenarios(answer["scenarios"]))
-    console.print(_parts(answer["scenarios"]))
-    console.print(_memory(answer["memory"]))
-    console.print(_values(answer["values"]))
+    terminal.print(_scenarios(answer["scenarios"]))
+    terminal.print(_parts(answer["scenarios"]))
+    terminal.print(_memory(answer["memory"]))
+    terminal.print(_values(answer["values"]))
     for note in answer["notes"]:
-        console.print(f"Note: {note}.")
+        terminal.print(f"Note: {note}.")
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Any:
