@@ -1,9 +1,11 @@
 # make quickstart    the paper's method on this machine, no GPU needed
 # make test          unit tests, then end-to-end tests with the real trainer
+# make test-all      also the end-to-end tests that are slow and rarely break
+# make test-pins     unit tests with the versions that a GPU installation gets (10 GB, no GPU needed)
 # make lint          ruff and mypy
 # ENGINE=sglang make ...       SGLang in place of vLLM, in an environment of its own
 # PYTHON=python3.12 make ...   chooses the interpreter (3.10 to 3.12)
-# UNIT=tests/recipe make test-unit   a part of the unit tests
+# UNIT=tests/recipe make test-unit   a part of the unit tests; E2E=tests/e2e/test_url.py make test-e2e
 
 PYTHON ?= python3
 ENGINE ?= vllm
@@ -14,42 +16,40 @@ endif
 VENV ?= $(if $(filter vllm,$(ENGINE)),.venv,.venv-$(ENGINE))
 BIN := $(VENV)/bin
 UNIT ?= tests
+E2E ?= tests/e2e
 RUN ?= runs/quickstart$(if $(filter vllm,$(ENGINE)),,-$(ENGINE))
 CPU := verl_ext/cpu
-PIP := $(BIN)/python -m pip install --quiet --no-deps
+INSTALL := PYTHON=$(PYTHON) bash $(CPU)/install.sh
 
-.PHONY: install quickstart test test-unit test-e2e lint clean
+.PHONY: install quickstart test test-unit test-e2e test-all test-pins lint clean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml setup.py $(wildcard $(CPU)/requirements*.txt $(CPU)/*/*.toml $(CPU)/sglang/*.py $(CPU)/sglang/*/*.py)
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, $(PYTHON) is %d.%d; choose one with PYTHON=..." % v)'
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) -r $(CPU)/requirements-$(ENGINE).txt
-	$(PIP) --no-build-isolation --editable .
-	$(MAKE) --no-print-directory for-$(ENGINE)
-	@$(BIN)/python -c 'import sys, torch; sys.exit("torch is built for CUDA " + torch.version.cuda + ", but the engines here need the CPU build: point pip to the CPU wheels of PyTorch (PIP_EXTRA_INDEX_URL), then make clean install" if torch.version.cuda else None)'
+$(VENV)/installed: pyproject.toml setup.py $(wildcard $(CPU)/install.sh $(CPU)/requirements*.txt $(CPU)/*/*.toml $(CPU)/sglang/*.py $(CPU)/sglang/*/*.py)
+	$(INSTALL) $(ENGINE) $(VENV)
 	touch $@
 
-.PHONY: for-vllm for-sglang
-for-vllm:
-	$(PIP) --no-build-isolation ./$(CPU)/vllm_alias
-
-# The .pth file has every process of the environment load it, SGLang's own too.
-for-sglang:
-	$(PIP) --no-build-isolation ./$(CPU)/sglang
-	$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "sglang_on_cpu.pth").write_text("import sglang_on_cpu\n")'
+.venv-pins/installed: pyproject.toml setup.py $(CPU)/install.sh $(CPU)/requirements.txt
+	$(INSTALL) pins .venv-pins
+	touch $@
 
 quickstart: install
 	$(BIN)/python examples/quickstart/run.py --engine $(ENGINE) --out $(RUN)
 
 test: test-unit test-e2e
 
+# A test takes one core: two side by side, each with one thread.
 test-unit: install
-	$(BIN)/python -m pytest -m "not e2e" $(UNIT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile $(UNIT)
 
 test-e2e: install
-	$(BIN)/python -m pytest -m e2e -v
+	$(BIN)/python -m pytest -m "e2e and not slow" -v --durations=25 $(E2E)
+
+test-all: test-unit
+	$(BIN)/python -m pytest -m e2e -v --durations=25 $(E2E)
+
+test-pins: .venv-pins/installed
+	OMP_NUM_THREADS=1 .venv-pins/bin/python -m pytest -m "not e2e" -n 2 --dist loadfile $(UNIT)
 
 lint: install
 	$(BIN)/ruff check .

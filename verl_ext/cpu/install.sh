@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Sets up an environment, for `make`:  PYTHON=python3.11 bash verl_ext/cpu/install.sh vllm|sglang|pins FOLDER
+#
+# vllm, sglang   the CPU environment with that engine, every version as in requirements-*.txt
+# pins           what a GPU user gets with the extra `vllm`, less flash-attention, which only nvcc can build
+#
+# uv does this in half a minute. pip, which looks up one package after another, only where there is no uv for the platform.
+set -euo pipefail
+kind=$1 venv=$2 here=$(dirname "$0")
+root=$here/../..
+
+"${PYTHON:-python3}" -c '
+import sys
+found = sys.version_info[:2]
+if not (3, 10) <= found <= (3, 12):
+    sys.exit("Python 3.10 to 3.12 is needed, this is %d.%d; choose one with make PYTHON=..." % found)'
+"${PYTHON:-python3}" -m venv "$venv"
+python=$venv/bin/python
+
+setting() { # a setting of pip's, from its environment variable or its configuration file
+  local variable=PIP_$(tr a-z- A-Z_ <<<"$1")
+  if [[ -n ${!variable:-} ]]; then echo "${!variable}"; else "$python" -m pip config get "global.$1" 2>/dev/null || true; fi
+}
+
+# uv reads none of pip's settings: the index and the folders of wheels are handed on; what is set for uv itself wins.
+hand_on() { # VARIABLE SETTING
+  local value=${!1:-$(setting "$2")}
+  if [[ -n $value ]]; then export "$1=$value"; fi
+}
+
+if "$python" -m pip install --quiet --only-binary uv "$(grep '^uv==' "$here/requirements.txt")"; then
+  hand_on UV_DEFAULT_INDEX index-url
+  hand_on UV_FIND_LINKS find-links
+  install() { "$venv/bin/uv" pip install --quiet --python "$python" "$@"; }
+else
+  echo "uv could not be installed: pip does its work, which takes some minutes" >&2
+  install() { "$python" -m pip install --quiet "$@"; }
+fi
+
+if [[ $kind == pins ]]; then
+  overrides=$(mktemp)
+  trap 'rm -f "$overrides"' EXIT
+  echo "flash-attn ; python_version < '3'" >"$overrides"
+  install --override "$overrides" "$root[vllm,test]" setuptools
+  exit
+fi
+
+install --no-deps -r "$here/requirements-$kind.txt"
+install --no-deps --no-build-isolation --editable "$root"
+case $kind in
+  vllm) install --no-deps --no-build-isolation "$here/vllm_alias" ;;
+  sglang)
+    install --no-deps --no-build-isolation "$here/sglang"
+    # Has every process of the environment load it, SGLang's own too.
+    "$python" -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "sglang_on_cpu.pth").write_text("import sglang_on_cpu\n")'
+    ;;
+esac
+"$python" -c '
+import sys, torch
+if torch.version.cuda:
+    sys.exit(
+        f"torch is built for CUDA {torch.version.cuda}, but the engines here need the CPU build: "
+        "UV_TORCH_BACKEND=cpu make clean install takes it from PyTorch, or point pip to its CPU wheels"
+    )'
