@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 VALIDATION_PROBLEMS = 256
 PROMPTS, RESPONSES_EACH = 16, 4
+COMPARE = "\nPlain OPD on the same pair, to compare with:\n  {python} examples/quickstart/run.py --recipe opd --out {out}"
 STARTUP_HINT = "starting Ray, the rollout engine and the workers, about a minute and a half"
 
 
@@ -138,7 +139,6 @@ def summary(out: Path, seconds: float) -> Table:
     steps = training_steps(records)
     limits = [int(record["prune_opd/current_max_response_length"]) for record in steps]
     generated = sum(record["prune_opd/generated_tokens"] for record in steps)
-    full = len(steps) * PROMPTS * RESPONSES_EACH * task.MAX_RESPONSE_TOKENS
     course = [*limits[:: max(1, len(limits) // 10)], int(steps[-1]["prune_opd/next_max_response_length"])]
     table = Table("what", "came to", title="Quickstart", show_header=False, title_justify="left")
     table.columns[1].overflow = "fold"  # a path cut short could not be pasted
@@ -153,9 +153,6 @@ def summary(out: Path, seconds: float) -> Table:
         ),
         "response limit over the run": " ".join(map(str, course)),
         "tokens generated in training": f"{generated:,.0f}",
-        f"the same responses at plain OPD's limit of {task.MAX_RESPONSE_TOKENS}": (
-            f"at most {full:,}, {generated / full:.0%} of it generated"
-        ),
         "seconds, start-up and validation included": f"{seconds:.0f}",
         "metrics of every step": os.path.relpath(out / "metrics.jsonl"),
         "output of the run": os.path.relpath(out / "train.log"),
@@ -189,6 +186,8 @@ def main() -> None:
     started = time.monotonic()
     train(command, out, args.steps, args.timeout)
     Console().print(summary(out, time.monotonic() - started))
+    if args.recipe == "prune_opd":
+        print(COMPARE.format(python=os.path.relpath(sys.executable), out=os.path.relpath(out.with_name("opd"))))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,26 @@
-"""Makes ``harness`` importable: the test folders are no packages, since verl installs one named ``tests``."""
+"""Makes ``harness`` importable, and says which tests `make test` leaves to `make test-all`.
+
+The test folders are no packages, since verl installs one named ``tests``.
+"""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+import harness  # noqa: E402
+
+SLOW = {
+    "vllm": {"plain", "adopted"},
+    # What the engine has no part in is tested with vLLM: the trainer's own passes, its state, the quickstart.
+    "sglang": {"plain", "adopted", "same", "resumed", "permuted", "orphaned", "output"},
+}
+"""Runs of a minute or more that rarely find anything, by their fixture."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of those runs."""
+    for item in items:
+        if SLOW[harness.ENGINE] & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)

@@ -50,7 +50,7 @@ def test_it_ends_with_a_table(output):
     for row in (
         "response limit over the run",
         "tokens generated in training",
-        "at plain OPD's limit",
+        "to compare with",
         "metrics of every step",
     ):
         assert row in output
