@@ -26,7 +26,9 @@ from tqdm import tqdm
 
 VALIDATION_PROBLEMS = 256
 PROMPTS, RESPONSES_EACH = 16, 4
-COMPARE = "\nPlain OPD on the same pair, to compare with:\n  {python} examples/quickstart/run.py --recipe opd --out {out}"
+COMPARE = (
+    "\nPlain OPD on the same pair, to compare with:\n  {python} examples/quickstart/run.py --recipe opd --out {out}"
+)
 STARTUP_HINT = "starting Ray, the rollout engine and the workers, about a minute and a half"
 
 
