@@ -11,7 +11,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.check import check_settings
+from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.config import load_config
 
 PAPER = Path(__file__).resolve().parents[2] / "examples" / "paper"

@@ -10,7 +10,7 @@ import pytest
 
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.analysis.evaluation import LEVEL, Response, bootstrap, pass_at_k, summarise
-from recipe.prune_opd.check import check_settings
+from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.commands import evaluate
 
 
