@@ -50,7 +50,7 @@ class Attention:
     @property
     def found(self) -> str:
         """The name for a message."""
-        return f"{self.name!r} (verl's default)" if self.name == VERLS else repr(self.name)
+        return f"{self.name!r}, verl's default," if self.name == VERLS else f"{self.name!r},"
 
 
 def attentions(config: DictConfig, prune_opd: PruneOPDConfig) -> Iterator[Attention]:
@@ -117,16 +117,17 @@ def _check_flash(one: Attention, device: str) -> None:
 
     if device == "cpu":
         raise ValueError(
-            f"{one.key}: got {one.found}, which needs a GPU, allowed with trainer.device=cpu: sdpa or eager; "
+            f"{one.key}: got {one.found} which needs a GPU, allowed with trainer.device=cpu: sdpa or eager; "
             "+platform=cpu sets sdpa"
         )
     if is_torch_npu_available() or is_kernels_available():
         return  # Ascend has its own, and transformers takes kernels of the hub in place of a missing package
     if reason := _why_not(FLASH[one.base]):
-        other = "" if one.ranks > 1 else f"; or choose sdpa, +{one.key}=sdpa, without sequence parallelism"
+        plus = "+" if one.key.startswith("actor_rollout_ref.") else ""  # verl's node is empty
+        other = f"; or choose {plus}{one.key}=sdpa, which is slower and goes without sequence parallelism"
         raise ValueError(
-            f"{one.key}: got {one.found}, which cannot be imported ({reason}): install it on every node, "
-            f"{INSTALL if one.name == VERLS else f'the package of {FLASH[one.base]}'}{other}"
+            f"{one.key}: got {one.found} which cannot be imported ({reason}): install it on every node, "
+            f"{INSTALL if one.base == VERLS else f'the package of {FLASH[one.base]}'}{other}"
         )
 
 
