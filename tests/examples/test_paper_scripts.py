@@ -156,6 +156,19 @@ def test_verl_takes_the_command(resolved: dict[str, dict[str, Any]]) -> None:
     assert yaml.safe_load(printed) == resolved["qwen3_4b_base_from_qwen3_4b"]
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_files_are_named_by_absolute_paths(config: Callable[[str], DictConfig], script: str) -> None:
+    """The trainer's process has neither the shell's folder nor its variables."""
+    data, folder = config(script).data, Path.cwd() / "data"
+    assert data.train_files == str(folder / "dapo_math_17k.parquet")
+    assert {str(Path(file).parent) for file in data.val_files} == {str(folder)}
+
+
+def test_nothing_of_a_script_is_resolved_elsewhere(compose: Compose, echo: Path) -> None:
+    _, _, *overrides = run(SCRIPTS[0], python=echo).splitlines()
+    assert "oc.env" not in OmegaConf.to_yaml(compose(*overrides))
+
+
 def test_environment_and_arguments_win(compose: Compose, echo: Path) -> None:
     lr = "actor_rollout_ref.actor.optim.lr=2e-6"
     found = resolve(compose, echo, "r1_1.5b_from_justrl_opd", lr, STUDENT="here", TEACHER="there", GPUS="4")

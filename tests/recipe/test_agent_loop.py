@@ -95,7 +95,7 @@ def test_a_training_prompt_alone_goes_through_the_gate(agent_loop, monkeypatch, 
     first, second = (run(agent_loop, monkeypatch, {}, client, **limited)[2] for _ in range(2))
     assert isinstance(first, agent_loop.GatedGeneration)
     assert first is not second  # nothing is shared between responses
-    assert run(agent_loop, monkeypatch, {}, client)[2] is client
+    assert type(run(agent_loop, monkeypatch, {}, client)[2]) is agent_loop.HeardGeneration
     assert run(agent_loop, monkeypatch, {}, "verl's own", **limited)[2] == "verl's own"
     without = Teaching(agent_loop, False, "server")
     assert run(agent_loop, monkeypatch, {}, without, **limited)[2] is without

@@ -26,11 +26,11 @@ class StartCheck(Callback):
             if not _remote_cluster(config):
                 check_attention(config, typed)
                 check_inputs(config)
-        except ValueError as error:
+        except Exception as error:
+            # Not foreseen, from a model's own code, say: as fatal. OmegaConf's messages have several lines.
+            name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             # Hydra turns exceptions of callbacks into warnings and goes on; SystemExit is none.
-            sys.exit(f"prune_opd cannot start: {error}")
-        except Exception as error:  # from a model's own code, say: as fatal, but not foreseen
-            sys.exit(f"prune_opd cannot start: {type(error).__name__}: {' '.join(str(error).split())}")
+            sys.exit(f"prune_opd cannot start: {name}{' '.join(str(error).split())}")
 
 
 def _remote_cluster(config: DictConfig) -> bool:

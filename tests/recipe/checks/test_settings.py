@@ -326,7 +326,7 @@ def test_a_folder_to_resume_from_must_be_named(config, mode, path):
 
 
 @pytest.mark.parametrize("recipe", ["prune_opd_eval", "[opd,paper_validation]"])
-@pytest.mark.parametrize(("given", "said"), [(None, "no value"), ("data", "'data'"), ("~/data", "'~/data'")])
+@pytest.mark.parametrize(("given", "said"), [(None, "no value"), ("data", "'data'"), ("./data", "'./data'")])
 def test_the_benchmarks_folder_must_not_depend_on_where_the_command_was_typed(
     compose, monkeypatch, recipe, given, said
 ):
