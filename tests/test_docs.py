@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from recipe.prune_opd import check, config, metrics
+from recipe.prune_opd import config, metrics
 from recipe.prune_opd.__main__ import COMMANDS
+from recipe.prune_opd.checks.numbers import NUMBERS, OPTIONAL
+from recipe.prune_opd.checks.settings import GATE_SETTINGS, SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,10 +39,17 @@ def test_every_gate_is_in_the_configuration_and_formulas_pages(kind):
         assert f"\n| `{kind}` |" in text(page)
 
 
-@pytest.mark.parametrize("setting", check.SETTINGS + check.GATE_SETTINGS, ids=lambda setting: setting.key)
+@pytest.mark.parametrize("setting", SETTINGS + GATE_SETTINGS, ids=lambda setting: setting.key)
 def test_every_refused_setting_is_in_the_configuration_page(setting):
     (row,) = [line for line in text("docs/configuration.md").splitlines() if line.startswith(f"| `{setting.key}` |")]
     assert setting.why in row
+
+
+@pytest.mark.parametrize("key", [*NUMBERS, *OPTIONAL])
+def test_every_checked_number_is_in_the_configuration_page(key):
+    words = (NUMBERS | OPTIONAL)[key].words.replace(">=", "≥") + (", or null" if key in OPTIONAL else "")
+    (row,) = [line for line in text("docs/configuration.md").splitlines() if line.startswith(f"| {words} |")]
+    assert f"`{key}`" in row
 
 
 def test_every_metric_is_in_the_metrics_page():

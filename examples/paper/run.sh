@@ -6,7 +6,7 @@
 #   DATA_DIR=/path/to/parquet bash examples/paper/r1_1.5b_from_justrl.sh
 #
 # DATA_DIR   folder with dapo_math_17k.parquet, amc23.parquet, aime24.parquet, aime25.parquet, hmmt24.parquet,
-#            hmmt25.parquet in verl's format (default: data)
+#            hmmt25.parquet in verl's format (default: data); the trainer must find it under the same absolute path
 # RECIPE     prune_opd (default), opd, or opd_fixed_length, which needs prune_opd.budget.max=N as an argument
 # ROLLOUT    vllm (default) or sglang
 # GPUS       GPUs of the node (default: 8)
@@ -17,7 +17,8 @@
 set -euo pipefail
 : "${NAME:?start one of the pair scripts beside this file}" "${STUDENT:?}" "${TEACHER:?}" "${INIT:?}"
 
-export DATA_DIR=${DATA_DIR:-data} # the validation files are named in paper_validation.yaml
+DATA_DIR=${DATA_DIR:-data}
+[[ $DATA_DIR == /* ]] || DATA_DIR=$PWD/$DATA_DIR # the trainer may run in another folder or on another machine
 RECIPE=${RECIPE:-prune_opd}
 PROMPT=1024      # longest prompt
 LIMIT=12288      # longest training response, with and without pruning
@@ -28,6 +29,7 @@ settings=(
   "prune_opd.teacher.path=$TEACHER"
 
   "data.train_files=$DATA_DIR/dapo_math_17k.parquet"
+  "data.benchmarks=$DATA_DIR" # the validation files in it are named in paper_validation.yaml
   "data.max_prompt_length=$PROMPT"
   "data.filter_overlong_prompts=true"
   "data.train_batch_size=64"

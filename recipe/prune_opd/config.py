@@ -132,7 +132,7 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.path), "teacher.path", self.path, "a folder or hub name of the teacher model")
-        require(self.temperature > 0, "teacher.temperature", self.temperature, "a number > 0")
+        require(0 < self.temperature < math.inf, "teacher.temperature", self.temperature, "a number > 0")
         require(self.home in HOMES, "teacher.home", self.home, ", ".join(HOMES))
         require(0 <= self.max_missing < 1, "teacher.max_missing", self.max_missing, "a number in [0, 1)")
         require(self.concurrency >= 1, "teacher.concurrency", self.concurrency, "a whole number >= 1")

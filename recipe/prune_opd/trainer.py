@@ -22,7 +22,9 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.workers.rollout.llm_server import LLMServerClient
 
 from recipe.prune_opd.agent_loop import LIMIT
-from recipe.prune_opd.check import check_settings
+from recipe.prune_opd.checks.attention import check_attention, warn_of_slow_log_probs
+from recipe.prune_opd.checks.batches import warn_of_empty_responses
+from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.inputs import check_inputs, local_path
 from recipe.prune_opd.metrics import COLUMNS, step_record, summarise, summarise_gate, summarise_scores
@@ -67,7 +69,7 @@ class PruneOPDTrainer(PPOTrainerSync):
         config: verl's composed configuration with the node ``prune_opd``.
 
     Raises:
-        ValueError: bad input, see ``recipe.prune_opd.check``.
+        ValueError: bad input, see ``recipe.prune_opd.checks``.
     """
 
     global_steps: int
@@ -76,7 +78,10 @@ class PruneOPDTrainer(PPOTrainerSync):
     def __init__(self, config: DictConfig):
         compat.check()
         self.prune_opd = check_settings(config)
+        check_attention(config, self.prune_opd)
         self.teacher_vocab_size = check_inputs(config)
+        warn_of_slow_log_probs(config)
+        warn_of_empty_responses(config)
         self.budget = self.prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
         with open_dict(config):
             # verl's base class compares the mode with "sync" in seven places.

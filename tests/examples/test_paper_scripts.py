@@ -11,7 +11,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.check import check_settings
+from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.config import load_config
 
 PAPER = Path(__file__).resolve().parents[2] / "examples" / "paper"
@@ -154,6 +154,19 @@ def test_twin_differs_in_pruning_alone(resolved: dict[str, dict[str, Any]], pair
 def test_verl_takes_the_command(resolved: dict[str, dict[str, Any]]) -> None:
     printed = run("qwen3_4b_base_from_qwen3_4b", "--cfg", "job", python=Path(sys.executable))
     assert yaml.safe_load(printed) == resolved["qwen3_4b_base_from_qwen3_4b"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_files_are_named_by_absolute_paths(config: Callable[[str], DictConfig], script: str) -> None:
+    """The trainer's process has neither the shell's folder nor its variables."""
+    data, folder = config(script).data, Path.cwd() / "data"
+    assert data.train_files == str(folder / "dapo_math_17k.parquet")
+    assert {str(Path(file).parent) for file in data.val_files} == {str(folder)}
+
+
+def test_nothing_of_a_script_is_resolved_elsewhere(compose: Compose, echo: Path) -> None:
+    _, _, *overrides = run(SCRIPTS[0], python=echo).splitlines()
+    assert "oc.env" not in OmegaConf.to_yaml(compose(*overrides))
 
 
 def test_environment_and_arguments_win(compose: Compose, echo: Path) -> None:

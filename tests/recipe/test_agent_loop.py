@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.config import GateConfig, PruneOPDConfig, TeacherConfig
 
@@ -20,20 +21,37 @@ def agent_loop():
     return sys.modules["recipe.prune_opd.agent_loop"]
 
 
+PROMPT = 2
+"""Tokens of a prompt."""
+
+
+class Engine:
+    """A client whose engine ends a response for a reason."""
+
+    def __init__(self, stop_reason: str | None, max_model_len: int | None = None):
+        self.stop_reason, self.max_model_len = stop_reason, max_model_len
+
+    async def generate(self, request_id: str, *, prompt_ids: list[int]) -> TokenOutput:
+        return TokenOutput(token_ids=[], stop_reason=self.stop_reason)
+
+
 def run(
     agent_loop, monkeypatch, sampling_params: dict[str, Any], manager: Any = None, tokens: int = 3, **kwargs
 ) -> tuple:
     """Sampling parameters, other arguments and server manager of verl's loop, and what it returned."""
     seen = []
-    output = SimpleNamespace(response_ids=[0] * tokens, extra_fields={"turn_scores": []})
+    output = SimpleNamespace(prompt_ids=[0] * PROMPT, response_ids=[0] * tokens, extra_fields={"turn_scores": []})
 
     async def stock(self, sampling_params, **kwargs):
+        if isinstance(manager, Engine):
+            await self.server_manager.generate("id", prompt_ids=output.prompt_ids)
         seen.append((sampling_params, kwargs, self.server_manager, output))
         return output
 
     monkeypatch.setattr(agent_loop.SingleTurnAgentLoop, "run", stock)
     loop = object.__new__(agent_loop.LimitedAgentLoop)
     loop.server_manager, loop.response_length = manager, 8
+    loop.rollout_config = SimpleNamespace(max_model_len=getattr(manager, "max_model_len", None))
     assert asyncio.run(loop.run(sampling_params, **kwargs)) is output
     return seen[0]
 
@@ -77,7 +95,7 @@ def test_a_training_prompt_alone_goes_through_the_gate(agent_loop, monkeypatch, 
     first, second = (run(agent_loop, monkeypatch, {}, client, **limited)[2] for _ in range(2))
     assert isinstance(first, agent_loop.GatedGeneration)
     assert first is not second  # nothing is shared between responses
-    assert run(agent_loop, monkeypatch, {}, client)[2] is client
+    assert type(run(agent_loop, monkeypatch, {}, client)[2]) is agent_loop.HeardGeneration
     assert run(agent_loop, monkeypatch, {}, "verl's own", **limited)[2] == "verl's own"
     without = Teaching(agent_loop, False, "server")
     assert run(agent_loop, monkeypatch, {}, without, **limited)[2] is without
@@ -122,6 +140,57 @@ def test_an_error_of_the_rollout_is_not_taught(agent_loop, monkeypatch):
     with pytest.raises(RuntimeError, match="engine died"):
         asyncio.run(loop.run({}, **{agent_loop.LIMIT: 300}))
     assert not client.taught
+
+
+@pytest.mark.parametrize(
+    ("reason", "max_model_len", "tokens", "truncated"),
+    [
+        ("length", None, 3, True),  # SGLang: the context was full
+        ("length", None, 8, True),
+        ("stop", None, 8, False),  # it ended with the last token it had
+        ("stop", 5, 3, False),
+        ("completed", None, 3, False),  # vLLM: either
+        ("completed", None, 8, True),
+        ("completed", PROMPT + 8, 3, False),
+        ("completed", PROMPT + 5, 5, True),  # the context was full
+        ("completed", PROMPT + 5, 4, False),
+        (None, PROMPT + 5, 5, True),
+        (None, None, 8, True),
+    ],
+)
+def test_the_engine_says_what_is_cut(agent_loop, monkeypatch, reason, max_model_len, tokens, truncated):
+    engine = Engine(reason, max_model_len)
+    assert run(agent_loop, monkeypatch, {}, engine, tokens=tokens)[3].extra_fields["truncated"] is truncated
+
+
+def test_verls_own_loop_asks_through_what_hears(agent_loop):
+    """verl's loop itself, whose output has no room for the reason."""
+    from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+    class Client:
+        async def generate(self, request_id: str, **arguments: Any) -> TokenOutput:
+            return TokenOutput(token_ids=[5, 6, 7], stop_reason="length")
+
+    loop = object.__new__(agent_loop.LimitedAgentLoop)
+    assert issubclass(agent_loop.LimitedAgentLoop, SingleTurnAgentLoop)
+    loop.server_manager, loop.response_length, loop.processor = Client(), 8, None
+    loop.rollout_config = SimpleNamespace(max_model_len=None, full_determinism=False)
+    loop.mm_processor_kwargs = {}
+
+    async def build(messages, **kwargs):
+        return [1, 2]
+
+    async def merge(prompt_ids, token_ids, *rest, **kwargs):
+        return SimpleNamespace(token_ids=prompt_ids + token_ids), [1] * len(token_ids), None
+
+    async def media(messages):
+        return {}
+
+    loop.ct_build_initial_tokens, loop.ct_merge_assistant_token, loop.process_multi_modal_info = build, merge, media
+    loop.build_sglang_video_payload = lambda videos, inputs: None
+    output = asyncio.run(loop.run({}, raw_prompt=[{"role": "user", "content": "1+1"}]))
+    assert output.response_ids == [5, 6, 7]
+    assert (output.extra_fields["response_tokens"], output.extra_fields["truncated"]) == (3, True)
 
 
 @pytest.mark.parametrize(("tokens", "truncated"), [(3, False), (8, True)])

@@ -10,7 +10,7 @@ import pytest
 
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.analysis.evaluation import LEVEL, Response, bootstrap, pass_at_k, summarise
-from recipe.prune_opd.check import check_settings
+from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.commands import evaluate
 
 
@@ -250,9 +250,8 @@ def test_bad_input_is_one_sentence(case, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("recipe", ["prune_opd_eval", "[opd,paper_validation]"])
-def test_the_recipe_validates_as_the_paper(recipe, compose, monkeypatch):
-    monkeypatch.setenv("DATA_DIR", "somewhere")
-    config = compose(f"+recipe={recipe}", "prune_opd.teacher.path=T")
+def test_the_recipe_validates_as_the_paper(recipe, compose):
+    config = compose(f"+recipe={recipe}", "prune_opd.teacher.path=T", "data.benchmarks=/somewhere")
     rollout, sampling = config.actor_rollout_ref.rollout, config.actor_rollout_ref.rollout.val_kwargs
     assert (sampling.n, sampling.do_sample, sampling.temperature, sampling.top_p, sampling.top_k) == (
         16,
@@ -264,7 +263,7 @@ def test_the_recipe_validates_as_the_paper(recipe, compose, monkeypatch):
     assert (rollout.prompt_length, rollout.response_length, rollout.max_model_len) == (1024, 31744, 1024 + 31744)
     names = [Path(file).stem for file in config.data.val_files]
     assert names == ["amc23", "aime24", "aime25", "hmmt24", "hmmt25"]
-    assert {str(Path(file).parent) for file in config.data.val_files} == {"somewhere"}
+    assert {str(Path(file).parent) for file in config.data.val_files} == {"/somewhere"}
     assert config.trainer.test_freq == 20
     assert config.trainer.validation_data_dir == f"{config.trainer.default_local_dir}/validation"
     typed = check_settings(config)
@@ -290,6 +289,7 @@ def test_eval_recipe_changes_nothing_but_validation(compose):
         "actor_rollout_ref.rollout.val_kwargs.n",
         "actor_rollout_ref.rollout.val_kwargs.temperature",
         "actor_rollout_ref.rollout.val_kwargs.top_p",
+        "data.benchmarks",
         "data.max_prompt_length",
         "data.max_response_length",
         "data.val_files",

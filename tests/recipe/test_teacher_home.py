@@ -16,7 +16,7 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
-from recipe.prune_opd.check import check_settings
+from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.config import BudgetConfig, GateConfig, PruneOPDConfig, TeacherConfig, TeacherUrlConfig
 from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.metrics import COLUMNS

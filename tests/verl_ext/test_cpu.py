@@ -210,7 +210,7 @@ def test_platform_group_works_for_any_recipe_of_verl(compose):
 
 
 def test_recipe_allows_the_platforms_settings(compose):
-    from recipe.prune_opd.check import check_settings
+    from recipe.prune_opd.checks.settings import check_settings
 
     for gate in ("false", "true"):
         check_settings(

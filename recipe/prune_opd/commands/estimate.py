@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recipe.prune_opd.analysis import costs
 from recipe.prune_opd.analysis.footprint import memory
 from recipe.prune_opd.analysis.run_costs import Step, Values
-from recipe.prune_opd.check import check_settings
+from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.commands.terminal import console
 from recipe.prune_opd.config import PruneOPDConfig
 

@@ -1,20 +1,16 @@
-"""Bad input refused before Ray starts or a model is loaded, each in one sentence. The docs list every refusal.
+"""Settings of verl that are refused, each in one sentence. docs/configuration.md lists every refusal."""
 
-``StartCheck`` runs in the driver as a Hydra callback; the trainer runs the same checks in its own process, so a
-configuration that reaches verl by another way, or a cluster whose files the driver cannot see, is checked as well.
-"""
-
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.prune_opd.checks.attention import check_sequence_parallelism
+from recipe.prune_opd.checks.batches import check_batches
+from recipe.prune_opd.checks.numbers import ACTOR, ROLLOUT, check_numbers
 from recipe.prune_opd.config import ENGINES, PruneOPDConfig, load_config
-from recipe.prune_opd.inputs import check_inputs
 
 
 @dataclass(frozen=True)
@@ -26,16 +22,19 @@ class Setting:
     why: str
 
 
-ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 SETTINGS = (
     Setting("trainer.use_v1", (True,), "the trainer is built on verl's V1 trainer"),
     Setting("trainer.v1.trainer_mode", ("prune_opd",), "another trainer would train on task rewards"),
     Setting("algorithm.adv_estimator", ("prune_opd",), "the reward is given per candidate token"),
     Setting("algorithm.use_kl_in_reward", (False,), "the reference model is the teacher, its KL is the reward"),
     Setting("algorithm.gamma", (1.0,), "the advantage is not discounted"),
+    Setting("algorithm.lam", (1.0,), "the advantage is not discounted"),
+    Setting("algorithm.use_pf_ppo", (False,), "it reweighs responses by task rewards, which are not trained on"),
+    Setting("algorithm.filter_groups.enable", (False,), "it drops prompts by task rewards, which are not trained on"),
     Setting("algorithm.rollout_correction.bypass_mode", (False,), "old log-probs come from the trainer's own pass"),
     Setting("algorithm.rollout_correction.rollout_is", (None,), "candidates are not sampled, so have no such weight"),
     Setting("algorithm.rollout_correction.rollout_rs", (None,), "the loss mask must stay that of the generated tokens"),
+    Setting("trainer.resume_mode", ("auto", "disable", "resume_path"), "verl has no other"),
     Setting("critic.enable", (False, None), "the advantage has no baseline"),
     Setting("trainer.critic_warmup", (0,), "there is no critic to warm up, and the student would not be trained"),
     Setting("distillation.enabled", (False,), "it would replace the actor's loss"),
@@ -43,13 +42,17 @@ SETTINGS = (
     Setting(f"{ACTOR}.use_kl_loss", (False,), "the reference model is the teacher, its KL is the reward"),
     Setting(f"{ACTOR}.entropy_coeff", (0,), "the loss has no entropy term"),
     Setting(f"{ACTOR}.calculate_entropy", (False,), "the update does not compute it; actor/entropy is always logged"),
+    Setting(f"{ACTOR}.calculate_sum_pi_squared", (False,), "it is for a baseline, and the advantage has none"),
     Setting(f"{ACTOR}.loss_agg_mode", ("token-mean",), "the loss is divided by the number of generated tokens"),
     Setting(f"{ACTOR}.policy_loss.loss_mode", ("vanilla",), "the loss is the clipped one over candidates"),
     Setting(f"{ACTOR}.use_prefix_grouper", (False,), "it takes another path through the model"),
     Setting(f"{ACTOR}.pad_to_length", (False,), "rows of padded logits would not match the candidates"),
     Setting("actor_rollout_ref.ref.pad_to_length", (False,), "rows of padded logits would not match the candidates"),
     Setting("actor_rollout_ref.model.use_fused_kernels", (False,), "fused kernels never show the logits"),
+    Setting(f"{ACTOR}.checkpoint.async_save", (False,), "FSDP has none, and verl would not find the checkpoint again"),
     Setting("actor_rollout_ref.hybrid_engine", (True,), "the trainer is synchronous and colocated"),
+    Setting(f"{ROLLOUT}.mode", ("async",), "verl has no other"),
+    Setting(f"{ROLLOUT}.pipeline_model_parallel_size", (1,), "verl's rollout has no pipeline"),
     Setting(f"{ROLLOUT}.multi_turn.enable", (False,), "the limit acts on single-turn responses"),
     Setting(f"{ROLLOUT}.agent.default_agent_loop", ("prune_opd",), "another agent loop would not see the limit"),
 )
@@ -74,13 +77,15 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
     if OmegaConf.select(config, "prune_opd") is None:
         raise ValueError("prune_opd: the configuration has no such node, start with +recipe=prune_opd")
     typed = load_config(config.prune_opd)
-    budget = typed.budget.build(config.actor_rollout_ref.rollout.response_length)
     for setting in SETTINGS + (GATE_SETTINGS if typed.gate.enable else ()):
         found = OmegaConf.select(config, setting.key)
         if found not in setting.allowed:
             allowed = " or ".join(str(value) for value in setting.allowed)
             wanted = "prune_opd.gate.enable" if setting in GATE_SETTINGS else "prune_opd"
             raise ValueError(f"{setting.key}: got {found!r}, allowed with {wanted}: {allowed}, because {setting.why}")
+    check_numbers(config)
+    _check_folders(config)
+    budget = typed.budget.build(config.actor_rollout_ref.rollout.response_length)
     if typed.teacher.serves and config.trainer.del_local_ckpt_after_load:
         raise ValueError(
             f"trainer.del_local_ckpt_after_load: got True, allowed with prune_opd.teacher.home={typed.teacher.home}: "
@@ -92,8 +97,27 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
         _check_gate(config, typed)
         typed.gate.check_reach(typed.drift.w_drop, budget.max)
     longest = config.data.max_prompt_length + budget.max
-    _check_micro_batches(config, longest, teacher_passes=not typed.teacher.serves)
+    check_batches(config, longest, teacher_passes=not typed.teacher.serves)
+    check_sequence_parallelism(config, typed)
     return typed
+
+
+def _check_folders(config: DictConfig) -> None:
+    """Folders by name: the one to resume from, and the one of the paper's benchmarks."""
+    resumed = config.trainer.resume_from_path
+    if config.trainer.resume_mode == "resume_path" and "global_step_" not in str(resumed):
+        raise ValueError(
+            f"trainer.resume_from_path: got {resumed!r}, allowed with trainer.resume_mode=resume_path: "
+            "a folder global_step_N"
+        )
+    given = OmegaConf.to_container(config.data)  # nothing resolved
+    assert isinstance(given, dict)
+    folder = given.get("benchmarks")
+    if "${data.benchmarks}" in str(given["val_files"]) and not Path(str(folder)).is_absolute():
+        raise ValueError(
+            f"data.benchmarks: got {'no value' if folder == '???' else repr(folder)}, allowed: the absolute "
+            "path of the folder that prepare wrote, because the trainer may run in another folder or on another machine"
+        )
 
 
 def _check_servers(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
@@ -133,53 +157,3 @@ def _check_engine(key: str, arguments: Mapping[str, Any], prune_opd: PruneOPDCon
         raise ValueError(
             f"{key}.max_logprobs: got {most}, allowed with prune_opd.{needed_by}: at least prune_opd.topk, {topk}"
         )
-
-
-def _check_micro_batches(config: DictConfig, longest: int, teacher_passes: bool) -> None:
-    """Every pass must hold the longest sequence there will be; verl would stop only when the limit has grown to it."""
-    actor, rollout, ref = (config.actor_rollout_ref[name] for name in ("actor", "rollout", "ref"))
-    passes = [
-        (f"{ACTOR}.ppo_max_token_len_per_gpu", actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu, actor),
-        (
-            f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
-            rollout.log_prob_use_dynamic_bsz,
-            rollout.log_prob_max_token_len_per_gpu,
-            actor,
-        ),
-    ]
-    if teacher_passes:
-        key = "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu"
-        passes.append((key, ref.log_prob_use_dynamic_bsz, ref.log_prob_max_token_len_per_gpu, ref))
-    for key, dynamic, tokens, engine in passes:
-        ranks = engine.ulysses_sequence_parallel_size
-        if dynamic and tokens * ranks < longest:
-            raise ValueError(
-                f"{key}: got {tokens}, allowed: at least {-(-longest // ranks)}, that is data.max_prompt_length + "
-                f"prune_opd.budget.max = {longest} over {ranks} sequence-parallel ranks"
-            )
-    if teacher_passes and not (ref.log_prob_use_dynamic_bsz or ref.log_prob_micro_batch_size_per_gpu):
-        raise ValueError(  # verl asks for it only where its own KL terms need a reference model
-            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu: got None, allowed with "
-            "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false: a whole number, the teacher's micro-batch"
-        )
-
-
-class StartCheck(Callback):
-    """Hydra callback of the recipe: ends the driver with one sentence instead of a traceback."""
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """See ``hydra.experimental.callback.Callback``."""
-        try:
-            check_settings(config)
-            if not _remote_cluster(config):
-                check_inputs(config)
-        except ValueError as error:
-            # Hydra turns exceptions of callbacks into warnings and goes on; SystemExit is none.
-            sys.exit(f"prune_opd cannot start: {error}")
-        except Exception as error:  # from a model's own code, say: as fatal, but not foreseen
-            sys.exit(f"prune_opd cannot start: {type(error).__name__}: {error}")
-
-
-def _remote_cluster(config: DictConfig) -> bool:
-    """Whether the trainer may run on another machine, whose files this one need not have."""
-    return bool(os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address"))

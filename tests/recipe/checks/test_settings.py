@@ -1,0 +1,341 @@
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.prune_opd.checks.settings import GATE_SETTINGS, SETTINGS, check_settings
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+WRONG = {
+    "trainer.use_v1": False,
+    "trainer.v1.trainer_mode": "sync",
+    "algorithm.adv_estimator": "grpo",
+    "algorithm.use_kl_in_reward": True,
+    "algorithm.gamma": 0.99,
+    "algorithm.lam": 0.95,
+    "algorithm.use_pf_ppo": True,
+    "algorithm.filter_groups.enable": True,
+    "algorithm.rollout_correction.bypass_mode": True,
+    "algorithm.rollout_correction.rollout_is": "token",
+    "algorithm.rollout_correction.rollout_rs": "token",
+    "trainer.resume_mode": "never",
+    "critic.enable": True,
+    "trainer.critic_warmup": 5,
+    "distillation.enabled": True,
+    "actor_rollout_ref.actor.strategy": "megatron",
+    "actor_rollout_ref.actor.use_kl_loss": True,
+    "actor_rollout_ref.actor.entropy_coeff": 0.01,
+    "actor_rollout_ref.actor.calculate_entropy": True,
+    "actor_rollout_ref.actor.calculate_sum_pi_squared": True,
+    "actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-sum",
+    "actor_rollout_ref.actor.policy_loss.loss_mode": "gspo",
+    "actor_rollout_ref.actor.use_prefix_grouper": True,
+    "actor_rollout_ref.actor.pad_to_length": True,
+    "actor_rollout_ref.ref.pad_to_length": True,
+    "actor_rollout_ref.model.use_fused_kernels": True,
+    "actor_rollout_ref.actor.checkpoint.async_save": True,
+    "actor_rollout_ref.hybrid_engine": False,
+    "actor_rollout_ref.rollout.mode": "sync",
+    "actor_rollout_ref.rollout.pipeline_model_parallel_size": 2,
+    "actor_rollout_ref.rollout.multi_turn.enable": True,
+    "actor_rollout_ref.rollout.agent.default_agent_loop": "single_turn_agent",
+}
+
+
+def test_the_recipe_itself_is_allowed(config):
+    assert check_settings(config).teacher.path == "T"
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_both_fsdp_engines_are_allowed(config, strategy):
+    config.actor_rollout_ref.actor.strategy = strategy
+    check_settings(config)
+
+
+def test_every_setting_has_a_case_here():
+    assert [setting.key for setting in SETTINGS] == list(WRONG)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
+def test_wrong_settings_are_refused(config, setting):
+    parent, _, name = setting.key.rpartition(".")
+    assert name in OmegaConf.select(config, parent), "verl has no such key"
+    OmegaConf.update(config, setting.key, WRONG[setting.key])
+    with pytest.raises(ValueError, match="because") as refused:
+        check_settings(config)
+    message = str(refused.value)
+    found, allowed = WRONG[setting.key], setting.allowed[0]
+    assert message.startswith(f"{setting.key}: got {found!r}, allowed with prune_opd: {allowed}")
+    assert message.endswith(setting.why)
+
+
+# ------------------------------------------------------------------------------------------------ gate
+
+
+ENGINES = ("actor_rollout_ref.rollout.engine_kwargs.vllm", "prune_opd.teacher.server.engine_kwargs")
+
+
+@pytest.mark.parametrize("key", ENGINES)
+@pytest.mark.parametrize(
+    ("argument", "found", "allowed"),
+    [
+        ("logprobs_mode", "processed_logprobs", "'raw_logprobs'"),
+        ("max_logprobs", 15, "at least prune_opd.topk, 16"),
+        ("incremental_streaming_output", True, "False"),
+    ],
+)
+def test_arguments_of_an_engine_do_not_slip_past(gated, key, argument, found, allowed):
+    OmegaConf.update(gated, key, {argument: found}, force_add=True)
+    with pytest.raises(ValueError, match="allowed with") as refused:
+        check_settings(gated)
+    assert str(refused.value) == f"{key}.{argument}: got {found!r}, allowed with prune_opd.gate.enable: {allowed}"
+    gated.prune_opd.gate.enable = False
+    check_settings(gated)
+
+
+@pytest.mark.parametrize("key", ENGINES)
+@pytest.mark.parametrize("arguments", [{"logprobs_mode": "raw_logprobs"}, {"max_logprobs": None}, {"max_logprobs": -1}])
+def test_arguments_of_an_engine_that_do_no_harm(gated, key, arguments):
+    OmegaConf.update(gated, key, arguments, force_add=True)
+    check_settings(gated)
+
+
+NEVER = [
+    ({"prune_opd.drift.w_drop": 0.004}, "prune_opd.drift.w_drop: got 0.004"),
+    ({"prune_opd.gate.kind": "windowed", "prune_opd.gate.window": 201}, "prune_opd.gate.window: got 201"),
+    ({"prune_opd.gate.kind": "consecutive", "prune_opd.gate.run_length": 201}, "prune_opd.gate.run_length: got 201"),
+    ({"prune_opd.gate.kind": "relative", "prune_opd.gate.window": 101}, "prune_opd.gate.window: got 101"),
+    ({"prune_opd.gate.min_tokens": 200}, "prune_opd.gate.min_tokens: got 200"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), NEVER, ids=[said for _, said in NEVER])
+def test_a_rule_that_can_stop_nothing_is_refused(gated, settings, said):
+    gated.prune_opd.budget.max = 200
+    for key, value in settings.items():
+        OmegaConf.update(gated, key, value)
+    with pytest.raises(ValueError, match=r"budget\.max, 200") as refused:
+        check_settings(gated)
+    assert str(refused.value).startswith(said)
+    gated.prune_opd.budget.max = 400
+    check_settings(gated)
+
+
+WRONG_WITH_A_GATE = {
+    "actor_rollout_ref.rollout.name": "trtllm",
+    "actor_rollout_ref.rollout.disaggregation.enabled": True,
+}
+
+
+@pytest.fixture
+def gated(config) -> DictConfig:
+    """The recipe's configuration with the gate on."""
+    config.prune_opd.gate.enable = True
+    config.prune_opd.teacher.server.engine = "vllm"  # not the rollout's, which a test changes
+    return config
+
+
+def test_the_gate_is_allowed(gated):
+    assert check_settings(gated).gate.enable
+
+
+def test_every_setting_of_the_gate_has_a_case_here():
+    assert [setting.key for setting in GATE_SETTINGS] == list(WRONG_WITH_A_GATE)
+
+
+@pytest.mark.parametrize("setting", GATE_SETTINGS, ids=lambda setting: setting.key)
+def test_wrong_settings_are_refused_with_a_gate_alone(gated, setting):
+    found = WRONG_WITH_A_GATE[setting.key]
+    OmegaConf.update(gated, setting.key, found, force_add=True)
+    with pytest.raises(ValueError, match="because") as refused:
+        check_settings(gated)
+    message = str(refused.value)
+    allowed = setting.allowed[0]
+    assert message.startswith(f"{setting.key}: got {found!r}, allowed with prune_opd.gate.enable: {allowed}")
+    assert message.endswith(setting.why)
+    gated.prune_opd.gate.enable = False
+    check_settings(gated)
+
+
+@pytest.mark.parametrize("home", [False, True], ids=["gate", "home"])
+@pytest.mark.parametrize(
+    ("replicas", "parallel", "per_node", "allowed"),
+    [(1, 1, 1, True), (2, 2, 8, True), (3, 1, 8, True), (2, 8, 8, True), (3, 4, 8, False), (3, 1, 2, False)],
+)
+def test_the_teachers_servers_must_fit_the_nodes(gated, replicas, parallel, per_node, allowed, home):
+    if home:
+        serve(gated)
+        gated.prune_opd.gate.enable = False
+    gated.prune_opd.teacher.server.replicas = replicas
+    gated.prune_opd.teacher.server.tensor_model_parallel_size = parallel
+    gated.trainer.n_gpus_per_node = per_node
+    if allowed:
+        check_settings(gated)
+    else:
+        found = f"{replicas} replicas of {parallel} devices"
+        with pytest.raises(ValueError, match=rf"^prune_opd\.teacher\.server: got {found}, allowed: .* {per_node}, "):
+            check_settings(gated)
+    gated.prune_opd.gate.enable, gated.prune_opd.teacher.home = False, "worker_group"
+    check_settings(gated)
+
+
+@pytest.mark.parametrize(("key", "value"), [("temperature", 0.7), ("top_p", 0.9), ("top_k", 50)])
+def test_log_probs_of_two_distributions_are_not_compared(gated, key, value):
+    rollout = gated.actor_rollout_ref.rollout
+    rollout[key] = value
+    rollout.calculate_log_probs = False
+    check_settings(gated)
+    rollout.calculate_log_probs = True
+    with pytest.raises(ValueError, match=r"^actor_rollout_ref\.rollout\.calculate_log_probs: got True") as refused:
+        check_settings(gated)
+    assert key in str(refused.value)
+    gated.prune_opd.gate.enable = False
+    check_settings(gated)
+
+
+def test_log_probs_of_the_plain_distribution_may_be_compared(gated):
+    gated.actor_rollout_ref.rollout.calculate_log_probs = True
+    for top_k in (-1, 0):
+        gated.actor_rollout_ref.rollout.top_k = top_k
+        check_settings(gated)
+
+
+@pytest.mark.parametrize(("most", "allowed"), [(15, False), (16, True), (-1, True)])
+def test_the_rollout_must_report_k_candidates(gated, most, allowed):
+    OmegaConf.update(gated, "actor_rollout_ref.rollout.engine_kwargs.vllm", {"max_logprobs": most}, force_add=True)
+    if allowed:
+        check_settings(gated)
+    else:
+        with pytest.raises(ValueError, match=r"max_logprobs: got 15, allowed with prune_opd\.gate\.enable: .* 16$"):
+            check_settings(gated)
+
+
+# ------------------------------------------------------------------------------------------------ teacher servers
+
+
+def serve(config: DictConfig) -> None:
+    """Have the teacher on servers."""
+    config.prune_opd.teacher.home, config.prune_opd.strategy = "server", "intersection"
+
+
+@pytest.fixture
+def served(config) -> DictConfig:
+    """The recipe's configuration with the teacher on servers, without a gate."""
+    serve(config)
+    config.prune_opd.teacher.server.engine = "vllm"  # not the rollout's, which a test changes
+    return config
+
+
+def test_a_teacher_on_servers_is_allowed(served):
+    assert check_settings(served).teacher.home == "server"
+
+
+def test_a_strategy_that_servers_cannot_serve_ends_the_start(served):
+    served.prune_opd.strategy = "only_stu"
+    with pytest.raises(ValueError, match=r"^prune_opd\.strategy: got 'only_stu', allowed: only_tch"):
+        check_settings(served)
+
+
+@pytest.mark.parametrize(
+    ("argument", "found", "allowed"),
+    [
+        ("logprobs_mode", "processed_logprobs", "'raw_logprobs'"),
+        ("max_logprobs", 15, "at least prune_opd.topk, 16"),
+        ("incremental_streaming_output", True, "False"),
+    ],
+)
+def test_arguments_of_the_teachers_engine_alone_matter_without_a_gate(served, argument, found, allowed):
+    rollout, teacher = ENGINES
+    OmegaConf.update(served, rollout, {argument: found}, force_add=True)
+    check_settings(served)  # of the rollout nothing but tokens is wanted
+    OmegaConf.update(served, teacher, {argument: found}, force_add=True)
+    with pytest.raises(ValueError, match="allowed with") as refused:
+        check_settings(served)
+    assert (
+        str(refused.value)
+        == f"{teacher}.{argument}: got {found!r}, allowed with prune_opd.teacher.home=server: {allowed}"
+    )
+
+
+@pytest.mark.parametrize("setting", GATE_SETTINGS, ids=lambda setting: setting.key)
+def test_what_a_gate_alone_needs_may_be_anything_on_servers(served, setting):
+    OmegaConf.update(served, setting.key, WRONG_WITH_A_GATE[setting.key], force_add=True)
+    check_settings(served)
+
+
+@pytest.mark.parametrize("needs", ["gate.enable=true", "teacher.home=server"])
+def test_the_teachers_engine_must_be_one_that_can_be_asked(config, needs):
+    """It is the rollout's, unless another is named."""
+    serve(config)
+    config.prune_opd.teacher.home = "worker_group"
+    config.actor_rollout_ref.rollout.name = "trtllm"
+    check_settings(config)
+    key, value = needs.split("=")
+    OmegaConf.update(config.prune_opd, key, value == "true" or value)
+    with pytest.raises(ValueError, match=r"^prune_opd\.teacher\.server\.engine: got 'trtllm', allowed: vllm, sglang$"):
+        check_settings(config)
+
+
+@pytest.mark.parametrize("key", ["log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size_per_gpu"])
+def test_without_a_teachers_pass_its_micro_batches_may_be_anything(served, key):
+    ref = served.actor_rollout_ref.ref
+    ref.log_prob_use_dynamic_bsz = key == "log_prob_max_token_len_per_gpu"
+    ref[key] = 1 if ref.log_prob_use_dynamic_bsz else None
+    check_settings(served)
+    served.prune_opd.teacher.home = "worker_group"
+    with pytest.raises(ValueError, match=rf"^actor_rollout_ref\.ref\.{key}: got "):
+        check_settings(served)
+
+
+def test_the_students_micro_batches_still_matter(served):
+    served.actor_rollout_ref.actor.ppo_max_token_len_per_gpu = 1
+    with pytest.raises(ValueError, match=r"^actor_rollout_ref\.actor\.ppo_max_token_len_per_gpu: got 1, "):
+        check_settings(served)
+
+
+# ------------------------------------------------------------------------------------------------ node and folders
+
+
+def test_a_configuration_without_the_recipe_is_refused(compose):
+    with pytest.raises(ValueError, match=r"\+recipe=prune_opd"):
+        check_settings(compose())
+
+
+@pytest.mark.parametrize("node", [3, "yes"])
+def test_the_recipes_node_must_be_a_node(config, node):
+    config.prune_opd = node
+    with pytest.raises(ValueError, match=r"^prune_opd: "):
+        check_settings(config)
+
+
+def test_the_budget_must_fit_the_rollout(config):
+    config.data.max_response_length = 300
+    check_settings(config)
+    config.prune_opd.budget.max = 301
+    with pytest.raises(ValueError, match=r"prune_opd\.budget\.max: got 301, allowed: .*300"):
+        check_settings(config)
+
+
+@pytest.mark.parametrize(("mode", "path"), [("resume_path", None), ("resume_path", "runs/one")])
+def test_a_folder_to_resume_from_must_be_named(config, mode, path):
+    config.trainer.resume_mode, config.trainer.resume_from_path = mode, path
+    with pytest.raises(ValueError, match=rf"^trainer\.resume_from_path: got {path!r}, allowed"):
+        check_settings(config)
+    config.trainer.resume_from_path = "runs/one/global_step_20"
+    check_settings(config)
+
+
+@pytest.mark.parametrize("recipe", ["prune_opd_eval", "[opd,paper_validation]"])
+@pytest.mark.parametrize(("given", "said"), [(None, "no value"), ("data", "'data'"), ("./data", "'./data'")])
+def test_the_benchmarks_folder_must_not_depend_on_where_the_command_was_typed(
+    compose, monkeypatch, recipe, given, said
+):
+    monkeypatch.setenv("DATA_DIR", "/elsewhere")  # of the submitting shell: the trainer's process has another
+    overrides = [f"+recipe={recipe}", "prune_opd.teacher.path=T"]
+    config = compose(*overrides, *([f"data.benchmarks={given}"] if given else []))
+    with pytest.raises(ValueError, match=rf"^data\.benchmarks: got {said}, allowed: the absolute path"):
+        check_settings(config)
+    config = compose(*overrides, "data.benchmarks=/data")
+    check_settings(config)
+    assert config.data.val_files[0] == "/data/amc23.parquet"
+    check_settings(compose(*overrides, "data.val_files=own.parquet"))  # then nothing needs the folder

@@ -1,0 +1,105 @@
+import os
+import subprocess
+import sys
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.prune_opd.checks import start
+from recipe.prune_opd.checks.start import StartCheck
+
+
+@pytest.fixture
+def here(monkeypatch) -> list[str]:
+    """No cluster, and stand-ins for what depends on the machine: their names are noted."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    called: list[str] = []
+    monkeypatch.setattr(start, "check_attention", lambda config, prune_opd: called.append("attention"))
+    monkeypatch.setattr(start, "check_inputs", lambda config: called.append("inputs"))
+    return called
+
+
+def ending(config: DictConfig) -> str:
+    with pytest.raises(SystemExit) as end:
+        StartCheck().on_job_start(config)
+    assert isinstance(end.value.code, str)  # Python prints it and exits with 1
+    assert end.value.code.startswith("prune_opd cannot start: ")
+    assert "\n" not in end.value.code
+    return end.value.code
+
+
+def test_start_goes_on_with_good_input(config, here):
+    StartCheck().on_job_start(config, config_name="ppo_trainer")
+    assert here == ["attention", "inputs"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("prune_opd.topk", 0), ("critic.enable", True), ("data.max_response_length", 0)]
+)
+def test_start_ends_with_one_sentence(config, here, key, value):
+    OmegaConf.update(config, key, value)
+    assert key in ending(config)
+
+
+@pytest.mark.parametrize("check", ["check_attention", "check_inputs"])
+def test_what_depends_on_the_machine_ends_it_too(config, here, monkeypatch, check):
+    def refuse(*arguments):
+        raise ValueError(f"some.key: {check}")
+
+    monkeypatch.setattr(start, check, refuse)
+    assert ending(config) == f"prune_opd cannot start: some.key: {check}"
+
+
+def test_errors_nobody_foresaw_stop_the_start_too(config, monkeypatch):
+    monkeypatch.setattr(start, "check_settings", lambda config: 1 / 0)
+    assert ending(config) == "prune_opd cannot start: ZeroDivisionError: division by zero"
+
+
+def test_an_interpolation_that_leads_nowhere_is_one_line(config, here):
+    OmegaConf.update(config, "actor_rollout_ref.actor.use_dynamic_bsz", "${foo}")
+    assert "Interpolation key 'foo' not found" in ending(config)
+
+
+def test_the_machine_is_left_to_a_remote_cluster_but_settings_are_not(config, here, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    StartCheck().on_job_start(config)
+    monkeypatch.delenv("RAY_ADDRESS")
+    OmegaConf.update(config, "ray_kwargs.ray_init.address", "ray://head:10001", force_add=True)
+    StartCheck().on_job_start(config)
+    assert here == []
+    config.prune_opd.topk = 0
+    ending(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["+platform=cpu", "prune_opd.drift.threshold=1.5"],
+            "prune_opd.drift.threshold: got 1.5, allowed: a number in (0, 1]",
+        ),
+        (
+            ["trainer.device=cpu"],
+            "actor_rollout_ref.model.override_config.attn_implementation: got 'flash_attention_2', verl's default, "
+            "which needs a GPU, allowed with trainer.device=cpu: sdpa or eager; +platform=cpu sets sdpa",
+        ),
+    ],
+    ids=["setting", "attention"],
+)
+def test_verl_ends_before_ray_starts(tmp_path, overrides, sentence):
+    environment = os.environ | {"RAY_TMPDIR": str(tmp_path / "ray"), "HYDRA_FULL_ERROR": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    command = ["verl.trainer.main_ppo", "+recipe=prune_opd", "prune_opd.teacher.path=T", *overrides]
+    run = subprocess.run(
+        [sys.executable, "-m", *command, f"hydra.run.dir={tmp_path}"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == f"prune_opd cannot start: {sentence}"
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "ray").exists()
+    assert "Ray instance" not in run.stdout + run.stderr
