@@ -6,6 +6,8 @@
 #   Prune-OPD (this script)               42.7  16.3  14.6   6.7   5.6  13.5 h  (52.6 % saved)
 # The two end a response with different tokens, and a warning at start says so: docs/troubleshooting.md.
 #
+# Needs, computed and not measured: 8 GPUs of 80 GB, 200 GB of CPU memory, 100 GB of disk for checkpoints (README.md).
+#
 #   DATA_DIR=/path/to/parquet bash examples/paper/qwen3_4b_base_from_qwen3_4b.sh
 #
 # STUDENT and TEACHER may be folders of your own; what else can be set: run.sh beside this file.

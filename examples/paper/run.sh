@@ -10,6 +10,7 @@
 # RECIPE     prune_opd (default), opd, or opd_fixed_length, which needs prune_opd.budget.max=N as an argument
 # ROLLOUT    vllm (default) or sglang
 # GPUS       GPUs of the node (default: 8)
+# ROLLOUT_MEMORY   share of a GPU's memory that the rollout engine takes (default: 0.75; 0.7 with a student of 7B)
 # PYTHON     interpreter (default: python)
 #
 # γ, w_drop, w_base, k, ρ, step, margin, patience and the smallest limit are not repeated here: the recipe's defaults are
@@ -43,6 +44,8 @@ settings=(
   "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=$((PROMPT + LIMIT))"
 
   "actor_rollout_ref.rollout.name=${ROLLOUT:-vllm}"
+  # The engine sleeps while the trainer computes: what it may take is bounded by the weights and optimizer that stay.
+  "actor_rollout_ref.rollout.gpu_memory_utilization=${ROLLOUT_MEMORY:-0.75}"
   "actor_rollout_ref.rollout.tensor_model_parallel_size=1"
   "actor_rollout_ref.rollout.n=4"
   "actor_rollout_ref.rollout.temperature=1.0"
@@ -52,6 +55,7 @@ settings=(
   "trainer.total_epochs=1"
   "trainer.total_training_steps=203"
   "trainer.save_freq=20"
+  "trainer.max_actor_ckpt_to_keep=2" # verl keeps all of them, 12 bytes per parameter each
   "trainer.logger=[console,file]"
   "trainer.project_name=prune_opd_paper"
   "trainer.experiment_name=$NAME-$RECIPE"

@@ -99,6 +99,15 @@ def test_training_is_as_in_the_paper(config: Callable[[str], DictConfig], script
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_memory_and_disk_are_used_sparingly(config: Callable[[str], DictConfig], script: str) -> None:
+    found = config(script)
+    share = found.actor_rollout_ref.rollout.gpu_memory_utilization
+    assert share == (0.7 if script.startswith("r1_7b_from_skywork") else 0.75)
+    assert found.trainer.max_actor_ckpt_to_keep == 2
+    assert "GB of CPU memory" in (PAPER / f"{script.removesuffix('_opd')}.sh").read_text()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_validation_is_as_in_the_paper(config: Callable[[str], DictConfig], script: str) -> None:
     found = config(script)
     rollout, sampling = found.actor_rollout_ref.rollout, found.actor_rollout_ref.rollout.val_kwargs
