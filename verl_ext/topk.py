@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 ROWS_AT_A_TIME = 256
 """Rows turned to float32 at once: 256 x 152,000 x 4 bytes = 0.16 GB instead of N x V x 4. Enough to fill a GPU."""
@@ -29,8 +28,8 @@ def top_log_probs(logits: Tensor, k: int, vocab_size: int) -> tuple[Tensor, Tens
     """The k largest logits among the first ``vocab_size`` ids, and their full-vocabulary log-probs.
 
     Args:
-        logits: (N, V) float of any dtype. Ranked as they are: a cast to float32 is exact and changes no order, ties
-            included. The normaliser is float32.
+        logits: (N, V) float of any dtype. Ranked as they are: a cast to float32 is exact, so it changes
+            no order, ties included. The normaliser is float32.
         k: K.
         vocab_size: candidates are ids below it; the normaliser always takes all V.
 
@@ -51,15 +50,15 @@ def log_probs_at(logits: Tensor, ids: Tensor, overwrite: bool = False) -> Tensor
     Args:
         logits: (N, V) float.
         ids: (N, K) int; an id outside [0, V) is given -inf and no gradient: this model has no row for it.
-        overwrite: let the backward pass write the gradient into the logits' memory, which saves a second (N, V). Only
-            where nobody reads the logits after this backward pass has begun; torch raises a RuntimeError where autograd
-            itself would, another operation on them that is differentiated later or a graph used twice. A leaf, whose
-            owner keeps it, is never overwritten.
+        overwrite: let the backward pass write the gradient into the logits' memory, which saves a
+            second (N, V). Only where nobody reads the logits once it has begun. Where autograd does
+            (an operation on them that is differentiated later, a graph that is used twice) torch
+            raises a RuntimeError. A leaf is never overwritten: its owner keeps it.
 
     Returns:
         (N, K) float32 (float64 of float64).
     """
-    return _LogProbsAt.apply(logits, ids, overwrite)  # type: ignore[no-any-return]  # torch does not annotate it
+    return _LogProbsAt.apply(logits, ids, overwrite)
 
 
 class _LogProbsAt(torch.autograd.Function):
@@ -74,8 +73,9 @@ class _LogProbsAt(torch.autograd.Function):
         return (logits.gather(-1, rows) - normaliser).masked_fill_(~known, -torch.inf)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("log_probs_at: got create_graph=True, allowed: False, it has a first derivative only")
         logits, ids, normaliser = ctx.saved_tensors
         # Detached, it shares memory and version counter with the logits: a later reader is refused by torch.
         gradient = logits.detach() if ctx.overwrite else torch.empty_like(logits)
@@ -89,14 +89,19 @@ def _gradient(logits: Tensor, ids: Tensor, normaliser: Tensor, upstream: Tensor)
     """(N, V) float32 gradient of ``(log_probs_at(logits, ids) * upstream).sum()``."""
     known, rows = _known(ids, logits.shape[-1])
     upstream = upstream.masked_fill(~known, 0)
-    probs = (logits - normaliser).exp_()
+    probs = _exp_of_difference(logits, normaliser)
     return probs.mul_(-upstream.sum(-1, keepdim=True)).scatter_add_(-1, rows, upstream)
 
 
 def _normaliser(logits: Tensor) -> Tensor:
     """(N, 1) float32 logsumexp (float64 of float64), which torch's own takes twice the memory for."""
     largest = logits.amax(-1, keepdim=True).to(torch.promote_types(logits.dtype, torch.float32))
-    return (logits - largest).exp_().sum(-1, keepdim=True).log_().add_(largest)
+    return _exp_of_difference(logits, largest).sum(-1, keepdim=True).log_().add_(largest)
+
+
+def _exp_of_difference(logits: Tensor, per_row: Tensor) -> Tensor:
+    """``exp(logits - per_row)`` (N, V) of ``per_row``'s dtype, with no other tensor of that size in between."""
+    return logits.to(per_row.dtype, copy=True).sub_(per_row).exp_()
 
 
 def _known(ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -172,7 +177,7 @@ def join_columns(model_output: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _columns(name: str, values: Tensor) -> dict[str, Tensor]:
-    """(N, K) as K tensors (1, N), the only shape the engines carry; contiguous, as NCCL's all-gather takes no other."""
+    """(N, K) as K tensors (1, N), the only shape the engines carry; contiguous: NCCL takes no other."""
     return {f"{name}/{i}": column for i, column in enumerate(values.T.contiguous().unsqueeze(1))}
 
 
@@ -240,7 +245,7 @@ class TopKPass:
             columns |= _columns("top_ids", ids) | _columns("top_log_probs", log_probs)
         if request.at:
             ids = _this_rank(spread(data[request.at], data["input_ids"]))
-            # The objective sees nothing else that is made of the logits, so their memory is free for their gradient.
+            # The objective sees nothing else made of the logits: their memory is free for the gradient.
             columns |= _columns("log_probs_at", log_probs_at(logits, ids, overwrite=True))
         return columns
 
