@@ -351,7 +351,8 @@ class PruneOPDConfig:
     """What the loss is divided by: ``generated`` tokens (the paper's), or the ``reliable`` ones among them (R > 0),
     whose number does not change when a response is stopped at R = 0."""
     dump_dir: str | None = None
-    """Folder for the tensors behind every step (ids, log-probs, weights, advantages), one file per rank. Large."""
+    """Folder for the tensors behind every step (ids, log-probs, weights, advantages), one file per data-parallel rank,
+    which all ranks of a sequence-parallel group share. Large."""
 
     def __post_init__(self) -> None:
         require(self.topk >= 1, "topk", self.topk, "a whole number >= 1")

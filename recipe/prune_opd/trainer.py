@@ -137,6 +137,10 @@ class PruneOPDTrainer(PPOTrainerSync):
         tu.assign_non_tensor_data(batch, LIMIT, self.budget.limit)
         return super()._submit_batch_to_rollout(batch)
 
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        batch.fields = list(MODEL_FIELDS)  # as in ``_on_workers``
+        return super()._compute_old_log_prob(batch, metrics)
+
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """The teacher's pass or its servers' answers, and one more pass of the student where the strategy needs it."""
         if self.prune_opd.teacher.serves:
