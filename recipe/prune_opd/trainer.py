@@ -93,7 +93,14 @@ class PruneOPDTrainer(PPOTrainerSync):
         super().__init__(config)
         self.use_reference_policy = True
         self.records = Records(Path(self.prune_opd.records.dir)) if self.prune_opd.records.dir else None
+        self._announce()
+
+    def _announce(self) -> None:
+        """Say what is on, and what of it will be slow."""
         print(self.prune_opd.describe(self.budget), flush=True)
+        gate = self.prune_opd.gate
+        if gate.enable and (warning := gate.warning(self.budget.max)):
+            logger.warning(warning)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()

@@ -22,7 +22,15 @@ from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.metrics import COLUMNS
 from recipe.prune_opd.teaching import SCORE_REPORT, TeachingClient
 from recipe.prune_opd.trainer import STATE_FILE, PruneOPDTrainer
-from recipe.prune_opd.worker import EXTRA, MODEL_FIELDS, SUMS, PruneOPDWorker, advantage_fields, served_fields, teacher_fields
+from recipe.prune_opd.worker import (
+    EXTRA,
+    MODEL_FIELDS,
+    SUMS,
+    PruneOPDWorker,
+    advantage_fields,
+    served_fields,
+    teacher_fields,
+)
 from verl_ext.rollout.scoring import ScoreReport
 from verl_ext.rollout.url_teacher import UrlTeacher
 
@@ -135,6 +143,17 @@ def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
 def test_a_teacher_in_the_worker_group_needs_no_client(monkeypatch):
     monkeypatch.setattr(PPOTrainerSync, "get_llm_client", lambda self: "verl's own")
     assert trainer_of(prune_opd_of("worker_group")).get_llm_client() == "verl's own"
+
+
+@pytest.mark.parametrize(("enable", "chunk", "warned"), [(True, 1, 1), (True, 64, 0), (True, None, 0), (False, 1, 0)])
+def test_a_small_chunk_is_warned_of_at_start(caplog, capsys, enable, chunk, warned):
+    config = prune_opd_of("worker_group")
+    config.gate = GateConfig(enable=enable, chunk=chunk)
+    trainer = trainer_of(config)
+    trainer.budget = BudgetConfig(init=129, min=1, max=129).build(129)
+    trainer._announce()
+    assert capsys.readouterr().out.startswith("Prune-OPD\n")
+    assert [message.split(":")[0] for message in caplog.messages] == ["prune_opd.gate.chunk"] * warned
 
 
 # ------------------------------------------------------------------------------------------------ passes
