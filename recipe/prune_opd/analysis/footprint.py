@@ -13,7 +13,7 @@ Row = tuple[str, str, float, str]
 """What, when, bytes on a GPU, and how they come about."""
 
 MOMENTS = ("always", "update", "loss", "layers")
-"""When something is held: all the time, through the update, and of the update while the loss or a layer is worked on."""
+"""When something is held: all the time, through the update, or while the loss or a layer is differentiated."""
 
 
 def memory(
@@ -103,14 +103,9 @@ def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values, copies: int
     )
     gpus, dtype = values["GPUs of the training"], ref.fsdp_config.model_dtype
     home = "CPU" if ref.fsdp_config.forward_only or ref.fsdp_config.param_offload else "always"
-    weights = costs.weight_bytes(teacher, dtype, gpus)
+    weights, logits = costs.weight_bytes(teacher, dtype, gpus), copies * rows * teacher.vocabulary * 2
     return [
-        (
-            "teacher's logits",
-            "scoring",
-            copies * rows * teacher.vocabulary * 2,
-            f"{copies} x {rows} rows x V x 2 bytes",
-        ),
+        ("teacher's logits", "scoring", logits, f"{copies} x {rows} rows x V x 2 bytes"),
         ("teacher's weights, sharded", home, weights, f"{dtype} / {gpus} GPUs"),
     ]
 
