@@ -297,6 +297,14 @@ def memory_of(ask, *more: str) -> dict[str, float]:
     return {row["what"]: row["bytes"] for row in ask(*SMALL_PAIR, *more)["memory"]}
 
 
+@pytest.mark.parametrize(("limit", "more", "chunk"), [(12000, [], 256), (4000, [], 64), (12000, ["64"], 64)])
+def test_a_stopped_response_goes_on_for_the_chunk_of_its_limit(ask, limit, more, chunk):
+    given = [f"prune_opd.gate.chunk={value}" for value in more]
+    options = ("--length", "20000", "--spread", "0", "--gate-saving", "0.25", "--mean-limit", str(limit))
+    gated = by_name(ask(*SMALL_PAIR, *given, *options))["Prune-OPD with gate"]
+    assert gated["response_length"] == pytest.approx(0.75 * limit + chunk)
+
+
 def test_a_temperature_holds_the_logits_twice(ask):
     plain = memory_of(ask)
     scaled = memory_of(ask, "actor_rollout_ref.rollout.temperature=0.7")
