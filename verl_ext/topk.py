@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-ROWS_AT_A_TIME = 1024
-"""Rows turned to float32 at once: 1,024 x 152,000 x 4 bytes = 0.6 GB instead of N x V x 4."""
+ROWS_AT_A_TIME = 256
+"""Rows turned to float32 at once: 256 x 152,000 x 4 bytes = 0.16 GB instead of N x V x 4. Enough to fill a GPU."""
 
 
 # ------------------------------------------------------------------------------------------------ pure tensors
@@ -29,42 +28,91 @@ def top_log_probs(logits: Tensor, k: int, vocab_size: int) -> tuple[Tensor, Tens
     """The k largest logits among the first ``vocab_size`` ids, and their full-vocabulary log-probs.
 
     Args:
-        logits: (N, V) float of any dtype; ranked and normalised in float32.
+        logits: (N, V) float of any dtype. Ranked as they are: a cast to float32 is exact, so it changes
+            no order, ties included. The normaliser is float32.
         k: K.
         vocab_size: candidates are ids below it; the normaliser always takes all V.
 
     Returns:
-        (N, K) int32 ids by descending logit, (N, K) float32 log-probs.
+        (N, K) int32 ids by descending logit, (N, K) float32 log-probs (float64 of float64).
     """
     ids, log_probs = [], []
     for rows in logits.split(ROWS_AT_A_TIME):
-        rows = rows.float()
         top = rows[:, :vocab_size].topk(k, dim=-1)
         ids.append(top.indices.int())
-        log_probs.append(top.values - rows.logsumexp(-1, keepdim=True))
+        log_probs.append(top.values - _normaliser(rows))
     return torch.cat(ids), torch.cat(log_probs)
 
 
-def log_probs_at(logits: Tensor, ids: Tensor) -> Tensor:
-    """Full-vocabulary log-probs of chosen ids, differentiable.
+def log_probs_at(logits: Tensor, ids: Tensor, overwrite: bool = False) -> Tensor:
+    """Full-vocabulary log-probs of chosen ids, once differentiable with respect to ``logits``.
 
     Args:
         logits: (N, V) float.
-        ids: (N, K) int; an id outside [0, V) is given -inf: this model has no row for it.
+        ids: (N, K) int; an id outside [0, V) is given -inf and no gradient: this model has no row for it.
+        overwrite: let the backward pass write the gradient into the logits' memory, which saves a
+            second (N, V). Only where nobody reads the logits once it has begun. Where autograd does
+            (an operation on them that is differentiated later, a graph that is used twice) torch
+            raises a RuntimeError. A leaf is never overwritten: its owner keeps it.
 
     Returns:
-        (N, K) float32.
+        (N, K) float32 (float64 of float64).
     """
-    pieces = zip(logits.split(ROWS_AT_A_TIME), ids.split(ROWS_AT_A_TIME), strict=True)
-    # Checkpointed: the float32 copy of a piece is made again for its gradient instead of being kept.
-    return torch.cat([checkpoint(_gather_log_probs, rows, at, use_reentrant=False) for rows, at in pieces])
+    return _LogProbsAt.apply(logits, ids, overwrite)
 
 
-def _gather_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
-    logits = logits.float()
-    known = (ids >= 0) & (ids < logits.shape[-1])
-    picked = logits.gather(-1, torch.where(known, ids, 0).long()) - logits.logsumexp(-1, keepdim=True)
-    return picked.masked_fill(~known, -torch.inf)
+class _LogProbsAt(torch.autograd.Function):
+    """``log_probs_at`` by pieces of rows: nothing of size (N, V) is kept or made, but for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, overwrite: bool) -> Tensor:
+        normaliser = torch.cat([_normaliser(rows) for rows in logits.split(ROWS_AT_A_TIME)])
+        known, rows = _known(ids, logits.shape[-1])
+        ctx.save_for_backward(logits, ids, normaliser)
+        ctx.overwrite = overwrite and not _root(logits).is_leaf and logits.is_contiguous()
+        return (logits.gather(-1, rows) - normaliser).masked_fill_(~known, -torch.inf)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("log_probs_at: got create_graph=True, allowed: False, it has a first derivative only")
+        logits, ids, normaliser = ctx.saved_tensors
+        # Detached, it shares memory and version counter with the logits: a later reader is refused by torch.
+        gradient = logits.detach() if ctx.overwrite else torch.empty_like(logits)
+        split = (tensor.split(ROWS_AT_A_TIME) for tensor in (gradient, logits, ids, normaliser, upstream))
+        for into, *piece in zip(*split, strict=True):
+            into.copy_(_gradient(*piece))
+        return gradient, None, None
+
+
+def _gradient(logits: Tensor, ids: Tensor, normaliser: Tensor, upstream: Tensor) -> Tensor:
+    """(N, V) float32 gradient of ``(log_probs_at(logits, ids) * upstream).sum()``."""
+    known, rows = _known(ids, logits.shape[-1])
+    upstream = upstream.masked_fill(~known, 0)
+    probs = _exp_of_difference(logits, normaliser)
+    return probs.mul_(-upstream.sum(-1, keepdim=True)).scatter_add_(-1, rows, upstream)
+
+
+def _normaliser(logits: Tensor) -> Tensor:
+    """(N, 1) float32 logsumexp (float64 of float64), which torch's own takes twice the memory for."""
+    largest = logits.amax(-1, keepdim=True).to(torch.promote_types(logits.dtype, torch.float32))
+    return _exp_of_difference(logits, largest).sum(-1, keepdim=True).log_().add_(largest)
+
+
+def _exp_of_difference(logits: Tensor, per_row: Tensor) -> Tensor:
+    """``exp(logits - per_row)`` (N, V) of ``per_row``'s dtype, with no other tensor of that size in between."""
+    return logits.to(per_row.dtype, copy=True).sub_(per_row).exp_()
+
+
+def _known(ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """(N, K) bool, whether an id has a row; (N, K) int64 ids that all have one."""
+    known = (ids >= 0) & (ids < vocab_size)
+    return known, torch.where(known, ids, 0).long()
+
+
+def _root(tensor: Tensor) -> Tensor:
+    """The tensor whose memory a view shows."""
+    return tensor if tensor._base is None else tensor._base
 
 
 def scoring_rows(sequence_offsets: Tensor, response_offsets: Tensor) -> Tensor:
@@ -129,8 +177,8 @@ def join_columns(model_output: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _columns(name: str, values: Tensor) -> dict[str, Tensor]:
-    """(N, K) as K tensors (1, N), the only shape the engines carry."""
-    return {f"{name}/{i}": column.unsqueeze(0) for i, column in enumerate(values.unbind(-1))}
+    """(N, K) as K tensors (1, N), the only shape the engines carry; contiguous: NCCL takes no other."""
+    return {f"{name}/{i}": column for i, column in enumerate(values.T.contiguous().unsqueeze(1))}
 
 
 def _this_rank(rows: Tensor) -> Tensor:
@@ -197,7 +245,8 @@ class TopKPass:
             columns |= _columns("top_ids", ids) | _columns("top_log_probs", log_probs)
         if request.at:
             ids = _this_rank(spread(data[request.at], data["input_ids"]))
-            columns |= _columns("log_probs_at", log_probs_at(logits, ids))
+            # The objective sees nothing else made of the logits: their memory is free for the gradient.
+            columns |= _columns("log_probs_at", log_probs_at(logits, ids, overwrite=True))
         return columns
 
 

@@ -4,7 +4,7 @@ Invalid values cannot be built. ``conf/recipe/prune_opd_base.yaml`` beside this 
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +22,9 @@ NORMALISERS = ("generated", "reliable")
 HOMES = ("worker_group", "server", "url")
 APIS = ENGINES = ("vllm", "sglang")
 PAPER_MAX, PAPER_MIN, PAPER_INIT = 12288, 1024, 1024
+SMALLEST_CHUNK, QUESTIONS = 64, 64
+"""Of a gate whose chunk is not given: tokens, and the most questions about a response. A question sends the whole
+sequence, so a token is sent half as often as a response asks."""
 
 
 def require(condition: bool, key: str, found: Any, allowed: str) -> None:
@@ -247,8 +250,9 @@ class GateConfig:
     """Events; ``consecutive``."""
     increase: float = 0.3
     """Events per token in [0, 1); ``relative``."""
-    chunk: int = 64
-    """Tokens between two questions to the teacher. Small: stops sooner, asks more often."""
+    chunk: int | None = None
+    """Tokens between two questions to the teacher. Small: stops sooner, asks more often. Default: 64, doubled until a
+    response at its limit asks at most 64 times: 128 for a limit above 4096, 256 above 8192, 512 above 16384."""
     deadline: float = 10.0
     """Seconds to wait for an answer. Past it the response goes on; the answer is waited for again at the next chunk."""
     retries: int = 2
@@ -256,8 +260,9 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         require(self.kind in GATES, "gate.kind", self.kind, ", ".join(GATES))
-        for name in ("min_tokens", "window", "run_length", "chunk"):
+        for name in ("min_tokens", "window", "run_length"):
             require(getattr(self, name) >= 1, f"gate.{name}", getattr(self, name), "a whole number >= 1")
+        require(self.chunk is None or self.chunk >= 1, "gate.chunk", self.chunk, "a whole number >= 1, or null")
         for name in ("rate", "increase"):
             require(0 <= getattr(self, name) < 1, f"gate.{name}", getattr(self, name), "a number in [0, 1)")
         require(0 < self.deadline < math.inf, "gate.deadline", self.deadline, "seconds > 0")
@@ -276,6 +281,29 @@ class GateConfig:
                 return Relative(self.window, self.increase, self.min_tokens)
             case _:
                 return Never(self.min_tokens)
+
+    def chunk_for(self, limit: float) -> int:
+        """Tokens between two questions about a response of at most ``limit`` tokens."""
+        if self.chunk is not None:
+            return self.chunk
+        chunk = SMALLEST_CHUNK
+        while chunk * QUESTIONS < limit:
+            chunk *= 2
+        return chunk
+
+    def warning(self, limit: int) -> str | None:
+        """What to say at start of a given chunk that is small for responses of at most ``limit`` tokens.
+
+        Small: more than twice the questions that a chosen one would ask at most.
+        """
+        asked = limit // self.chunk_for(limit)
+        if asked <= 2 * QUESTIONS:
+            return None
+        return (
+            f"prune_opd.gate.chunk: {self.chunk} is small for responses of up to {limit} tokens: one asks its teacher "
+            f"{asked} times, each time sends all tokens so far, and a token is sent {asked // 2} times on average; "
+            f"null would take {replace(self, chunk=None).chunk_for(limit)}"
+        )
 
     def check_reach(self, w_drop: float, longest: int) -> None:
         """Refuse a rule that could stop nothing.
@@ -296,7 +324,7 @@ class GateConfig:
         require(tokens <= longest, key, found, allowed)
         require(self.min_tokens < longest, "gate.min_tokens", self.min_tokens, f"less than budget.max, {longest}")
 
-    def describe(self, w_drop: float) -> str:
+    def describe(self, w_drop: float, budget: ResponseBudget) -> str:
         """The rule in force, for the banner."""
         rule = {
             "cumulative": f"w_drop = {w_drop}",
@@ -305,7 +333,9 @@ class GateConfig:
             "relative": f"{self.increase} events per token above the first {self.window} tokens",
             "never": "stops nothing",
         }
-        return f"{self.kind}, {rule[self.kind]}, every {self.chunk} tokens"
+        first, last = self.chunk_for(budget.limit), self.chunk_for(budget.max)
+        grows = f", {last} at a limit of {budget.max}" if last > first else ""
+        return f"{self.kind}, {rule[self.kind]}, every {first} tokens{grows}"
 
 
 @dataclass
@@ -351,7 +381,8 @@ class PruneOPDConfig:
     """What the loss is divided by: ``generated`` tokens (the paper's), or the ``reliable`` ones among them (R > 0),
     whose number does not change when a response is stopped at R = 0."""
     dump_dir: str | None = None
-    """Folder for the tensors behind every step (ids, log-probs, weights, advantages), one file per rank. Large."""
+    """Folder for the tensors behind every step (ids, log-probs, weights, advantages), one file per data-parallel rank,
+    which all ranks of a sequence-parallel group share. Large."""
 
     def __post_init__(self) -> None:
         require(self.topk >= 1, "topk", self.topk, "a whole number >= 1")
@@ -429,9 +460,8 @@ class PruneOPDConfig:
         lines.append(f"  drift     {drift.metric}, {event}")
         lines.append(f"  weights   {weights if drift.enable else 'off: plain OPD'}")
         lines.append(f"  budget    {limit if self.budget.enable else f'off: fixed at {budget.max} tokens'}")
-        gate = (
-            self.gate.describe(drift.w_drop) if self.gate.enable else "off: responses end by themselves or at the limit"
-        )
+        off = "off: responses end by themselves or at the limit"
+        gate = self.gate.describe(drift.w_drop, budget) if self.gate.enable else off
         lines.append(f"  gate      {gate}")
         return "\n".join(lines)
 

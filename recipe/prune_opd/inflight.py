@@ -103,7 +103,7 @@ class GatedResponse:
                 self.prompt_ids + self.tokens,
                 params,
                 topk=self.config.topk,
-                chunk=self.config.gate.chunk,
+                chunk=self.config.gate.chunk_for(limit),
                 **self.priority,
             ) as self._generating:
                 async for chunk in self._generating:

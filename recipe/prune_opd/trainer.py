@@ -98,7 +98,14 @@ class PruneOPDTrainer(PPOTrainerSync):
         super().__init__(config)
         self.use_reference_policy = True
         self.records = Records(Path(self.prune_opd.records.dir)) if self.prune_opd.records.dir else None
+        self._announce()
+
+    def _announce(self) -> None:
+        """Say what is on, and what of it will be slow."""
         print(self.prune_opd.describe(self.budget), flush=True)
+        gate = self.prune_opd.gate
+        if gate.enable and (warning := gate.warning(self.budget.max)):
+            logger.warning(warning)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -141,6 +148,10 @@ class PruneOPDTrainer(PPOTrainerSync):
             )
         tu.assign_non_tensor_data(batch, LIMIT, self.budget.limit)
         return super()._submit_batch_to_rollout(batch)
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        batch.fields = list(MODEL_FIELDS)  # as in ``_on_workers``
+        return super()._compute_old_log_prob(batch, metrics)
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """The teacher's pass or its servers' answers, and one more pass of the student where the strategy needs it."""

@@ -171,8 +171,13 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         return output.cpu() if output is not None else None
 
     @register(dispatch_mode=_on_actor)
-    def read_served_scores(self, data: TensorDict) -> TensorDict:
-        """What teacher servers said about the responses, as the fields that a pass of the teacher would give."""
+    def read_served_scores(self, data: TensorDict) -> TensorDict | None:
+        """What teacher servers said about the responses, as the fields that a pass of the teacher would give.
+
+        One rank of a sequence-parallel group answers, as in ``compute_pruned_advantage``.
+        """
+        if not self.actor.engine.is_mp_src_rank_with_outputs():
+            return None
         ids, log_probs = (served_rows(data[name], data["responses"]) for name in (SERVED_IDS, SERVED_LOG_PROBS))
         offsets = data["responses"].offsets()
         fields = {}
@@ -187,8 +192,13 @@ class PruneOPDWorker(ActorRolloutRefWorker):
     # ------------------------------------------------------------------------------------------------ drift and loss
 
     @register(dispatch_mode=_on_actor)
-    def compute_pruned_advantage(self, data: TensorDict) -> TensorDict:
-        """Events, weights, rewards and advantages of this worker's responses, and one row of sums for each."""
+    def compute_pruned_advantage(self, data: TensorDict) -> TensorDict | None:
+        """Events, weights, rewards and advantages of this worker's responses, and one row of sums for each.
+
+        Of a sequence-parallel group, whose ranks have the same responses, one rank answers for all.
+        """
+        if not self.actor.engine.is_mp_src_rank_with_outputs():
+            return None
         config = self.prune_opd
         padded = {
             name: torch.nested.to_padded_tensor(value, 0)

@@ -73,7 +73,7 @@ PAPER = {
         "rate": 0.5,
         "run_length": 16,
         "increase": 0.3,
-        "chunk": 64,
+        "chunk": None,
         "deadline": 10.0,
         "retries": 2,
     },
@@ -285,7 +285,31 @@ def test_every_response_has_a_gate_of_its_own(kind):
 
 @pytest.mark.parametrize("kind", RULES)
 def test_a_gate_tells_its_rule(kind):
-    assert gate_of(kind).describe(0.03) == f"{kind}, {RULES[kind][2]}, every 32 tokens"
+    budget = BudgetConfig().build(12288)
+    assert gate_of(kind).describe(0.03, budget) == f"{kind}, {RULES[kind][2]}, every 32 tokens"
+
+
+@pytest.mark.parametrize(
+    ("limit", "chunk"),
+    [(1, 64), (512, 64), (4096, 64), (4097, 128), (8192, 128), (8193, 256), (12288, 256), (31744, 512)],
+)
+def test_a_chunk_is_chosen_by_the_limit(limit, chunk):
+    assert GateConfig().chunk_for(limit) == chunk
+    assert -(-limit // chunk) <= 64  # questions
+    assert GateConfig(chunk=7).chunk_for(limit) == 7
+
+
+@pytest.mark.parametrize(("chunk", "limit"), [(None, 100_000), (16, 2048), (96, 12288), (64, 8192), (1, 128)])
+def test_a_chunk_that_suits_the_limit_is_no_matter(chunk, limit):
+    assert GateConfig(chunk=chunk).warning(limit) is None
+
+
+@pytest.mark.parametrize(("chunk", "limit", "asked"), [(64, 12288, 192), (16, 12288, 768), (1, 129, 129)])
+def test_a_small_chunk_on_long_responses_is_warned_of(chunk, limit, asked):
+    warning = GateConfig(chunk=chunk).warning(limit)
+    chosen = {12288: 256, 129: 64}[limit]
+    for part in (f"prune_opd.gate.chunk: {chunk} ", f"{asked} times", f"{asked // 2} times", f"would take {chosen}"):
+        assert part in warning
 
 
 # What cannot go with a gate: other keys, the key that is named, part of the reason.
@@ -624,7 +648,13 @@ def test_banner_tells_what_is_on():
 def test_banner_tells_the_gates_rule():
     config = load(gate__enable=True, gate__chunk=32, drift__w_drop=0.03)
     text = config.describe(config.budget.build(8192))
-    assert "  gate      cumulative, w_drop = 0.03, every 32 tokens" in text
+    assert "  gate      cumulative, w_drop = 0.03, every 32 tokens" in text.splitlines()
+
+
+@pytest.mark.parametrize(("longest", "said"), [(4096, "64 tokens"), (12288, "64 tokens, 256 at a limit of 12288")])
+def test_banner_tells_the_chunks_in_force(longest, said):
+    config = load(gate__enable=True, budget__max=longest, budget__init=1024)
+    assert config.describe(config.budget.build(longest)).splitlines()[-1].endswith(f", every {said}")
 
 
 @pytest.mark.parametrize(

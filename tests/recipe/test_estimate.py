@@ -279,14 +279,56 @@ def test_memory_by_hand(ask):
     assert rows["student's weights, sharded"] == parameters * 4 / 8
     assert rows["Adam's two moments, sharded"] == parameters * 8 / 8
     assert rows["logits"] == 13312 * 151936 * 2  # the 4.0 GB of docs/troubleshooting.md
-    assert rows["float32 pieces of logits"] == 1024 * 151936 * 4
+    assert rows["float32 piece of logits"] == 256 * 151936 * 4
+    assert rows["inputs of all layers"] == 13312 * 1536 * 28 * 2
+    assert rows["inside of one layer"] == 13312 * 1536 * 34
     assert rows["cache of one token"] == 28672
     assert rows["rollout's weights"] == parameters * 2
     always = rows["student's weights, sharded"] + rows["Adam's two moments, sharded"]
-    update = sum(row["bytes"] for row in answer["memory"] if row["when"] == "update")
-    assert rows["peak of the update"] == pytest.approx(always + update)
+    update = sum(rows[name] for name in ("gradients, sharded", "gathered weights", "inputs of all layers"))
+    assert rows["logits"] > rows["inside of one layer"]
+    loss = rows["logits"] + rows["float32 piece of logits"]  # no second tensor for the gradient
+    assert rows["peak of the update"] == pytest.approx(always + update + loss)
     on_gpu = ask(*SMALL_PAIR, "actor_rollout_ref.ref.fsdp_config.forward_only=false")["memory"]
     assert {row["what"]: row["when"] for row in on_gpu}["teacher's weights, sharded"] == "always"
+
+
+def memory_of(ask, *more: str) -> dict[str, float]:
+    return {row["what"]: row["bytes"] for row in ask(*SMALL_PAIR, *more)["memory"]}
+
+
+@pytest.mark.parametrize(("limit", "more", "chunk"), [(12000, [], 256), (4000, [], 64), (12000, ["64"], 64)])
+def test_a_stopped_response_goes_on_for_the_chunk_of_its_limit(ask, limit, more, chunk):
+    given = [f"prune_opd.gate.chunk={value}" for value in more]
+    options = ("--length", "20000", "--spread", "0", "--gate-saving", "0.25", "--mean-limit", str(limit))
+    gated = by_name(ask(*SMALL_PAIR, *given, *options))["Prune-OPD with gate"]
+    assert gated["response_length"] == pytest.approx(0.75 * limit + chunk)
+
+
+def test_a_temperature_holds_the_logits_twice(ask):
+    plain = memory_of(ask)
+    scaled = memory_of(ask, "actor_rollout_ref.rollout.temperature=0.7")
+    logits = plain["logits"]
+    assert scaled["logits"] == 2 * logits
+    assert scaled["peak of the update"] == pytest.approx(plain["peak of the update"] + logits)
+    name = "student's logits with entropy"
+    assert scaled[name] == plain[name] + logits
+    assert scaled["teacher's logits"] == plain["teacher's logits"]
+    assert memory_of(ask, "prune_opd.teacher.temperature=0.7")["teacher's logits"] == 2 * plain["teacher's logits"]
+
+
+def test_the_peak_is_that_of_the_fuller_moment(ask, tmp_path):
+    """With a vocabulary small beside the hidden size it is in the layers, where the logits are gone."""
+    rows = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16384"
+    kept = memory_of(ask, rows, "actor_rollout_ref.model.enable_gradient_checkpointing=false")
+    assert kept["activations"] == 16384 * 1536 * 28 * 34
+    assert "inside of one layer" not in kept
+    small = save_config(tmp_path / "small", KNOWN[SMALL_PAIR[0]] | {"vocab_size": 1000})
+    tiny = memory_of(ask, rows, f"actor_rollout_ref.model.path={small}", f"prune_opd.teacher.path={small}")
+    assert tiny["inside of one layer"] > tiny["logits"] + tiny["float32 piece of logits"]
+    parts = ("student's weights, sharded", "gradients, sharded", "Adam's two moments, sharded", "gathered weights")
+    expected = sum(tiny[name] for name in (*parts, "inputs of all layers", "inside of one layer"))
+    assert tiny["peak of the update"] == pytest.approx(expected)
 
 
 def test_what_is_assumed_is_said(ask):

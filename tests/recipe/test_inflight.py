@@ -84,7 +84,8 @@ class Student(TeachingClient):
 
     def __init__(self, text: Text, teacher: Any, prune_opd: PruneOPDConfig, seed: int = 0, pauses: int = 2):
         super().__init__(config=None, prune_opd=prune_opd, teacher=teacher, vocab_size=VOCAB)
-        self.text, self.rng, self.pauses, self.chunk = text, random.Random(seed), pauses, prune_opd.gate.chunk
+        self.text, self.rng, self.pauses = text, random.Random(seed), pauses
+        self.chunk = prune_opd.gate.chunk_for(len(text.tokens))
         self.interruptions: list[int] = []
         self.error: Exception | None = None
         self.requests: list[tuple[list[int], int]] = []
@@ -287,6 +288,14 @@ def test_the_request_carries_k_the_chunk_and_a_priority(given: dict[str, int], p
     student = Student(text, Teacher(text), settings(chunk=32))
     generate(student, **given)
     assert student.arguments == {"topk": K, "chunk": 32, **passed}
+
+
+@pytest.mark.parametrize(("limit", "chunk"), [(99, 64), (4096, 64), (5000, 128), (12288, 256)])
+def test_a_chunk_that_is_not_given_follows_the_responses_limit(limit: int, chunk: int) -> None:
+    text = Text([False] * 10)
+    student = Student(text, Teacher(text), settings(chunk=None))
+    generate(student, limit)
+    assert student.arguments["chunk"] == chunk
 
 
 def test_the_nucleus_metric_looks_at_the_sampled_token() -> None:

@@ -22,7 +22,15 @@ from recipe.prune_opd.gate import REPORT, GateReport
 from recipe.prune_opd.metrics import COLUMNS
 from recipe.prune_opd.teaching import SCORE_REPORT, TeachingClient
 from recipe.prune_opd.trainer import STATE_FILE, PruneOPDTrainer
-from recipe.prune_opd.worker import EXTRA, SUMS, PruneOPDWorker, advantage_fields, served_fields, teacher_fields
+from recipe.prune_opd.worker import (
+    EXTRA,
+    MODEL_FIELDS,
+    SUMS,
+    PruneOPDWorker,
+    advantage_fields,
+    served_fields,
+    teacher_fields,
+)
 from verl_ext.rollout.scoring import ScoreReport
 from verl_ext.rollout.url_teacher import UrlTeacher
 
@@ -137,6 +145,17 @@ def test_a_teacher_in_the_worker_group_needs_no_client(monkeypatch):
     assert trainer_of(prune_opd_of("worker_group")).get_llm_client() == "verl's own"
 
 
+@pytest.mark.parametrize(("enable", "chunk", "warned"), [(True, 1, 1), (True, 64, 0), (True, None, 0), (False, 1, 0)])
+def test_a_small_chunk_is_warned_of_at_start(caplog, capsys, enable, chunk, warned):
+    config = prune_opd_of("worker_group")
+    config.gate = GateConfig(enable=enable, chunk=chunk)
+    trainer = trainer_of(config)
+    trainer.budget = BudgetConfig(init=129, min=1, max=129).build(129)
+    trainer._announce()
+    assert capsys.readouterr().out.startswith("Prune-OPD\n")
+    assert [message.split(":")[0] for message in caplog.messages] == ["prune_opd.gate.chunk"] * warned
+
+
 # ------------------------------------------------------------------------------------------------ passes
 
 
@@ -160,6 +179,20 @@ def test_the_servers_answers_take_the_place_of_the_teachers_pass(strategy: str, 
     assert served[1:] == scored[1:]
     assert [method for method, _ in served[1:]] == ["compute_student_on_teacher"] * (strategy == "only_tch")
     assert batch.extra_info == ({"temperature": 0.7} if strategy == "only_tch" else {})
+
+
+@pytest.mark.parametrize("home", ["worker_group", "server"])
+def test_the_students_pass_fetches_what_a_pass_needs_and_nothing_of_the_teacher(monkeypatch, home: str):
+    asked = []
+
+    def stock(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+        asked.append(batch.fields)
+        return batch
+
+    monkeypatch.setattr(PPOTrainerSync, "_compute_old_log_prob", stock)
+    batch = SimpleNamespace(fields=None)
+    assert trainer_of(prune_opd_of(home))._compute_old_log_prob(batch, {}) is batch
+    assert asked == [list(MODEL_FIELDS)]
 
 
 # ------------------------------------------------------------------------------------------------ missing scores

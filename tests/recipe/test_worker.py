@@ -44,8 +44,10 @@ from verl_ext.topk import log_probs_at, top_log_probs
 K, W_DROP = 4, 0.25
 
 
-def worker_of(**changes: object) -> PruneOPDWorker:
+def worker_of(answers: bool = True, **changes: object) -> PruneOPDWorker:
+    """A worker without models; ``answers``: of a sequence-parallel group the rank that does."""
     worker = object.__new__(PruneOPDWorker)
+    worker.actor = SimpleNamespace(engine=SimpleNamespace(is_mp_src_rank_with_outputs=lambda: answers))
     given = {"teacher": TeacherConfig(path="T"), "drift": DriftConfig(w_drop=W_DROP), "topk": K} | changes
     worker.prune_opd = PruneOPDConfig(**given)
     worker.ends, worker.max_length = {1}, 64
@@ -136,13 +138,34 @@ def test_the_update_counts_the_tokens_of_the_normaliser(normaliser):
     assert COUNTED in UPDATE_FIELDS
     seen = []
     worker = worker_of(loss_normaliser=normaliser)
-    worker.actor = SimpleNamespace(train_mini_batch=lambda data: seen.append(data["loss_mask"].values().tolist()))
+    worker.actor.train_mini_batch = lambda data: seen.append(data["loss_mask"].values().tolist())
     data = batch(DRIFTING)
     data["loss_mask"] = data["response_mask"]
     data.update(computed(worker, data).select(COUNTED, CANDIDATES))
     inspect.unwrap(PruneOPDWorker.update_actor)(worker, data)
     reliable = [1] * 6 + [0] * 3 + [1] * 6 + [0] * 6 + [1] * 5
     assert seen == [{"generated": [1] * 26, "reliable": reliable}[normaliser]]
+
+
+def test_a_sequence_parallel_group_answers_and_dumps_once(tmp_path):
+    """All its ranks are given the same responses."""
+    data, group = batch(DRIFTING), {}
+    data["prompts"] = jagged([torch.tensor([2, 3])] * len(DRIFTING))
+    tu.assign_non_tensor_data(data, "global_steps", 7)
+    for rank in (4, 5):
+        worker = worker_of(answers=rank == 4, dump_dir=str(tmp_path / "dump"))
+        worker._rank = rank
+        group[rank] = computed(worker, data)
+    assert [group[4] is None, group[5] is None] == [False, True]
+    assert [file.name for file in (tmp_path / "dump").iterdir()] == ["step_7_rank_4.pt"]
+    dumped = torch.load(tmp_path / "dump" / "step_7_rank_4.pt")
+    assert torch.equal(dumped[SUMS], group[4][SUMS])
+
+
+def test_a_sequence_parallel_group_reads_served_scores_once():
+    data = given_by_servers(*passes("only_tch"))
+    assert read_or_none(server_of("only_tch"), data) is not None
+    assert read_or_none(server_of("only_tch", answers=False), data) is None
 
 
 @pytest.mark.parametrize("enable", [True, False])
@@ -223,9 +246,13 @@ def given_by_servers(batch: TensorDict, fields: TensorDict, known: torch.Tensor 
     )
 
 
-def read(worker: PruneOPDWorker, data: TensorDict) -> TensorDict:
+def read_or_none(worker: PruneOPDWorker, data: TensorDict) -> TensorDict | None:
     data = data.select(*served_fields(worker.prune_opd))
-    fields = inspect.unwrap(PruneOPDWorker.read_served_scores)(worker, data)
+    return inspect.unwrap(PruneOPDWorker.read_served_scores)(worker, data)
+
+
+def read(worker: PruneOPDWorker, data: TensorDict) -> TensorDict:
+    fields = read_or_none(worker, data)
     # TransferQueue stores samples and puts them together again.
     return TensorDict({name: jagged(list(field.unbind())) for name, field in fields.items()}, batch_size=len(data))
 

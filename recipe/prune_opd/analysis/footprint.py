@@ -12,6 +12,9 @@ from verl_ext.topk import ROWS_AT_A_TIME
 Row = tuple[str, str, float, str]
 """What, when, bytes on a GPU, and how they come about."""
 
+MOMENTS = ("always", "update", "loss", "layers")
+"""When something is held: all the time, through the update, or while the loss or a layer is differentiated."""
+
 
 def memory(
     config: DictConfig,
@@ -33,14 +36,20 @@ def memory(
     """
     table = [
         *_training(config.actor_rollout_ref, student, values),
-        *_teaching(config.actor_rollout_ref.ref, teacher, values),
+        *_teaching(config.actor_rollout_ref.ref, teacher, values, _copies(prune_opd.teacher.temperature)),
         *_rollout(config.actor_rollout_ref.rollout, student, values),
         *_payload(prune_opd, plain.scored_tokens / values["steps"]),
         _gate(prune_opd, teacher),
     ]
-    peak = sum(float(size) for _, when, size, _ in table if when in ("always", "update"))
-    table.append(("peak of the update", "sum", peak, "rows `always` and `update`"))
+    table.append(_peak(table))
     return [{"what": what, "when": when, "bytes": float(size), "how": how} for what, when, size, how in table]
+
+
+def _peak(table: list[Row]) -> Row:
+    """The update at its fullest: the logits are gone before the layers are differentiated."""
+    held = {moment: sum(size for _, when, size, _ in table if when == moment) for moment in MOMENTS}
+    peak = held["always"] + held["update"] + max(held["loss"], held["layers"])
+    return ("peak of the update", "sum", peak, "always, update and the larger of loss and layers")
 
 
 def _rows(dynamic: bool, most: int, micro_batch: int | None, values: Values) -> int:
@@ -51,26 +60,40 @@ def _rows(dynamic: bool, most: int, micro_batch: int | None, values: Values) -> 
 def _training(config: DictConfig, student: costs.Shape, values: Values) -> list[Row]:
     """The student's weights, update and scoring pass."""
     actor, gpus = config.actor, values["GPUs of the training"]
-    dtype = actor.fsdp_config.model_dtype
+    dtype, pieces = actor.fsdp_config.model_dtype, ROWS_AT_A_TIME
     rows = _rows(actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu, actor.ppo_micro_batch_size_per_gpu, values)
     weights, logits = costs.weight_bytes(student, dtype, gpus), rows * student.vocabulary * 2
     entropy = 0 if actor.entropy_from_logits_with_chunking else 2 * logits
-    # Inputs of all layers and the inside of one; or the inside of all, 34 bytes per row, layer and unit.
-    kept_layers = student.layers + 17 if config.model.enable_gradient_checkpointing else 17 * student.layers
+    copies = _copies(config.rollout.temperature)
     return [
         ("student's weights, sharded", "always", weights, f"{dtype} / {gpus} GPUs"),
         ("gradients, sharded", "update", weights, f"as the weights, {dtype}"),
         ("Adam's two moments, sharded", "always", 2 * weights, f"twice the weights, {dtype}"),
         ("gathered weights", "update", 2 * (student.root + 2 * student.layer), "bf16: embedding, head, two layers"),
-        ("activations", "update", 2 * rows * student.hidden * kept_layers, f"bf16, {rows} rows"),
-        ("logits", "update", logits, "rows x V x 2 bytes"),
-        ("gradient of the logits", "update", logits, "the same"),
-        ("float32 pieces of logits", "update", 4.0 * ROWS_AT_A_TIME * student.vocabulary, "1,024 x V x 4 bytes"),
-        ("student's logits with entropy", "scoring", logits + entropy, "rows x V x 2, x 4 more for entropy"),
+        *_activations(student, rows, config.model.enable_gradient_checkpointing),
+        ("logits", "loss", copies * logits, f"{copies} x rows x V x 2 bytes, the gradient in their place"),
+        ("float32 piece of logits", "loss", 4.0 * pieces * student.vocabulary, f"{pieces} x V x 4 bytes"),
+        ("student's logits with entropy", "scoring", copies * logits + entropy, "as above, x 4 more for entropy"),
     ]
 
 
-def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values) -> list[Row]:
+def _activations(student: costs.Shape, rows: int, checkpointed: bool) -> list[Row]:
+    """What the layers keep for their gradient: bf16, a layer's inside 34 bytes per row and unit of the hidden size."""
+    unit = rows * student.hidden
+    if not checkpointed:
+        return [("activations", "update", 34 * unit * student.layers, f"{rows} rows x 34 h L bytes")]
+    return [
+        ("inputs of all layers", "update", 2 * unit * student.layers, f"bf16, {rows} rows x h L"),
+        ("inside of one layer", "layers", 34 * unit, f"made again, {rows} rows x 34 h bytes"),
+    ]
+
+
+def _copies(temperature: float) -> int:
+    """Logits a pass holds: verl divides them by the temperature into a second tensor, unless it is 1."""
+    return 1 if temperature == 1 else 2
+
+
+def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values, copies: int) -> list[Row]:
     """The teacher in the worker group."""
     rows = _rows(
         ref.log_prob_use_dynamic_bsz,
@@ -80,9 +103,9 @@ def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values) -> list[Row
     )
     gpus, dtype = values["GPUs of the training"], ref.fsdp_config.model_dtype
     home = "CPU" if ref.fsdp_config.forward_only or ref.fsdp_config.param_offload else "always"
-    weights = costs.weight_bytes(teacher, dtype, gpus)
+    weights, logits = costs.weight_bytes(teacher, dtype, gpus), copies * rows * teacher.vocabulary * 2
     return [
-        ("teacher's logits", "scoring", rows * teacher.vocabulary * 2, f"{rows} rows x V x 2 bytes"),
+        ("teacher's logits", "scoring", logits, f"{copies} x {rows} rows x V x 2 bytes"),
         ("teacher's weights, sharded", home, weights, f"{dtype} / {gpus} GPUs"),
     ]
 

@@ -211,7 +211,8 @@ def compare(scores: PairScores, planned: Planned) -> Iterator[dict[str, Any]]:
             lengths = lengths_of(events, scores.mask, w_drop)
         else:
             gate = gate_for(kind, planned.limit)
-            lengths = lengths_of(events, scores.mask, w_drop, partial(gate.build, w_drop), gate.chunk)
+            chunk = gate.chunk_for(planned.limit)
+            lengths = lengths_of(events, scores.mask, w_drop, partial(gate.build, w_drop), chunk)
         budget = budget_for(lengths.effective, w_drop, planned.limit, planned.steps)
         new_budget = partial(budget.build, planned.limit)
         prediction = predict(lengths, scores.groups, new_budget, planned.batch, planned.steps, planned.seed)

@@ -69,13 +69,14 @@ class Step:
         self.utilization: float = config.actor_rollout_ref.rollout.gpu_memory_utilization
         server = prune_opd.teacher.server
         self.servers = server.replicas * server.tensor_model_parallel_size
-        self.chunk = prune_opd.gate.chunk
+        self.gate = prune_opd.gate
 
     def scenario(self, name: str, limit: float, gate: bool = False) -> Scenario:
         """Tokens, FLOPs and time of a run at a constant limit."""
         lengths = costs.response_lengths(self.values["length"], self.values["spread"], limit, self.responses)
         kept = lengths * (1 - self.values["gate_saving"]) if gate else lengths
-        made = np.minimum(kept + self.chunk, lengths) if gate else lengths  # generated until the abort arrives
+        beyond = self.gate.chunk_for(limit) if gate else 0  # generated until the abort arrives
+        made = np.minimum(kept + beyond, lengths)
         flops = self._flops(kept, made, gate)
         rate, slots = self._decode_rate(made)
         seconds = self._seconds(flops, self._iterations(made, limit, slots) / rate)
