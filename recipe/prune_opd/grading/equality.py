@@ -60,7 +60,8 @@ def same(truth: Value, found: Value) -> bool:
 
 
 def _letters(text: str) -> str:
-    return re.sub(r"\\text|[{}()\s.,'\"-]", "", text).casefold()
+    text = re.sub(r"(?<=[\d.,])\s+(?=\d)", "_", text)  # 1 2 is not 12
+    return re.sub(r"\\text|[{}()\s'\"]|(?<!\d)[.,-]|[.,-](?!\d)", "", text).casefold()
 
 
 def _same_word(truth: Value, found: Value, strict: bool = True) -> bool:

@@ -38,7 +38,7 @@ LAYOUT = re.compile(
     r"itshape|mdseries|rmfamily|centering|noindent|hfill|null|relax|color\s*\{[^{}]*\}|hspace\*?\s*\{[^{}]*\}|"
     r"vspace\*?\s*\{[^{}]*\}|label\s*\{[^{}]*\}|tag\*?\s*\{[^{}]*\}|phantom\s*\{[^{}]*\}|unicode\{[^{}]*\})(?![A-Za-z])"
 )
-SPACES = re.compile(r"(?<!\\)\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace|,|;|:|!|>| |\n)(?![A-Za-z])|~")
+SPACES = re.compile(r"(?<!\\)\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace)(?![A-Za-z])|(?<!\\)\\[,;:!> \n]|~")
 DECORATIONS = (
     "boldsymbol|pmb|bm|underline|uline|mathbf|mathit|mathsf|mathtt|mathnormal|mathbin|mathrel|mathord|emph|ensuremath|"
     "boxed|fbox|framebox|displaylines|bf|underbar|textup|mathstrut|hl|symbf|symrm|symbfup|smash|mathop"
@@ -67,7 +67,7 @@ ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|
 REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 MIXED = re.compile(r"(?<![\d.^_{])(\d+)(?:\s|~|\\[ ,;:])+(\d+)\s*/\s*(\d+)(?![\d.])")
 SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
-ROW = "\x1e"
+ROW = "\ue000"
 VULGAR = re.compile(r"(\d*)\s*([¼½¾⅐-⅞])")
 
 
@@ -83,7 +83,7 @@ def canonical(text: str) -> str:
     pieces = [piece if piece.startswith(r"\text{") else _plain(piece) for piece in pieces]
     text = _arguments("".join(pieces))
     text = _stripped(text)
-    return " ".join(text.split()).replace(ROW, r" \\\\ ")
+    return " ".join(text.split()).replace(ROW, r" \\ ")
 
 
 def _rows(text: str) -> str:

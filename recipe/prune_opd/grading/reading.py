@@ -164,7 +164,7 @@ def quantity(text: str) -> Value:
     base = BASE.fullmatch(number)
     if base:
         number = base[1]
-    if re.search(r"\d\s+\d", number):
+    if re.search(r"\d\.?\s+\d", number):
         return Word(text)  # a product, a mixed number or a missing comma
     decimal = DECIMAL.fullmatch(number)
     try:
