@@ -16,6 +16,7 @@ from sympy import (
     Interval,
     Le,
     Lt,
+    MatrixBase,
     Ne,
     S,
     Set,
@@ -32,6 +33,9 @@ FLIPPED = {">": "<", ">=": "<="}
 NAMED_SETS = {"R": S.Reals, "Z": S.Integers, "N": S.Naturals, "Q": S.Rationals, "C": S.Complexes}
 
 
+WORD = re.compile(r"\(?\s*(?:\\text\{\(?[A-Za-z .]+\)?\}|[A-Za-z ]+)\s*\)?")
+
+
 def same(truth: Value, found: Value) -> bool:
     """Whether an answer is the ground truth. The truth's form decides what counts: ``x=5`` is right for ``5``."""
     if truth.text == found.text or _same_word(truth, found):
@@ -46,7 +50,7 @@ def same(truth: Value, found: Value) -> bool:
     if isinstance(truth, Relation) and isinstance(found, Relation):
         return _same_relation(truth, found)
     if isinstance(truth, Listing) and isinstance(found, Listing):
-        return _same_items(truth.items, found.items) or _same_set(truth, found)
+        return _same_listing(truth, found)
     if isinstance(truth, Group) and isinstance(found, Group):
         return _same_group(truth, found)
     for one, other in ((truth, found), (found, truth)):
@@ -59,15 +63,16 @@ def same(truth: Value, found: Value) -> bool:
     return _same_set(truth, found)
 
 
+def _same_word(truth: Value, found: Value, strict: bool = True) -> bool:
+    """Whether both are the same word, in whatever type; ``strict`` asks for letters alone."""
+    if strict and not (WORD.fullmatch(truth.text) and WORD.fullmatch(found.text)):
+        return False
+    return _letters(truth.text) == _letters(found.text)
+
+
 def _letters(text: str) -> str:
     text = re.sub(r"(?<=[\d.,])\s+(?=\d)", "_", text)  # 1 2 is not 12
     return re.sub(r"\\text|[{}()\s'\"]|(?<!\d)[.,-]|[.,-](?!\d)", "", text).casefold()
-
-
-def _same_word(truth: Value, found: Value, strict: bool = True) -> bool:
-    """Whether both are the same word, in whatever type; ``strict`` asks for letters alone."""
-    one, other = _letters(truth.text), _letters(found.text)
-    return one == other and (not strict or bool(re.fullmatch(r"[a-z]+", one)))
 
 
 def _unwrapped(truth: Value, found: Value) -> tuple[Value, Value]:
@@ -116,7 +121,7 @@ def _same_quantity(truth: Quantity, found: Quantity) -> bool:
 def _same_number(truth: Quantity, found: Quantity, one, other) -> bool:  # type: ignore[no-untyped-def]
     if equal(one, other):
         return True
-    if getattr(one, "free_symbols", None) or getattr(other, "free_symbols", None):
+    if isinstance(one, MatrixBase) or isinstance(other, MatrixBase) or one.free_symbols or other.free_symbols:
         return False
     sides = [(one, truth.decimals, other, found.decimals), (other, found.decimals, one, truth.decimals)]
     return any(
@@ -137,6 +142,13 @@ def _same_items(truth: Sequence[Value], found: Sequence[Value]) -> bool:
             return False
         right.pop(match)
     return True
+
+
+def _same_listing(truth: Listing, found: Listing) -> bool:
+    regions = any(_is_region(item) for item in (*truth.items, *found.items))
+    if regions and {truth.kind, found.kind} == {"and", "or"}:
+        return _same_set(truth, found)
+    return _same_items(truth.items, found.items) or _same_set(truth, found)
 
 
 def _distinct(items: Sequence[Value]) -> list[Value]:

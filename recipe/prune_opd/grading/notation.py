@@ -67,6 +67,7 @@ ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|
 REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 MIXED = re.compile(r"(?<![\d.^_{])(\d+)(?:\s|~|\\[ ,;:])+(\d+)\s*/\s*(\d+)(?![\d.])")
 SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
+RING = re.compile(r"(?<=\d)\s*\^\s*(?:\{\s*)?(?:\\text\{o\}|o(?![A-Za-z]))\s*\}?")
 ROW = "\ue000"
 VULGAR = re.compile(r"(\d*)\s*([¼½¾⅐-⅞])")
 
@@ -81,7 +82,8 @@ def canonical(text: str) -> str:
     text = _undecorated(text)
     pieces = re.split(r"(\\text\{[^{}]*\})", text)
     pieces = [piece if piece.startswith(r"\text{") else _plain(piece) for piece in pieces]
-    text = _arguments("".join(pieces))
+    text = RING.sub(r"^\\circ ", "".join(pieces))
+    text = _arguments(text)
     text = _stripped(text)
     return " ".join(text.split()).replace(ROW, r" \\ ")
 
@@ -152,6 +154,7 @@ def _repeating(found: re.Match[str]) -> str:
 
 def _undecorated(text: str) -> str:
     """Text without what changes only its looks; upright words as ``\\text{..}``."""
+    text = re.sub(rf"\\({DECORATIONS}|{TEXTS})\s+([A-Za-z\d])(?![A-Za-z])", r"\\\1{\2}", text)
     text = replace_command(text, COLOURS, 2, lambda colour, content: content)
     text = SPACES.sub(" ", LAYOUT.sub(" ", replace_command(text, DECORATIONS, 1, str, braces=True)))
     text = replace_command(text, TEXTS, 1, _text, braces=True)
@@ -178,7 +181,8 @@ def _plain(text: str) -> str:
     text = re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\.+-])", r" \\cdot ", text).replace("**", "").replace("*", "")
     text = MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", text)
-    text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ").replace("==", "=")
+    text = re.sub(r"(?<![\w.)}^])(\d+)\s*/\s*(\d+)\s+(?=[A-Za-z\\(])", r"\\frac{\1}{\2} ", text)
+    text = text.replace("+/-", r"\pm ").replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ").replace("==", "=")
     text = re.sub(r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty ", text)
     text = re.sub(r"(?<!\\)(?:sqrt|\broot)\s*(?=[({\d\\A-Za-z])", r"\\sqrt ", text)
     text = re.sub(r"(?<!\\)cbrt\s*(?=[({\d\\])", r"\\sqrt[3] ", text)

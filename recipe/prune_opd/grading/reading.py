@@ -37,6 +37,8 @@ BASE = re.compile(r"(-?\d+)\s*_\s*\{?\s*(?:\\text\{\s*)?([A-Za-z]{3,}|\d+)\s*\}?
 DECIMAL = re.compile(r"[(\s]*[+-]?\s*\d*\.(\d+)[)\s]*")
 TIME = re.compile(r"\d{1,2}:\d\d(?:\s*(?:\\text\{)?\s*[ap]\.?m\.?\s*\}?)?", re.IGNORECASE)
 LETTERS = re.compile(r"(?:\\text\{[^{}]*\}|[A-Za-z\s.,'()-])+")
+WORDS = {"yes", "no", "true", "false", "even", "odd", "none"}
+"""Words that are no product of letters."""
 DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?")
 NUMERALS = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
 NUMERALS |= {"ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16"}
@@ -80,7 +82,7 @@ def _joined_thousands(text: str) -> str:
 
 def _signs(text: str) -> list[Value]:
     r"""Both values of ``a \pm b``, the value of anything else."""
-    if not re.search(r"\\(?:pm|mp)(?![A-Za-z])", text):
+    if not re.search(r"\\(?:pm|mp)(?![A-Za-z])", re.sub(r"\\\{.*?\\\}", "", text)):
         return [_single(text)]
     both = []
     for plus, minus in (("+", "-"), ("-", "+")):
@@ -109,7 +111,7 @@ def _letters(text: str) -> set[str]:
 
 def _single(text: str) -> Value:
     """An answer that is no list."""
-    if TIME.fullmatch(text) or re.fullmatch(r"\\text\{[^{}]*\}", text):
+    if TIME.fullmatch(text) or text.lower() in WORDS or re.fullmatch(r"\\text\{[^{}]*\}", text):
         return Word(text)
     pieces, signs = split_outside(text, set(SIGNS))
     if signs:
@@ -164,7 +166,7 @@ def quantity(text: str) -> Value:
     base = BASE.fullmatch(number)
     if base:
         number = base[1]
-    if re.search(r"\d\.?\s+\d", number):
+    if re.search(r"(?<![_^\d.])\d+\.?\s+\d", number):
         return Word(text)  # a product, a mixed number or a missing comma
     decimal = DECIMAL.fullmatch(number)
     try:

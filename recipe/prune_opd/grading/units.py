@@ -15,6 +15,7 @@ BARE = frozenset(
 )
 """Units without ``\\text`` that are no product of letters. Words of four letters behind a space are none either."""
 DEGREES = re.compile(r"(.*?)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\\text\{[^{}]*\}|[CFK])?", re.DOTALL)
+FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 ORDINAL = re.compile(
     r"((?<![\d.])\d+)\s*(?:\^\s*\{?\s*)?(?:\\text\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))\s*\}?"
 )
@@ -38,7 +39,7 @@ def split_unit(answer: str) -> tuple[str, str]:
     """
     answer = answer.strip()
     degrees = DEGREES.fullmatch(answer)
-    if degrees and NUMBER.search(degrees[1]):
+    if degrees and NUMBER.search(degrees[1]) and not FUNCTION.search(degrees[1]):
         scale = re.sub(r"\\text|[{}\s]", "", degrees[2] or "")
         return degrees[1], "°" + (scale if scale in ("C", "F", "K") else "")
     match = WORDS.fullmatch(answer)
