@@ -70,7 +70,8 @@ def _content(response: str, start: int) -> str:
     line = response[start : start + 2 * LONGEST].split("\n", 1)[0]
     line = TOKENS.split(line, maxsplit=1)[0] if TOKENS.match(line) is None else ""
     line = NEXT_SENTENCE.sub("", line.strip())
-    return line.strip().strip("*`").strip().removesuffix(".").removesuffix("。").strip()
+    line = line.strip().strip("*`").strip().removesuffix(".").removesuffix("。").strip()
+    return line[:-1] if line.endswith("}") and line.count("}") > line.count("{") else line
 
 
 def last_box(text: str) -> tuple[str, str]:

@@ -77,16 +77,20 @@ def _letters(text: str) -> str:
 
 def _unwrapped(truth: Value, found: Value) -> tuple[Value, Value]:
     """What is compared of ``x=5`` and ``5``, of ``x \\in S`` and ``S``, and of a list of one."""
-    if isinstance(truth, Listing) and len(truth.items) == 1:
-        truth = truth.items[0]
-    if isinstance(found, Listing) and len(found.items) == 1:
-        found = found.items[0]
+    truth, found = _only_item(truth), _only_item(found)
     if isinstance(found, Relation) and not isinstance(truth, Relation) and _is_equation(found):
         found = found.terms[-1]
     elif isinstance(truth, Relation) and not isinstance(found, Relation) and _is_equation(truth):
         if _is_name(truth.terms[0]):
             truth = truth.terms[-1]
     return truth, found
+
+
+def _only_item(value: Value) -> Value:
+    if not isinstance(value, Listing):
+        return value
+    items = _distinct(value.items)
+    return items[0] if len(items) == 1 else value
 
 
 def _is_equation(relation: Relation) -> bool:

@@ -166,6 +166,8 @@ def _text(content: str) -> str:
     word = content.strip()
     if UPRIGHT.fullmatch(word) or PLAIN_TEXT.fullmatch(word):
         return f" {word} "
+    if word.lower() == "infinity":
+        return r" \infty "
     if word in FUNCTIONS.split():
         return rf"\{word} "
     if re.fullmatch(r"[,;]?\s*(?:and|or)\s*[,;]?", word):
@@ -191,6 +193,7 @@ def _plain(text: str) -> str:
     text = re.sub(rf"(?<![\\A-Za-z])({names})(?![A-Za-z])(?=\s*[\w(\\^])", r"\\\1 ", text)
     greek = "|".join(GREEK.split())
     text = re.sub(rf"(?<![\\A-Za-z])({greek})(?![A-Za-z])", r"\\\1 ", text)
+    text = re.sub(r"(?<![\\A-Za-z])(?:C|binom)\(\s*(\w+)\s*,\s*(\w+)\s*\)", r"\\binom{\1}{\2}", text)
     text = re.sub(r"(?<![\\A-Za-z])abs\s*\(([^()]*)\)", r"|\1|", text)
     text = re.sub(r"(?<![\\A-Za-z])(?:U|union)(?=\s*[(\[{])(?<=[)\]}]\s[Uu])", r"\\cup ", text)
     text = re.sub(r"(?:,\s*)?(?<![\\A-Za-z])(and|or)(?![A-Za-z])", r" \\\1 ", text)

@@ -34,6 +34,7 @@ NAMED_SET = re.compile(r"\\mathbb\s*\{?\s*[RZQNC]\s*\}?|\\emptyset")
 
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?!\d)")
 BASE = re.compile(r"(-?\d+)\s*_\s*\{?\s*(?:\\text\{\s*)?([A-Za-z]{3,}|\d+)\s*\}?\s*\}?")
+NAMED_BASE = re.compile(r"(\d)\s*(?:_\{?)?\s*(?:\\text\{)?\s*\(?(?:in )?base[\s~}]*(\d+|[a-z]+)[\s)}]*$")
 DECIMAL = re.compile(r"[(\s]*[+-]?\s*\d*\.(\d+)[)\s]*")
 TIME = re.compile(r"\d{1,2}:\d\d(?:\s*(?:\\text\{)?\s*[ap]\.?m\.?\s*\}?)?", re.IGNORECASE)
 LETTERS = re.compile(r"(?:\\text\{[^{}]*\}|[A-Za-z\s.,'()-])+")
@@ -113,11 +114,13 @@ def _single(text: str) -> Value:
     """An answer that is no list."""
     if TIME.fullmatch(text) or text.lower() in WORDS or re.fullmatch(r"\\text\{[^{}]*\}", text):
         return Word(text)
+    exact = split_outside(text, {r"\approx"})[0][0]
+    text = text if re.fullmatch(r"[A-Za-z\s_{}()]*", exact) else exact.strip()
     pieces, signs = split_outside(text, set(SIGNS))
     if signs:
         if not pieces[0].strip():
             return _single(pieces[-1].strip())
-        terms = tuple(_read(piece) for piece in pieces)
+        terms = (*(_left_side(piece) for piece in pieces[:-1]), _read(pieces[-1]))
         return Relation(text, terms, tuple(SIGNS[sign] for sign in signs))
     pieces, operators = split_outside(text, OPERATORS)
     if operators:
@@ -125,6 +128,14 @@ def _single(text: str) -> Value:
     if NAMED_SET.fullmatch(text):
         return Region(text, (), ())
     return _bracketed(text) or quantity(text)
+
+
+def _left_side(text: str) -> Value:
+    """A term that only names the answer may be anything: ``P(X=2)``."""
+    try:
+        return _read(text)
+    except UnreadableError:
+        return Word(text)
 
 
 def _bracketed(text: str) -> Value | None:
@@ -159,7 +170,7 @@ def _set(text: str, content: str) -> Value:
 
 def quantity(text: str) -> Value:
     """An expression with its unit, base and percent sign, or a word."""
-    number, unit = split_unit(text)
+    number, unit = split_unit(NAMED_BASE.sub(r"\1_{\2}", text))
     number, percent = number.strip(), unit in ("percent", "%")
     if number.endswith("%"):
         number, percent = number[:-1].strip(), True

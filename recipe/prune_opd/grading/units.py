@@ -20,6 +20,8 @@ ORDINAL = re.compile(
     r"((?<![\d.])\d+)\s*(?:\^\s*\{?\s*)?(?:\\text\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))\s*\}?"
 )
 MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+QUALIFIERS = frozenset("or more less fewer greater least most not to plus minus times than and between".split())
+"""Words that say that the number alone is not the answer."""
 POWERS = {"square": "2", "sq": "2", "sq.": "2", "squared": "2", "cubic": "3", "cu": "3", "cu.": "3", "cubed": "3"}
 SYMBOLS = {
     **{"millimeter": "mm", "millimetre": "mm", "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m"},
@@ -48,6 +50,8 @@ def split_unit(answer: str) -> tuple[str, str]:
     if not _is_unit(match["words"], answer[match.end("number") :]):
         return answer, ""
     words = re.sub(r"\\text|[{}]", " ", match["words"]).split()
+    if QUALIFIERS & {word.lower() for word in words}:
+        return answer, ""
     power = match["power"] or ""
     if words and words[0].lower() in MULTIPLES:
         factor = MULTIPLES[words.pop(0).lower()]
