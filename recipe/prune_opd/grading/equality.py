@@ -79,7 +79,8 @@ def _unwrapped(truth: Value, found: Value) -> tuple[Value, Value]:
     """What is compared of ``x=5`` and ``5``, of ``x \\in S`` and ``S``, and of a list of one."""
     truth, found = _only_item(truth), _only_item(found)
     if isinstance(found, Relation) and not isinstance(truth, Relation) and _is_equation(found):
-        found = found.terms[-1]
+        if found.terms[-1].text != "0" or _is_name(found.terms[0]):
+            found = found.terms[-1]
     elif isinstance(truth, Relation) and not isinstance(found, Relation) and _is_equation(truth):
         if _is_name(truth.terms[0]):
             truth = truth.terms[-1]

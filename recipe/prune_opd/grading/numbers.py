@@ -36,8 +36,8 @@ from sympy import (
     zoo,
 )
 
-DIGITS = 1000
-"""Digits to which sympy works to tell two numbers apart."""
+DIGITS, MOST_DIGITS = 400, 1000
+"""Digits that sympy is asked for, more than ``NOTHING`` has zeros, and to which it works to find them."""
 NOTHING = Float("1e-300")
 """Difference, relative to the numbers' size, that is none."""
 INEXACT = 6
@@ -109,17 +109,17 @@ def equal_numbers(one: Expr, other: Expr) -> bool:
     """Whether two expressions without letters are equal."""
     if one.is_Rational and other.is_Rational:
         return bool(one == other)
-    difference = (one - other).evalf(15, maxn=DIGITS)
+    difference = (one - other).evalf(DIGITS, maxn=MOST_DIGITS)
     if difference == 0:
         return True
     if not difference.is_number or difference.has(nan, zoo) or difference.evalf().atoms(Sum, Product):
         return bool(simplify(one - other) == 0)
     size = max(_size(one), _size(other))
-    return bool(abs(difference) <= max(NOTHING * size, Float(f"1e-{DIGITS}")))
+    return bool(abs(difference) <= max(NOTHING * size, Float(f"1e-{MOST_DIGITS}")))
 
 
 def _size(number: Expr) -> Float:
-    return abs(number.evalf(15, maxn=DIGITS)).evalf(15)
+    return abs(number.evalf(DIGITS, maxn=MOST_DIGITS)).evalf(15)
 
 
 def rounds_to(number: Expr, decimals: int, exact: Expr) -> bool:
@@ -132,7 +132,7 @@ def rounds_to(number: Expr, decimals: int, exact: Expr) -> bool:
         decimals: how many it is written with.
         exact: the number it may stand for.
     """
-    value = exact.doit().evalf(60, maxn=DIGITS)
+    value = exact.doit().evalf(60, maxn=MOST_DIGITS)
     if decimals < INEXACT or not value.is_real or value == 0 or not value.is_Number:
         return False
     size = int((log(abs(value), 10)).evalf(15) // 1)
