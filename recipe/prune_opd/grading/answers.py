@@ -12,11 +12,13 @@ ANSWER_LINES = ("math_dapo",)
 """``data_source`` of prompts that ask for a last line ``Answer: ...`` instead of a box."""
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-BETWEEN = re.compile(r"(?:\s|\$|\\[()\[\],;! ]|\\q?quad|~)*(?:,|;|and\b|or\b|\\text\s*\{\s*(?:and|or)\s*\})+(?:\s|\$|,|and\b|or\b|\\[()\[\],;! ]|\\q?quad)*")
+SPACE = r"\s|\$|\\[()\[\],;! ]|\\q?quad|~"
+COMMA = r",|;|and\b|or\b|\\text\s*\{\s*(?:and|or)\s*\}"
+BETWEEN = re.compile(rf"(?:{SPACE})*(?:{COMMA})(?:{SPACE}|{COMMA})*")
 """What stands between boxes that are one answer: ``\\boxed{3}, \\boxed{5} and \\boxed{7}``."""
 
 LABEL = r"(?:the\s+|my\s+|our\s+)?(?:final\s+|correct\s+)?answer[*_\s]*"
-LINE_START = re.compile(rf"(?im)^[\s>#*_`$\[\](){{}}\\-]*(?:\\(?:text|textbf|mathbf)\{{)?{LABEL}(?:is\s*)?[:：=]")
+LINE_START = re.compile(rf"(?im)^[ \t>#*_`$\[\](){{}}\\-]*(?:\\(?:text|textbf|mathbf)\{{)?{LABEL}(?:is\s*)?[:：=]")
 ANYWHERE = re.compile(r"(?i)\banswer[*_\s]*[:：]")
 SENTENCE = re.compile(r"(?i)\banswer\s+(?:\w+\s+){0,4}?is\b[:：]?")
 LABELS = (LINE_START, ANYWHERE)
@@ -24,8 +26,7 @@ OPENING = re.compile(r"(?:[\s*_`$>:：}]|\\[\[(])+")
 TOKENS = re.compile(r"<\|[^|<>]*\|>|</?[A-Za-z_]+>")
 """What a tokenizer or a template leaves behind an answer."""
 NEXT_SENTENCE = re.compile(r"[.。]\s+(?=[A-Z]).*$|\s+\((?:[A-Za-z,.' ]+)\)\s*\.?$", re.DOTALL)
-PROSE = re.compile(r"[^\d\\=^$]*\s[^\d\\=^$]*\s[^\d\\=^$]*")
-"""Three words or more, without a sign of mathematics."""
+MATHEMATICS = re.compile(r"[\d\\=^$]")
 
 
 def read_answer(response: str, data_source: str = "") -> tuple[str, str]:
@@ -41,26 +42,30 @@ def read_answer(response: str, data_source: str = "") -> tuple[str, str]:
     if data_source not in ANSWER_LINES:
         return last_box(response)
     line = answer_line(response)
-    if line is not None and (not line or not PROSE.fullmatch(line)):
+    if line is not None and not _is_prose(line):
         return last_box(line) if BOX.search(line) else _checked(line)
     boxed = last_box(response)
     if boxed[1] != NO_BOX:
         return boxed
-    sentences = [_content(response, match.end()) for match in SENTENCE.finditer(response)]
-    found = next((sentence for sentence in reversed(sentences) if sentence), line)
+    sentences = (_content(response, match.end()) for match in reversed(list(SENTENCE.finditer(response))))
+    found = next((sentence for sentence in sentences if sentence), line)
     return boxed if found is None else _checked(found)
 
 
 def answer_line(response: str) -> str | None:
     """What follows the last ``Answer:`` that is followed by an answer and not by words; None if there is none."""
-    last = None
-    for label in LABELS:
-        contents = [_content(response, match.end()) for match in label.finditer(response)]
-        for content in reversed(contents):
-            if content and not PROSE.fullmatch(content):
-                return content
-        last = contents[-1] if contents and last is None else last
-    return last
+    matches = [list(label.finditer(response)) for label in LABELS]
+    for match in (*reversed(matches[0]), *reversed(matches[1])):
+        content = _content(response, match.end())
+        if content and not _is_prose(content):
+            return content
+    last = (matches[0] or matches[1])[-1:]
+    return _content(response, last[0].end()) if last else None
+
+
+def _is_prose(text: str) -> bool:
+    """Whether a text is three words or more, without a sign of mathematics."""
+    return not MATHEMATICS.search(text) and len(text.split()) >= 3
 
 
 def _content(response: str, start: int) -> str:
@@ -68,8 +73,8 @@ def _content(response: str, start: int) -> str:
     opening = OPENING.match(response, start)
     start = opening.end() if opening else start
     line = response[start : start + 2 * LONGEST].split("\n", 1)[0]
-    line = TOKENS.split(line, maxsplit=1)[0] if TOKENS.match(line) is None else ""
-    line = NEXT_SENTENCE.sub("", line.strip())
+    pieces = [piece for piece in TOKENS.split(" ".join(line.split())) if piece.strip()]
+    line = NEXT_SENTENCE.sub("", pieces[0].strip()) if pieces else ""
     line = line.strip().strip("*`").strip().removesuffix(".").removesuffix("。").strip()
     return line[:-1] if line.endswith("}") and line.count("}") > line.count("{") else line
 

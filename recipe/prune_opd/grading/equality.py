@@ -53,14 +53,17 @@ def same(truth: Value, found: Value) -> bool:
         return _same_listing(truth, found)
     if isinstance(truth, Group) and isinstance(found, Group):
         return _same_group(truth, found)
-    for one, other in ((truth, found), (found, truth)):
-        if isinstance(one, Listing) and isinstance(other, Group) and one.kind == "," and other.opening == "(":
-            if other.closing == ")" and not any(isinstance(item, Relation) for item in one.items):
-                return _same_sequence(one.items, other.items)
-    if isinstance(truth, Region) and isinstance(found, Region) and {*truth.operators, *found.operators} == {r"\cup"}:
-        if _same_items(truth.parts, found.parts):
-            return True
+    if _is_bare_tuple(truth, found) or _is_bare_tuple(found, truth):
+        return _same_sequence(truth.items, found.items)  # type: ignore[attr-defined]
     return _same_set(truth, found)
+
+
+def _is_bare_tuple(listing: Value, group: Value) -> bool:
+    """Whether one is ``1,2`` and the other ``(1,2)``."""
+    if not isinstance(listing, Listing) or not isinstance(group, Group) or listing.kind != ",":
+        return False
+    relations = any(isinstance(item, Relation) for item in listing.items)
+    return (group.opening, group.closing) == ("(", ")") and not relations
 
 
 def _same_word(truth: Value, found: Value, strict: bool = True) -> bool:
@@ -81,8 +84,8 @@ def _unwrapped(truth: Value, found: Value) -> tuple[Value, Value]:
     if isinstance(found, Relation) and not isinstance(truth, Relation) and _is_equation(found):
         if found.terms[-1].text != "0" or _is_name(found.terms[0]):
             found = found.terms[-1]
-    elif isinstance(truth, Relation) and not isinstance(found, Relation) and _is_equation(truth):
-        if _is_name(truth.terms[0]):
+    elif isinstance(truth, Relation) and not isinstance(found, Relation):
+        if _is_equation(truth) and _is_name(truth.terms[0]):
             truth = truth.terms[-1]
     return truth, found
 

@@ -25,6 +25,8 @@ REAL_SECONDS = 10
 """Wall-clock time for one comparison, as a multiple of its processor time: the machine may be busy."""
 MEMORY = 4 * 2**30
 """Bytes of address space for one grader."""
+FIRST = ((r"\frac{1}{2}", "0.3"), (r"2\sqrt{3}+1", r"2\sqrt{3}-\pi"), ("(1,2)", "(x^2,3)"))
+"""Pairs that a grader compares before any other."""
 PROCESSES = 2
 """Most graders beside one process that grades. verl starts ``reward.num_workers`` such processes, 8 by default."""
 
@@ -133,7 +135,9 @@ def serve() -> None:
 
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no verdict
-    judge(r"\frac{1}{2}", "0.3")  # imports and the first use of the parser take a second, which no answer should pay for
+    judge(
+        r"\frac{1}{2}", "0.3"
+    )  # imports and the first use of the parser take a second, which no answer should pay for
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     print("ready", file=channel, flush=True)
     for line in sys.stdin:

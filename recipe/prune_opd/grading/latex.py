@@ -46,9 +46,7 @@ def argument(text: str, start: int) -> tuple[str, int] | None:
     return text[start], start + 1
 
 
-def replace_command(
-    text: str, names: str, arguments: int, build: Callable[..., str], braces: bool = False
-) -> str:
+def replace_command(text: str, names: str, arguments: int, build: Callable[..., str], braces: bool = False) -> str:
     r"""Text with every ``\name{..}..`` replaced.
 
     Args:

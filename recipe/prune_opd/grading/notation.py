@@ -26,9 +26,7 @@ SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢₖ"
 RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
 LOWERED = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢₖ]+")
 GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega"
-FUNCTIONS = (
-    "arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh sin cos tan cot sec csc ln log exp lim max min gcd lcm det"
-)
+FUNCTIONS = "arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh sin cos tan cot sec csc ln log exp lim max min gcd lcm det"
 
 SEPARATOR = r"(?:\\[,;:! ]|\{,\}|,\\!\s*)"
 THOUSANDS = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{SEPARATOR}+\d{{3}})+(?!\d)")
@@ -38,7 +36,9 @@ LAYOUT = re.compile(
     r"itshape|mdseries|rmfamily|centering|noindent|hfill|null|relax|color\s*\{[^{}]*\}|hspace\*?\s*\{[^{}]*\}|"
     r"vspace\*?\s*\{[^{}]*\}|label\s*\{[^{}]*\}|tag\*?\s*\{[^{}]*\}|phantom\s*\{[^{}]*\}|unicode\{[^{}]*\})(?![A-Za-z])"
 )
-SPACES = re.compile(r"(?<!\\)\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace)(?![A-Za-z])|(?<!\\)\\[,;:!> \n]|~")
+SPACES = re.compile(
+    r"(?<!\\)\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace)(?![A-Za-z])|(?<!\\)\\[,;:!> \n]|~"
+)
 DECORATIONS = (
     "boldsymbol|pmb|bm|underline|uline|mathbf|mathit|mathsf|mathtt|mathnormal|mathbin|mathrel|mathord|emph|ensuremath|"
     "boxed|fbox|framebox|displaylines|bf|underbar|textup|mathstrut|hl|symbf|symrm|symbfup|smash|mathop"
@@ -69,6 +69,7 @@ MIXED = re.compile(r"(?<![\d.^_{])(\d+)(?:\s|~|\\[ ,;:])+(\d+)\s*/\s*(\d+)(?![\d
 SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
 RING = re.compile(r"(?<=\d)\s*\^\s*(?:\{\s*)?(?:\\text\{o\}|o(?![A-Za-z]))\s*\}?")
 ROW = "\ue000"
+OPERATORS = {"+/-": r"\pm ", "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "==": "="}
 VULGAR = re.compile(r"(\d*)\s*([¼½¾⅐-⅞])")
 
 
@@ -184,7 +185,13 @@ def _plain(text: str) -> str:
     text = MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", text)
     text = re.sub(r"(?<![\w.)}^])(\d+)\s*/\s*(\d+)\s+(?=[A-Za-z\\(])", r"\\frac{\1}{\2} ", text)
-    text = text.replace("+/-", r"\pm ").replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ").replace("==", "=")
+    text = (
+        text.replace("+/-", r"\pm ")
+        .replace("<=", r"\le ")
+        .replace(">=", r"\ge ")
+        .replace("!=", r"\ne ")
+        .replace("==", "=")
+    )
     text = re.sub(r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty ", text)
     text = re.sub(r"(?<!\\)(?:sqrt|\broot)\s*(?=[({\d\\A-Za-z])", r"\\sqrt ", text)
     text = re.sub(r"(?<!\\)cbrt\s*(?=[({\d\\])", r"\\sqrt[3] ", text)
@@ -269,5 +276,7 @@ def _stripped(text: str) -> str:
         before = text
         text = text.strip().strip("`~*").strip()
         text = re.sub(r"(?:\\\\|\\|[.,;:?]|\\(?:dots|newline|par|qed|blacksquare|square))+\s*$", "", text)
-        text = re.sub(r"^(?:=|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|:|\\therefore|\\implies|\\Rightarrow)\s*", "", text)
+        text = re.sub(
+            r"^(?:=|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|:|\\therefore|\\implies|\\Rightarrow)\s*", "", text
+        )
     return text

@@ -74,7 +74,7 @@ def _read(text: str) -> Value:
 
 def _joined_thousands(text: str) -> str:
     """Text without the commas of ``1,234``; in a list only if spaces tell them from the commas between."""
-    number, unit = split_unit(text)
+    number = split_unit(text)[0]
     alone = THOUSANDS.fullmatch(re.sub(r"\.\d+$", "", number.strip(" %")))
     if alone or (", " in text and re.search(r"\d,\d{3}(?!\d)", text)):
         return THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)

@@ -6,13 +6,14 @@ from recipe.prune_opd.grading.latex import split_outside
 
 PHRASE = re.compile(r"\\text\{([^{}]*)\}\s*[:=]?\s*(?=\S)|([A-Za-z'’]+(?:[ ,]+[A-Za-z'’]+)*\s*:?)\s+(?=\S)")
 LEADS = re.compile(
-    r".*(?:\b(?:is|are|be|equals?|equal to|gives|get|has|have|answers?|values?|solutions?|result|roots?)\s*[:=]?|[:=])\s*",
+    r".*(?:\b(?:is|are|be|equals?|equal to|gives|get|has|have|answers?|values?|solutions?|result)\s*[:=]?|[:=])\s*",
     re.IGNORECASE | re.DOTALL,
 )
-DENIES = re.compile(r"\b(?:not|no|n't|never|less|more|greater|fewer|than|least|most|except|minus|negative)\b", re.IGNORECASE)
+DENIES = re.compile(
+    r"\b(?:not|no|n't|never|less|more|greater|fewer|than|least|most|except|minus|negative)\b", re.IGNORECASE
+)
 WORDS = (
-    "for|where|with|when|whenever|if|such that|provided|given|assuming|because|since|whose|in which|"
-    "only if|iff|unless"
+    "for|where|with|when|whenever|if|such that|provided|given|assuming|because|since|whose|in which|only if|iff|unless"
 )
 CONDITION = re.compile(
     rf"\s*[,;]?\s*(?:\\text\{{\s*[(,]?\s*({WORDS})\b|(?<![A-Za-z\\])({WORDS})(?![A-Za-z])|\\forall(?![A-Za-z]))",

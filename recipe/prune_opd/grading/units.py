@@ -9,10 +9,11 @@ WORDS = re.compile(
     re.DOTALL,
 )
 """What comes before words that end an answer, the words, their power."""
-BARE = frozenset(
-    "mm cm dm km in ft yd mi mg kg lb lbs oz ml sec hr hrs min mph kmh rpm inch inches feet foot yard yards mile miles "
-    "gram grams hour hours day days week weeks year years cent cents deg degree degrees unit units sq cubic".split()
-)
+BARE = {
+    *("mm", "cm", "dm", "km", "in", "ft", "yd", "mi", "mg", "kg", "lb", "lbs", "oz", "ml", "sec", "hr", "hrs", "min"),
+    *("mph", "kmh", "rpm", "inch", "inches", "feet", "foot", "day", "days", "cent", "cents", "deg", "degree"),
+    *("degrees", "unit", "units", "sq", "cubic"),
+}
 """Units without ``\\text`` that are no product of letters. Words of four letters behind a space are none either."""
 DEGREES = re.compile(r"(.*?)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\\text\{[^{}]*\}|[CFK])?", re.DOTALL)
 FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
@@ -20,7 +21,10 @@ ORDINAL = re.compile(
     r"((?<![\d.])\d+)\s*(?:\^\s*\{?\s*)?(?:\\text\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))\s*\}?"
 )
 MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-QUALIFIERS = frozenset("or more less fewer greater least most not to plus minus times than and between".split())
+QUALIFIERS = {
+    *("or", "more", "less", "fewer", "greater", "least", "most", "not", "to", "plus", "minus", "times", "than", "and"),
+    "between",
+}
 """Words that say that the number alone is not the answer."""
 POWERS = {"square": "2", "sq": "2", "sq.": "2", "squared": "2", "cubic": "3", "cu": "3", "cu.": "3", "cubed": "3"}
 SYMBOLS = {
