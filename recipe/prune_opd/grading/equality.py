@@ -84,9 +84,10 @@ def _unwrapped(truth: Value, found: Value) -> tuple[Value, Value]:
     if isinstance(found, Relation) and not isinstance(truth, Relation) and _is_equation(found):
         if found.terms[-1].text != "0" or _is_name(found.terms[0]):
             found = found.terms[-1]
-    elif isinstance(truth, Relation) and not isinstance(found, Relation):
-        if _is_equation(truth) and _is_name(truth.terms[0]):
-            truth = truth.terms[-1]
+        return truth, found
+    assigned = isinstance(truth, Relation) and _is_equation(truth) and _is_name(truth.terms[0])
+    if assigned and not isinstance(found, Relation):
+        truth = truth.terms[-1]  # type: ignore[attr-defined]
     return truth, found
 
 

@@ -59,7 +59,8 @@ def replace_command(text: str, names: str, arguments: int, build: Callable[..., 
     pattern = re.compile(rf"\\(?:{names})(?![A-Za-z])" + (r"(?=\s*\{)" if braces else ""))
     position = 0
     while match := pattern.search(text, position):
-        found, end = [], match.end()
+        found: list[str] = []
+        end = match.end()
         while len(found) < arguments and (one := argument(text, end)):
             found.append(one[0])
             end = one[1]

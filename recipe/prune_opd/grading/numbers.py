@@ -91,9 +91,10 @@ def one_case(one: Expr, other: Expr) -> tuple[Expr, Expr]:
         return one, other
     if all(name == name.lower() for name in names):
         return one, other
-    return tuple(  # type: ignore[return-value]
+    small = [
         side.xreplace({symbol: Symbol(symbol.name.lower()) for symbol in side.free_symbols}) for side in (one, other)
-    )
+    ]
+    return small[0], small[1]
 
 
 def one_side(expression: Expr) -> set[str]:
