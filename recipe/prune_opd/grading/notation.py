@@ -53,7 +53,7 @@ PLAIN_TEXT = re.compile(r"[\d\s.,:;/+*^()%=<>$-]*")
 SYNONYMS = {
     **{r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\sfrac": r"\frac", r"\nicefrac": r"\frac"},
     **{r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge"},
-    **{r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lt": "<", r"\gt": ">", r"\degree": r"^\circ", r"\deg": r"^\circ"},
+    **{r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lt": "<", r"\gt": ">", r"\degree": r"^\circ", r"\textdegree": r"^\circ", r"\deg": r"^\circ"},
     **{r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(", r"\rparen": ")"},
     **{r"\uppi": r"\pi", r"\Pi": r"\Pi", r"\mathpi": r"\pi", r"\e": "e", r"\exponentialE": "e", r"\imath": "i"},
     **{r"\imaginaryI": "i", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\mid": "|", r"\div": "/"},
@@ -82,7 +82,7 @@ def canonical(text: str) -> str:
     text = REPEATING.sub(_repeating, text)
     text = DELIMITERS.sub(" ", ENVIRONMENT.sub(" ", text.replace("`", "")))
     text = NAME.sub(lambda name: SYNONYMS.get(name[0], name[0]), text)
-    text = _undecorated(text)
+    text = re.sub(r"(?<![A-Za-z^_}\]])\s*\{\s*\}", "", _undecorated(text))
     pieces = re.split(r"(\\text\{[^{}]*\})", text)
     pieces = [piece if piece.startswith(r"\text{") else _plain(piece) for piece in pieces]
     text = RING.sub(r"^\\circ ", "".join(pieces))
@@ -276,7 +276,7 @@ def _stripped(text: str) -> str:
     before = None
     while before != text:
         before = text
-        text = text.strip().strip("`~*").strip()
+        text = text.strip().strip("`~*_").strip()
         text = re.sub(r"(?:\\\\|\\|[.,;:?]|\\(?:dots|newline|par|qed|blacksquare|square))+\s*$", "", text)
         text = re.sub(
             r"^(?:=|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|:|\\therefore|\\implies|\\Rightarrow)\s*", "", text

@@ -30,6 +30,7 @@ SIGNS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=",
 SIGNS |= {r"\approx": "=", r"\equiv": "=", r"\to": "=", r"\mapsto": "=", r"\coloneqq": "="}
 CONDITIONS = {"<", ">", "<=", ">=", "!=", "in", "not in"}
 OPERATORS = {r"\cup", r"\cap", r"\setminus"}
+ALL_REALS = re.compile(r"(?:\\text\{)?\s*(?:all |the |set of )*real(?: numbers|s)\s*\}?", re.IGNORECASE)
 NAMED_SET = re.compile(r"\\mathbb\s*\{?\s*[RZQNC]\s*\}?|\\emptyset")
 
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?!\d)")
@@ -112,6 +113,8 @@ def _letters(text: str) -> set[str]:
 
 def _single(text: str) -> Value:
     """An answer that is no list."""
+    if ALL_REALS.fullmatch(text):
+        return Region(r"\mathbb{R}", (), ())
     if TIME.fullmatch(text) or text.lower() in WORDS or re.fullmatch(r"\\text\{[^{}]*\}", text):
         return Word(text)
     exact = split_outside(text, {r"\approx"})[0][0]

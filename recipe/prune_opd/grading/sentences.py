@@ -15,17 +15,19 @@ DENIES = re.compile(
 WORDS = (
     "for|where|with|when|whenever|if|such that|provided|given|assuming|because|since|whose|in which|only if|iff|unless"
 )
+MODULUS = r"\\pmod(?![A-Za-z])|\(\s*\\?(?:b?mod|\\text\{mod\})|\\text\{\(mod\}|(?<=[\d\s])mod(?=\s*\d)"
 CONDITION = re.compile(
-    rf"\s*[,;]?\s*(?:\\text\{{\s*[(,]?\s*({WORDS})\b|(?<![A-Za-z\\])({WORDS})(?![A-Za-z])|\\forall(?![A-Za-z]))",
+    rf"\s*[,;]?\s*(?:\\text\{{\s*[(,]?\s*({WORDS})\b|(?<![A-Za-z\\])({WORDS})(?![A-Za-z])|\\forall(?![A-Za-z])|{MODULUS})",
     re.IGNORECASE,
 )
 NOTE = re.compile(r"(?<=[\s\d)}])\(([^()]*(?:\\(?:ge|le|in|ne)(?![A-Za-z])|[<>=]|\\text\{)[^()]*)\)\s*$")
+MODULI = re.compile(MODULUS)
 DECIDES = re.compile(r"\b(?:if|when|whenever|provided|unless|iff)\b", re.IGNORECASE)
 
 
 def without_prose(text: str) -> tuple[str, str]:
     """A text's answer, and the condition behind it, "" for none."""
-    text = _without_lead(text)
+    text = re.sub(r"^(?:\\text\{the\}|the)\s+(?=\d)", "", _without_lead(text))
     note = NOTE.search(text)
     if note and re.search(r"\w", text[: note.start()]) and text[: note.start()][-1:].isspace():
         text = text[: note.start()].strip()
@@ -52,10 +54,10 @@ def _without_lead(text: str) -> str:
 
 def contradict(one: str, other: str) -> bool:
     """Whether two conditions are different ones that decide: ``if n is even`` and ``if n is odd``."""
-    if not one or not other or not (DECIDES.search(one) or DECIDES.search(other)):
+    if not one or not other or not (MODULI.match(one) and MODULI.match(other) or DECIDES.search(one) or DECIDES.search(other)):
         return False
     return _plain(one) != _plain(other)
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\\text|[{}\s.,;]", "", text).lower()
+    return re.sub(r"\\text|\\[pb]?(?=mod)|[{}()\s.,;]", "", text).lower()

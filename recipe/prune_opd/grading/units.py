@@ -18,7 +18,7 @@ BARE = {
 DEGREES = re.compile(r"(.*?)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\\text\{[^{}]*\}|[CFK])?", re.DOTALL)
 FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 ORDINAL = re.compile(
-    r"((?<![\d.])\d+)\s*(?:\^\s*\{?\s*)?(?:\\text\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))\s*\}?"
+    r"((?<![\d.])\d+)\s*-?\s*(?:\^\s*\{?\s*)?(?:\\text\{\s*-?(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))\s*\}?"
 )
 MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 QUALIFIERS = {
