@@ -105,7 +105,7 @@ def _is_equation(relation: Relation) -> bool:
 def _is_name(value: Value) -> bool:
     """Whether a term is a letter, a product of letters, a call of a function, or a word."""
     if isinstance(value, Quantity):
-        return all(node.is_Symbol or node.is_Mul for node in [value.expression, *value.expression.args])
+        return all(node.is_Symbol or node.is_Mul or node.is_Add for node in [value.expression, *value.expression.args])
     return isinstance(value, Word) or (isinstance(value, Group) and all(_is_name(item) for item in value.items))
 
 

@@ -53,7 +53,15 @@ PLAIN_TEXT = re.compile(r"[\d\s.,:;/+*^()%=<>$-]*")
 SYNONYMS = {
     **{r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\sfrac": r"\frac", r"\nicefrac": r"\frac"},
     **{r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge"},
-    **{r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lt": "<", r"\gt": ">", r"\degree": r"^\circ", r"\textdegree": r"^\circ", r"\deg": r"^\circ"},
+    **{
+        r"\geqslant": r"\ge",
+        r"\neq": r"\ne",
+        r"\lt": "<",
+        r"\gt": ">",
+        r"\degree": r"^\circ",
+        r"\textdegree": r"^\circ",
+        r"\deg": r"^\circ",
+    },
     **{r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(", r"\rparen": ")"},
     **{r"\uppi": r"\pi", r"\Pi": r"\Pi", r"\mathpi": r"\pi", r"\e": "e", r"\exponentialE": "e", r"\imath": "i"},
     **{r"\imaginaryI": "i", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\mid": "|", r"\div": "/"},

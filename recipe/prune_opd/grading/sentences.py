@@ -54,7 +54,11 @@ def _without_lead(text: str) -> str:
 
 def contradict(one: str, other: str) -> bool:
     """Whether two conditions are different ones that decide: ``if n is even`` and ``if n is odd``."""
-    if not one or not other or not (MODULI.match(one) and MODULI.match(other) or DECIDES.search(one) or DECIDES.search(other)):
+    if (
+        not one
+        or not other
+        or not ((MODULI.match(one) and MODULI.match(other)) or DECIDES.search(one) or DECIDES.search(other))
+    ):
         return False
     return _plain(one) != _plain(other)
 
