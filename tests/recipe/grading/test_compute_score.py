@@ -1,34 +1,14 @@
-"""Grades: ground truths against themselves, near misses, hostile answers, and the processes that compare."""
+"""Grades of responses: what ``compute_score`` returns, and what it decides where people differ."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from recipe.prune_opd import grading
-from recipe.prune_opd.grading import (
-    EMPTY,
-    NO_BOX,
-    TOO_HARD,
-    TOO_LONG,
-    UNCLOSED,
-    UNPARSED,
-    compare,
-    compute_score,
-    judge,
-    last_box,
-)
+from recipe.prune_opd.grading import compute_score
+from recipe.prune_opd.grading.verdicts import EMPTY, NO_BOX, NO_TRUTH, TOO_LONG, UNCLOSED, UNPARSED
 
 pytest.importorskip("math_verify")
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-FILES = ("aime24", "aime25", "amc23", "hmmt24", "hmmt25", "math_500", "dapo_math_17k")
 
 
 def grade(response: str, truth: str, source: str = "AIME24", **kwargs) -> dict:
@@ -150,30 +130,36 @@ WRONG = [
     (r"\boxed{(1,2,3)}", r"\{1,2,3\}"),
     (r"\boxed{100000000000000000001}", "100000000000000000000"),
 ]
-MISSES = [
-    # math-verify drops units: where one side has none, any will do. Two spellings that we do not know are two units.
+DECIDED = [
+    # Where one side has no unit, any will do. Two spellings that we do not know are two units.
     (r"\boxed{5\text{ m}}", "5", True),
     (r"\boxed{5\text{ mph}}", r"5\text{ miles per hour}", False),
-    # It drops a number's base, unless the ground truth has another value.
+    # The same with a number's base.
     (r"\boxed{10_3}", "10", True),
-    # In plain text a space may mean thousands or a missing comma.
+    # A space may mean thousands or a missing comma.
     (r"\boxed{5 000}", "5000", False),
-    # An open interval and a pair look alike to it, and so do a set and a list.
+    # A list without brackets may be a set or a tuple.
     (r"\boxed{1,2}", r"\{1,2\}", True),
-    # Floats are equal to six decimals, however small they are, and a percentage equals the bare number.
-    (r"\boxed{0.00000049}", "0.0000001", True),
+    (r"\boxed{1,2}", "(1,2)", True),
+    # A decimal that agrees in six decimals and six digits stands for a number whose own do not end.
     (r"\boxed{0.333333}", r"\frac{1}{3}", True),
+    (r"\boxed{3.1415926}", r"\pi", True),
+    (r"\boxed{0.33333}", r"\frac{1}{3}", False),
+    (r"\boxed{0.001953}", r"\frac{1}{512}", False),
+    (r"\boxed{0.00000049}", "0.0000001", False),
+    # A percentage equals the bare number.
     (r"\boxed{25}", r"25\%", True),
-    # Letters are factors, in any order.
+    # Letters are factors, in any order and in both cases.
     (r"\boxed{BA}", "AB", True),
-    # It takes degrees for numbers, and the i of an exponent for a variable.
-    (r"\boxed{\sin 30^\circ}", r"\frac{1}{2}", False),
-    (r"\boxed{\frac{\pi}{2}}", r"90^\circ", False),
-    (r"\boxed{e^{i\pi}}", "-1", False),
-    # An inequality is no interval, unless the ground truth is the inequality.
-    (r"\boxed{x<2}", r"(-\infty,2)", False),
+    (r"\boxed{\pi R^2}", r"\pi r^2", True),
+    # \log is to base 10.
+    (r"\boxed{\log 2}", r"\ln 2", False),
+    # 1/2x is one over 2x.
+    (r"\boxed{1/2x}", r"\frac{x}{2}", False),
+    # An equation counts for its right side, also where that side is all it says.
+    (r"\boxed{2x+3=7}", "7", True),
 ]
-"""What comes out wrong or is decided one way where people differ: as it is, so that a new version shows."""
+"""What is decided one way where people differ; ``docs/evaluation.md`` says so."""
 UNREADABLE = [
     ("The answer is 5.", NO_BOX),
     ("", NO_BOX),
@@ -202,8 +188,8 @@ def test_near_misses_are_wrong(response, truth):
     assert (found["score"], found["acc"], found["unread"]) == (0.0, False, "")
 
 
-@pytest.mark.parametrize(("response", "truth", "right"), MISSES)
-def test_what_math_verify_is_known_to_decide(response, truth, right):
+@pytest.mark.parametrize(("response", "truth", "right"), DECIDED)
+def test_what_is_decided_one_way(response, truth, right):
     assert grade(response, truth)["acc"] is right
 
 
@@ -212,43 +198,6 @@ def test_an_answer_that_cannot_be_read_says_why(response, reason):
     found = grade(response, "5")
     assert (found["score"], found["acc"], found["unread"]) == (0.0, False, reason)
     assert len(found["pred"]) <= grading.SHOWN
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_every_ground_truth_is_right(name):
-    file = DATA / f"{name}.parquet"
-    if not file.is_file():
-        pytest.skip(f"{name}.parquet is not beside the repository, in ../shared/data")
-    from pyarrow import parquet
-
-    truths = sorted({row["ground_truth"] for row in parquet.read_table(file)["reward_model"].to_pylist()})
-    # judge, because compare takes the same text without asking math-verify
-    assert [truth for truth in truths if judge(truth, truth) != "right"] == []
-    assert [truth for truth in truths if last_box(rf"so \boxed{{{truth}}}.") != (truth.strip(), "")] == []
-
-
-def test_the_box_ends_at_its_own_brace():
-    assert last_box(r"\boxed{\frac{1}{\{2\}}} and } more") == (r"\frac{1}{\{2\}}", "")
-    assert last_box(r"\boxed{\left\{ x \right.}") == (r"\left\{ x \right.", ""), "a set's brace is not LaTeX's"
-
-
-@pytest.mark.parametrize(
-    ("response", "truth"),
-    [
-        ("Answer: 34", "34"),
-        ("so\nAnswer: $34$.\n", "34"),
-        ("Answer: 33\nno,\n**Answer:** 34", "34"),
-        (r"Answer: \boxed{34}", "34"),
-        (r"\boxed{34}", "34"),
-    ],
-)
-def test_dapo_asks_for_a_last_line(response, truth):
-    assert grade(response, truth, "math_dapo")["acc"]
-    assert grade(response, truth)["acc"] is ("boxed" in response)
-
-
-def test_an_empty_last_line_is_unread():
-    assert grade("Answer:\n", "34", "math_dapo")["unread"] == EMPTY
 
 
 def test_the_result_is_what_verl_logs_and_dumps():
@@ -267,15 +216,6 @@ def test_the_result_is_what_verl_logs_and_dumps():
     assert (grade(r"\boxed{6}", "5")["tokens"], grade(r"\boxed{6}", "5")["truncated"]) == (None, None)
 
 
-@pytest.mark.parametrize("hostile", ["9^{9^{9^9}}", "1000000000!", r"\sum_{k=1}^{10^9} \frac{1}{k^3}", "(" * 900])
-def test_a_hard_answer_costs_no_more_than_its_time(hostile):
-    start = time.monotonic()
-    found = grade(rf"\boxed{{{hostile}}}", "5", seconds=0.5)
-    assert found["unread"] in (TOO_HARD, UNPARSED)
-    assert time.monotonic() - start < 15, "ten times half a second, and a new process"
-    assert grade(r"\boxed{5.0}", "5")["acc"], "the next answer finds a new grader"
-
-
 @pytest.mark.parametrize("odd", ["\x00", "\ud800", "\u202e5", "{", "}", "\\", "%", "$$", "&\\\\&", "５", "😀" * 500])
 def test_no_text_makes_it_raise(odd):
     for response in (odd, rf"\boxed{{{odd}}}", odd + r"\boxed{5" + odd + "}"):
@@ -283,65 +223,14 @@ def test_no_text_makes_it_raise(odd):
             assert grade(response, "5", source)["score"] in (0.0, 1.0)
 
 
-def test_threads_share_few_graders():
-    """As verl calls it: from threads, where signals would not work."""
-    pairs = [(str(n), f"{n + n % 2}.0") for n in range(100)]
-    seen = []
-
-    def one(pair):
-        seen.append(threading.current_thread() is threading.main_thread())
-        return compare(*pair)
-
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(one, pairs))
-    assert found == ["right" if n % 2 == 0 else "wrong" for n in range(100)]
-    assert not any(seen)
-    assert len(grading._graders(os.getpid()).idle) <= grading.PROCESSES
+@pytest.mark.parametrize("truth", ["", " ", "$$", r"\frac", r"\frac{1}{0}", "???", None])
+def test_a_case_without_a_right_answer_is_unread(truth):
+    for response in (r"\boxed{5}", r"\boxed{}", "no box"):
+        found = grade(response, truth)
+        assert (found["score"], found["acc"]) == (0.0, False)
+        assert found["unread"] == NO_TRUTH or (truth and response != r"\boxed{5}")
 
 
-def test_a_grader_that_has_died_is_replaced():
-    compare("1", "1.0")
-    for grader in grading._graders(os.getpid()).idle:
-        grader.process.send_signal(signal.SIGKILL)
-        grader.process.wait()
-    assert [compare("1", "1.0") for _ in range(grading.PROCESSES + 1)] == ["right"] * (grading.PROCESSES + 1)
-
-
-@pytest.mark.parametrize(
-    ("answer", "unit"),
-    [
-        (r"5\text{ m}", "m"),
-        (r"5\text{ cm}^{2}", "cm^2"),
-        (r"\frac{270}7\text{ degrees}", "°"),
-        (r"5\text{ sq. feet}", "ft^2"),
-        (r"\pi\,\mathrm{gas}", "gas"),  # no plural
-        (r"5\text{}^2", ""),
-        (r"\text{(C)}", ""),
-        (r"x = \text{odd}", ""),
-        (r"42\text{ or }43", ""),
-    ],
-)
-def test_units_by_hand(answer, unit):
-    assert grading.unit(answer) == unit
-
-
-def test_without_math_verify_it_says_so(monkeypatch):
-    monkeypatch.setattr(grading.sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="exit code 1"):
-        grading._Grader()
-    monkeypatch.setattr(grading, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="pip install math-verify"):
-        grading._Grader()
-
-
-def test_graders_end_with_their_parent():
-    code = "import os; from recipe.prune_opd import grading as g; g.compare('1', '1.0'); " + (
-        "print(g._graders(os.getpid()).idle[0].process.pid, flush=True); os._exit(0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{done.stdout.strip()}/cmdline").exists() and time.monotonic() < deadline:
-        if "serve" not in Path(f"/proc/{done.stdout.strip()}/cmdline").read_text():
-            return  # a zombie that nobody reaps, or another process with its number
-        time.sleep(0.1)
-    assert time.monotonic() < deadline
+def test_verl_loads_it_by_its_package_path():
+    imports = pytest.importorskip("verl.utils.import_utils")
+    assert imports.load_extern_object("pkg://recipe.prune_opd.grading", "compute_score") is compute_score

@@ -1,0 +1,321 @@
+"""Equality of two answers that have been read."""
+
+import re
+from collections.abc import Sequence
+
+from sympy import (
+    And,
+    Complement,
+    Dummy,
+    EmptySet,
+    Eq,
+    FiniteSet,
+    Ge,
+    Gt,
+    Intersection,
+    Interval,
+    Le,
+    Lt,
+    MatrixBase,
+    Ne,
+    S,
+    Set,
+    Symbol,
+    Union,
+    pi,
+)
+
+from recipe.prune_opd.grading.numbers import equal, proportional, rounds_to
+from recipe.prune_opd.grading.values import Group, Listing, Quantity, Region, Relation, Value, Word
+
+SIGNS = {"<": Lt, ">": Gt, "<=": Le, ">=": Ge, "!=": Ne, "=": Eq}
+FLIPPED = {">": "<", ">=": "<="}
+NAMED_SETS = {"R": S.Reals, "Z": S.Integers, "N": S.Naturals, "Q": S.Rationals, "C": S.Complexes}
+
+
+WORD = re.compile(r"\(?\s*(?:\\text\{\(?[A-Za-z .]+\)?\}|[A-Za-z ]+)\s*\)?")
+
+
+def same(truth: Value, found: Value) -> bool:
+    """Whether an answer is the ground truth. The truth's form decides what counts: ``x=5`` is right for ``5``."""
+    if truth.text == found.text or _same_word(truth, found):
+        return True
+    if isinstance(truth, Word) or isinstance(found, Word):
+        return _same_word(truth, found, strict=False)
+    truth, found = _unwrapped(truth, found)
+    if isinstance(truth, Word) or isinstance(found, Word):
+        return _same_word(truth, found, strict=False)
+    if isinstance(truth, Quantity) and isinstance(found, Quantity):
+        return _same_quantity(truth, found)
+    if isinstance(truth, Relation) and isinstance(found, Relation):
+        return _same_relation(truth, found)
+    if isinstance(truth, Listing) and isinstance(found, Listing):
+        return _same_listing(truth, found)
+    if isinstance(truth, Group) and isinstance(found, Group):
+        return _same_group(truth, found)
+    if _is_bare_tuple(truth, found) or _is_bare_tuple(found, truth):
+        return _same_sequence(truth.items, found.items)  # type: ignore[attr-defined]
+    return _same_set(truth, found)
+
+
+def _is_bare_tuple(listing: Value, group: Value) -> bool:
+    """Whether one is ``1,2`` and the other ``(1,2)``."""
+    if not isinstance(listing, Listing) or not isinstance(group, Group) or listing.kind != ",":
+        return False
+    relations = any(isinstance(item, Relation) for item in listing.items)
+    return (group.opening, group.closing) == ("(", ")") and not relations
+
+
+def _same_word(truth: Value, found: Value, strict: bool = True) -> bool:
+    """Whether both are the same word, in whatever type; ``strict`` asks for letters alone."""
+    if strict and not (WORD.fullmatch(truth.text) and WORD.fullmatch(found.text)):
+        return False
+    return _letters(truth.text) == _letters(found.text)
+
+
+def _letters(text: str) -> str:
+    text = re.sub(r"(?<=[\d.,])\s+(?=\d)", "_", text)  # 1 2 is not 12
+    return re.sub(r"\\text|[{}()\s'\"]|(?<!\d)[.,-]|[.,-](?!\d)", "", text).casefold()
+
+
+def _unwrapped(truth: Value, found: Value) -> tuple[Value, Value]:
+    """What is compared of ``x=5`` and ``5``, of ``x \\in S`` and ``S``, and of a list of one."""
+    truth, found = _only_item(truth), _only_item(found)
+    if isinstance(found, Relation) and not isinstance(truth, Relation) and _is_equation(found):
+        if found.terms[-1].text != "0" or _is_name(found.terms[0]):
+            found = found.terms[-1]
+        return truth, found
+    assigned = isinstance(truth, Relation) and _is_equation(truth) and _is_name(truth.terms[0])
+    if assigned and not isinstance(found, Relation):
+        truth = truth.terms[-1]  # type: ignore[attr-defined]
+    return truth, found
+
+
+def _only_item(value: Value) -> Value:
+    if not isinstance(value, Listing):
+        return value
+    items = _distinct(value.items)
+    return items[0] if len(items) == 1 else value
+
+
+def _is_equation(relation: Relation) -> bool:
+    return set(relation.signs) <= {"=", "in"}
+
+
+def _is_name(value: Value) -> bool:
+    """Whether a term is a letter, a product of letters, a call of a function, or a word."""
+    if isinstance(value, Quantity):
+        return all(node.is_Symbol or node.is_Mul or node.is_Add for node in [value.expression, *value.expression.args])
+    return isinstance(value, Word) or (isinstance(value, Group) and all(_is_name(item) for item in value.items))
+
+
+def _same_quantity(truth: Quantity, found: Quantity) -> bool:
+    if truth.base != found.base and "" not in (truth.base, found.base):
+        return False
+    if truth.unit != found.unit and "" not in (truth.unit, found.unit):
+        return False
+    one, other = truth.expression, found.expression
+    if _same_number(truth, found, one, other):
+        return True
+    if truth.percent != found.percent:
+        one, other = (one / 100, other) if truth.percent else (one, other / 100)
+        return _same_number(truth, found, one, other)
+    if (truth.unit, found.unit) == ("°", "") and other.has(pi):
+        return equal(one * pi / 180, other)
+    if (truth.unit, found.unit) == ("", "°") and one.has(pi):
+        return equal(one, other * pi / 180)
+    return False
+
+
+def _same_number(truth: Quantity, found: Quantity, one, other) -> bool:  # type: ignore[no-untyped-def]
+    if equal(one, other):
+        return True
+    if isinstance(one, MatrixBase) or isinstance(other, MatrixBase) or one.free_symbols or other.free_symbols:
+        return False
+    sides = [(one, truth.decimals, other, found.decimals), (other, found.decimals, one, truth.decimals)]
+    return any(
+        rounds_to(number, decimals + 2 * percent, exact)
+        for (number, decimals, exact, more), percent in zip(sides, (truth.percent, found.percent), strict=True)
+        if decimals is not None and (more is None or decimals <= more)
+    )
+
+
+def _same_items(truth: Sequence[Value], found: Sequence[Value]) -> bool:
+    """Whether two lists hold the same, in any order, however often."""
+    left, right = _distinct(truth), _distinct(found)
+    if len(left) != len(right):
+        return False
+    for item in left:
+        match = next((number for number, other in enumerate(right) if same(item, other)), None)
+        if match is None:
+            return False
+        right.pop(match)
+    return True
+
+
+def _same_listing(truth: Listing, found: Listing) -> bool:
+    regions = any(_is_region(item) for item in (*truth.items, *found.items))
+    if regions and {truth.kind, found.kind} == {"and", "or"}:
+        return _same_set(truth, found)
+    return _same_items(truth.items, found.items) or _same_set(truth, found)
+
+
+def _distinct(items: Sequence[Value]) -> list[Value]:
+    kept: list[Value] = []
+    for item in items:
+        if not any(same(other, item) for other in kept):
+            kept.append(item)
+    return kept
+
+
+def _same_sequence(truth: Sequence[Value], found: Sequence[Value]) -> bool:
+    return len(truth) == len(found) and all(same(one, other) for one, other in zip(truth, found, strict=True))
+
+
+def _same_group(truth: Group, found: Group) -> bool:
+    brackets = (truth.opening, truth.closing) == (found.opening, found.closing)
+    return brackets and _same_sequence(truth.items, found.items)
+
+
+def _same_relation(truth: Relation, found: Relation) -> bool:
+    if _is_equation(truth) and _is_equation(found):
+        ends = [(relation.terms[0], relation.terms[-1]) for relation in (truth, found)]
+        if same(ends[0][0], ends[1][0]) and same(ends[0][1], ends[1][1]):
+            return True
+        differences = [_difference(*terms) for terms in ends]
+        if None in differences:
+            return False
+        return proportional(differences[0], differences[1], positive=False)
+    links, others = _links(truth), _links(found)
+    if links and others and len(links) == len(others):
+        left = list(others)
+        for link in links:
+            match = next((other for other in left if _same_link(link, other)), None)
+            if match is None:
+                break
+            left.remove(match)
+        else:
+            return True
+    return _names(truth) == _names(found) and _same_set(truth, found)
+
+
+def _difference(left: Value, right: Value):  # type: ignore[no-untyped-def]
+    if isinstance(left, Quantity) and isinstance(right, Quantity):
+        return left.expression - right.expression
+    return None
+
+
+def _links(relation: Relation) -> list[tuple[str, object]]:
+    """The chain's single relations, as a sign and what is on its left less what is on its right."""
+    found = []
+    for left, sign, right in zip(relation.terms, relation.signs, relation.terms[1:], strict=False):
+        if sign in FLIPPED:
+            left, sign, right = right, FLIPPED[sign], left
+        difference = _difference(left, right)
+        if difference is None:
+            return []
+        found.append((sign, difference))
+    return found
+
+
+def _same_link(one: tuple, other: tuple) -> bool:
+    return one[0] == other[0] and proportional(one[1], other[1], positive=one[0] in ("<", "<="))
+
+
+def _names(value: Value) -> set[str]:
+    if isinstance(value, Quantity):
+        return {symbol.name.lower() for symbol in value.expression.free_symbols}
+    inner = getattr(value, "terms", ()) or getattr(value, "items", ()) or getattr(value, "parts", ())
+    return set().union(*(_names(item) for item in inner))
+
+
+def _same_set(truth: Value, found: Value) -> bool:
+    """Whether both are the same set of real numbers, as intervals, unions or inequalities."""
+    if not any(_is_region(value) for value in (truth, found)):
+        return False
+    one, other = as_set(truth), as_set(found)
+    if one is None or other is None:
+        return False
+    if one == other:
+        return True
+    left, right = _intervals(one), _intervals(other)
+    if left and right and len(left) == len(right):
+        return all(_same_interval(a, b) for a, b in zip(left, right, strict=True))
+    return bool(one.symmetric_difference(other).is_empty)
+
+
+def _is_region(value: Value) -> bool:
+    if isinstance(value, Listing):
+        return any(_is_region(item) for item in value.items)
+    return isinstance(value, Region) or (isinstance(value, Relation) and not _is_equation(value))
+
+
+def _intervals(region: Set) -> list[Interval]:
+    parts = region.args if isinstance(region, Union) else (region,)
+    if not all(isinstance(part, Interval) for part in parts):
+        return []
+    return sorted(parts, key=lambda part: part.start.evalf())
+
+
+def _same_interval(one: Interval, other: Interval) -> bool:
+    if (one.left_open, one.right_open) != (other.left_open, other.right_open):
+        return False
+    return equal(one.start, other.start) and equal(one.end, other.end)
+
+
+def as_set(value: Value) -> Set | None:
+    """The set of real numbers that a value is, None if it is none."""
+    if isinstance(value, Region):
+        return _region(value)
+    if isinstance(value, Group):
+        if len(value.items) != 2 or not all(isinstance(item, Quantity) for item in value.items):
+            return None
+        start, end = (item.expression.doit() for item in value.items if isinstance(item, Quantity))
+        if start.free_symbols or end.free_symbols:
+            return None
+        return Interval(start, end, value.opening == "(", value.closing == ")")
+    if isinstance(value, Listing):
+        return _listed(value)
+    if isinstance(value, Relation):
+        return as_set(value.terms[-1]) if value.signs == ("in",) else _solutions(value)
+    return FiniteSet(value.expression.doit()) if isinstance(value, Quantity) else None
+
+
+def _region(region: Region) -> Set | None:
+    if not region.operators:
+        return EmptySet if "emptyset" in region.text else NAMED_SETS[re.sub(r"\\mathbb|[{}\s]", "", region.text)]
+    parts = [as_set(part) for part in region.parts]
+    if any(part is None for part in parts):
+        return None
+    found = parts[0]
+    for operator, part in zip(region.operators, parts[1:], strict=True):
+        found = {r"\cup": Union, r"\cap": Intersection, r"\setminus": Complement}[operator](found, part)
+    return found
+
+
+def _listed(listing: Listing) -> Set | None:
+    """A finite set, or what several inequalities say; a comma means both if there are numbers that meet both."""
+    parts = [as_set(item) for item in listing.items]
+    if any(part is None for part in parts):
+        return None
+    if not any(_is_region(item) for item in listing.items) or listing.kind in ("or", "{}"):
+        return Union(*parts)
+    both = Intersection(*parts)
+    return Union(*parts) if both.is_empty and listing.kind == "," else both
+
+
+def _solutions(relation: Relation) -> Set | None:
+    """The numbers for which an inequality of one letter holds."""
+    if not all(isinstance(term, Quantity) for term in relation.terms) or not set(relation.signs) <= set(SIGNS):
+        return None
+    terms = [term.expression for term in relation.terms if isinstance(term, Quantity)]
+    letters: set[Symbol] = set().union(*(term.free_symbols for term in terms))
+    if len(letters) != 1:
+        return None
+    letter = Dummy("x", real=True)
+    terms = [term.doit().xreplace({next(iter(letters)): letter}) for term in terms]
+    signs = zip(terms, relation.signs, terms[1:], strict=False)
+    try:
+        return And(*(SIGNS[sign](left, right) for left, sign, right in signs)).as_set()
+    except (NotImplementedError, TypeError, AttributeError):
+        return None

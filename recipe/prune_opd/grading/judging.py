@@ -1,0 +1,56 @@
+"""A verdict on one answer, without limits of time or memory: ``graders`` runs it in processes that have them."""
+
+import re
+from collections.abc import Iterator
+
+from recipe.prune_opd.grading.equality import same
+from recipe.prune_opd.grading.notation import canonical
+from recipe.prune_opd.grading.reading import read
+from recipe.prune_opd.grading.sentences import contradict
+from recipe.prune_opd.grading.values import Listing, UnreadableError, Value
+from recipe.prune_opd.grading.verdicts import NO_TRUTH, RIGHT, UNPARSED, WRONG
+
+RUN_TOGETHER = re.compile(r"[^\s,]+(?:,\d{3})+[^\s,]*")
+CHOICE = re.compile(r"(?:\\text\{\s*\(([A-E])\)\s*\}|\(([A-E])\))\s*(?=[^\s,;])")
+LETTER = re.compile(r"[(\s]*(?:\\text\{\s*\(?)?[A-E][)\s}]*")
+SIGN = re.compile(r"\\pm(?![A-Za-z])")
+
+
+def judge(answer: str, truth: str) -> str:
+    """``RIGHT``, ``WRONG``, ``UNPARSED`` or ``NO_TRUTH``."""
+    try:
+        truths = list(_readings(canonical(truth)))
+    except UnreadableError:
+        return NO_TRUTH
+    answer = canonical(_spaced(answer) if isinstance(truths[0][0], Listing) else answer)
+    try:
+        found = list(_readings(_chosen(answer, truth)))
+    except UnreadableError:
+        return UNPARSED
+    for right, condition in truths:
+        for value, other in found:
+            if not contradict(condition, other) and same(right, value):
+                return RIGHT
+    return WRONG
+
+
+def _readings(text: str) -> Iterator[tuple[Value, str]]:
+    r"""What a text says. Two signs ``\pm a \pm b`` may go together, or each its own way."""
+    yield read(text)
+    signs = list(SIGN.finditer(text))
+    if len(signs) == 2 and "," not in text:
+        head, tail = text[: signs[1].start()], text[signs[1].end() :]
+        yield read(f"{head}+{tail}, {head}-{tail}")
+
+
+def _spaced(answer: str) -> str:
+    """The answer to a question for several numbers, where ``100,200`` is not one."""
+    return answer.replace(",", ", ") if RUN_TOGETHER.fullmatch(answer.strip()) else answer
+
+
+def _chosen(answer: str, truth: str) -> str:
+    r"""The letter or the value of a choice ``\text{(B)} 204``, whichever is asked for."""
+    choice = CHOICE.match(answer)
+    if not choice:
+        return answer
+    return choice[1] or choice[2] if LETTER.fullmatch(truth) else answer[choice.end() :]

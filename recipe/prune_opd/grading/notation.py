@@ -1,0 +1,292 @@
+r"""Notation of answers: what people and models write, as the LaTeX that ``reading`` understands.
+
+Nothing here decides what an answer means: ``4√2``, ``4*sqrt(2)`` and ``\mathbf{4\sqrt2}`` become ``4\sqrt{2}``.
+"""
+
+import ast
+import re
+import unicodedata
+
+from recipe.prune_opd.grading.latex import closing_brace, closing_parenthesis, replace_command, split_outside
+
+CHARACTERS = {
+    **{"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ", "∗": "*", "÷": "/"},
+    **{"−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt "},
+    **{"∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le "},
+    **{"⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≃": r"\approx ", "∈": r"\in ", "∉": r"\notin "},
+    **{"∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ", "∅": r"\emptyset ", "°": r"^\circ ", "º": r"^\circ "},
+    **{"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℕ": r"\mathbb{N}", "ℂ": r"\mathbb{C}"},
+    **{"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle "},
+    **{"′": "'", "’": "'", "“": '"', "”": '"', "⁄": "/", "∀": r"\forall ", "∑": r"\sum ", "∫": r"\int "},
+    **{"→": r"\to ", "∧": r"\text{ and }", "∨": r"\text{ or }", "¢": r"\text{ cents}", "€": "", "£": "", "¥": ""},
+    **{"。": ".", "、": ",", "𝑒": "e", "ⅇ": "e", "ⅈ": "i", "ϕ": r"\phi ", "𝜋": r"\pi ", "ℯ": "e"},
+}
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix")
+SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢₖ", "0123456789+-()nik")
+RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
+LOWERED = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢₖ]+")
+GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega"
+FUNCTIONS = (
+    "arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh sin cos tan cot sec csc ln log exp lim max min gcd lcm"
+)
+
+SEPARATOR = r"(?:\\[,;:! ]|\{,\}|,\\!\s*)"
+THOUSANDS = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{SEPARATOR}+\d{{3}})+(?!\d)")
+LAYOUT = re.compile(
+    r"\\(?:left|right|middle|bigg?[lrm]?|Bigg?[lrm]?|displaystyle|textstyle|scriptstyle|scriptscriptstyle|limits|"
+    r"nolimits|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it|sf|tt|sl|bfseries|"
+    r"itshape|mdseries|rmfamily|centering|noindent|hfill|null|relax|color\s*\{[^{}]*\}|hspace\*?\s*\{[^{}]*\}|"
+    r"vspace\*?\s*\{[^{}]*\}|label\s*\{[^{}]*\}|tag\*?\s*\{[^{}]*\}|phantom\s*\{[^{}]*\}|unicode\{[^{}]*\})(?![A-Za-z])"
+)
+SPACES = re.compile(
+    r"(?<!\\)\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace)(?![A-Za-z])|(?<!\\)\\[,;:!> \n]|~"
+)
+DECORATIONS = (
+    "boldsymbol|pmb|bm|underline|uline|mathbf|mathit|mathsf|mathtt|mathnormal|mathbin|mathrel|mathord|emph|ensuremath|"
+    "boxed|fbox|framebox|displaylines|bf|underbar|textup|mathstrut|hl|symbf|symrm|symbfup|smash|mathop"
+)
+TEXTS = "text|textbf|textit|textrm|textsf|texttt|textsc|textnormal|textsl|mbox|hbox|mathrm|operatorname|operatorname\\*"
+COLOURS = "textcolor|colorbox|color|fcolorbox"
+DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$")
+UPRIGHT = re.compile(r"[ei]|\\?(?:up)?pi|\\[A-Za-z]+", re.ASCII)
+PLAIN_TEXT = re.compile(r"[\d\s.,:;/+*^()%=<>$-]*")
+SYNONYMS = {
+    **{r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\sfrac": r"\frac", r"\nicefrac": r"\frac"},
+    **{r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge"},
+    **{
+        r"\geqslant": r"\ge",
+        r"\neq": r"\ne",
+        r"\lt": "<",
+        r"\gt": ">",
+        r"\degree": r"^\circ",
+        r"\textdegree": r"^\circ",
+        r"\deg": r"^\circ",
+    },
+    **{r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(", r"\rparen": ")"},
+    **{r"\uppi": r"\pi", r"\Pi": r"\Pi", r"\mathpi": r"\pi", r"\e": "e", r"\exponentialE": "e", r"\imath": "i"},
+    **{r"\imaginaryI": "i", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\mid": "|", r"\div": "/"},
+    **{r"\ast": "*", r"\star": "*", r"\cdotp": r"\cdot", r"\bullet": r"\cdot", r"\colon": ":", r"\slash": "/"},
+    **{r"\land": r"\and", r"\wedge": r"\and", r"\lor": r"\or", r"\vee": r"\or", r"\varnothing": r"\emptyset"},
+    **{r"\ldots": r"\dots", r"\cdots": r"\dots", r"\R": r"\mathbb{R}", r"\Z": r"\mathbb{Z}", r"\N": r"\mathbb{N}"},
+    **{r"\Reals": r"\mathbb{R}", r"\reals": r"\mathbb{R}", r"\backslash": r"\setminus", r"\percent": "%"},
+    **{r"\%": "%", r"\$": "", r"\&": r"\and", r"\#": "", r"\dollar": "", r"\pounds": "", r"\euro": ""},
+    **{r"\simeq": r"\approx", r"\doteq": "=", r"\varphi": r"\phi", r"\lg": r"\log", r"\infin": r"\infty"},
+}
+NAME = re.compile(r"\\(?:[A-Za-z]+|[%$&#])")
+ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|center|math)\*?\}")
+REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
+MIXED = re.compile(r"(?<![\d.^_{])(\d+)(?:\s|~|\\[ ,;:])+(\d+)\s*/\s*(\d+)(?![\d.])")
+SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
+RING = re.compile(r"(?<=\d)\s*\^\s*(?:\{\s*)?(?:\\text\{o\}|o(?![A-Za-z]))\s*\}?")
+ROW = "\ue000"
+OPERATORS = {"+/-": r"\pm ", "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "==": "="}
+VULGAR = re.compile(r"(\d*)\s*([¼½¾⅐-⅞])")
+
+
+def canonical(text: str) -> str:
+    """An answer in one notation. Linear in everything but the nesting of commands."""
+    text = _rows(_characters(_unlisted(text)))
+    text = THOUSANDS.sub(lambda number: re.sub(SEPARATOR, "", number[0]), text)
+    text = REPEATING.sub(_repeating, text)
+    text = DELIMITERS.sub(" ", ENVIRONMENT.sub(" ", text.replace("`", "")))
+    text = NAME.sub(lambda name: SYNONYMS.get(name[0], name[0]), text)
+    text = re.sub(r"(?<![A-Za-z^_}\]])\s*\{\s*\}", "", _undecorated(text))
+    pieces = re.split(r"(\\text\{[^{}]*\})", text)
+    pieces = [piece if piece.startswith(r"\text{") else _plain(piece) for piece in pieces]
+    text = RING.sub(r"^\\circ ", "".join(pieces))
+    text = _arguments(text)
+    text = _stripped(text)
+    return " ".join(text.split()).replace(ROW, r" \\ ")
+
+
+def _rows(text: str) -> str:
+    r"""Text whose only double backslashes are a matrix's rows, as ``ROW``; its brackets are one kind's."""
+    if not re.search(r"matrix|\{array\}", text):
+        return re.sub(r"\\\\(?=[A-Za-z])", r"\\", text).replace(r"\\", " ")
+    text = text.replace(r"\\", ROW)
+    text = re.sub(r"\\(begin|end)\s*\{(?:[pb]|small)?matrix\}", r"\\\1{pmatrix}", text)
+    text = re.sub(r"\\begin\s*\{array\}\s*(?:\{[^{}]*\})?", r"\\begin{pmatrix}", text)
+    text = text.replace(r"\end{array}", r"\end{pmatrix}")
+    text = re.sub(rf"{ROW}\s*(?=\\end\{{pmatrix\}})", "", text)
+    left, right = r"(?:\\left\s*)?[(\[]\s*", r"\s*(?:\\right\s*)?[)\]]"
+    return re.sub(rf"{left}(\\begin\{{pmatrix\}}.*?\\end\{{pmatrix\}}){right}", r"\1", text, flags=re.DOTALL)
+
+
+def _unlisted(text: str) -> str:
+    """What a Python list in text form holds: ``['70']``. Its backslashes may or may not be doubled."""
+    text = text.strip()
+    if not re.fullmatch(r"\[\s*(['\"]).*\1\s*,?\s*\]", text, re.DOTALL):
+        return text
+    try:
+        items = ast.literal_eval(text) if r"\\" in text else re.findall(r"(['\"])(.*?)\1", text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return ", ".join(str(item[1] if isinstance(item, tuple) else item) for item in items)
+
+
+def _characters(text: str) -> str:
+    text = VULGAR.sub(_vulgar, text)
+    text = RAISED.sub(lambda found: f"^{{{found[0].translate(SUPERSCRIPTS)}}}", text)
+    text = LOWERED.sub(lambda found: f"_{{{found[0].translate(SUBSCRIPTS)}}}", text)
+    text = "".join(CHARACTERS.get(one, one) for one in text)
+    text = unicodedata.normalize("NFKC", text)
+    return "".join(_character(one) for one in text)
+
+
+def _character(one: str) -> str:
+    if one.isascii():
+        return one
+    if unicodedata.category(one) in ("Cf", "Cc", "Mn"):
+        return ""  # invisible
+    name = unicodedata.name(one, "")
+    if name.startswith("GREEK SMALL LETTER "):
+        return f"\\{name.split()[-1].lower()} "
+    if name.startswith("GREEK CAPITAL LETTER "):
+        return f"\\{name.split()[-1].capitalize()} "
+    if unicodedata.category(one) == "Zs":
+        return " "
+    if unicodedata.category(one) == "Nd":
+        return str(unicodedata.digit(one))
+    return CHARACTERS.get(one, one)
+
+
+def _vulgar(found: re.Match[str]) -> str:
+    top, bottom = unicodedata.normalize("NFKC", found[2]).split("⁄")
+    return rf"{found[1]}\frac{{{top}}}{{{bottom}}}"
+
+
+def _repeating(found: re.Match[str]) -> str:
+    r"""``0.1\overline{6}`` as a fraction."""
+    whole, fixed, period = found[1] or "0", found[2], found[3]
+    nines = (10 ** len(period) - 1) * 10 ** len(fixed)
+    top = int(whole + fixed + period) - int(whole + fixed)
+    return rf"(\frac{{{top}}}{{{nines}}})"
+
+
+def _undecorated(text: str) -> str:
+    """Text without what changes only its looks; upright words as ``\\text{..}``."""
+    text = re.sub(rf"\\({DECORATIONS}|{TEXTS})\s+([A-Za-z\d])(?![A-Za-z])", r"\\\1{\2}", text)
+    text = replace_command(text, COLOURS, 2, lambda colour, content: content)
+    text = SPACES.sub(" ", LAYOUT.sub(" ", replace_command(text, DECORATIONS, 1, str, braces=True)))
+    text = replace_command(text, TEXTS, 1, _text, braces=True)
+    return re.sub(r"\\emptyset|\\\{\s*\\\}", r"\\emptyset ", text)
+
+
+def _text(content: str) -> str:
+    """Upright text: mathematics if it looks like it, else one form for all."""
+    word = content.strip()
+    if UPRIGHT.fullmatch(word) or PLAIN_TEXT.fullmatch(word):
+        return f" {word} "
+    if word.lower() == "infinity":
+        return r" \infty "
+    if word in FUNCTIONS.split():
+        return rf"\{word} "
+    if re.fullmatch(r"[,;]?\s*(?:and|or)\s*[,;]?", word):
+        return rf" \{word.strip(',; ')} "
+    if any(sign in content for sign in "\\^_{}") or re.search(r"\d", content):
+        return f" {content} "  # as a formula with words
+    return rf"\text{{{' '.join(content.split())}}}"
+
+
+def _plain(text: str) -> str:
+    """Plain text's functions, powers and words as LaTeX's."""
+    text = re.sub(r"\*\*(?=\s*[\w(\\+-])", "^", re.sub(r"^\s*\*\*|\*\*\s*$", "", text)).replace('"', "")
+    text = re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\.+-])", r" \\cdot ", text).replace("**", "").replace("*", "")
+    text = MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", text)
+    text = re.sub(r"(?<![\w.)}^])(\d+)\s*/\s*(\d+)\s+(?=[A-Za-z\\(])", r"\\frac{\1}{\2} ", text)
+    text = (
+        text.replace("+/-", r"\pm ")
+        .replace("<=", r"\le ")
+        .replace(">=", r"\ge ")
+        .replace("!=", r"\ne ")
+        .replace("==", "=")
+    )
+    text = re.sub(r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty ", text)
+    text = re.sub(r"(?<!\\)(?:sqrt|\broot)\s*(?=[({\d\\A-Za-z])", r"\\sqrt ", text)
+    text = re.sub(r"(?<!\\)cbrt\s*(?=[({\d\\])", r"\\sqrt[3] ", text)
+    text = re.sub(r"(?<![\\A-Za-z])asin(?=[\s(])|(?<![\\A-Za-z])a(?=(?:cos|tan)[\s(])", "arc", text)
+    names = "|".join(FUNCTIONS.split())
+    text = re.sub(rf"(?<![\\A-Za-z])({names})(?![A-Za-z])(?=\s*[\w(\\^])", r"\\\1 ", text)
+    greek = "|".join(GREEK.split())
+    text = re.sub(rf"(?<![\\A-Za-z])({greek})(?![A-Za-z])", r"\\\1 ", text)
+    text = re.sub(r"(?<![\\A-Za-z])(?:C|binom)\(\s*(\w+)\s*,\s*(\w+)\s*\)", r"\\binom{\1}{\2}", text)
+    text = re.sub(r"(?<![\\A-Za-z])abs\s*\(([^()]*)\)", r"|\1|", text)
+    text = re.sub(r"(?<![\\A-Za-z])(?:U|union)(?=\s*[(\[{])(?<=[)\]}]\s[Uu])", r"\\cup ", text)
+    text = re.sub(r"(?:,\s*)?(?<![\\A-Za-z])(and|or)(?![A-Za-z])", r" \\\1 ", text)
+    return re.sub(r"\s*\b(?:percent|pct)\b", "%", text)
+
+
+def _arguments(text: str) -> str:
+    r"""Text whose fractions, roots and powers have braces: ``\frac12``, ``\sqrt(2)``, ``x^(1/2)``, ``2^10``."""
+    text = re.sub(r"\\(sqrt)\s*\[([^\[\]]*)\]\s*", r"\\\1[\2]", text)
+    text = _parenthesised(text, r"\\sqrt(?:\[[^\[\]]*\])?\s*|\^\s*|\\exp\s*")
+    text = re.sub(r"(\\sqrt(?:\[[^\[\]]*\])?)\s*(\d+(?:\.\d+)?)", r"\1{\2}", text)
+    text = re.sub(r"(\\sqrt(?:\[[^\[\]]*\])?)\s*(\\?[A-Za-z]+?)(?![A-Za-z])", _root_of_letter, text)
+    text = re.sub(r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}", text)
+    text = replace_command(text, "frac", 2, lambda top, bottom: rf"\frac{{{top}}}{{{bottom}}}")
+    text = replace_command(text, "binom", 2, lambda top, bottom: rf"\binom{{{top}}}{{{bottom}}}")
+    text = _choose(text)
+    text = replace_command(text, "exp", 1, lambda power: rf"e^{{{power}}}", braces=True)
+    text = re.sub(r"\^\s*(\d+(?:\.\d+)?|[+-]\s*(?:\d+(?:\.\d+)?|[A-Za-z]))", r"^{\1}", text)
+    return _groups(text)
+
+
+def _parenthesised(text: str, before: str) -> str:
+    """Text with the parentheses behind a pattern as braces."""
+    pattern, position = re.compile(rf"({before})\("), 0
+    while match := pattern.search(text, position):
+        end = closing_parenthesis(text, match.end())
+        if end is not None:
+            head = match[1].rstrip()
+            text = f"{text[: match.start()]}{head}{{{text[match.end() : end]}}}{text[end + 1 :]}"
+        position = match.start() + 1
+    return text
+
+
+def _root_of_letter(found: re.Match[str]) -> str:
+    root, name = found[1], found[2]
+    if name.startswith("\\"):
+        return f"{root}{{{name}}}" if name[1:] in GREEK.split() else found[0]
+    return f"{root}{{{name[0]}}}{name[1:]}"
+
+
+def _choose(text: str) -> str:
+    r"""``{n \choose k}`` as ``\binom{n}{k}``."""
+    while match := re.search(r"\\choose(?![A-Za-z])", text):
+        start = text.rfind("{", 0, match.start())
+        end = closing_brace(text, start + 1) if start >= 0 else None
+        if end is None or end < match.end():
+            return text
+        top, bottom = text[start + 1 : match.start()].strip(), text[match.end() : end].strip()
+        text = rf"{text[:start]}\binom{{{top}}}{{{bottom}}}{text[end + 1 :]}"
+    return text
+
+
+def _groups(text: str) -> str:
+    """Text with braces that belong to no command as parentheses, or a set's if there is a comma in them."""
+    pattern, position = re.compile(r"(?:^|(?<=[-+*/=,;(|\s\d{]))\{"), 0
+    while match := pattern.search(text, position):
+        before = text[: match.start()].rstrip()
+        end = closing_brace(text, match.end())
+        position = match.end()
+        if end is None or before.endswith(("^", "_", "}", "]")) or re.search(r"\\[A-Za-z]+$", before):
+            continue
+        content = text[match.end() : end]
+        left, right = ("\\{", "\\}") if len(split_outside(content, {","})[0]) > 1 else ("(", ")")
+        text = text[: match.start()] + left + content + right + text[end + 1 :]
+        position = match.start()
+    return text
+
+
+def _stripped(text: str) -> str:
+    """Text without what surrounds an answer: a full stop, a line break, signs of equality, asterisks."""
+    before = None
+    while before != text:
+        before = text
+        text = text.strip().strip("`~*_").strip()
+        text = re.sub(r"(?:\\\\|\\|[.,;:?]|\\(?:dots|newline|par|qed|blacksquare|square))+\s*$", "", text)
+        text = re.sub(
+            r"^(?:=|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|:|\\therefore|\\implies|\\Rightarrow)\s*", "", text
+        )
+    return text

@@ -1,0 +1,94 @@
+r"""Units, ordinals, percent signs and other words behind a number."""
+
+import re
+
+NUMBER = re.compile(r"\d|\\pi|\}")
+WORDS = re.compile(
+    r"(?P<number>.*?)\s*(?P<words>(?:\\text\{[^{}]*\}|(?<=[\d\s)}])[A-Za-z]{2,}\.?(?![A-Za-z(\\{_^=]))"
+    r"(?:[\s/-]*(?:\\text\{[^{}]*\}|[A-Za-z]{1,}\.?))*)\s*(?:\^\s*\{?\s*(?P<power>\\circ|\d+)\s*\}?)?",
+    re.DOTALL,
+)
+"""What comes before words that end an answer, the words, their power."""
+BARE = {
+    *("mm", "cm", "dm", "km", "in", "ft", "yd", "mi", "mg", "kg", "lb", "lbs", "oz", "ml", "sec", "hr", "hrs", "min"),
+    *("mph", "kmh", "rpm", "inch", "inches", "feet", "foot", "day", "days", "cent", "cents", "deg", "degree"),
+    *("degrees", "unit", "units", "sq", "cubic"),
+}
+"""Units without ``\\text`` that are no product of letters. Words of four letters behind a space are none either."""
+DEGREES = re.compile(r"(.*?)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\\text\{[^{}]*\}|[CFK])?", re.DOTALL)
+FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+ORDINAL = re.compile(
+    r"((?<![\d.])\d+)\s*-?\s*(?:\^\s*\{?\s*)?(?:\\text\{\s*-?(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))\s*\}?"
+)
+MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+QUALIFIERS = {
+    *("or", "more", "less", "fewer", "greater", "least", "most", "not", "to", "plus", "minus", "times", "than", "and"),
+    "between",
+}
+"""Words that say that the number alone is not the answer."""
+POWERS = {"square": "2", "sq": "2", "sq.": "2", "squared": "2", "cubic": "3", "cu": "3", "cu.": "3", "cubed": "3"}
+SYMBOLS = {
+    **{"millimeter": "mm", "millimetre": "mm", "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m"},
+    **{"kilometer": "km", "kilometre": "km", "inch": "in", "inches": "in", "foot": "ft", "feet": "ft", "yard": "yd"},
+    **{"mile": "mi", "gram": "g", "kilogram": "kg", "pound": "lb", "liter": "L", "litre": "L", "degree": "°"},
+    **{"second": "s", "minute": "min", "hour": "h", "sec": "s", "hr": "h", "hrs": "h", "lbs": "lb", "cent": "cents"},
+    **{"deg": "°", "degrees": "°", "dollar": "dollars", "usd": "dollars", "percentage": "%"},
+}
+"""Names of units that are as common as their symbols."""
+
+
+def split_unit(answer: str) -> tuple[str, str]:
+    r"""A number and the unit behind it, ``cm^2`` for ``5\text{ square centimeters}``; "" where there is none.
+
+    Args:
+        answer: in the notation of ``canonical``.
+    """
+    answer = answer.strip()
+    degrees = DEGREES.fullmatch(answer)
+    if degrees and NUMBER.search(degrees[1]) and not FUNCTION.search(degrees[1]):
+        scale = re.sub(r"\\text|[{}\s]", "", degrees[2] or "")
+        return degrees[1], "°" + (scale if scale in ("C", "F", "K") else "")
+    match = WORDS.fullmatch(answer)
+    if not match or not NUMBER.search(match["number"]) or match["number"].rstrip().endswith(("^", "_")):
+        return answer, ""
+    if not _is_unit(match["words"], answer[match.end("number") :]):
+        return answer, ""
+    words = re.sub(r"\\text|[{}]", " ", match["words"]).split()
+    if QUALIFIERS & {word.lower() for word in words}:
+        return answer, ""
+    power = match["power"] or ""
+    if words and words[0].lower() in MULTIPLES:
+        factor = MULTIPLES[words.pop(0).lower()]
+        return rf"({match['number']}) \cdot {factor}", _unit(words, power)
+    return match["number"], _unit(words, power)
+
+
+def _is_unit(words: str, rest: str) -> bool:
+    """Whether words, with what precedes them, are a unit and not letters to multiply."""
+    if words.startswith(r"\text"):
+        return True
+    first = re.match(r"[A-Za-z]+", words)
+    name = first.group().lower() if first else ""
+    return name in BARE or (rest[:1].isspace() and len(name) >= 4)
+
+
+def _unit(words: list[str], power: str) -> str:
+    words = [word for word in words if word.lower() not in ("of", "in")] if len(words) > 2 else words
+    if len(words) > 1 and words[0].lower() in POWERS:
+        power = POWERS[words.pop(0).lower()]
+    elif len(words) > 1 and words[-1].lower() in POWERS:
+        power = POWERS[words.pop().lower()]
+    words = [_symbol(word) for word in words]
+    return " ".join(words) + (f"^{power}" if words and power else "")
+
+
+def _symbol(word: str) -> str:
+    word = word.strip(".") or word
+    if word not in SYMBOLS and len(word) > 4 and word.endswith("s"):
+        word = word.removesuffix("s")
+    return SYMBOLS.get(word.lower() if len(word) > 2 else word, word)
+
+
+def without_ordinals(answer: str) -> str:
+    r"""The answer with ``12`` for ``12^{\text{th}}``."""
+    return ORDINAL.sub(r"\1 ", answer)
