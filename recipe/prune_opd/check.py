@@ -13,8 +13,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.prune_opd.checks.inputs import check_inputs
 from recipe.prune_opd.config import ENGINES, PruneOPDConfig, load_config
-from recipe.prune_opd.inputs import check_inputs
 
 
 @dataclass(frozen=True)

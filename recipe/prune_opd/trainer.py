@@ -23,8 +23,9 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 from recipe.prune_opd.agent_loop import LIMIT
 from recipe.prune_opd.check import check_settings
+from recipe.prune_opd.checks.files import local_path
+from recipe.prune_opd.checks.inputs import check_inputs
 from recipe.prune_opd.gate import REPORT, GateReport
-from recipe.prune_opd.inputs import check_inputs, local_path
 from recipe.prune_opd.metrics import COLUMNS, step_record, summarise, summarise_gate, summarise_scores
 from recipe.prune_opd.positions import bucket_edges
 from recipe.prune_opd.records import Records
@@ -76,7 +77,8 @@ class PruneOPDTrainer(PPOTrainerSync):
     def __init__(self, config: DictConfig):
         compat.check()
         self.prune_opd = check_settings(config)
-        self.teacher_vocab_size = check_inputs(config)
+        inputs = check_inputs(config)
+        self.teacher_vocab_size = inputs.teacher_vocab_size
         self.budget = self.prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
         with open_dict(config):
             # verl's base class compares the mode with "sync" in seven places.
@@ -84,6 +86,8 @@ class PruneOPDTrainer(PPOTrainerSync):
             config.actor_rollout_ref.prune_opd = config.prune_opd
             config.actor_rollout_ref.teacher_vocab_size = self.teacher_vocab_size
             config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
+            if inputs.reward_function:
+                config.reward.custom_reward_function.path = inputs.reward_function
             if self.prune_opd.gate.enable:
                 follow_rollout(config, self.prune_opd.topk)
         self._data_before: tuple[int, Any] = (0, None)
@@ -94,6 +98,8 @@ class PruneOPDTrainer(PPOTrainerSync):
         self.use_reference_policy = True
         self.records = Records(Path(self.prune_opd.records.dir)) if self.prune_opd.records.dir else None
         print(self.prune_opd.describe(self.budget), flush=True)
+        if inputs.reward_function:
+            print(f"  scores    {inputs.reward_function}, as verl's has no rule for this data", flush=True)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()

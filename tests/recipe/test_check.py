@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from recipe.prune_opd.inputs import _check_context, check_inputs, local_path
 
 from recipe.prune_opd.check import GATE_SETTINGS, SETTINGS, StartCheck, check_settings
-from recipe.prune_opd.inputs import _check_context, check_inputs, local_path
 
 VOCABULARY = ["<unk>", "<eos>", "<end>", *(f"w{i}" for i in range(20))]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.checks.data import Prompt, check_data
+from recipe.prune_opd.checks.data import Prompt, check_data, shown
 from recipe.prune_opd.checks.models import Model, check_pair, check_rollout_context, check_server_context, render
 from recipe.prune_opd.checks.scoring import GRADING, grades_here, reads_rows
 from recipe.prune_opd.config import PruneOPDConfig, load_config
@@ -70,7 +70,7 @@ def check_template(student: Model, prompts: list[Prompt], kwargs: dict[str, Any]
             render(student, prompt.messages, kwargs)
         except ValueError as error:
             raise ValueError(
-                f"{prompt.where} holds {prompt.shown}, which the chat template of {student.path} refuses ({error}); "
+                f"{prompt.where} holds {shown(prompt.messages)}, which the chat template of {student.path} refuses ({error}); "
                 "correct the prompts or the template"
             ) from error
 

@@ -11,6 +11,8 @@ GRADING = "pkg://recipe.prune_opd.grading"
 """``reward.custom_reward_function.path`` of this package's reward function."""
 PREPARED = ("math_dapo", "MATH-500", "AIME24", "AIME25", "AMC23", "HMMT24", "HMMT25", "GSM8K")
 """``data_source`` of the rows that the command ``prepare`` writes."""
+SCORER, NAMED_SCORER = "the reward function", "reward.custom_reward_function"
+"""Who reads a row: verl's reward function or this package's, or one of the user's."""
 NAMED = ("reward.custom_reward_function.path", "custom_reward_function.path")
 """Where a reward function is named: verl's key, and its old one, which a trainer's own process no longer has."""
 
@@ -21,15 +23,14 @@ def reads_rows(config: DictConfig) -> str | None:
     verl scores every response, in training and in validation, although the scores are not trained on.
 
     Returns:
-        "the reward function" or, for one of the user's, "reward.custom_reward_function"; None where a reward model or a
-        reward manager of the user's reads what it likes.
+        ``SCORER`` or ``NAMED_SCORER``; None where a reward model or a reward manager of the user's reads what it likes.
     """
     named = _first(config, NAMED)
     if _first(config, ("reward.reward_manager.source", "reward_model.reward_loop_source"), "register"):
         return None
     if named is None and _first(config, ("reward.reward_model.enable", "reward_model.enable"), False):
         return None
-    return "the reward function" if named in (None, GRADING) else "reward.custom_reward_function"
+    return SCORER if named in (None, GRADING) else NAMED_SCORER
 
 
 def grades_here(config: DictConfig, sources: Mapping[Any, str]) -> bool:
