@@ -220,14 +220,10 @@ def prompts(student: Model, plan: Plan) -> tuple[Finding, list[Any], list[Any]]:
 def _prompt_lengths(student: Model, data: Data, messages: Sequence[Any], plan: Plan) -> Finding:
     lengths = _lengths(student, messages, plan.template_kwargs or {})
     long = sum(length > plan.max_prompt_length for length in lengths)
-    read = (
-        f"{data.rows:,} prompts"
-        if data.rows == len(messages)
-        else f"the first {len(messages):,} of {data.rows:,} prompts"
-    )
+    first = "" if data.rows == len(messages) else f"the first {len(messages):,} of "
     evidence = (
-        f"{read}: {sum(lengths) / len(lengths):,.0f} tokens on average, {max(lengths):,} at most; {long:,} above "
-        f"{plan.max_prompt_length:,}"
+        f"{first}{data.rows:,} prompts: {sum(lengths) / len(lengths):,.0f} tokens on average, {max(lengths):,} at "
+        f"most; {long:,} above {plan.max_prompt_length:,}"
     )
     if long:
         change = "verl cuts off their beginning: set data.filter_overlong_prompts=true or raise data.max_prompt_length"

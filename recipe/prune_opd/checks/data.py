@@ -265,13 +265,12 @@ def _open_json(key: str, file: Path) -> _Source:
 
     def batches(columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         read = rows.select_columns(columns)
-        arrow = read.with_format("arrow")
+        arrow, mixed = read.with_format("arrow"), [name for name in columns if not regular(schema.field(name).type)]
         for start in range(0, len(rows), BATCH):
             part = slice(start, start + BATCH)
-            table = arrow[part]
-            mixed = [name for name in columns if not regular(schema.field(name).type)]
-            values: dict[str, Any] = {name: table.column(name).combine_chunks() for name in columns}
-            yield start, values | ({name: read[part][name] for name in mixed})
+            table, decoded = arrow[part], read[part] if mixed else {}
+            values = {name: table.column(name).combine_chunks() for name in columns}
+            yield start, values | {name: decoded[name] for name in mixed}
 
     return _Source(schema, len(rows), batches)
 

@@ -6,7 +6,7 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 """Beginning of the text that Git LFS leaves in the place of a file that was not fetched."""
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 WEIGHTS = ("*.safetensors", "*.bin")
-"""Patterns of what transformers reads in a model's folder; the second kind of weights where there is none of the first."""
+"""Patterns of what transformers reads in a model's folder; weights of the second where there are none of the first."""
 
 
 def local_path(path: str) -> str:

@@ -70,8 +70,8 @@ def check_template(student: Model, prompts: list[Prompt], kwargs: dict[str, Any]
             render(student, prompt.messages, kwargs)
         except ValueError as error:
             raise ValueError(
-                f"{prompt.where} holds {shown(prompt.messages)}, which the chat template of {student.path} refuses ({error}); "
-                "correct the prompts or the template"
+                f"{prompt.where} holds {shown(prompt.messages)}, which the chat template of {student.path} refuses "
+                f"({error}); correct the prompts or the template"
             ) from error
 
 

@@ -45,9 +45,8 @@ def shape_of(value: Any) -> Any:
     if isinstance(value, list):
         return ("list", *map(shape_of, value))
     if isinstance(value, dict):
-        return tuple(
-            (key, one if key == "role" and isinstance(one, str) else shape_of(one)) for key, one in value.items()
-        )
+        roles = {key: one for key, one in value.items() if key == "role" and isinstance(one, str)}
+        return tuple((key, roles.get(key) or shape_of(one)) for key, one in value.items())
     return type(value).__name__
 
 
@@ -61,12 +60,8 @@ def marks_of(values: Any) -> Any:
         blank = pc.or_(pc.equal(pc.binary_length(values), 0), pc.utf8_is_space(values))
         marks = pc.if_else(blank, BLANK, TEXT)
     elif pa.types.is_struct(kind) and kind.num_fields:
-        columns = [
-            pc.fill_null(pc.cast(column, pa.string()), NULL)
-            if name == "role" and _is_text(column.type)
-            else marks_of(column)
-            for name, column in ((kind.field(i).name, pc.struct_field(values, i)) for i in range(kind.num_fields))
-        ]
+        fields = [(kind.field(i).name, pc.struct_field(values, i)) for i in range(kind.num_fields)]
+        columns = [_role(column) if name == "role" else marks_of(column) for name, column in fields]
         marks = pc.binary_join_element_wise("{", *columns, FIELDS)
     elif _is_list(kind):
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
@@ -76,6 +71,13 @@ def marks_of(values: Any) -> Any:
     else:
         marks = pa.array(np.full(len(values), OTHER, dtype=object), pa.string())
     return pc.if_else(null, NULL, marks)
+
+
+def _role(values: Any) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.fill_null(pc.cast(values, pa.string()), NULL) if _is_text(values.type) else marks_of(values)
 
 
 def regular(kind: Any) -> bool:
