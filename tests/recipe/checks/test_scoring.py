@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 from made import refusal, row, save_data
 from omegaconf import OmegaConf
@@ -105,3 +107,19 @@ def test_files_of_prepare_are_graded_here_unless_another_function_is_named(input
     assert refusal(inputs).startswith(f"data.val_files: {tmp_path / 'mine.parquet'}, row 1 has the data_source 'mine'")
     inputs.reward.custom_reward_function.path = "mine.py"
     assert check_inputs(inputs).reward_function is None
+
+
+def test_the_trainer_grades_here_where_the_data_needs_it(inputs, tmp_path, monkeypatch, capsys):
+    """verl's own trainer, which starts Ray, is not built; it would read the configuration that is left."""
+    from recipe.prune_opd import trainer
+
+    monkeypatch.setattr(trainer.PPOTrainerSync, "__init__", lambda self, config: None)
+    inputs.prune_opd.records.dir = None
+    mine = copy.deepcopy(inputs)
+    trainer.PruneOPDTrainer(inputs)
+    assert inputs.reward.custom_reward_function.path == GRADING
+    assert f"  scores    {GRADING}, as verl's has no rule for this data" in capsys.readouterr().out
+    mine.reward.custom_reward_function.path = "mine.py"
+    trainer.PruneOPDTrainer(mine)
+    assert mine.reward.custom_reward_function.path == "mine.py"
+    assert "scores" not in capsys.readouterr().out
