@@ -5,14 +5,13 @@ The formulas with words: docs/estimate.md.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recipe.prune_opd.checks.files import local_path, refuse_pointer
+from recipe.prune_opd.checks.files import local_path
 
 GB = 1e9
 SIZES = ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")
@@ -66,9 +65,6 @@ def read_config(key: str, path: str, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    file = Path(local_path(path)) / "config.json"
-    if file.is_file():
-        refuse_pointer(key, file)
     try:
         return AutoConfig.from_pretrained(local_path(path), trust_remote_code=trust_remote_code).get_text_config()
     except (OSError, ValueError) as error:

@@ -82,11 +82,6 @@ def choose_prompts(student: Model, plan: Plan, passes: Passes) -> list[list[int]
     random.Random(passes.seed).shuffle(order)
     chosen: list[list[int]] = []
     for row in order:
-        if not is_chat(messages[row]):
-            raise ValueError(
-                f"--data: row {row} of column {plan.prompt_key!r} holds {str(messages[row])[:60]!r}, allowed: a list "
-                "of messages with role and content"
-            )
         ids = prompt_ids(student, messages[row], plan.template_kwargs or {})
         if 0 < len(ids) <= plan.max_prompt_length:
             chosen.append(ids)
