@@ -41,13 +41,14 @@ def examine(student_path: str, teacher_path: str, plan: Plan) -> list[Finding]:
     student = Model("STUDENT", student_path, plan.trust_remote_code, None, None)
     teacher = Model("TEACHER", teacher_path, plan.trust_remote_code, None, None)
     data, messages, kinds = prompts(student, plan)
+    rendered = messages[:3] + [prompt for prompt in kinds if prompt not in messages[:3]]
     findings = [
         vocabulary(student, teacher, plan.topk),
         tokens(student, teacher),
         tokenization(student, teacher, messages),
         end_ids(student, teacher),
         padding(student),
-        chat_template(student, teacher, [*messages[:3], *kinds], plan.template_kwargs or {}),
+        chat_template(student, teacher, rendered, plan.template_kwargs or {}),
         context(student, teacher, plan.max_prompt_length + plan.max_response_length),
         data,
         stored_dtype(student, teacher, plan.dtype),
