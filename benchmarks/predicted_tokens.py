@@ -39,8 +39,8 @@ from recipe.prune_opd.analysis.diagnosis import lengths_of
 from recipe.prune_opd.analysis.findings import Plan
 from recipe.prune_opd.analysis.pair_passes import Passes, choose_prompts, examine_pair
 from recipe.prune_opd.analysis.recommend import Recommendation
+from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.drift import overlap_events
-from recipe.prune_opd.inputs import Model
 
 NOISE = 0.02
 """Standard deviation of the close student's noise, as a share of each tensor's own."""

@@ -58,6 +58,7 @@ SYMBOLS = (
     Symbol("verl.workers.engine_workers", "TrainingWorker.train_mini_batch", "update"),
     Symbol(_ENGINE, "FSDPEngineWithLMHead.prepare_model_outputs", "shows the logits to the loss function"),
     Symbol(_ENGINE, "FSDPEngine.is_mp_src_rank_with_outputs", "which rank of a sequence-parallel group answers"),
+    Symbol("verl.utils.reward_score", "default_compute_score", "knows which data verl can score: raises for other"),
     Symbol("verl.utils.ulysses", "slice_input_tensor", "a rank's share of the rows under sequence parallelism"),
     Symbol("verl.utils.ulysses", "get_ulysses_sequence_parallel_world_size", "whether rows are shared out"),
     Symbol("verl.utils.tensordict_utils", "assign_non_tensor_data", "flags on a batch"),

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
+from recipe.prune_opd.checks.files import local_path
 from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig
-from recipe.prune_opd.inputs import local_path
 from verl_ext.rollout import register
 from verl_ext.rollout.rows import RAW
 from verl_ext.rollout.teacher_pool import TeacherPool

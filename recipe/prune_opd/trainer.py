@@ -24,9 +24,10 @@ from verl.workers.rollout.llm_server import LLMServerClient
 from recipe.prune_opd.agent_loop import LIMIT
 from recipe.prune_opd.checks.attention import check_attention, warn_of_slow_log_probs
 from recipe.prune_opd.checks.batches import warn_of_empty_responses
+from recipe.prune_opd.checks.files import local_path
+from recipe.prune_opd.checks.inputs import check_inputs
 from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.gate import REPORT, GateReport
-from recipe.prune_opd.inputs import check_inputs, local_path
 from recipe.prune_opd.metrics import COLUMNS, step_record, summarise, summarise_gate, summarise_scores
 from recipe.prune_opd.positions import bucket_edges
 from recipe.prune_opd.records import Records
@@ -79,7 +80,8 @@ class PruneOPDTrainer(PPOTrainerSync):
         compat.check()
         self.prune_opd = check_settings(config)
         check_attention(config, self.prune_opd)
-        self.teacher_vocab_size = check_inputs(config)
+        self.inputs = check_inputs(config)
+        self.teacher_vocab_size = self.inputs.teacher_vocab_size
         warn_of_slow_log_probs(config)
         warn_of_empty_responses(config)
         self.budget = self.prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
@@ -89,6 +91,8 @@ class PruneOPDTrainer(PPOTrainerSync):
             config.actor_rollout_ref.prune_opd = config.prune_opd
             config.actor_rollout_ref.teacher_vocab_size = self.teacher_vocab_size
             config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
+            if self.inputs.reward_function:
+                config.reward.custom_reward_function.path = self.inputs.reward_function
             if self.prune_opd.gate.enable:
                 follow_rollout(config, self.prune_opd.topk)
         self._data_before: tuple[int, Any] = (0, None)
@@ -106,6 +110,8 @@ class PruneOPDTrainer(PPOTrainerSync):
         gate = self.prune_opd.gate
         if gate.enable and (warning := gate.warning(self.budget.max)):
             logger.warning(warning)
+        if self.inputs.reward_function:
+            print(f"  scores    {self.inputs.reward_function}, as verl's has no rule for this data", flush=True)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()

@@ -12,7 +12,7 @@ from recipe.prune_opd.servers import url_teacher
 from verl_ext.rollout.rows import RESERVED, BadQuestion, BadScore
 
 if TYPE_CHECKING:
-    from recipe.prune_opd.inputs import Model
+    from recipe.prune_opd.checks.models import Model
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,11 @@ from verl.workers.config import HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from recipe.prune_opd import advantage
+from recipe.prune_opd.checks.files import local_path
+from recipe.prune_opd.checks.models import end_tokens
 from recipe.prune_opd.config import DriftConfig, PruneOPDConfig, load_config
 from recipe.prune_opd.drift import Reliability, nucleus_events, overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.gate import REPORT, GateReport
-from recipe.prune_opd.inputs import end_tokens, local_path
 from recipe.prune_opd.loss import topk_policy_loss
 from recipe.prune_opd.metrics import gate_columns, response_sums
 from recipe.prune_opd.positions import bucket_edges, position_sums

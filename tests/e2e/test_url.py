@@ -22,8 +22,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.config import TeacherConfig, TeacherUrlConfig
-from recipe.prune_opd.inputs import Model
 from recipe.prune_opd.urls import check_urls
 from verl_ext.rollout.rows import RESERVED, BadQuestion
 from verl_ext.rollout.url_teacher import UrlTeacher

@@ -14,9 +14,9 @@ from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.analysis import pair_passes
 from recipe.prune_opd.analysis.findings import Plan
 from recipe.prune_opd.analysis.pair_passes import Passes, Rollout, chunks_of_logits, read_rollouts, score
+from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.commands import diagnose
 from recipe.prune_opd.drift import overlap_events, reliability
-from recipe.prune_opd.inputs import Model
 from verl_ext.topk import log_probs_at, top_log_probs
 
 WORDS = ["<unk>", "<eos>", "<pad>", "<user>", "<assistant>", "<script>", "7", "+", *(f"w{i}" for i in range(88))]

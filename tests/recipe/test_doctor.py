@@ -13,6 +13,7 @@ from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.analysis import health, weights
 from recipe.prune_opd.analysis.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
 from recipe.prune_opd.analysis.health import examine
+from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.commands.doctor import exit_code
 
 WORDS = ["<unk>", "<eos>", "<pad>", "<user>", "<assistant>", "<end>", *(f"w{i}" for i in range(90))]
@@ -334,6 +335,42 @@ def test_prompts_that_are_no_chats_are_found(sound, tmp_path):
     assert "row 0 of column 'prompt' holds 'w1 w2'" in finding.evidence
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_the_template_is_asked_about_every_set_of_roles(sound, tmp_path, suffix):
+    """The fourth row alone has a system prompt, which the template refuses."""
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
+    student = save_model(tmp_path / "student", template=template)
+    prompt = [{"role": "user", "content": "w1"}]
+    file = tmp_path / f"d{suffix}"
+    rows = [{"prompt": prompt}] * 3 + [{"prompt": [{"role": "system", "content": "w2"}, *prompt]}]
+    if suffix == ".parquet":
+        import pandas
+
+        pandas.DataFrame(rows).to_parquet(file)
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = replace(PLAN, data=file, max_rows=2, weights=False)
+    finding = named(examine(student, sound.teacher, plan), "chat template")
+    assert finding.status == ERROR
+    assert finding.evidence.startswith("the student's refuses ")
+    assert "'system'" in finding.evidence
+    finding = named(examine(sound.student, sound.teacher, plan), "chat template")
+    assert (finding.status, finding.evidence[:30]) == (OK, "4 prompts come out alike; the ")
+
+
+def test_a_row_beyond_those_whose_length_is_taken_is_looked_at(sound, tmp_path):
+    prompt = [{"role": "user", "content": "w1"}]
+    answered = [*prompt, {"role": "assistant", "content": "w2"}]
+    file = tmp_path / "d.jsonl"
+    file.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in [prompt] * 5 + [answered]))
+    finding = named(
+        examine(sound.student, sound.teacher, replace(PLAN, data=file, max_rows=2, weights=False)), "prompts"
+    )
+    assert finding.status == ERROR
+    assert f"{file}, row 5 of column 'prompt' holds" in finding.evidence
+    assert "ends with a turn of assistant" in finding.evidence
+
+
 def test_only_the_first_rows_are_read(sound):
     plan = replace(PLAN, data=sound.data, max_rows=5, weights=False)
     assert "the first 5 of 8 prompts" in named(examine(sound.student, sound.teacher, plan), "prompts").evidence
@@ -359,24 +396,30 @@ def test_the_template_takes_its_arguments(sound, tmp_path):
 # ------------------------------------------------------------------------------------------------ context, turn ends
 
 
+def test_the_model_without_a_shape_is_named(sound):
+    teacher = Model("TEACHER", sound.teacher, False, None, None)
+    teacher.config = SimpleNamespace(model_type="other")
+    finding = health.memory(Model("STUDENT", sound.student, False, None, None), teacher, PLAN)
+    assert finding.evidence.startswith("TEACHER: model_type 'other' has no num_attention_heads")
+
+
 def test_special_tokens_alone_count_as_the_end_of_a_turn(sound, tmp_path):
     student = save_model(tmp_path / "student", template=TEMPLATE.replace("~ ' ' }}", "~ ' w1 ' }}"))
     assert named(examine(student, student, replace(PLAN, weights=False)), "end tokens").status == OK
 
 
-@pytest.mark.parametrize(
-    ("rope", "size"),
-    [
-        ({"rope_type": "default"}, 100),
-        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 80}, 320),
-        ({"rope_type": "linear", "factor": 2.0}, 200),
-        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 80}, 100),
-        (None, 100),
-    ],
-)
-def test_scaled_rotary_embeddings_count_as_vllm_counts_them(rope, size):
-    model = SimpleNamespace(config=SimpleNamespace(rope_parameters=rope), context=100)
-    assert health._context(model) == size
+def test_scaling_counts_for_the_teacher_alone(sound, tmp_path):
+    """verl gives the rollout ``max_position_embeddings`` as it stands, and the run would not start."""
+    folder = Path(save_model(tmp_path / "yarn", context=100))
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}
+    config["rope_parameters"]["rope_theta"] = 10000.0
+    (folder / "config.json").write_text(json.dumps(config))
+    plan = replace(PLAN, weights=False)
+    finding = named(examine(sound.student, str(folder), plan), "context")
+    assert (finding.status, finding.evidence) == (OK, "contexts of 512 and 400 tokens; needed: 216")
+    finding = named(examine(str(folder), sound.teacher, plan), "context")
+    assert (finding.status, finding.evidence) == (ERROR, "contexts of 100 and 512 tokens; needed: 216")
 
 
 def test_a_turn_that_ends_with_no_end_token_is_found(sound, tmp_path):
@@ -560,10 +603,16 @@ def test_json_is_for_machines(sound, capsys):
 
 
 def test_bad_input_is_one_sentence(sound, tmp_path, capsys):
+    pointer, cloned = tmp_path / "d.parquet", save_model(tmp_path / "cloned")
+    for file in (pointer, Path(cloned) / "model.safetensors"):
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+    capsys.readouterr()
     for arguments in (
         [str(tmp_path / "nowhere"), sound.teacher],
         [sound.student, str(tmp_path)],
         [sound.student, sound.teacher, "--data", str(tmp_path / "no.parquet")],
+        [sound.student, sound.teacher, "--data", str(pointer)],
+        [sound.student, cloned],
         [sound.student, sound.teacher, "--device", "nowhere"],
         [sound.student, sound.teacher, "--device", "cuda:99"],
     ):

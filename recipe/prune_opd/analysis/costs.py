@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipe.prune_opd.inputs import local_path
+from recipe.prune_opd.checks.files import local_path
 
 GB = 1e9
 SIZES = ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")

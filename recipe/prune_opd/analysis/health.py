@@ -1,7 +1,6 @@
 """Does a pair of models fit each other and the data? One finding per question, each with what was seen."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,9 @@ from tqdm import tqdm
 from recipe.prune_opd.analysis import costs
 from recipe.prune_opd.analysis.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
 from recipe.prune_opd.analysis.weights import passes
-from recipe.prune_opd.inputs import Model, check_file
+from recipe.prune_opd.checks.data import Data, check_file, read_prompts
+from recipe.prune_opd.checks.files import refuse_pointer
+from recipe.prune_opd.checks.models import Model, different_tokens, render, scaled_context, without_row, wrong_ends
 
 TEXTS = (
     "What is 17 times 23? Show your work.",
@@ -34,17 +35,20 @@ def examine(student_path: str, teacher_path: str, plan: Plan) -> list[Finding]:
     """
     if plan.data is not None and not plan.data.is_file():
         raise ValueError(f"--data: {plan.data} does not exist, allowed: a parquet or JSON file in verl's format")
+    if plan.data is not None:
+        refuse_pointer("--data", plan.data)
     check_device(plan.device)
     student = Model("STUDENT", student_path, plan.trust_remote_code, None, None)
     teacher = Model("TEACHER", teacher_path, plan.trust_remote_code, None, None)
-    data, messages = prompts(student, plan)
+    data, messages, kinds = prompts(student, plan)
+    rendered = messages[:3] + [prompt for prompt in kinds if prompt not in messages[:3]]
     findings = [
         vocabulary(student, teacher, plan.topk),
         tokens(student, teacher),
         tokenization(student, teacher, messages),
         end_ids(student, teacher),
         padding(student),
-        chat_template(student, teacher, messages, plan.template_kwargs or {}),
+        chat_template(student, teacher, rendered, plan.template_kwargs or {}),
         context(student, teacher, plan.max_prompt_length + plan.max_response_length),
         data,
         stored_dtype(student, teacher, plan.dtype),
@@ -78,11 +82,11 @@ def vocabulary(student: Model, teacher: Model, k: int) -> Finding:
         f"{teacher.vocab_size:,}; k = {k}"
     )
     for model in (student, teacher):
-        if ids[model.key] > model.vocab_size:
+        if without_row(model, model.vocab_size):
             return Finding(
                 "vocabulary", ERROR, evidence, f"{model.key} has tokens without a row: resize its embedding and save it"
             )
-    if teacher.vocab_size < ids[student.key]:
+    if without_row(student, teacher.vocab_size):
         return Finding(
             "vocabulary",
             ERROR,
@@ -99,7 +103,7 @@ def vocabulary(student: Model, teacher: Model, k: int) -> Finding:
 def tokens(student: Model, teacher: Model) -> Finding:
     """Whether an id means the same token to both."""
     common = student.tokens.keys() & teacher.tokens.keys()
-    different = sorted(i for i in common if student.tokens[i] != teacher.tokens[i])
+    different = different_tokens(student, teacher)
     alone = sorted(student.tokens.keys() ^ teacher.tokens.keys())
     if different:
         shown = ", ".join(f"{i}: {student.tokens[i]!r} and {teacher.tokens[i]!r}" for i in different[:3])
@@ -146,7 +150,7 @@ def end_ids(student: Model, teacher: Model) -> Finding:
             "nothing ends the student's responses: set eos_token in its tokenizer and eos_token_id in "
             "generation_config.json",
         )
-    outside = sorted(i for i in student.ends if i >= student.vocab_size or i not in student.tokens)
+    outside = wrong_ends(student)
     if outside:
         return Finding("end tokens", ERROR, evidence, f"ids {outside} are no tokens of the student: correct them")
     if student.ends != teacher.ends:
@@ -195,57 +199,37 @@ def padding(student: Model) -> Finding:
 # ------------------------------------------------------------------------------------------------ prompts
 
 
-def prompts(student: Model, plan: Plan) -> tuple[Finding, list[Any]]:
+def prompts(student: Model, plan: Plan) -> tuple[Finding, list[Any], list[Any]]:
     """The data's prompts, and how long they are.
 
     Returns:
-        Finding, and chat messages to look at; built-in ones where the data has none.
+        Finding; chat messages to look at, built-in ones where the data has none; and of the data's prompts one of every
+        set of roles and shapes.
     """
     ours = [[{"role": "user", "content": text}] for text in TEXTS]
     if plan.data is None:
-        return Finding("prompts", SKIPPED, "not checked: no --data"), ours
+        return Finding("prompts", SKIPPED, "not checked: no --data"), ours, []
     try:
-        rows = check_file("--data", plan.data, plan.prompt_key)
+        data = check_file("--data", plan.data, plan.prompt_key)
     except ValueError as error:
-        return Finding("prompts", ERROR, str(error), "bring the file into verl's format, or give --prompt-key"), ours
+        change = "bring the file into verl's format, or give --prompt-key"
+        return Finding("prompts", ERROR, str(error), change), ours, []
     messages = read_prompts(plan.data, plan.prompt_key, plan.max_rows)
-    wrong = next((i for i, prompt in enumerate(messages) if not is_chat(prompt)), None)
-    if wrong is not None:
-        evidence = f"row {wrong} of column {plan.prompt_key!r} holds {str(messages[wrong])[:60]!r}"
-        return Finding("prompts", ERROR, evidence, "a prompt is a list of messages with role and content"), ours
+    return _prompt_lengths(student, data, messages, plan), messages, [prompt.messages for prompt in data.prompts]
+
+
+def _prompt_lengths(student: Model, data: Data, messages: Sequence[Any], plan: Plan) -> Finding:
     lengths = _lengths(student, messages, plan.template_kwargs or {})
     long = sum(length > plan.max_prompt_length for length in lengths)
-    read = f"{rows:,} prompts" if rows == len(messages) else f"the first {len(messages):,} of {rows:,} prompts"
+    first = "" if data.rows == len(messages) else f"the first {len(messages):,} of "
     evidence = (
-        f"{read}: {sum(lengths) / len(lengths):,.0f} tokens on average, {max(lengths):,} at most; {long:,} above "
-        f"{plan.max_prompt_length:,}"
+        f"{first}{data.rows:,} prompts: {sum(lengths) / len(lengths):,.0f} tokens on average, {max(lengths):,} at "
+        f"most; {long:,} above {plan.max_prompt_length:,}"
     )
     if long:
         change = "verl cuts off their beginning: set data.filter_overlong_prompts=true or raise data.max_prompt_length"
-        return Finding("prompts", WARNING, evidence, change), messages
-    return Finding("prompts", OK, evidence), messages
-
-
-def read_prompts(file: Path, key: str, most: int) -> list[Any]:
-    """The first ``most`` prompts of a data file that ``inputs.check_file`` has passed."""
-    if file.suffix == ".parquet":
-        from pyarrow import parquet
-
-        rows: list[Any] = []
-        for batch in parquet.ParquetFile(file).iter_batches(columns=[key]):
-            rows += batch.column(0).to_pylist()
-            if len(rows) >= most:
-                break
-        return rows[:most]
-    import datasets
-
-    return list(datasets.load_dataset("json", data_files=str(file), split="train")[key])[:most]
-
-
-def is_chat(prompt: Any) -> bool:
-    """Whether a prompt is a list of messages with role and content."""
-    known = isinstance(prompt, list) and bool(prompt)
-    return known and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
+        return Finding("prompts", WARNING, evidence, change)
+    return Finding("prompts", OK, evidence)
 
 
 def _lengths(student: Model, messages: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
@@ -271,18 +255,14 @@ def _content(prompt: Any) -> str:
 
 def _render(model: Model, messages: Any, kwargs: dict[str, Any], prompt: bool = True) -> str | None:
     """Text of a chat, or None where the model has no template or its template refuses the chat."""
-    from jinja2.exceptions import TemplateError
-
-    if not model.tokenizer.chat_template:
-        return None
     try:
-        return model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **kwargs)
-    except (TemplateError, TypeError):
+        return render(model, messages, kwargs, prompt)
+    except ValueError:
         return None
 
 
 def chat_template(student: Model, teacher: Model, messages: Sequence[Any], kwargs: dict[str, Any]) -> Finding:
-    """Whether both put a prompt into the same words."""
+    """Whether the student's template takes these prompts, and both put them into the same words."""
     name = "chat template"
     if not student.tokenizer.chat_template:
         return Finding(
@@ -298,8 +278,7 @@ def chat_template(student: Model, teacher: Model, messages: Sequence[Any], kwarg
             "the teacher's tokenizer has none; it reads the student's prompts as they are",
             "make sure the teacher was trained on the student's format",
         )
-    shown = messages[:3]
-    ours, theirs = ([_render(model, prompt, kwargs) for prompt in shown] for model in (student, teacher))
+    ours, theirs = ([_render(model, prompt, kwargs) for prompt in messages] for model in (student, teacher))
     if None in ours:
         refused = messages[ours.index(None)]
         return Finding(
@@ -314,7 +293,7 @@ def chat_template(student: Model, teacher: Model, messages: Sequence[Any], kwarg
                 "the teacher reads the student's form: give both one template, or a student of the teacher's family",
             )
     alike = "identical" if student.tokenizer.chat_template == teacher.tokenizer.chat_template else "different as text"
-    return Finding(name, OK, f"{len(shown)} prompts come out alike; the templates are {alike}")
+    return Finding(name, OK, f"{len(messages)} prompts come out alike; the templates are {alike}")
 
 
 def _shorten(text: str | None, most: int = 90) -> str:
@@ -328,13 +307,12 @@ def _shorten(text: str | None, most: int = 90) -> str:
 
 def context(student: Model, teacher: Model, longest: int) -> Finding:
     """Whether prompt and response fit into what the models were made for."""
-    sizes = {model.key: _context(model) for model in (student, teacher)}
-    shown = " and ".join(f"{size:,}" if size else "unknown" for size in sizes.values())
+    mine, other = student.context, scaled_context(teacher)
+    shown = " and ".join(f"{size:,}" if size else "unknown" for size in (mine, other))
     evidence = f"contexts of {shown} tokens; needed: {longest:,}"
-    mine, other = sizes.values()
     if mine is not None and mine < longest:
         return Finding(
-            "context", ERROR, evidence, "the rollout refuses it: lower the lengths, or take a student with more context"
+            "context", ERROR, evidence, "the run does not start: lower the lengths, or take a student with more context"
         )
     if other is not None and other < longest:
         return Finding(
@@ -345,15 +323,6 @@ def context(student: Model, teacher: Model, longest: int) -> Finding:
             "prune_opd.budget.max, or take a teacher with more context",
         )
     return Finding("context", OK, evidence)
-
-
-def _context(model: Model) -> int | None:
-    """Tokens of context, with the scaling of rotary embeddings that vLLM counts as well."""
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    kind, factor = rope.get("rope_type"), rope.get("factor", 1.0)
-    if model.context is None or kind not in ("linear", "dynamic", "yarn"):
-        return model.context
-    return int(factor * (rope.get("original_max_position_embeddings") or model.context))
 
 
 def stored_dtype(student: Model, teacher: Model, dtype: str) -> Finding:
@@ -367,10 +336,13 @@ def stored_dtype(student: Model, teacher: Model, dtype: str) -> Finding:
 
 def memory(student: Model, teacher: Model, plan: Plan) -> Finding:
     """What a GPU must hold at least; the whole table: ``estimate``."""
-    try:
-        ours, theirs = costs.model_shape(student.config), costs.model_shape(teacher.config)
-    except ValueError as error:
-        return Finding("memory", ERROR, str(error), "take a causal language model")
+    shapes = []
+    for model in (student, teacher):
+        try:
+            shapes.append(costs.model_shape(model.config))
+        except ValueError as error:
+            return Finding("memory", ERROR, f"{model.key}: {error}", "take a causal language model")
+    ours, theirs = shapes
     state = 4 * costs.weight_bytes(ours, "fp32", plan.gpus)
     longest = plan.max_prompt_length + plan.max_response_length
     logits = 4.0 * longest * ours.vocabulary

@@ -22,9 +22,10 @@ from tqdm import tqdm
 from recipe.prune_opd.analysis.diagnosis import KINDS, PairScores, kind_of, overlap_ratios
 from recipe.prune_opd.analysis.engines import vllm_engine
 from recipe.prune_opd.analysis.findings import ERROR, OK, WARNING, Finding, Plan
-from recipe.prune_opd.analysis.health import is_chat, prompt_ids, read_prompts
+from recipe.prune_opd.analysis.health import prompt_ids
 from recipe.prune_opd.analysis.weights import load
-from recipe.prune_opd.inputs import Model, check_file
+from recipe.prune_opd.checks.data import check_file, is_chat, read_prompts
+from recipe.prune_opd.checks.models import Model
 from verl_ext.topk import log_probs_at, top_log_probs
 
 EXAMPLES, EXAMPLE_TOKENS = 4, 512
@@ -81,11 +82,6 @@ def choose_prompts(student: Model, plan: Plan, passes: Passes) -> list[list[int]
     random.Random(passes.seed).shuffle(order)
     chosen: list[list[int]] = []
     for row in order:
-        if not is_chat(messages[row]):
-            raise ValueError(
-                f"--data: row {row} of column {plan.prompt_key!r} holds {str(messages[row])[:60]!r}, allowed: a list "
-                "of messages with role and content"
-            )
         ids = prompt_ids(student, messages[row], plan.template_kwargs or {})
         if 0 < len(ids) <= plan.max_prompt_length:
             chosen.append(ids)

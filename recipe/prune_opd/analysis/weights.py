@@ -15,8 +15,9 @@ from tqdm import tqdm
 from recipe.prune_opd.analysis import costs
 from recipe.prune_opd.analysis.engines import TITLES, Answer, ask, installed
 from recipe.prune_opd.analysis.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
+from recipe.prune_opd.checks.files import reason_of
+from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
-from recipe.prune_opd.inputs import Model, reason_of
 from recipe.prune_opd.loss import topk_policy_loss
 from recipe.prune_opd.reward import topk_reward
 from verl_ext.topk import log_probs_at, top_log_probs

@@ -12,8 +12,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.attention import check_attention
+from recipe.prune_opd.checks.inputs import check_inputs
 from recipe.prune_opd.checks.settings import check_settings
-from recipe.prune_opd.inputs import check_inputs
 
 
 class StartCheck(Callback):

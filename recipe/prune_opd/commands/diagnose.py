@@ -221,8 +221,8 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
 
     from recipe.prune_opd.analysis import health, pair_passes
     from recipe.prune_opd.analysis.forecast import forecast
+    from recipe.prune_opd.checks.models import Model
     from recipe.prune_opd.drift import overlap_events
-    from recipe.prune_opd.inputs import Model
 
     transformers_logging.disable_progress_bar()
     plan = _plan(args)

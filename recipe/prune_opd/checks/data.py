@@ -1,0 +1,282 @@
+"""Data files, read row by row before a run: prompts, and what a reward function needs of a row.
+
+Files may hold millions of rows. Only the columns that matter are read, in batches, and the rows of a batch are told
+apart by the shape of their values alone; one row of each shape is then looked at closely.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.prune_opd.checks.files import is_remote, local_path, reason_of, refuse_pointer
+from recipe.prune_opd.checks.scoring import SCORER
+from recipe.prune_opd.checks.shapes import first_of_each, regular
+
+Rules = dict[str, Callable[[Any], str | None]]
+"""Column -> what is wrong with a value of it and what is allowed, or None."""
+KEYS = ("train_files", "val_files")
+FORMATS = "allowed: parquet or JSON files in verl's format"
+BATCH = 10_000
+"""Rows that are looked at together."""
+REWARD_COLUMNS = ("data_source", "reward_model")
+"""What verl's reward managers read of every row, beside the response."""
+LAST_ROLES = ("user", "tool", "system")
+"""Roles that a model may answer: those verl knows, but the model's own."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row's prompt, the first of its shape."""
+
+    where: str
+    """Key, file, row and column, for messages."""
+    messages: Any
+
+
+@dataclass
+class Data:
+    """What files hold."""
+
+    rows: int = 0
+    prompts: list[Prompt] = field(default_factory=list)
+    """A prompt of every set of roles and shapes."""
+    sources: dict[Any, str] = field(default_factory=dict)
+    """``data_source`` -> key, file and row of the first that has it; empty where it was not asked for."""
+
+    def take(self, where: str, column: str, value: Any, rules: "Rules") -> None:
+        """Judge a value, and keep it.
+
+        Raises:
+            ValueError: a rule finds fault with it.
+        """
+        fault = rules[column](value)
+        if fault:
+            raise ValueError(f"{where} of column {column!r} holds {shown(value)}, {fault}")
+        if column == "data_source":
+            self.sources[value] = where
+        elif column != "reward_model":
+            self.prompts.append(Prompt(f"{where} of column {column!r}", value))
+
+
+def check_data(config: DictConfig, reader: str | None) -> Data:
+    """Check the files of training and validation.
+
+    Args:
+        config: verl's composed configuration.
+        reader: who reads ``data_source`` and ``reward_model``, see ``scoring.reads_rows``.
+
+    Returns:
+        Prompts and sources of both; empty where a dataset class of the user's own reads them. Remote files stay unread.
+
+    Raises:
+        ValueError: names key, file and row, what was found and what is allowed.
+    """
+    both = Data()
+    if OmegaConf.select(config, "data.custom_cls.path"):
+        return both
+    for key in KEYS:
+        files = config.data[key]
+        if not files:
+            raise ValueError(f"data.{key}: got {files!r}, {FORMATS}")
+        files = [files] if isinstance(files, str) else list(files)
+        here = [file for file in files if not is_remote(file)]
+        parts = [check_file(f"data.{key}", Path(local_path(file)), config.data.prompt_key, reader) for file in here]
+        for part in parts:
+            both.prompts += part.prompts
+            both.sources = part.sources | both.sources
+        rows, needed = sum(part.rows for part in parts), config.data.train_batch_size
+        if key == "train_files" and len(here) == len(files) and rows < needed:
+            raise ValueError(f"data.{key}: {rows} prompts, allowed: at least data.train_batch_size, {needed}")
+    return both
+
+
+def check_file(key: str, file: Path, prompt_key: str, reader: str | None = None) -> Data:
+    """Check a data file in verl's format: all of its rows.
+
+    Args:
+        key: what the file was given as, for messages.
+        file: .parquet, .json or .jsonl.
+        prompt_key: column of the prompts.
+        reader: who reads ``data_source`` and ``reward_model`` of every row; None: nobody, they are not looked at.
+
+    Raises:
+        ValueError: the file is not there, unreadable or empty, lacks a column, or a row is not as it should be.
+    """
+    if not file.is_file():
+        raise ValueError(f"{key}: {file} does not exist, {FORMATS}")
+    refuse_pointer(key, file)
+    source = _open(key, file)
+    _check_columns(key, file, source, prompt_key, reader)
+    data, rules = Data(source.rows), _rules(prompt_key, reader)
+    seen: set[tuple[str, Any]] = set()
+    for start, batch in source.batches(list(rules)):
+        for column, values in batch.items():
+            for shape, row in first_of_each(values, exact=column == "data_source"):
+                if (column, shape) not in seen:
+                    seen.add((column, shape))
+                    value = values[row] if isinstance(values, list) else values[row].as_py()
+                    data.take(f"{key}: {file}, row {start + row}", column, value, rules)
+    return data
+
+
+def _check_columns(key: str, file: Path, source: "_Source", prompt_key: str, reader: str | None) -> None:
+    names = source.schema.names
+    columns = f"its columns: {names}"
+    if prompt_key not in names:
+        raise ValueError(f"{key}: {file} has no column {prompt_key!r} (data.prompt_key), {columns}")
+    for column in REWARD_COLUMNS if reader else ():
+        if column not in names:
+            raise ValueError(f"{key}: {file} has no column {column!r}, which {reader} needs, {columns}")
+    extra = source.schema.field("extra_info").type if "extra_info" in names else None
+    if extra is not None and _is_plain(extra):
+        raise ValueError(f"{key}: {file} has a column 'extra_info' of type {extra}, allowed: objects")
+    if not source.rows:
+        raise ValueError(f"{key}: {file} holds no prompts")
+    if key == "data.train_files" and "agent_name" in names:
+        raise ValueError(
+            f"{key}: {file} has a column 'agent_name', which would bypass the response limit; remove the column"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ rules
+
+
+def _rules(prompt_key: str, reader: str | None) -> Rules:
+    if reader is None:
+        return {prompt_key: prompt_fault}
+    strict = reader == SCORER
+
+    def truth_fault(value: Any) -> str | None:
+        known = isinstance(value, dict) and "ground_truth" in value
+        if known and not (strict and value["ground_truth"] is None):
+            return None
+        return f"allowed: an object with ground_truth, which {reader} needs"
+
+    def source_fault(value: Any) -> str | None:
+        return f"allowed: text, which {reader} needs" if strict and not isinstance(value, str) else None
+
+    return {prompt_key: prompt_fault, "reward_model": truth_fault, "data_source": source_fault}
+
+
+def is_chat(prompt: Any) -> bool:
+    """Whether a prompt is a list of turns with role and content."""
+    known = isinstance(prompt, list) and bool(prompt)
+    return known and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
+
+
+def prompt_fault(prompt: Any) -> str | None:
+    """What keeps a prompt from being answered, and what is allowed; None where nothing does."""
+    if not is_chat(prompt):
+        first = prompt[0] if isinstance(prompt, list) and prompt else None
+        other = " instead of from and value" if isinstance(first, dict) and {"from", "value"} <= first.keys() else ""
+        return f"allowed: a list of messages with role and content{other}"
+    for number, turn in enumerate(prompt):
+        role, content = turn["role"], turn["content"]
+        if not isinstance(role, str) or not role:
+            return f"whose turn {number} has no role, allowed: user, system, assistant or tool"
+        if not isinstance(content, str | list) and not (content is None and role == "assistant"):
+            return f"whose turn {number} has the content {shown(content)}, allowed: text"
+    last = prompt[-1]
+    if last["role"] not in LAST_ROLES:
+        return (
+            f"which ends with a turn of {last['role']}, allowed: a last turn of {' or '.join(LAST_ROLES)}, which the "
+            "model answers; an answer belongs into reward_model.ground_truth"
+        )
+    if not last["content"] or not str(last["content"]).strip():
+        return "whose last turn is empty, allowed: text"
+    return None
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value for a reader: its beginning."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file that can be read in parts."""
+
+    schema: Any
+    """Arrow's."""
+    rows: int
+    batches: Callable[[list[str]], Iterator[tuple[int, dict[str, Any]]]]
+    """The given columns in parts: number of the first row, column -> Arrow array or list."""
+
+
+def read_prompts(file: Path, prompt_key: str, most: int) -> list[Any]:
+    """The first ``most`` prompts of a file that ``check_file`` has passed."""
+    prompts: list[Any] = []
+    for _, batch in _open("--data", file).batches([prompt_key]):
+        values = batch[prompt_key]
+        prompts += values if isinstance(values, list) else values.to_pylist()
+        if len(prompts) >= most:
+            break
+    return prompts[:most]
+
+
+def _open(key: str, file: Path) -> _Source:
+    if file.suffix == ".parquet":
+        return _open_parquet(key, file)
+    if file.suffix in (".json", ".jsonl"):
+        return _open_json(key, file)
+    raise ValueError(f"{key}: {file} ends in {file.suffix!r}, allowed: .parquet, .json, .jsonl")
+
+
+def _open_parquet(key: str, file: Path) -> _Source:
+    import pyarrow
+    from pyarrow import parquet
+
+    def unreadable(error: Exception) -> ValueError:
+        return ValueError(f"{key}: {file} is no readable parquet file ({reason_of(error)})")
+
+    def batches(columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        start = 0
+        try:
+            for batch in opened.iter_batches(BATCH, columns=columns):
+                yield start, {name: batch.column(name) for name in columns}
+                start += len(batch)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise unreadable(error) from error
+
+    try:
+        opened = parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise unreadable(error) from error
+    return _Source(opened.schema_arrow, opened.metadata.num_rows, batches)
+
+
+def _open_json(key: str, file: Path) -> _Source:
+    """As verl does, by the library ``datasets``, which keeps a copy of the file as Arrow in its cache."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset("json", data_files=str(file), split="train")
+    except (datasets.exceptions.DatasetGenerationError, StopIteration, ValueError) as error:
+        reason = reason_of(error.__cause__ or error)
+        raise ValueError(f"{key}: {file} is no readable JSON file, or an empty one ({reason})") from error
+    schema = rows.features.arrow_schema
+
+    def batches(columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        read = rows.select_columns(columns)
+        arrow, mixed = read.with_format("arrow"), [name for name in columns if not regular(schema.field(name).type)]
+        for start in range(0, len(rows), BATCH):
+            part = slice(start, start + BATCH)
+            table, decoded = arrow[part], read[part] if mixed else {}
+            values = {name: table.column(name).combine_chunks() for name in columns}
+            yield start, values | {name: decoded[name] for name in mixed}
+
+    return _Source(schema, len(rows), batches)
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether an Arrow type holds single values, texts for instance."""
+    import pyarrow as pa
+
+    return not (pa.types.is_nested(kind) or pa.types.is_null(kind) or isinstance(kind, pa.BaseExtensionType))

@@ -1,0 +1,55 @@
+"""Paths as verl takes them, and what keeps a file from being read."""
+
+from pathlib import Path
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""Beginning of the text that Git LFS leaves in the place of a file that was not fetched."""
+MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+WEIGHTS = ("*.safetensors", "*.bin")
+"""Patterns of what transformers reads in a model's folder; weights of the second where there are none of the first."""
+
+
+def local_path(path: str) -> str:
+    """A path as verl takes it: its own code expands no ``~`` and stumbles over a trailing slash."""
+    return path if is_remote(path) else str(Path(path).expanduser())
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is of a file system that verl copies from first."""
+    from verl.utils.fs import is_non_local
+
+    return is_non_local(path)
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in one line: the first of its message, with its class where that says more."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, KeyError):
+        return f"{first} is missing"
+    if first and isinstance(error, (OSError, ValueError, RuntimeError)):
+        return first
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def refuse_pointer(key: str, file: Path) -> None:
+    """Refuse a file that was cloned without its content.
+
+    Raises:
+        ValueError: it is a Git LFS pointer; names the key and the file.
+    """
+    with file.open("rb") as start:
+        pointer = start.read(len(POINTER)) == POINTER
+    if pointer:
+        raise ValueError(f"{key}: {file} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+
+
+def refuse_pointers(key: str, folder: Path) -> None:
+    """Refuse a model's folder that was cloned without the content of a file that is needed.
+
+    Raises:
+        ValueError: names the key and the first such file.
+    """
+    weights = next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
+    files = sorted(file for pattern in MODEL_FILES for file in folder.glob(pattern))
+    for file in filter(Path.is_file, [*files, *weights]):
+        refuse_pointer(key, file)

@@ -1,0 +1,88 @@
+"""All files a run starts from, checked together: its data, and its two models."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.prune_opd.checks.data import Prompt, check_data, shown
+from recipe.prune_opd.checks.models import Model, check_pair, check_rollout_context, check_server_context, render
+from recipe.prune_opd.checks.scoring import GRADING, grades_here, reads_rows
+from recipe.prune_opd.config import PruneOPDConfig, load_config
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the trainer takes from the files."""
+
+    teacher_vocab_size: int
+    """Number of token ids the teacher has."""
+    reward_function: str | None
+    """``reward.custom_reward_function.path`` that the data needs; None: as configured."""
+
+
+def check_inputs(config: DictConfig) -> Inputs:
+    """Check files: the data, row by row, the models' configurations, tokenizers and the student's chat template; and a
+    teacher's URLs. Loads no weights.
+
+    Raises:
+        ValueError: names the key and the file, what was found and what is needed.
+    """
+    from verl.utils.import_utils import import_external_libs
+
+    prune_opd, model = load_config(config.prune_opd), config.actor_rollout_ref.model
+    data = check_data(config, reads_rows(config))
+    graded = grades_here(config, data.sources)
+    import_external_libs(model.external_lib)
+    student = Model(
+        "actor_rollout_ref.model.path",
+        str(model.path),
+        model.trust_remote_code,
+        model.hf_config_path,
+        model.tokenizer_path,
+        OmegaConf.select(model, "custom_chat_template"),
+    )
+    teacher = Model(
+        "prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code, None, None
+    )
+    check_pair(student, teacher, prune_opd.topk)
+    check_rollout_context(config, student)
+    kwargs: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
+    check_template(student, data.prompts, kwargs)
+    if prune_opd.asks_servers:
+        _check_servers(config, prune_opd, student, teacher)
+    return Inputs(teacher.vocab_size, GRADING if graded else None)
+
+
+def check_template(student: Model, prompts: list[Prompt], kwargs: dict[str, Any]) -> None:
+    """Check that the student's chat template takes a prompt of every set of roles and shapes. The teacher renders none.
+
+    Raises:
+        ValueError: there is no template, or it refuses a prompt; names the model or the row.
+    """
+    if not student.tokenizer.chat_template:
+        raise ValueError(
+            f"{student.key}: {student.path} has no chat template, needed to build its prompts; copy the "
+            "chat_template.jinja of a model of its family into its folder, the teacher's for instance"
+        )
+    for prompt in prompts:
+        try:
+            render(student, prompt.messages, kwargs)
+        except ValueError as error:
+            raise ValueError(
+                f"{prompt.where} holds {shown(prompt.messages)}, which the chat template of {student.path} refuses "
+                f"({error}); correct the prompts or the template"
+            ) from error
+
+
+def _check_servers(config: DictConfig, prune_opd: PruneOPDConfig, student: Model, teacher: Model) -> None:
+    """Servers refuse what a training pass would bear."""
+    budget = prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
+    engine = prune_opd.teacher.url.api if prune_opd.teacher.home == "url" else prune_opd.teacher.server.engine
+    longest = config.data.max_prompt_length + budget.max
+    check_server_context(teacher, longest, engine)
+    if prune_opd.teacher.home == "url":
+        from recipe.prune_opd.urls import check_urls  # its client imports verl's, which takes seconds
+
+        vocabulary = min(student.vocab_size, teacher.vocab_size)
+        check_urls(prune_opd.teacher, prune_opd.topk, student, vocabulary, longest)
