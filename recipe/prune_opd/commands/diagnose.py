@@ -36,9 +36,10 @@ from recipe.prune_opd.analysis.diagnosis_tables import (
 from recipe.prune_opd.analysis.findings import Plan
 from recipe.prune_opd.commands.doctor import DTYPES, count, mapping
 from recipe.prune_opd.commands.terminal import console
-from recipe.prune_opd.config import GATES
 
 AUTO = "auto"
+GATES = ("off", "cumulative", "windowed", "consecutive", "relative")
+"""Kinds of the gate that are compared: prune_opd.gate.kind, and none. Named here, since torch comes with the config."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,9 +138,8 @@ def _compared_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="prune_opd.drift.w_drop (half of the recommended one, it, twice it)",
     )
-    kinds = ["off", *(kind for kind in GATES if kind != "never")]
     compared.add_argument(
-        "--gates", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=f"of {', '.join(kinds)} (all)"
+        "--gates", nargs="+", choices=GATES, default=GATES, metavar="KIND", help=f"of {', '.join(GATES)} (all)"
     )
 
 

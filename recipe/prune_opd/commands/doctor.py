@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd.analysis.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
-from recipe.prune_opd.analysis.health import examine
 
 STYLES = {OK: "green", SKIPPED: "dim", WARNING: "yellow", ERROR: "bold red"}
 DTYPES = ("bfloat16", "float16", "float32")
@@ -98,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: a path holds no model, or the data file does not exist.
     """
+    from recipe.prune_opd.analysis.health import examine  # torch: help need not wait for it
+
     plan = Plan(
         data=args.data,
         prompt_key=args.prompt_key,

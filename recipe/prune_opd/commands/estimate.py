@@ -18,17 +18,16 @@ import json
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from recipe.prune_opd.analysis import costs
-from recipe.prune_opd.analysis.footprint import memory
-from recipe.prune_opd.analysis.run_costs import Step, Values
-from recipe.prune_opd.check import check_settings
 from recipe.prune_opd.commands.terminal import console
-from recipe.prune_opd.config import PruneOPDConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from recipe.prune_opd.analysis.costs import Shape
+    from recipe.prune_opd.analysis.run_costs import Values
+    from recipe.prune_opd.config import PruneOPDConfig
 
 RECIPE = "+recipe=prune_opd"
 GUESSES: dict[str, tuple[float, str]] = {
@@ -85,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: the overrides do not compose, a setting is refused, or a model has no configuration.
     """
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         answer = estimate(compose(args.overrides), args)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere: its message has three lines
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def compose(overrides: list[str]) -> DictConfig:
+def compose(overrides: list[str]) -> "DictConfig":
     """verl's configuration under the overrides, as its trainer would see it. The recipe may be left out.
 
     Raises:
@@ -139,12 +140,14 @@ COUNTS = (
 SHARE = "actor_rollout_ref.rollout.gpu_memory_utilization"
 
 
-def check_numbers(config: DictConfig) -> None:
+def check_numbers(config: "DictConfig") -> None:
     """Refuse what cannot be reckoned with.
 
     Raises:
         ValueError: names the key.
     """
+    from omegaconf import OmegaConf
+
     for key in COUNTS:
         value = OmegaConf.select(config, key)
         if type(value) is not int or value < 1:
@@ -154,8 +157,11 @@ def check_numbers(config: DictConfig) -> None:
         raise ValueError(f"{SHARE}: got {value!r}, allowed: a number in (0, 1]")
 
 
-def collect(config: DictConfig, prune_opd: PruneOPDConfig, args: argparse.Namespace) -> Values:
+def collect(config: "DictConfig", prune_opd: "PruneOPDConfig", args: argparse.Namespace) -> "Values":
     """Everything the estimate needs to know, from the configuration, the options, or our guesses."""
+    from recipe.prune_opd.analysis.costs import ramp
+    from recipe.prune_opd.analysis.run_costs import Values
+
     values, rollout, trainer = Values(), config.actor_rollout_ref.rollout, config.trainer
     budget = prune_opd.budget.build(rollout.response_length)
     read = "configuration"
@@ -173,7 +179,7 @@ def collect(config: DictConfig, prune_opd: PruneOPDConfig, args: argparse.Namesp
             values.add(name, guess if given is None else given, "assumed" if given is None else "given", meaning)
     _check(values, "steps", "length", "mfu", "peak_tflops", "bandwidth", "gpu_memory")
     if args.mean_limit is None:
-        mean = costs.ramp(budget.limit, budget.max, budget.step, int(values["steps"]))
+        mean = ramp(budget.limit, budget.max, budget.step, int(values["steps"]))
         values.add("mean_limit", round(mean), "assumed", "grows by prune_opd.budget.step every fourth step")
     else:
         values.add("mean_limit", min(args.mean_limit, budget.max), "given", "of a run of Prune-OPD")
@@ -185,7 +191,7 @@ def collect(config: DictConfig, prune_opd: PruneOPDConfig, args: argparse.Namesp
     return values
 
 
-def _check(values: Values, *positive: str) -> None:
+def _check(values: "Values", *positive: str) -> None:
     for name in positive:
         if values[name] <= 0:
             raise ValueError(f"--{name.replace('_', '-')}: got {values[name]:g}, allowed: a number > 0")
@@ -197,7 +203,7 @@ def _check(values: Values, *positive: str) -> None:
 # ------------------------------------------------------------------------------------------------ the estimate
 
 
-def estimate(config: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
+def estimate(config: "DictConfig", args: argparse.Namespace) -> dict[str, Any]:
     """The whole answer, ready for JSON.
 
     Args:
@@ -207,6 +213,10 @@ def estimate(config: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: see ``run``.
     """
+    from recipe.prune_opd.analysis.footprint import memory
+    from recipe.prune_opd.analysis.run_costs import Step
+    from recipe.prune_opd.check import check_settings
+
     check_numbers(config)
     prune_opd = check_settings(config)
     model = config.actor_rollout_ref.model
@@ -234,12 +244,14 @@ def estimate(config: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read_shape(key: str, path: str, trust_remote_code: bool) -> costs.Shape:
+def read_shape(key: str, path: str, trust_remote_code: bool) -> "Shape":
     """Sizes of the model in a folder or under a hub name.
 
     Raises:
         ValueError: there is none, or none that can be counted; names the key and the path.
     """
+    from recipe.prune_opd.analysis import costs
+
     config = costs.read_config(key, path, trust_remote_code)
     try:
         return costs.model_shape(config)
@@ -247,7 +259,7 @@ def read_shape(key: str, path: str, trust_remote_code: bool) -> costs.Shape:
         raise ValueError(f"{key}: {path}: {error}") from error
 
 
-def _describe(shape: costs.Shape) -> dict[str, Any]:
+def _describe(shape: "Shape") -> dict[str, Any]:
     return asdict(shape) | {"matmul_parameters": shape.matmul, "cache_bytes_per_token": shape.cache_bytes}
 
 
@@ -307,10 +319,12 @@ def _parts(scenarios: list[dict[str, Any]]) -> Any:
 
 
 def _memory(rows: list[dict[str, Any]]) -> Any:
+    from recipe.prune_opd.analysis.costs import readable
+
     table = _table("Memory of a GPU", "", "when", "size", "how", left=2)
     table.columns[3].justify = "left"
     for row in rows:
-        table.add_row(row["what"], row["when"], costs.readable(row["bytes"]), row["how"])
+        table.add_row(row["what"], row["when"], readable(row["bytes"]), row["how"])
     return table
 
 
