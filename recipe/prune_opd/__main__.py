@@ -37,9 +37,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m recipe.prune_opd", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == called:
             module = importlib.import_module(f"recipe.prune_opd.commands.{name}")
             command.description = module.__doc__
