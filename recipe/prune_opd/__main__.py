@@ -30,6 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # bad input: one sentence, no traceback
         print(f"{args.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a file that vanished, may not be read, or does not fit on the disk
+        if error.filename is None:
+            raise
+        print(f"{args.command}: {error.filename} cannot be used ({error.strerror})", file=sys.stderr)
+        return 2
 
 
 def _parser(called: str) -> argparse.ArgumentParser:

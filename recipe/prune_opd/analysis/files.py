@@ -1,6 +1,7 @@
 """Files that a command is given: what keeps one from being read, in a sentence, before anything is made of it."""
 
 import json
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,9 +60,9 @@ def check_model(key: str, path: str, names: tuple[str, ...] = MODEL_FILES) -> No
         ValueError: a file in the place of a folder, or a file in it that cannot be read or is a Git LFS pointer.
     """
     folder = Path(path).expanduser()
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise ValueError(f"{key}: {path} is a file, allowed: a model folder or a hub name")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return
     for file in sorted({file for name in names for file in folder.glob(name)}):
         check_file(f"{key}: ", file, "a model's files")
