@@ -270,7 +270,7 @@ def test_a_summary_by_hand(run):
         "tokens": {"generated": 4000, "scored": 4000, "trained": 3600, "reliable": 3000, "saved": 800},
         "reliable_share": 0.75,
         "hours": pytest.approx(0.04),
-        "counted": dict.fromkeys(summary.SUMS, [(1, 4)]),
+        "counted": {name: [(1, 4)] for name in summary.SUMS},
         "faults": [],
     }
     assert summary.notes([read_run(run, "one")]) == []

@@ -93,10 +93,11 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 def estimate(values: Sequence[float], share: bool, seed: int = SEED) -> Estimate:
     """Mean over problems with its interval at ``LEVEL``.
 
-    A bootstrap resamples problems. It is of no use where all values are the same and too narrow with fewer problems than
-    ``FEW``: there a share has Wilson's interval of P observations, and so it has where every problem counts 0 or 1.
-    An observation between 0 and 1 varies less than one that is 0 or 1, so Wilson's interval is never too narrow. For
-    a length there is nothing like it. One problem says nothing about others.
+    A bootstrap resamples problems. It is of no use where all values are the same, and too narrow with
+    fewer problems than ``FEW``: there a share has Wilson's interval of P observations, and so it has
+    where every problem counts 0 or 1. A value between 0 and 1 varies less than one that is 0 or 1, so
+    Wilson's interval is wide enough. For a length there is nothing like it. One problem says nothing
+    about others.
 
     Args:
         values: (P,), one per problem.

@@ -169,7 +169,8 @@ def _two_runs(run: Run) -> list[str]:
 
 def _partial_sums(run: Run) -> list[str]:
     """One note that names the steps of every sum which lacks some; none where all are whole or unknown."""
-    steps = {name: ranges(values) for name, values in series(run).items() if name in SUMS and values}
+    each = series(run)
+    steps = {name: ranges(each[name]) for name in SUMS if each[name]}
     if all(known == [(1, run.last)] for known in steps.values()):
         return []
     groups: dict[str, list[str]] = {}

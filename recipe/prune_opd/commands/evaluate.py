@@ -138,9 +138,9 @@ def _checked(where: str, row: Any) -> dict[str, Any]:
 def _problems(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with ``problem``: what samples of one problem have in common.
 
-    verl gives every row of the validation file a uid, and files repeat a problem to have it sampled more often. So it is
-    not the uid that tells problems apart, but the prompt and the ground truth. Of a uid with several outputs it is the
-    prompt of the first: later ones hold what was said before.
+    verl gives every row of the validation file a uid, and files repeat a problem to have it sampled
+    more often. So it is not the uid that tells problems apart, but the prompt and the ground truth. Of a
+    uid with several outputs it is the prompt of the first: later ones hold what was said before.
     """
     firsts: dict[str, tuple[int, str, str]] = {}
     keys = [_key(row) for row in rows]
