@@ -249,6 +249,7 @@ def test_bare_question():
     assert bare_question("Q\n" + SUFFIX.strip() + "\n") == "Q"
     for asked in ("within \\boxed{}.", 'after "####".'):
         assert bare_question(f"Q Let's think step by step and output the final answer {asked}") == "Q"
+    assert bare_question("Q  " + SUFFIX) == "Q  "
     assert bare_question("What is \\boxed{}.") == "What is \\boxed{}."
 
 

@@ -71,6 +71,8 @@ DATASETS = {
 def bare_question(prompt: str) -> str:
     """A prompt without the instructions of DAPO, the paper or verl around it, which would be there twice."""
     prompt = prompt.removeprefix(DAPO_HEAD).removesuffix(DAPO_TAIL)
+    if prompt.endswith(SUFFIX):  # as the paper's files have it: white space before it is the question's
+        return prompt.removesuffix(SUFFIX)
     for instruction in INSTRUCTIONS:
         shorter = prompt.rstrip().removesuffix(instruction.strip())
         if len(shorter) < len(prompt.rstrip()):

@@ -137,6 +137,19 @@ COUNTS = (
     "trainer.nnodes",
 )
 """Keys that are reckoned with, whole numbers; verl checks some of them, and only when it starts."""
+OPTIONAL_COUNTS = (
+    "trainer.total_training_steps",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+)
+"""The same, which may be null."""
+DTYPES = (
+    "actor_rollout_ref.actor.fsdp_config.model_dtype",
+    "actor_rollout_ref.ref.fsdp_config.model_dtype",
+)
+MOST_RESPONSES = 1_000_000
+"""Responses of a step that are reckoned with, one by one."""
+MOST_STEPS = 10_000_000
 SHARE = "actor_rollout_ref.rollout.gpu_memory_utilization"
 
 
@@ -148,10 +161,22 @@ def check_numbers(config: "DictConfig") -> None:
     """
     from omegaconf import OmegaConf
 
-    for key in COUNTS:
+    from recipe.prune_opd.analysis.costs import BYTES
+
+    for key in (*COUNTS, *OPTIONAL_COUNTS):
         value = OmegaConf.select(config, key)
-        if type(value) is not int or value < 1:
+        if (type(value) is not int or value < 1) and (value is not None or key in COUNTS):
             raise ValueError(f"{key}: got {value!r}, allowed: a whole number >= 1")
+    for key in DTYPES:
+        value = OmegaConf.select(config, key)
+        if value not in BYTES:
+            raise ValueError(f"{key}: got {value!r}, allowed: {', '.join(BYTES)}")
+    responses = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+    if responses > MOST_RESPONSES:
+        raise ValueError(
+            f"data.train_batch_size x actor_rollout_ref.rollout.n: got {responses:,}, allowed: at most "
+            f"{MOST_RESPONSES:,}"
+        )
     value = OmegaConf.select(config, SHARE)
     if not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise ValueError(f"{SHARE}: got {value!r}, allowed: a number in (0, 1]")
@@ -177,7 +202,7 @@ def collect(config: "DictConfig", prune_opd: "PruneOPDConfig", args: argparse.Na
             values.add(name, trainer.total_training_steps, read, meaning)
         else:
             values.add(name, guess if given is None else given, "assumed" if given is None else "given", meaning)
-    _check(values, "steps", "length", "mfu", "peak_tflops", "bandwidth", "gpu_memory")
+    _check(values, "length", "mfu", "peak_tflops", "bandwidth", "gpu_memory")
     if args.mean_limit is None:
         mean = ramp(budget.limit, budget.max, budget.step, int(values["steps"]))
         values.add("mean_limit", round(mean), "assumed", "grows by prune_opd.budget.step every fourth step")
@@ -195,6 +220,8 @@ def _check(values: "Values", *positive: str) -> None:
     for name in positive:
         if values[name] <= 0:
             raise ValueError(f"--{name.replace('_', '-')}: got {values[name]:g}, allowed: a number > 0")
+    if not 1 <= values["steps"] <= MOST_STEPS:
+        raise ValueError(f"--steps: got {values['steps']:g}, allowed: a number from 1 to {MOST_STEPS:,}")
     for name in ("mfu", "gate_saving"):
         if values[name] > 1:
             raise ValueError(f"--{name.replace('_', '-')}: got {values[name]:g}, allowed: a share of at most 1")
@@ -220,7 +247,7 @@ def estimate(config: "DictConfig", args: argparse.Namespace) -> dict[str, Any]:
     check_numbers(config)
     prune_opd = check_settings(config)
     model = config.actor_rollout_ref.model
-    student = read_shape("actor_rollout_ref.model.path", str(model.path), model.trust_remote_code)
+    student = read_shape("actor_rollout_ref.model.path", str(model.path), bool(model.trust_remote_code))
     teacher = read_shape("prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code)
     values = collect(config, prune_opd, args)
     step = Step(config, prune_opd, student, teacher, values, args.decode_tokens_per_second)
@@ -254,9 +281,15 @@ def read_shape(key: str, path: str, trust_remote_code: bool) -> "Shape":
 
     config = costs.read_config(key, path, trust_remote_code)
     try:
-        return costs.model_shape(config)
-    except ValueError as error:
+        shape = costs.model_shape(config)
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # of sizes that do not go together
         raise ValueError(f"{key}: {path}: {error}") from error
+    if shape.experts > 1:
+        raise ValueError(
+            f"{key}: {path} is a mixture of {shape.experts} experts per layer (model_type "
+            f"{config.model_type!r}), allowed: a dense model, all of whose parameters every token meets"
+        )
+    return shape
 
 
 def _describe(shape: "Shape") -> dict[str, Any]:
