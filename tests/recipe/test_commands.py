@@ -89,3 +89,43 @@ def test_a_file_that_cannot_be_opened_is_one_sentence(name, monkeypatch, capsys)
     monkeypatch.setattr(module, "add_arguments", lambda parser: None)
     assert main([name]) == 2
     assert capsys.readouterr().err == f"{name}: /some/file cannot be used (Permission denied)\n"
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize("side", ["STUDENT", "TEACHER"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model-00001-of-00002.safetensors"])
+@pytest.mark.parametrize("command", ["doctor", "diagnose"])
+def test_a_model_that_was_cloned_without_its_files_is_named(command, file, side, tmp_path, capsys):
+    data = tmp_path / "data.json"
+    data.write_text('[{"prompt": "Q"}]')
+    for name in ("STUDENT", "TEACHER"):
+        (tmp_path / name).mkdir()
+    (tmp_path / side / file).write_text(POINTER)
+    pair = [str(tmp_path / name) for name in ("STUDENT", "TEACHER")]
+    assert main([command, *pair, "--data", str(data)]) == 2
+    message = (
+        f"{side}: {tmp_path / side / file} is a Git LFS pointer, not what it points to: fetch it with git lfs pull"
+    )
+    assert capsys.readouterr().err == f"{command}: {message}\n"
+
+
+def test_without_weights_none_are_looked_for(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_text(POINTER)
+    assert main(["doctor", str(tmp_path), str(tmp_path), "--no-weights"]) == 2
+    assert "holds no model configuration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["doctor", "--data"], ["diagnose", "--data"], ["diagnose", "--rollouts"]])
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "is a folder, allowed: a "), (POINTER, "is a Git LFS pointer"), ("", "")]
+)
+def test_files_of_a_pair_are_looked_at_first(content, message, option, tmp_path, capsys):
+    file = tmp_path / "x.json"
+    file.mkdir() if content is None else file.write_text(content)
+    assert main([option[0], "a/b/c", str(file), option[1], str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"{option[0]}: {option[1]}: {file} {message}" if message else f"{option[0]}: TEACHER: {file} is a"
+    )

@@ -319,6 +319,12 @@ BAD = {
     "k": ('{"input": "q", "output": "", "score": 1}', ["--k", "2"], "pass@2"),
     "k below 1": ('{"input": "q", "output": "", "score": 1}', ["--k", "0"], "--k: got 0"),
     "regrade": ('{"input": "q", "output": "", "score": 1}', ["--regrade"], "ground truth"),
+    "seed": ('{"input": "q", "output": "", "score": 1}', ["--seed", "-1"], "--seed: got -1, allowed"),
+    "limit": (
+        '{"input": "q", "output": "", "score": 1}',
+        ["--tokenizer", "T", "--limit", "0"],
+        "--limit: got 0, allowed",
+    ),
     "limit alone": ('{"input": "q", "output": "", "score": 1}', ["--limit", "4"], "needs --tokenizer"),
     "tokenizer": ('{"input": "q", "output": "", "score": 1}', ["--tokenizer", "/nowhere/T"], "cannot be loaded"),
 }

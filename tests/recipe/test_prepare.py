@@ -353,7 +353,7 @@ BAD = {
         ("in.json", [{"question": "Q", "answer": "2 ####"}]),
         "row 0 has an empty answer",
     ),
-    "too deep": ("aime25", ("in.json", "[" * 100_000), "in.json is no readable JSON file"),
+    "too deep": ("aime25", ("in.json", "[" * 100_000), "in.json is no JSON"),
     "pointer": (
         "aime25",
         ("in.parquet", "version https://git-lfs.github.com/spec/v1\n"),
@@ -363,7 +363,7 @@ BAD = {
     "no such file": ("aime25", ("in.json", None), "in.json does not exist"),
     "ending": ("aime25", ("in.csv", "a"), "ends in '.csv', allowed: .parquet, .json, .jsonl"),
     "no parquet": ("aime25", ("in.parquet", "a"), "in.parquet is no readable parquet file"),
-    "no JSON": ("aime25", ("in.json", "{"), "in.json is no readable JSON file"),
+    "no JSON": ("aime25", ("in.json", "{"), "in.json is no JSON"),
     "no list": ("aime25", ("in.json", "{}"), "holds a JSON dict, allowed: a list"),
     "no JSON line": ("aime25", ("in.jsonl", json.dumps(GOOD) + "\n{"), "in.jsonl, line 2 is no JSON"),
     "no object": ("aime25", ("in.json", "[1]"), "row 0 is no object but a int"),
@@ -383,7 +383,7 @@ BAD = {
     "a number as prompt": ("aime25", ("in.json", [VERL, {**VERL, "prompt": 5}]), "row 1 has the prompt 5, allowed: "),
     "no role": ("aime25", ("in.json", [{**VERL, "prompt": [{"content": "Q"}] * 2}]), "messages with role and content"),
     "extra_info": ("aime25", ("in.json", [{**VERL, "extra_info": "a"}]), "row 0 has the extra_info 'a', allowed: "),
-    "bytes": ("aime25", ("in.json", b"[\xff]"), "in.json is no readable JSON file"),
+    "bytes": ("aime25", ("in.json", b"[\xff]"), "in.json is no JSON"),
     "bytes in a line": ("aime25", ("in.jsonl", b"\n\xff\n"), "in.jsonl, line 2 is no JSON in UTF-8"),
 }
 

@@ -9,8 +9,10 @@ from typing import Any
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 """Beginning of the text that Git LFS leaves in the place of a file that was not fetched."""
-MODEL_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt", "*.safetensors", "*.bin")
-"""What transformers may read in a model's folder."""
+TEXT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
+"""What transformers may read in a model's folder for configuration and tokenizer."""
+MODEL_FILES = (*TEXT_FILES, "*.safetensors", "*.bin")
+"""The same, and weights."""
 
 
 def lfs_pointer(path: Path) -> bool:
@@ -66,6 +68,19 @@ def check_model(key: str, path: str, names: tuple[str, ...] = MODEL_FILES) -> No
         return
     for file in sorted({file for name in names for file in folder.glob(name)}):
         check_file(f"{key}: ", file, "a model's files")
+
+
+def check_pair(student: str, teacher: str, data: Path | None, weights: bool = True) -> None:
+    """Refuse files of ``doctor`` and ``diagnose`` that cannot be read, before a model is.
+
+    Raises:
+        ValueError: see ``check_model`` and ``check_file``.
+    """
+    if data is not None:
+        check_file("--data: ", data, "a parquet or JSON file in verl's format")
+    names = MODEL_FILES if weights else TEXT_FILES
+    check_model("STUDENT", student, names)
+    check_model("TEACHER", teacher, names)
 
 
 def json_lines(what: str, path: Path) -> Iterator[tuple[str, Any]]:

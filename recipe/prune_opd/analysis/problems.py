@@ -76,8 +76,7 @@ def _read_json(file: Path) -> list[Any]:
     try:
         rows = parsed(str(file), file.read_bytes())
     except ValueError as error:
-        hint = "one object per line needs the ending .jsonl"
-        raise ValueError(f"{file} is no readable JSON file: {error}; {hint}") from error
+        raise ValueError(f"{error}; one object per line needs the ending .jsonl") from error
     if not isinstance(rows, list):
         raise ValueError(f"{file} holds a JSON {type(rows).__name__}, allowed: a list of objects")
     return rows

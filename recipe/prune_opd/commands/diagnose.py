@@ -19,7 +19,6 @@ docs/diagnose.md explains every number, and what the verdict rests on.
 
 import argparse
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,9 @@ from recipe.prune_opd.analysis.diagnosis_tables import (
     rows_of_kinds,
     summary,
 )
+from recipe.prune_opd.analysis.files import check_file, check_pair
 from recipe.prune_opd.analysis.findings import Plan
-from recipe.prune_opd.commands.doctor import DTYPES, count, mapping
+from recipe.prune_opd.commands.doctor import DTYPES, count, mapping, positive
 from recipe.prune_opd.commands.terminal import console
 
 AUTO = "auto"
@@ -103,14 +103,14 @@ def _run_arguments(parser: argparse.ArgumentParser, plan: Plan) -> None:
     )
     run_.add_argument(
         "--temperature",
-        type=_positive,
+        type=positive,
         default=1.0,
         metavar="T",
         help="actor_rollout_ref.rollout.temperature (%(default)s)",
     )
     run_.add_argument(
         "--teacher-temperature",
-        type=_positive,
+        type=positive,
         default=1.0,
         metavar="T",
         help="prune_opd.teacher.temperature (%(default)s)",
@@ -179,13 +179,6 @@ def _output_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text}, allowed: a number > 0")
-    return number
-
-
 def _share(text: str) -> float:
     number = float(text)
     if not 0 < number <= 1:
@@ -216,6 +209,9 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
 
     Everything is checked before weights are loaded.
     """
+    if args.rollouts is not None:
+        check_file("--rollouts: ", args.rollouts, "a file with one JSON object a line")
+    check_pair(args.student, args.teacher, args.data)
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -384,7 +380,10 @@ def write(answer: dict[str, Any], examples: list[dict[str, Any]], rollouts: list
 
     lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
     for file, text in zip(_files(out), (draw(answer, examples), json.dumps(answer, indent=2), lines), strict=True):
-        file.write_text(text, encoding="utf-8")
+        try:
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"--out: {file} cannot be written ({error})") from error
 
 
 def show(answer: dict[str, Any]) -> None:

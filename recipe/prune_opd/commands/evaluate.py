@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd.analysis.evaluation import LEVEL, NONE, SEED, Estimate, Response, Summary, summarise
-from recipe.prune_opd.analysis.files import check_file, json_lines
+from recipe.prune_opd.analysis.files import TEXT_FILES, check_file, check_model, json_lines
 from recipe.prune_opd.commands.terminal import show
 
 UNKNOWN = "unknown"
@@ -75,6 +75,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--k: got {min(args.k)}, allowed: whole numbers >= 1")
     if args.limit is not None and not args.tokenizer:
         raise ValueError("--limit: needs --tokenizer, which counts the tokens")
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit: got {args.limit}, allowed: a whole number >= 1")
+    if args.seed < 0:
+        raise ValueError(f"--seed: got {args.seed}, allowed: a whole number >= 0")
     results, notes = [], []
     for file in args.files:
         rows = read_dump(file)
@@ -254,10 +258,12 @@ def count_tokens(rows: list[dict[str, Any]], tokenizer: str, limit: int | None) 
     from tqdm import tqdm
     from transformers import AutoTokenizer
 
+    check_model("--tokenizer", tokenizer, TEXT_FILES)
     try:
         encode = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--tokenizer: {tokenizer} cannot be loaded ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # the tokenizers library raises plain exceptions
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"--tokenizer: {tokenizer} cannot be loaded ({reason})") from error
 
     def counted() -> Iterator[dict[str, Any]]:
         for row in tqdm(rows, desc="counting tokens", unit="response", disable=None):
