@@ -209,9 +209,6 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
 
     Everything is checked before weights are loaded.
     """
-    if args.rollouts is not None:
-        check_file("--rollouts: ", args.rollouts, "a file with one JSON object a line")
-    check_pair(args.student, args.teacher, args.data)
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -267,6 +264,9 @@ def _plan(args: argparse.Namespace) -> Plan:
     if (args.data is None) == (args.rollouts is None):
         given = "neither" if args.data is None else "both"
         raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")
+    if args.rollouts is not None:
+        check_file("--rollouts: ", args.rollouts, "a file with one JSON object a line")
+    check_pair(args.student, args.teacher, args.data)
     if args.out is not None:
         _check_out(args.out)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == AUTO else args.device
