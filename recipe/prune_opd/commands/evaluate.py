@@ -281,7 +281,7 @@ def count_tokens(rows: list[dict[str, Any]], tokenizer: str, limit: int | None) 
 def _print_table(results: list[Result]) -> None:
     from rich.table import Table
 
-    caption = f"brackets: {LEVEL:.0%} intervals over problems (docs/evaluation.md)"
+    caption = f"brackets: {LEVEL:.0%} intervals over problems"
     table = Table(caption=caption, caption_justify="left")
     several = len({result.file for result in results}) > 1
     names = ["step", "benchmark", "problems", "n", "avg@n", "pass@k", "tokens", "cut", "unread"]
