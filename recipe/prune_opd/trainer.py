@@ -22,6 +22,7 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.workers.rollout.llm_server import LLMServerClient
 
 from recipe.prune_opd.agent_loop import LIMIT
+from recipe.prune_opd.budget import load_state
 from recipe.prune_opd.checks.attention import check_attention, warn_of_slow_log_probs
 from recipe.prune_opd.checks.batches import warn_of_empty_responses
 from recipe.prune_opd.checks.files import local_path
@@ -346,7 +347,7 @@ class PruneOPDTrainer(PPOTrainerSync):
                 f"{file} does not exist: the checkpoint was not written by the prune_opd trainer, so it cannot be "
                 "resumed exactly; start from its weights (actor_rollout_ref.model.path), trainer.resume_mode=disable"
             )
-        self.budget.load_state_dict(json.loads(file.read_text())["budget"])
+        load_state(file, self.budget)
         self._checkpoint = self.global_steps, Path(folder)
 
 

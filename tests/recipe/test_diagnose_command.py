@@ -358,7 +358,7 @@ def test_bad_input_is_one_sentence_before_weights_are_loaded(models, tmp_path, c
         (*pair, *data, *SMALL, "--device", "cuda:99"): "--device: got cuda:99",
         (*pair, *data, *SMALL, "--out", str(empty / "report")): "--out: ",
         (*pair, *data, *SMALL, "--out", str(page)): f"--out: {page} is a folder, allowed: ",
-        (*pair, *SMALL, "--rollouts", str(latin)): f"--rollouts: {latin}, line 2 is no UTF-8 (",
+        (*pair, *SMALL, "--rollouts", str(latin)): f"--rollouts: {latin}, line 2 is no JSON in UTF-8 (",
     }
     for args, message in cases.items():
         error = refused(capsys, *args)

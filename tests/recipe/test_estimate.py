@@ -377,7 +377,13 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
         (["data.train_batch_size=${foo}"], "Interpolation key 'foo' not found full_key: data.train_batch_size"),
         (["actor_rollout_ref.actor.use_dynamic_bsz=${foo}"], "Interpolation key 'foo' not found"),
         (["--mfu", "3"], "--mfu: got 3, allowed: a share"),
-        (["--steps", "0"], "--steps: got 0, allowed: a number > 0"),
+        (["--steps", "0"], "--steps: got 0, allowed: a number from 1 to"),
+        (["--steps", "1e15"], "--steps: got 1e+15, allowed: a number from 1 to 10,000,000"),
+        (["--steps", "0.5"], "--steps: got 0.5, allowed: a number from 1 to"),
+        (["trainer.total_training_steps=x"], "trainer.total_training_steps: got 'x', allowed: a whole number >= 1"),
+        (["data.train_batch_size=100000000"], "data.train_batch_size x actor_rollout_ref.rollout.n: got 400,000,000"),
+        ([f"{estimate.DTYPES[0]}=x"], f"{estimate.DTYPES[0]}: got 'x', allowed: fp32"),
+        ([f"{estimate.OPTIONAL_COUNTS[1]}=x"], f"{estimate.OPTIONAL_COUNTS[1]}: got 'x', allowed: a whole number"),
         (["--gpu-memory", "4"], "actor_rollout_ref.rollout.gpu_memory_utilization: "),
     ],
 )
@@ -401,6 +407,45 @@ def test_a_model_without_attention_is_named(models, tmp_path, capsys, key):
         f"estimate: {key}: {folder}: model_type 'mamba' has no num_attention_heads, allowed: a causal language model "
         "with attention"
     )
+
+
+MOE = QWEN3 | {"model_type": "qwen3_moe", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+CONFIGS = {
+    "experts": (
+        json.dumps(MOE | {"num_experts": 8, "num_experts_per_tok": 2}),
+        " is a mixture of 8 experts per layer (model_type 'qwen3_moe'), allowed: a dense model",
+    ),
+    "pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "/config.json is a Git LFS pointer"),
+    "cut off": ('{"model_type": "qwen3"', " holds no model configuration ("),
+    "a list": ("[1]", " holds no model configuration ("),
+    "text": ('"qwen3"', " holds no model configuration ("),
+    "nothing": ("", " holds no model configuration ("),
+    "another type": ('{"model_type": "llama", "vocab_size": "x"}', " holds no model configuration ("),
+    "no heads": (
+        json.dumps(KNOWN["Qwen3-4B"] | {"num_attention_heads": 0}),
+        ": model_type 'qwen3' has num_attention_he",
+    ),
+}
+
+
+@pytest.mark.parametrize("key", ["actor_rollout_ref.model.path", "prune_opd.teacher.path"])
+@pytest.mark.parametrize("case", CONFIGS)
+def test_the_model_of_the_pair_that_cannot_be_counted_is_named(case, key, models, tmp_path, capsys):
+    content, message = CONFIGS[case]
+    (tmp_path / "config.json").write_text(content)
+    paths = dict.fromkeys(("actor_rollout_ref.model.path", "prune_opd.teacher.path"), models[SMALL_PAIR[0]])
+    pair = [f"{name}={path}" for name, path in (paths | {key: str(tmp_path)}).items()]
+    assert main(["estimate", *pair, *PAPER]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"estimate: {key}: {tmp_path}{message}")
+
+
+def test_a_file_is_no_model(models, tmp_path, capsys):
+    file = tmp_path / "config.json"
+    file.write_text("{}")
+    assert main(["estimate", f"actor_rollout_ref.model.path={file}", "prune_opd.teacher.path=x", *PAPER]) == 2
+    message = f"actor_rollout_ref.model.path: {file} is a file, allowed: a model folder or a hub name"
+    assert message in capsys.readouterr().err
 
 
 def test_the_tables(models, capsys):

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from recipe.prune_opd.__main__ import main
-from recipe.prune_opd.analysis.evaluation import LEVEL, Response, bootstrap, pass_at_k, summarise
+from recipe.prune_opd.analysis.evaluation import (
+    BOOTSTRAP,
+    FEW,
+    LEVEL,
+    NONE,
+    WILSON,
+    Response,
+    estimate,
+    pass_at_k,
+    summarise,
+)
 from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.commands import evaluate
 
@@ -36,36 +46,68 @@ def test_pass_at_k_refuses_what_cannot_be(n, correct, k):
         pass_at_k(n, correct, k)
 
 
-def test_bootstrap_agrees_with_scipy():
+def test_many_problems_have_a_bootstrap_over_problems():
+    values = np.random.default_rng(0).random(60)
+    found = estimate(values.tolist(), share=True)
+    error = values.std(ddof=1) / math.sqrt(60)
+    assert (found.mean, found.method) == (pytest.approx(values.mean()), BOOTSTRAP)
+    assert (found.low, found.high) == pytest.approx((found.mean - 1.96 * error, found.mean + 1.96 * error), abs=0.01)
+
+
+@pytest.mark.parametrize(("right", "problems"), [(0, 1319), (90, 256), (253, 256), (30, 30), (1, 2)])
+def test_one_answer_to_each_problem_has_wilsons_interval(right, problems):
     from scipy import stats
 
-    values = np.random.default_rng(0).random(60)
-    ours = bootstrap(values)
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", confidence_level=LEVEL, rng=1).confidence_interval
-    assert ours.mean == pytest.approx(values.mean())
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    found = estimate([1.0] * right + [0.0] * (problems - right), share=True)
+    theirs = stats.binomtest(right, problems).proportion_ci(LEVEL, "wilson")
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.method == WILSON
 
 
-def test_bootstrap_covers_the_true_mean_as_often_as_it_says():
+@pytest.mark.parametrize("problems", [2, 5, FEW, 30])
+def test_intervals_hold_the_true_mean_as_often_as_they_say(problems):
+    """Sixteen answers to each of few problems, some hard and some easy."""
     generator = np.random.default_rng(0)
-    found = [bootstrap(generator.random(80), seed, resamples=400) for seed in range(200)]
-    assert sum(estimate.low <= 0.5 <= estimate.high for estimate in found) / 200 == pytest.approx(LEVEL, abs=0.04)
+    hits = 0
+    for seed in range(300):
+        values = generator.binomial(16, generator.beta(0.6, 0.9, problems)) / 16
+        found = estimate(values.tolist(), True, seed)
+        hits += found.low <= 0.4 <= found.high
+    assert hits / 300 >= LEVEL - 0.05
 
 
-def test_bootstrap_is_the_same_for_the_same_seed():
-    values = [0.0, 1.0, 0.5, 0.25]
-    assert bootstrap(values) == bootstrap(values)
-    assert bootstrap(values, seed=1, resamples=7) != bootstrap(values, seed=2, resamples=7)
-    assert bootstrap(values, resamples=501).mean == np.mean(values)
+def test_answers_that_are_all_right_are_not_certain():
+    for values in ([1.0] * 30, [1.0] * 4):
+        found = estimate(values, share=True)
+        assert found.high == 1
+        assert 0.4 < found.low < 0.9
+    assert estimate([0.5] * 30, share=True).low == pytest.approx(0.3315, abs=1e-4)
 
 
-def test_one_problem_has_no_interval_and_none_no_mean():
-    alone = bootstrap([0.5])
-    assert alone.mean == 0.5
-    assert math.isnan(alone.low)
-    assert math.isnan(alone.high)
+def test_an_interval_is_the_same_for_the_same_seed():
+    values = np.random.default_rng(0).random(40).tolist()
+    assert estimate(values, True) == estimate(values, True)
+    assert estimate(values, True, seed=1) != estimate(values, True, seed=2)
+
+
+def test_many_problems_are_resampled_in_parts():
+    found = estimate(np.random.default_rng(0).random(3000).tolist(), share=False)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(1 / 12 / 3000), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "share"), [([0.5], True), ([1.0], True), ([3.0], False), ([3.0, 5.0], False), ([7.0] * 40, False)]
+)
+def test_where_none_can_be_given_there_is_no_interval(values, share):
+    found = estimate(values, share)
+    assert (found.mean, found.method) == (np.mean(values), NONE)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_no_problems_have_no_mean():
     with pytest.raises(ValueError, match="no problems"):
-        bootstrap([])
+        estimate([], share=True)
 
 
 def test_summary_by_hand():
@@ -146,7 +188,7 @@ def test_evaluate_json(dumps, capsys):
 def test_evaluate_table(dumps, tmp_path, capsys):
     assert main(["evaluate", str(dumps)]) == 0
     printed = capsys.readouterr().out
-    for shown in ("AIME24", "50.0 [50.0, 50.0]", "2: 100.0 [100.0, 100.0]", "10 [8, 12]", "25.0%"):
+    for shown in ("AIME24", "50.0 [9.5, 90.5]", "2: 100.0 [34.2, 100.0]", " 10 ", "25.0%"):
         assert shown in printed
     assert "unread in AIME24, step 20: no box 1" in printed
     assert "file" not in printed
@@ -169,10 +211,13 @@ def test_names_in_the_table_are_no_markup(tmp_path, capsys):
     assert "b] 2.jsonl" in printed
 
 
+ALONE = {"mean": 1.0, "low": None, "high": None, "method": "none"}
+
+
 def test_the_last_output_of_a_session_counts(tmp_path, capsys):
     rows = [row("a", 0, "x", False, index=1), row("a", 0, "x", True, index=2), row("a", 0, "x", False, index=0)]
     found = result(capsys, dump(tmp_path / "1.jsonl", rows))
-    assert (found["responses"], found["average"]) == ([1, 1], {"mean": 1.0, "low": None, "high": None})
+    assert (found["responses"], found["average"]) == ([1, 1], ALONE)
 
 
 def test_dumps_of_another_reward_function(tmp_path, capsys):
@@ -183,6 +228,36 @@ def test_dumps_of_another_reward_function(tmp_path, capsys):
     assert (found["benchmark"], found["problems"], found["average"]["mean"]) == ("unknown", 2, 0.5)
     assert (found["tokens"], found["truncated"]) == (None, None)
     assert result(capsys, file, "--benchmark", "AIME24")["benchmark"] == "AIME24"
+
+
+def test_rows_of_one_problem_are_samples_of_it(tmp_path, capsys):
+    """As in a validation file that holds each of two problems 32 times: every row has a uid of its own."""
+    base = {"input": "question a", "gts": "5"}, {"input": "question b", "gts": "7"}
+    rows = [row(f"u{n}", 0, "x", n % 8 < 5 - 2 * (n % 2), **base[n % 2]) for n in range(64)]
+    file = dump(tmp_path / "20.jsonl", rows)
+    found = result(capsys, file)
+    assert (found["problems"], found["responses"], list(found["passed"])) == (2, [32, 32], ["32"])
+    average = found["average"]
+    assert average["low"] < 0.1
+    assert average["high"] > 0.8
+    assert main(["evaluate", str(file)]) == 0
+    assert f"note: {file}: its 64 prompts are 2 problems" in capsys.readouterr().out
+
+
+def test_equal_prompts_with_other_ground_truths_are_other_problems(tmp_path, capsys):
+    """Pictures are not in a dump: their prompts may read alike."""
+    rows = [row(f"u{n}", 0, "x", True, input="What is this?", gts=["a", f"{n}"]) for n in range(3)]
+    file = dump(tmp_path / "20.jsonl", rows)
+    assert result(capsys, file)["problems"] == 3
+    assert main(["evaluate", str(file)]) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_the_first_prompt_of_several_outputs_is_the_problem_s(tmp_path, capsys):
+    turns = [("a", 0, 0, "Q"), ("a", 0, 1, "Q and more"), ("a", 1, 0, "Q"), ("a", 1, 1, "Q and else"), ("b", 0, 0, "Q")]
+    rows = [row(uid, session, "x", True, index, input=text) for uid, session, index, text in reversed(turns)]
+    found = result(capsys, dump(tmp_path / "20.jsonl", rows))
+    assert (found["problems"], found["responses"]) == (1, [3, 3])
 
 
 def test_regrade_takes_the_texts(tmp_path, capsys):
@@ -219,8 +294,21 @@ BAD = {
     "no number": (
         '{"input": "q", "output": "", "score": 1, "tokens": "many"}',
         [],
-        "line 1: tokens is 'many', allowed: a number or null",
+        "line 1: tokens is 'many', allowed: a number >= 0 or null",
     ),
+    "not finite": (
+        '{"input": "q", "output": "", "score": 1, "tokens": NaN}',
+        [],
+        "tokens is nan, allowed: a number >=",
+    ),
+    "cut twice": (
+        '{"input": "q", "output": "", "score": 1, "truncated": 2}',
+        [],
+        "truncated is 2, allowed: true, false",
+    ),
+    "no score": ('{"input": "q", "output": "", "score": NaN}', [], "got the score nan, allowed: 0 or 1"),
+    "too deep": ("[" * 100_000, [], "line 1 is no JSON that can be read"),
+    "pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", [], "1.jsonl is a Git LFS pointer"),
     "no step": (
         '{"input": "q", "output": "", "score": 1, "step": [1]}',
         [],
@@ -231,6 +319,12 @@ BAD = {
     "k": ('{"input": "q", "output": "", "score": 1}', ["--k", "2"], "pass@2"),
     "k below 1": ('{"input": "q", "output": "", "score": 1}', ["--k", "0"], "--k: got 0"),
     "regrade": ('{"input": "q", "output": "", "score": 1}', ["--regrade"], "ground truth"),
+    "seed": ('{"input": "q", "output": "", "score": 1}', ["--seed", "-1"], "--seed: got -1, allowed"),
+    "limit": (
+        '{"input": "q", "output": "", "score": 1}',
+        ["--tokenizer", "T", "--limit", "0"],
+        "--limit: got 0, allowed",
+    ),
     "limit alone": ('{"input": "q", "output": "", "score": 1}', ["--limit", "4"], "needs --tokenizer"),
     "tokenizer": ('{"input": "q", "output": "", "score": 1}', ["--tokenizer", "/nowhere/T"], "cannot be loaded"),
 }
@@ -247,6 +341,12 @@ def test_bad_input_is_one_sentence(case, tmp_path, capsys):
     assert message in error
     assert error.startswith("evaluate: ")
     assert error.count("\n") == 1
+
+
+def test_a_folder_is_none_of_the_dumps(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"evaluate: {tmp_path} is a folder, allowed: a file {{step}}.jsonl of trainer.validation_data_dir\n"
 
 
 @pytest.mark.parametrize("recipe", ["prune_opd_eval", "[opd,paper_validation]"])
@@ -300,6 +400,6 @@ def test_eval_recipe_changes_nothing_but_validation(compose):
 
 
 def test_result_has_no_nan(dumps):
-    rows = evaluate.by_step([ROWS[0]], dumps, "x")[20]
+    rows = evaluate.by_step(evaluate.read_dump(dumps)[:1], dumps, "x")[20]
     found = evaluate.Result(dumps, 20, summarise(rows)[0]).as_dict()
     assert "NaN" not in json.dumps(found)

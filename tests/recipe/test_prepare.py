@@ -8,7 +8,8 @@ import pytest
 from pyarrow import parquet
 
 from recipe.prune_opd.__main__ import main
-from recipe.prune_opd.commands.prepare import DAPO_HEAD, DAPO_TAIL, DATASETS, SUFFIX, bare_question, normalise
+from recipe.prune_opd.analysis.datasets import DAPO_HEAD, DAPO_TAIL, DATASETS, SUFFIX, bare_question
+from recipe.prune_opd.commands.prepare import normalise
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 RAW = {
@@ -96,6 +97,46 @@ def test_messages_before_the_question_stay(tmp_path, capsys):
     file = save(tmp_path / "in.json", [before])
     _, (row,) = prepare(capsys, "aime24", tmp_path / "out.parquet", "--input", file)
     assert [message["content"] for message in row["prompt"]] == ["Be brief.", "Q" + SUFFIX]
+
+
+TRUTHS_OF_A_KIND = [
+    (["0"], "0"),
+    ([["0"]], "0"),
+    ("['0']", "0"),
+    ('["0"]', "0"),
+    ([7], "7"),
+    (7, "7"),
+    (142.0, "142.0"),
+    ("[0, 1]", "[0, 1]"),
+    ("['a", "['a"),
+    (" $5$ ", "$5$"),
+    ("True", "True"),
+]
+
+
+@pytest.mark.parametrize(("given", "written"), TRUTHS_OF_A_KIND)
+def test_a_ground_truth_is_text(given, written, tmp_path, capsys):
+    """In verl's format and in a column of the dataset's own; the grader reads dollars."""
+    in_verl = {**VERL, "reward_model": {"ground_truth": given}}
+    for row in (in_verl, {**GOOD, "answer": given}):
+        file = save(tmp_path / "in.json", [row])
+        _, (found,) = prepare(capsys, "aime25", tmp_path / "out.parquet", "--input", file)
+        assert found["reward_model"]["ground_truth"] == written
+
+
+def test_a_list_in_parquet_is_one_answer(tmp_path, capsys):
+    file = save(tmp_path / "in.parquet", [{**VERL, "reward_model": {"ground_truth": ["0"]}}])
+    _, (found,) = prepare(capsys, "aime25", tmp_path / "out.parquet", "--input", file)
+    assert found["reward_model"]["ground_truth"] == "0"
+
+
+def test_earlier_turns_stay(tmp_path, capsys):
+    turns = [("system", "Be brief."), ("user", "1 + 1?"), ("assistant", "2"), ("user", "2 + 2?")]
+    row = {**VERL, "prompt": [{"role": role, "content": content} for role, content in turns]}
+    file = save(tmp_path / "in.json", [row])
+    _, (found,) = prepare(capsys, "aime25", tmp_path / "out.parquet", "--input", file)
+    written = [(turn["role"], turn["content"]) for turn in found["prompt"]]
+    assert written == [*turns[:-1], ("user", "2 + 2?" + SUFFIX)]
 
 
 def test_suffix_replaces_the_dataset_s_own(tmp_path, capsys):
@@ -204,7 +245,12 @@ def test_questions_that_differ_stay_different():
 
 def test_bare_question():
     assert bare_question(DAPO_HEAD + "Q" + DAPO_TAIL) == bare_question("Q" + SUFFIX) == bare_question("Q") == "Q"
-    assert bare_question(DAPO_HEAD + "Q") == DAPO_HEAD + "Q"
+    assert bare_question(DAPO_HEAD + "Q") == bare_question("Q" + DAPO_TAIL) == "Q", "it would be there twice"
+    assert bare_question("Q\n" + SUFFIX.strip() + "\n") == "Q"
+    for asked in ("within \\boxed{}.", 'after "####".'):
+        assert bare_question(f"Q Let's think step by step and output the final answer {asked}") == "Q"
+    assert bare_question("Q  " + SUFFIX) == "Q  "
+    assert bare_question("What is \\boxed{}.") == "What is \\boxed{}."
 
 
 def test_the_table(tmp_path, capsys):
@@ -237,12 +283,87 @@ def test_the_file_is_named_after_the_dataset(tmp_path, capsys, monkeypatch):
 
 GOOD = RAW["aime25"]
 VERL = {"reward_model": {"ground_truth": "1"}, "prompt": "Q", "extra_info": {"index": "0"}}
+TURN = {"role": "user", "content": "Q"}
+ANSWERED = [TURN, {"role": "assistant", "content": "The answer is 1."}]
 BAD = {
+    "an answer at the end": (
+        "aime25",
+        ("in.json", [VERL, {**VERL, "prompt": ANSWERED}]),
+        "row 1 has a prompt that ends with a turn of 'assistant', 'The answer is 1.', allowed: one that ends with",
+    ),
+    "a system turn alone": (
+        "aime25",
+        ("in.json", [{**VERL, "prompt": [{**TURN, "role": "system"}]}]),
+        "turn of 'system'",
+    ),
+    "a role that is none": (
+        "aime25",
+        ("in.json", [{**VERL, "prompt": [{**TURN, "role": 5}]}]),
+        "with role and content",
+    ),
+    "parts": (
+        "aime25",
+        ("in.json", [{**VERL, "prompt": [{**TURN, "content": ["Q"]}]}]),
+        "row 0 has the content ['Q'], al",
+    ),
+    "no content": (
+        "aime25",
+        ("in.json", [{**VERL, "prompt": [{"role": "system", "content": None}, TURN]}]),
+        "row 0 has a message without content before the question",
+    ),
+    "several answers": (
+        "aime25",
+        ("in.json", [{**GOOD, "answer": ["1", "2"]}]),
+        "the answer ['1', '2'], 2 of them, allowed",
+    ),
+    "printed answers": ("aime25", ("in.json", [{**GOOD, "answer": "['1', '2']"}]), "2 of them, allowed: one"),
+    "no answers": ("aime25", ("in.json", [{**GOOD, "answer": []}]), "row 0 has an empty answer"),
+    "truth or not": ("aime25", ("in.json", [{**GOOD, "answer": True}]), "the answer True, allowed: text or a number"),
+    "no number": (
+        "aime25",
+        ("in.json", [{**GOOD, "answer": float("nan")}]),
+        "the answer nan, allowed: text or a number",
+    ),
+    "no end": ("aime25", ("in.json", [{**GOOD, "answer": float("inf")}]), "the answer inf, allowed: text or a number"),
+    "an object": (
+        "aime25",
+        ("in.json", [{**GOOD, "answer": {"a": 1}}]),
+        "the answer {'a': 1}, allowed: text or a number",
+    ),
+    "truth in verl": (
+        "aime25",
+        ("in.json", [VERL, {**VERL, "reward_model": {"ground_truth": ["1", "2"]}}]),
+        "row 1 has the ground truth ['1', '2'], 2 of them, allowed: one",
+    ),
+    "a number as question": (
+        "aime25",
+        ("in.json", [{**GOOD, "problem": 5}]),
+        "row 0 has the question 5, allowed: text",
+    ),
+    "an object as id": ("aime25", ("in.json", [{**GOOD, "id": {}}]), "row 0 has the id {}, allowed: text"),
+    "no number as id": ("aime25", ("in.json", [{**GOOD, "id": float("nan")}]), "row 0 has the id nan, allowed: text"),
+    "half a character": ("aime25", ("in.json", [{**GOOD, "problem": "\ud800"}]), "allowed: text in Unicode"),
+    "no hashes": (
+        "gsm8k",
+        ("in.json", [RAW["gsm8k"], {"question": "Q", "answer": "1 + 1 is 2"}]),
+        "row 1 has the answer '1 + 1 is 2' without ####, allowed: a solution that ends in ####",
+    ),
+    "nothing after hashes": (
+        "gsm8k",
+        ("in.json", [{"question": "Q", "answer": "2 ####"}]),
+        "row 0 has an empty answer",
+    ),
+    "too deep": ("aime25", ("in.json", "[" * 100_000), "in.json is no JSON"),
+    "pointer": (
+        "aime25",
+        ("in.parquet", "version https://git-lfs.github.com/spec/v1\n"),
+        "in.parquet is a Git LFS pointer",
+    ),
     "no such dataset": ("foo", None, "got 'foo', allowed: dapo_math_17k"),
     "no such file": ("aime25", ("in.json", None), "in.json does not exist"),
     "ending": ("aime25", ("in.csv", "a"), "ends in '.csv', allowed: .parquet, .json, .jsonl"),
     "no parquet": ("aime25", ("in.parquet", "a"), "in.parquet is no readable parquet file"),
-    "no JSON": ("aime25", ("in.json", "{"), "in.json is no readable JSON file"),
+    "no JSON": ("aime25", ("in.json", "{"), "in.json is no JSON"),
     "no list": ("aime25", ("in.json", "{}"), "holds a JSON dict, allowed: a list"),
     "no JSON line": ("aime25", ("in.jsonl", json.dumps(GOOD) + "\n{"), "in.jsonl, line 2 is no JSON"),
     "no object": ("aime25", ("in.json", "[1]"), "row 0 is no object but a int"),
@@ -262,7 +383,7 @@ BAD = {
     "a number as prompt": ("aime25", ("in.json", [VERL, {**VERL, "prompt": 5}]), "row 1 has the prompt 5, allowed: "),
     "no role": ("aime25", ("in.json", [{**VERL, "prompt": [{"content": "Q"}] * 2}]), "messages with role and content"),
     "extra_info": ("aime25", ("in.json", [{**VERL, "extra_info": "a"}]), "row 0 has the extra_info 'a', allowed: "),
-    "bytes": ("aime25", ("in.json", b"[\xff]"), "in.json is no readable JSON file"),
+    "bytes": ("aime25", ("in.json", b"[\xff]"), "in.json is no JSON"),
     "bytes in a line": ("aime25", ("in.jsonl", b"\n\xff\n"), "in.jsonl, line 2 is no JSON in UTF-8"),
 }
 
@@ -301,17 +422,37 @@ def test_text_in_parquet_that_is_none_is_one_sentence(tmp_path, capsys):
     ("against", "message"),
     [
         ("none.parquet", "none.parquet does not exist"),
+        (".", "is a folder, allowed: a parquet file in verl's format"),
+        ("pointer.parquet", "pointer.parquet is a Git LFS pointer"),
+        ("text.parquet", "text.parquet is no readable parquet file"),
         ("raw.parquet", "has no column 'reward_model'"),
         ("same.parquet", "every question is in an --against file"),
     ],
 )
 def test_bad_against(against, message, tmp_path, capsys):
+    (tmp_path / "pointer.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "text.parquet").write_text("text")
     save(tmp_path / "raw.parquet", [GOOD])
     save(tmp_path / "same.parquet", [verl(GOOD["problem"], "2", "x", "", SUFFIX)])
     file, out = save(tmp_path / "in.json", [GOOD]), str(tmp_path / "out.parquet")
     options = ["--input", str(file), "--against", str(tmp_path / against), "--drop-duplicates"]
     assert main(["prepare", "aime25", "--out", out, *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("out.json", "ends in '.json', allowed: .parquet"), ("x.parquet", "is a folder, allowed: a file")],
+)
+def test_an_output_that_verl_could_not_read_is_refused_before_reading(out, message, tmp_path, capsys):
+    (tmp_path / "x.parquet").mkdir()
+    assert main(["prepare", "aime25", "--input", "nowhere.json", "--out", str(tmp_path / out)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_is_no_input(tmp_path, capsys):
+    assert main(["prepare", "aime25", "--input", str(tmp_path), "--out", str(tmp_path / "out.parquet")]) == 2
+    assert f"--input: {tmp_path} is a folder, allowed: a .parquet, .json" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written(tmp_path, capsys):

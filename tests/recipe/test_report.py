@@ -1,5 +1,6 @@
 """Runs made up here, read and shown: what is in the page, what is left out, and that nothing anybody wrote acts."""
 
+import gzip
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import torch
 
 from recipe.prune_opd import positions
 from recipe.prune_opd.__main__ import main
-from recipe.prune_opd.analysis import report, tokens
+from recipe.prune_opd.analysis import report, summary, tokens
 from recipe.prune_opd.analysis.runs import merged, read_run, read_runs
 from recipe.prune_opd.analysis.tokens import candidates, readable, shown, token_views, view
 from recipe.prune_opd.metrics import COLUMNS, step_record
@@ -156,14 +157,15 @@ def test_without_its_first_steps_a_run_has_no_sums(tmp_path):
     found = read_run(log, "late")
     assert found.along("tokens") == found.along("hours") == {}
     assert found.along("step") == {0: 0, 4: 4, 5: 5}
-    assert "late has no hours of training: its log lacks the first steps" in report.notes([found])
+    assert "late has no curves by hours of training: its log lacks the first steps" in summary.notes([found])
 
 
 def test_sums_end_where_a_step_is_missing(tmp_path):
     log = write_log(tmp_path / "gap.jsonl", [(step, metrics(step)) for step in (1, 2, 4)])
     found = read_run(log, "gap")
     assert list(found.along("hours")) == [0, 1, 2]
-    assert "gap has hours of training up to step 2 only: its log lacks the next one" in report.notes([found])
+    note = "gap has curves by hours of training up to step 2 only: its log lacks the next one"
+    assert note in summary.notes([found])
 
 
 def test_records_fill_in_for_a_log_that_a_resume_began_anew(tmp_path):
@@ -175,7 +177,7 @@ def test_records_fill_in_for_a_log_that_a_resume_began_anew(tmp_path):
     found = read_run(tmp_path, "resumed")
     assert sorted(found.along("tokens")) == [0, 1, 2, 3, 4]
     assert found.along("hours") == {}
-    assert report.summary(found)["limit"] == (101, 104)
+    assert summary.summary(found)["limit"] == (101, 104)
 
 
 def test_a_step_that_was_trained_again_replaces_itself_and_what_came_after():
@@ -208,7 +210,7 @@ def test_a_torn_line_of_the_log_is_named(run):
     assert list(found.logged) == [0, 1, 2, 3]
     (fault,) = found.faults
     assert f"{log}, line 5" in fault
-    assert fault in report.notes([found])
+    assert fault in summary.notes([found])
 
 
 def test_samples_of_a_run_before_are_none_of_this_one(run):
@@ -258,7 +260,7 @@ def test_runs_are_called_by_what_tells_them_apart(tmp_path):
 
 
 def test_a_summary_by_hand(run):
-    assert report.summary(read_run(run, "one")) == {
+    assert summary.summary(read_run(run, "one")) == {
         "run": "one",
         "steps": 4,
         "accuracy": {"math": (0.25, 0.5)},
@@ -266,15 +268,97 @@ def test_a_summary_by_hand(run):
         "effective_length": (50, 50),
         "overlap": (0.51, 0.54),
         "tokens": {"generated": 4000, "scored": 4000, "trained": 3600, "reliable": 3000, "saved": 800},
+        "reliable_share": 0.75,
         "hours": pytest.approx(0.04),
+        "counted": {name: [(1, 4)] for name in summary.SUMS},
         "faults": [],
     }
+    assert summary.notes([read_run(run, "one")]) == []
+
+
+def test_sums_over_other_steps_say_so(tmp_path, capsys, few):
+    """The log lacks step 3; the records, without their first, have it."""
+    write_log(tmp_path / "x/metrics.jsonl", [(step, metrics(step)) for step in (1, 2, 4)])
+    records = Records(tmp_path / "x/records")
+    for step in (2, 3, 4):
+        records.step(step, record(step))
+    run = read_run(tmp_path / "x", "x")
+    found = summary.summary(run)
+    assert (found["tokens"]["generated"], found["tokens"]["saved"]) == (4000, 600)
+    assert found["hours"] == pytest.approx(0.03)
+    assert found["counted"]["hours"] == [(1, 2), (4, 4)]
+    assert found["counted"]["saved"] == [(2, 4)]
+    assert summary.cells(found)[-4:] == ["4,000", "600 (3 steps)", "76%", "0.03 (3 steps)"]  # 3050 of 4000
+    note = (
+        "x lacks steps of its 4; summed are the steps that are known, of "
+        "tokens generated, reliable tokens: 1-4; tokens scored, tokens trained on, tokens saved: 2-4; hours: 1-2, 4"
+    )
+    assert note in summary.notes([run])
+    out = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "x"), "--out", str(out)]) == 0
+    assert f"note: {note}\n" in capsys.readouterr().out
+    assert note in out.read_text()
+    assert "0.03 (3 steps)" in out.read_text()
+
+
+def test_a_share_is_of_the_steps_that_both_have():
+    assert summary.share({1: 3.0, 2: 4.0, 5: 9.0}, {1: 4.0, 2: 6.0, 3: 100.0}) == 0.7
+    assert summary.share({}, {1: 4.0}) is None
+
+
+def test_ends_that_are_not_the_run_s_are_named(tmp_path):
+    """Of a resumed run whose file logger began anew."""
+    write_log(tmp_path / "metrics.jsonl", [(step, metrics(step)) for step in (3, 4)])
+    records = Records(tmp_path / "records")
+    for step in (1, 2, 3, 4):
+        records.step(step, record(step))
+    notes = summary.notes([read_run(tmp_path, "x")])
+    assert "x lacks its first or last step for what is shown of them; taken are steps: overlap from 3 to 4" in notes
+
+
+def test_runs_of_different_length_say_so(run, baseline):
+    notes = summary.notes(read_runs([run, baseline]))
+    assert "the runs are of different length, and their sums of so many steps: one 4, two 3" in notes
+
+
+def test_records_of_another_run_are_noticed(run):
+    write_log(run / "metrics.jsonl", [(step, metrics(step + (step == 2))) for step in range(1, 5)])
+    note = "one has records and a log that differ, in the limit of step 2: are they of one run?"
+    assert note in summary.notes([read_run(run, "one")])
+
+
+def test_what_is_no_number_counts_as_a_gap(tmp_path, capsys):
+    lines = [
+        (1, metrics(1)),
+        (2, metrics(2, timing_s__step=float("nan"))),
+        (3, metrics(3, prune_opd__overlap_ratio=10**400)),
+    ]
+    log = write_log(tmp_path / "x.jsonl", lines)
+    assert main(["report", str(log), "--json"]) == 0
+    printed = capsys.readouterr().out
+    (found,) = json.loads(printed)
+    assert "NaN" not in printed
+    assert (found["hours"], found["counted"]["hours"]) == (pytest.approx(0.02), [[1, 1], [3, 3]])
+    assert found["overlap"] == [0.51, 0.52]
+    assert list(read_run(log, "x").along("hours")) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("stretches", "text"),
+    [
+        ([(1, 4)], "1-4"),
+        ([(2, 2), (4, 9)], "2, 4-9"),
+        ([(i, i) for i in range(1, 99, 2)], "1, 3, 5, ... 97 (49 stretches)"),
+    ],
+)
+def test_stretches_of_steps_are_named(stretches, text):
+    assert summary.named(stretches) == text
 
 
 def test_a_summary_of_another_recipes_run_says_what_is_not_known(baseline):
-    found = report.summary(read_run(baseline, "two"))
+    found = summary.summary(read_run(baseline, "two"))
     assert found["tokens"] == {"generated": 6000, "scored": None, "trained": None, "reliable": None, "saved": None}
-    assert report.cells(found) == ["two", "3", "-", "-", "-", "-", "6,000", "-", "-", "0.06"]
+    assert summary.cells(found) == ["two", "3", "-", "-", "-", "-", "6,000", "-", "-", "0.06"]
 
 
 def test_means_by_position_weigh_every_token_alike():
@@ -538,6 +622,76 @@ def test_a_folder_as_output_is_refused_before_the_work(run, tmp_path, capsys, mo
     monkeypatch.setattr(report, "report", None)
     assert main(["report", str(run), "--out", str(tmp_path)]) == 2
     assert f"--out: {tmp_path} is a folder, allowed: a file" in capsys.readouterr().err
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x.csv",
+            "step,loss\n1,0.5\n",
+            "x.csv is no file of verl's logger, allowed: one (trainer.logger=[console,file])",
+        ),
+        ("x.bin", b"\xff\x00\n\xfe", "x.bin is no file of verl's logger"),
+        ("x.jsonl", '{"input": "a", "output": "b"}\n', "x.jsonl is no file of verl's logger"),
+        ("x.jsonl", '[1]\n{"step": -1, "data": {}}\n', "x.jsonl is no file of verl's logger"),
+        ("x.jsonl", "[" * 100_000, "x.jsonl is no file of verl's logger"),
+        ("x.jsonl", '{"step": 1, "data"', "x.jsonl is no file of verl's logger"),
+        ("x.jsonl", POINTER, "x.jsonl is a Git LFS pointer"),
+        ("folder/x.jsonl", POINTER, "x.jsonl is a Git LFS pointer"),
+        ("folder/steps.jsonl", POINTER, "steps.jsonl is a Git LFS pointer"),
+        ("x.jsonl/y", "", "neither a log nor records"),
+        ("a" * 300, None, "cannot be read (File name too long)"),
+    ],
+)
+def test_what_is_no_run_is_said(name, content, message, tmp_path, capsys):
+    file = tmp_path / name
+    if content is not None:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    given = file if file.parent == tmp_path else file.parent
+    assert main(["report", str(given), "--out", str(tmp_path / "page.html")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert str(tmp_path) in line
+
+
+STRANGE = {
+    "positions": {"positions": 5},
+    "a list": {"positions": record(1)["positions"] | {"overlap": [1.0]}},
+    "no edges": {"positions": {"tokens": []}},
+    "text": {"positions": record(1)["positions"] | {"events": ["a", "b"]}},
+    "a step below 1": {"step": 0},
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_records_of_another_form_are_left_out_and_named(case, run, few):
+    file = run / "checkpoints/records/steps.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[0] |= STRANGE[case]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_run(run, "one")
+    assert list(found.recorded) == [2, 3, 4]
+    assert f"{file} has 1 records of another form, of steps {lines[0]['step']}, left out" in found.faults
+    report.report([found], "one")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", POINTER.encode(), *map(gzip.compress, (b"[1]", b'{"tokens": [1]}', b"{", b'{"tokens": [[[['))],
+)
+def test_samples_that_are_none_are_one_sentence(content, run, capsys, few):
+    file = run / "checkpoints/records/samples/step_4.jsonl.gz"
+    file.write_bytes(content)
+    (file.parent / "step_x.jsonl.gz").write_bytes(b"")
+    assert main(["report", str(run), "--out", str(run / "page.html")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(file) in line
+    assert content != POINTER.encode() or "Git LFS pointer" in line
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], [".", "--out", "missing/page.html"]])

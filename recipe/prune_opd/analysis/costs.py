@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recipe.prune_opd.analysis.files import check_model
 from recipe.prune_opd.checks.files import local_path
 
 GB = 1e9
+MOST_REASON = 200
+"""Characters of another library's message that are shown."""
 SIZES = ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")
 """What every configuration must have, under transformers' names."""
 
@@ -65,10 +68,12 @@ def read_config(key: str, path: str, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
+    check_model(key, path, ("config.json",))
     try:
         return AutoConfig.from_pretrained(local_path(path), trust_remote_code=trust_remote_code).get_text_config()
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a file of another shape is a TypeError or whatever its reader stumbles over
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= MOST_REASON else f"{reason[:MOST_REASON]}..."
         raise ValueError(f"{key}: {path} holds no model configuration ({reason})") from error
 
 
@@ -89,6 +94,9 @@ def model_shape(config: Any) -> Shape:
             f"model_type {config.model_type!r} has no {', '.join(absent)}, allowed: a causal language model with "
             "attention"
         )
+    below = [f"{name} = {getattr(config, name)}" for name in SIZES if getattr(config, name) < 1]
+    if below:
+        raise ValueError(f"model_type {config.model_type!r} has {', '.join(below)}, allowed: whole numbers >= 1")
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = getattr(config, "num_key_value_heads", None) or heads

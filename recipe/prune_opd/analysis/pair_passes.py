@@ -7,7 +7,6 @@ Shapes: T response tokens, K candidates, V vocabulary, N rows of a chunk.
 """
 
 import gc
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,12 @@ from tqdm import tqdm
 
 from recipe.prune_opd.analysis.diagnosis import KINDS, PairScores, kind_of, overlap_ratios
 from recipe.prune_opd.analysis.engines import vllm_engine
+from recipe.prune_opd.analysis.files import check_file, json_lines
 from recipe.prune_opd.analysis.findings import ERROR, OK, WARNING, Finding, Plan
 from recipe.prune_opd.analysis.health import prompt_ids
 from recipe.prune_opd.analysis.weights import load
-from recipe.prune_opd.checks.data import check_file, is_chat, read_prompts
+from recipe.prune_opd.checks.data import check_file as check_data
+from recipe.prune_opd.checks.data import is_chat, read_prompts
 from recipe.prune_opd.checks.models import Model
 from verl_ext.topk import log_probs_at, top_log_probs
 
@@ -76,7 +77,7 @@ def choose_prompts(student: Model, plan: Plan, passes: Passes) -> list[list[int]
         ValueError: the file is not there or not in verl's format, or all its prompts are too long.
     """
     assert plan.data is not None
-    check_file("--data", plan.data, plan.prompt_key)
+    check_data("--data", plan.data, plan.prompt_key)
     messages = read_prompts(plan.data, plan.prompt_key, plan.max_rows)
     order = list(range(len(messages)))
     random.Random(passes.seed).shuffle(order)
@@ -104,27 +105,18 @@ def read_rollouts(file: Path, student: Model, plan: Plan, vocabulary: int) -> li
     Raises:
         ValueError: there is no such file, it is empty, or a line is not as it should be; names the line.
     """
-    if not file.is_file():
-        raise ValueError(f"--rollouts: {file} does not exist, allowed: a file with one JSON object a line")
+    check_file("--rollouts: ", file, "a file with one JSON object a line")
     rollouts, numbers = [], dict[tuple[int, ...], int]()
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                ids, response = _read_line(f"--rollouts: {file}, line {number}", line, student, plan, vocabulary)
-                group = numbers.setdefault(tuple(ids), len(numbers))
-                rollouts.append(Rollout(group, ids, response))
+    for where, row in json_lines("--rollouts: ", file):
+        ids, response = _read_line(where, row, student, plan, vocabulary)
+        group = numbers.setdefault(tuple(ids), len(numbers))
+        rollouts.append(Rollout(group, ids, response))
     if not rollouts:
         raise ValueError(f"--rollouts: {file} holds no responses")
     return rollouts
 
 
-def _read_line(where: str, line: bytes, student: Model, plan: Plan, vocabulary: int) -> tuple[list[int], list[int]]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is no UTF-8 ({error}), allowed: a JSON object in UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is no JSON ({error})") from error
+def _read_line(where: str, row: Any, student: Model, plan: Plan, vocabulary: int) -> tuple[list[int], list[int]]:
     if not isinstance(row, dict):
         raise ValueError(f"{where} holds {str(row)[:60]!r}, allowed: a JSON object")
     prompt = _ids(where, row, "prompt", student, plan, vocabulary)

@@ -1,4 +1,4 @@
-"""One page about one or several runs: summary, curves, positions, time, and samples token by token.
+"""One page about one or several runs: their numbers, curves, positions, time, and samples token by token.
 
 Everything that a run has not logged is left out and named. See ``runs`` for what is read, ``page`` for how it is shown.
 """
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from recipe.prune_opd.analysis import page
 from recipe.prune_opd.analysis.runs import AXES, Run
+from recipe.prune_opd.analysis.summary import COLUMNS, cells, notes, summary
 from recipe.prune_opd.analysis.tokens import token_views
 
 MOST_RUNS = len(page.SERIES)
@@ -123,9 +124,9 @@ CHARTS = (
         "Generated; with a teacher's score; with R > 0; with a weight above 0 in the loss.",
     ),
     Chart(
-        "Tokens saved so far, millions",
+        "Tokens saved so far, at most, millions",
         {"": so_far(recorded("tokens", "saved"), 1e6)},
-        "At most: what the responses that did not end by themselves lack to the largest limit.",
+        "What the responses that did not end by themselves lack to the largest limit.",
     ),
     Chart(
         "Seconds of a step",
@@ -158,81 +159,6 @@ BY_POSITION = {
     "weight": "Reliability weight",
     "events": "Drift events per token",
 }
-
-
-# ------------------------------------------------------------------------------------------------ summary
-
-
-def summary(run: Run) -> dict[str, Any]:
-    """The numbers of a run, None where they are not known; pairs are of the first and the last step that has one."""
-    hours = run.along("hours")
-    generated = run.generated()
-    known = {name: list(run.record("tokens", name).values()) for name in ("scored", "trained", "reliable", "saved")}
-    reliable = sum((run.record("tokens", "reliable") | run.metric("prune_opd/kept_tokens")).values()) or None
-    return {
-        "run": run.name,
-        "steps": run.last,
-        "accuracy": {name: _ends(values) for name, values in run.accuracies().items()},
-        "limit": _ends(CHARTS[0].lines[""](run)),
-        "effective_length": _ends(CHARTS[1].lines["mean"](run)),
-        "overlap": _ends(run.metric("prune_opd/overlap_ratio")),
-        "tokens": {
-            "generated": sum(generated.values()) if generated else None,
-            **{name: sum(values) if values else None for name, values in known.items()},
-            "reliable": reliable,
-        },
-        "hours": max(hours.values()) if hours else None,
-        "faults": list(run.faults),
-    }
-
-
-def _ends(values: Mapping[int, float]) -> tuple[float, float] | None:
-    return (values[min(values)], values[max(values)]) if values else None
-
-
-COLUMNS = (
-    "run",
-    "steps",
-    "accuracy",
-    "limit",
-    "effective length",
-    "overlap",
-    "generated",
-    "saved",
-    "reliable",
-    "hours",
-)
-
-
-def cells(found: Mapping[str, Any]) -> list[str]:
-    """A run's summary as text, in the order of ``COLUMNS``."""
-    tokens, accuracies = found["tokens"], [pair for pair in found["accuracy"].values() if pair]
-    mean = tuple(sum(side) / len(accuracies) for side in zip(*accuracies, strict=True)) if accuracies else None
-    share = None
-    if tokens["generated"] and tokens["reliable"] is not None:
-        share = tokens["reliable"] / tokens["generated"]
-    return [
-        found["run"],
-        str(found["steps"]),
-        _pair(mean, ".1%"),
-        _pair(found["limit"], ",.0f"),
-        _pair(found["effective_length"], ",.0f"),
-        _pair(found["overlap"], ".2f"),
-        _count(tokens["generated"]),
-        _count(tokens["saved"]),
-        "-" if share is None else f"{share:.0%}",
-        "-" if found["hours"] is None else f"{found['hours']:.2f}",
-    ]
-
-
-def _pair(pair: tuple[float, ...] | None, shown: str) -> str:
-    return "-" if pair is None else " → ".join(f"{value:{shown}}" for value in pair)
-
-
-def _count(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value / 1e6:,.2f} M" if value >= 1e6 else f"{value:,.0f}"
 
 
 # ------------------------------------------------------------------------------------------------ page
@@ -277,19 +203,6 @@ def report(runs: Sequence[Run], title: str, step: int | None = None) -> str:
         times=time_split(runs),
         **views,
     )
-
-
-def notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader of the page has to know: what could not be read, and which runs are missing along an axis."""
-    found = [fault for run in runs for fault in run.faults]
-    for run in runs:
-        for axis in ("tokens", "hours"):
-            last = max(run.along(axis), default=0)
-            if last == 0:
-                found.append(f"{run.name} has no {AXES[axis]}: its log lacks the first steps")
-            elif last < run.last:
-                found.append(f"{run.name} has {AXES[axis]} up to step {last} only: its log lacks the next one")
-    return found
 
 
 def curves(runs: Sequence[Run], chart: Chart, axis: str) -> Markup:

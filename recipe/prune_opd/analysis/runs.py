@@ -4,6 +4,7 @@ A step of a ``Run`` is a training step, counted from 1; step 0 is what was valid
 """
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.records import STEPS, read_lines, read_samples, read_steps, sampled_steps
+from recipe.prune_opd.analysis.files import check_file
+from recipe.prune_opd.checks.files import lfs_pointer
+from recipe.prune_opd.records import STEPS, read_lines, read_samples, read_steps, sampled_steps, samples_file
 
 TRAINED = "training/global_step"
 """What verl logs with a training step, and not with a validation alone."""
@@ -42,7 +45,7 @@ class Run:
             value: Any = record
             for name in path:
                 value = value.get(name) if isinstance(value, dict) else None
-            if isinstance(value, (int, float)):
+            if _is_number(value):
                 found[step] = value
         return found
 
@@ -85,7 +88,7 @@ class Run:
         scale = 1e6 if axis == "tokens" else 3600.0
         course, total = {0: 0.0}, 0.0
         for step in range(1, self.last + 1):
-            if step not in each:
+            if not math.isfinite(each.get(step, math.nan)):
                 break
             total += each[step]
             course[step] = total / scale
@@ -99,11 +102,22 @@ class Run:
         """Responses of a step, token by token.
 
         Raises:
-            ValueError: their file is damaged.
+            ValueError: their file is damaged, or holds something else.
         """
-        return read_samples(self.records, step) if self.records else []
+        if not self.records or step not in self.sampled():
+            return []
+        file = samples_file(self.records, step)
+        check_file("", file, "samples of a run")
+        samples = read_samples(self.records, step)
+        for number, sample in enumerate(samples, 1):
+            if not _is_sample(sample):
+                raise ValueError(f"{file}, line {number} is no sample of a run, allowed: lines that a run wrote")
+        return samples
 
 
+PER_TOKEN = ("tokens", "overlap", "weight", "student_ids", "student_log_probs", "teacher_ids", "teacher_log_probs")
+"""Lists of a sample with an entry per token."""
+PER_SAMPLE = ("limit", "effective_length", "stopped", "ended", "prompt", "events", "pieces")
 ACCURACY = r"^val-core/(.+)/[^/]+/mean@\d+$"
 TOKENS = dict.fromkeys(("perf/total_num_tokens", "response_length/mean", "prompt_length/mean"))
 AXES = {"step": "step", "tokens": "tokens generated, millions", "hours": "hours of training"}
@@ -120,11 +134,13 @@ def read_run(path: Path, name: str) -> Run:
     Raises:
         ValueError: there is nothing of a run there, or of several.
     """
-    if not path.exists():
-        raise ValueError(f"{path} does not exist, allowed: a folder that a run wrote into, or a file of verl's logger")
+    if not os.path.isdir(path):  # says no where pathlib raises
+        check_file("", path, "a folder that a run wrote into, or a file of verl's logger")
     logs = _parts([path] if path.is_file() else _logs(path), path)
     records = _only([file.parent for file in _find(path, STEPS) if file.parent.is_dir()], path)
     if not logs and not records:
+        for file in filter(lfs_pointer, _find(path, "*.jsonl")):
+            check_file("", file, "a file of verl's logger")
         raise ValueError(
             f"{path} holds neither a log nor records of a run, allowed: a folder with the file of verl's logger "
             f'(trainer.logger=[console,file]: lines with "step" and "data") or with {STEPS} (prune_opd.records.dir)'
@@ -132,16 +148,53 @@ def read_run(path: Path, name: str) -> Run:
     lines, faults = [], []
     for log in logs:
         found, wrong = read_lines(log)
-        lines += [line for line in found if _is_logged(line)]
+        logged = [line for line in found if _is_logged(line)]
+        if not logged and (found or wrong):
+            raise ValueError(
+                f"{log} is no file of verl's logger, allowed: one (trainer.logger=[console,file]), which has lines "
+                'with "step" and "data", or the folder that the run wrote into'
+            )
+        lines += logged
         faults += wrong
-    recorded: list[dict[str, Any]] = []
-    if records:
-        recorded, wrong = read_steps(records)
-        faults += wrong
-    run = Run(name, merged(lines), {record["step"]: record for record in recorded}, records, tuple(faults))
+    recorded, wrong = _read_records(records) if records else ({}, [])
+    run = Run(name, merged(lines), recorded, records, (*faults, *wrong))
     if not run.logged and not run.recorded:
         raise ValueError(f"{path} holds the log of a run that has not finished a step, allowed: one that has")
     return run
+
+
+def _read_records(folder: Path) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """Records by step, and what was wrong with their file."""
+    check_file("", folder / STEPS, "records of a run")
+    found, faults = read_steps(folder)
+    whole = {record["step"]: record for record in found if _is_record(record)}
+    strange = [str(record["step"]) for record in found if not _is_record(record)]
+    if strange:
+        steps = ", ".join(strange[:5])
+        faults.append(f"{folder / STEPS} has {len(strange)} records of another form, of steps {steps}, left out")
+    return whole, faults
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    where = record["positions"]
+    if record["step"] < 1 or not isinstance(where, dict) or not isinstance(where.get("edges"), list):
+        return False
+    buckets = max(len(where["edges"]) - 1, 0)
+    return all(
+        isinstance(where.get(name), list)
+        and len(where[name]) == buckets
+        and all(value is None or _is_number(value) for value in where[name])
+        for name in ("tokens", "overlap", "events", "weight", "student_entropy", "teacher_entropy")
+    )
+
+
+def _is_sample(sample: Any) -> bool:
+    if not isinstance(sample, dict) or not sample.keys() >= {*PER_TOKEN, *PER_SAMPLE}:
+        return False
+    lists = [sample[name] for name in PER_TOKEN]
+    alike = all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists)
+    pieces = sample["pieces"]
+    return alike and isinstance(pieces, dict) and all(str(token) in pieces for token in sample["tokens"])
 
 
 def read_runs(paths: list[Path]) -> list[Run]:
@@ -151,7 +204,7 @@ def read_runs(paths: list[Path]) -> list[Run]:
         ValueError: see ``read_run``.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]  # links keep their names
-    short = [path.stem if path.is_file() else path.name for path in absolute]
+    short = [path.stem if os.path.isfile(path) else path.name for path in absolute]
     names = [name if short.count(name) == 1 else str(path) for path, name in zip(paths, short, strict=True)]
     return [read_run(path, _as_text(name)) for path, name in zip(paths, names, strict=True)]
 
@@ -165,7 +218,7 @@ def merged(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
     """Metrics by step. A step that was trained again replaces itself and what came after it; a validation is added."""
     steps: dict[int, dict[str, float]] = {}
     for line in lines:
-        step, data = line["step"], {k: v for k, v in line["data"].items() if isinstance(v, (int, float))}
+        step, data = line["step"], {k: v for k, v in line["data"].items() if _is_number(v)}
         if TRAINED in data:
             steps = {number: metrics for number, metrics in steps.items() if number < step}
         steps[step] = steps.get(step, {}) | data
@@ -188,12 +241,19 @@ def _starts_as_log(file: Path) -> bool:
         line = lines.readline()
     try:
         return _is_logged(json.loads(line))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _is_logged(line: Any) -> bool:
-    return isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("data"), dict)
+    if not isinstance(line, dict) or not isinstance(line.get("data"), dict):
+        return False
+    return isinstance(line.get("step"), int) and line["step"] >= 0
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it can be reckoned with: NaN can, as a gap in a curve; a whole number of 400 digits cannot."""
+    return isinstance(value, (int, float)) and not abs(value) > 1e300
 
 
 def _parts(files: list[Path], path: Path) -> list[Path]:

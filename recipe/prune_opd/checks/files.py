@@ -31,15 +31,23 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
+def lfs_pointer(file: Path) -> bool:
+    """Whether a file is Git LFS's pointer to what should be there.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as start:
+        return start.read(len(POINTER)) == POINTER
+
+
 def refuse_pointer(key: str, file: Path) -> None:
     """Refuse a file that was cloned without its content.
 
     Raises:
         ValueError: it is a Git LFS pointer; names the key and the file.
     """
-    with file.open("rb") as start:
-        pointer = start.read(len(POINTER)) == POINTER
-    if pointer:
+    if lfs_pointer(file):
         raise ValueError(f"{key}: {file} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
 
 

@@ -19,7 +19,6 @@ docs/diagnose.md explains every number, and what the verdict rests on.
 
 import argparse
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,14 @@ from recipe.prune_opd.analysis.diagnosis_tables import (
     rows_of_kinds,
     summary,
 )
+from recipe.prune_opd.analysis.files import check_file, check_pair
 from recipe.prune_opd.analysis.findings import Plan
-from recipe.prune_opd.commands.doctor import DTYPES, count, mapping
+from recipe.prune_opd.commands.doctor import DTYPES, count, mapping, positive
 from recipe.prune_opd.commands.terminal import console
-from recipe.prune_opd.config import GATES
 
 AUTO = "auto"
+GATES = ("off", "cumulative", "windowed", "consecutive", "relative")
+"""Kinds of the gate that are compared: prune_opd.gate.kind, and none. Named here, since torch comes with the config."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,14 +103,14 @@ def _run_arguments(parser: argparse.ArgumentParser, plan: Plan) -> None:
     )
     run_.add_argument(
         "--temperature",
-        type=_positive,
+        type=positive,
         default=1.0,
         metavar="T",
         help="actor_rollout_ref.rollout.temperature (%(default)s)",
     )
     run_.add_argument(
         "--teacher-temperature",
-        type=_positive,
+        type=positive,
         default=1.0,
         metavar="T",
         help="prune_opd.teacher.temperature (%(default)s)",
@@ -137,9 +138,8 @@ def _compared_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="prune_opd.drift.w_drop (half of the recommended one, it, twice it)",
     )
-    kinds = ["off", *(kind for kind in GATES if kind != "never")]
     compared.add_argument(
-        "--gates", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=f"of {', '.join(kinds)} (all)"
+        "--gates", nargs="+", choices=GATES, default=GATES, metavar="KIND", help=f"of {', '.join(GATES)} (all)"
     )
 
 
@@ -177,13 +177,6 @@ def _output_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for diagnosis.html, .json and .rollouts.jsonl (to give to --rollouts), or the .html file",
     )
     output.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text}, allowed: a number > 0")
-    return number
 
 
 def _share(text: str) -> float:
@@ -271,6 +264,9 @@ def _plan(args: argparse.Namespace) -> Plan:
     if (args.data is None) == (args.rollouts is None):
         given = "neither" if args.data is None else "both"
         raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")
+    if args.rollouts is not None:
+        check_file("--rollouts: ", args.rollouts, "a file with one JSON object a line")
+    check_pair(args.student, args.teacher, args.data)
     if args.out is not None:
         _check_out(args.out)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == AUTO else args.device
@@ -384,7 +380,10 @@ def write(answer: dict[str, Any], examples: list[dict[str, Any]], rollouts: list
 
     lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
     for file, text in zip(_files(out), (draw(answer, examples), json.dumps(answer, indent=2), lines), strict=True):
-        file.write_text(text, encoding="utf-8")
+        try:
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"--out: {file} cannot be written ({error})") from error
 
 
 def show(answer: dict[str, Any]) -> None:

@@ -15,12 +15,13 @@ docs/doctor.md explains every finding.
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recipe.prune_opd.analysis.files import check_pair
 from recipe.prune_opd.analysis.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
-from recipe.prune_opd.analysis.health import examine
 
 STYLES = {OK: "green", SKIPPED: "dim", WARNING: "yellow", ERROR: "bold red"}
 DTYPES = ("bfloat16", "float16", "float32")
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         flag = "--" + name.replace("_", "-")
         run_.add_argument(flag, type=count, default=getattr(plan, name), metavar="N", help=f"{what} (%(default)s)")
-    run_.add_argument("--gpu-memory", type=float, metavar="GB", help="memory of a GPU; default: not compared")
+    run_.add_argument("--gpu-memory", type=positive, metavar="GB", help="memory of a GPU; default: not compared")
     run_.add_argument("--dtype", choices=DTYPES, default=plan.dtype, help="what training computes in (%(default)s)")
     run_.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
     passes = parser.add_argument_group("passes")
@@ -81,6 +82,14 @@ def count(text: str) -> int:
     return number
 
 
+def positive(text: str) -> float:
+    """An argument that is a number > 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, allowed: a number > 0")
+    return number
+
+
 def mapping(text: str) -> dict[str, Any]:
     """An argument that is a JSON object."""
     value = json.loads(text)
@@ -98,6 +107,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: a path holds no model, or the data file does not exist.
     """
+    check_pair(args.student, args.teacher, args.data, weights=not args.no_weights)
+    from recipe.prune_opd.analysis.health import examine  # torch: help need not wait for it
+
     plan = Plan(
         data=args.data,
         prompt_key=args.prompt_key,

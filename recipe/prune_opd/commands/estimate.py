@@ -18,17 +18,16 @@ import json
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from recipe.prune_opd.analysis import costs
-from recipe.prune_opd.analysis.footprint import memory
-from recipe.prune_opd.analysis.run_costs import Step, Values
-from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.commands.terminal import console
-from recipe.prune_opd.config import PruneOPDConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from recipe.prune_opd.analysis.costs import Shape
+    from recipe.prune_opd.analysis.run_costs import Values
+    from recipe.prune_opd.config import PruneOPDConfig
 
 RECIPE = "+recipe=prune_opd"
 GUESSES: dict[str, tuple[float, str]] = {
@@ -85,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: the overrides do not compose, a setting is refused, or a model has no configuration.
     """
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         answer = estimate(compose(args.overrides), args)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere: its message has three lines
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def compose(overrides: list[str]) -> DictConfig:
+def compose(overrides: list[str]) -> "DictConfig":
     """verl's configuration under the overrides, as its trainer would see it. The recipe may be left out.
 
     Raises:
@@ -136,26 +137,56 @@ COUNTS = (
     "trainer.nnodes",
 )
 """Keys that are reckoned with, whole numbers; verl checks some of them, and only when it starts."""
+OPTIONAL_COUNTS = (
+    "trainer.total_training_steps",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+)
+"""The same, which may be null."""
+DTYPES = (
+    "actor_rollout_ref.actor.fsdp_config.model_dtype",
+    "actor_rollout_ref.ref.fsdp_config.model_dtype",
+)
+MOST_RESPONSES = 1_000_000
+"""Responses of a step that are reckoned with, one by one."""
+MOST_STEPS = 10_000_000
 SHARE = "actor_rollout_ref.rollout.gpu_memory_utilization"
 
 
-def check_numbers(config: DictConfig) -> None:
+def check_numbers(config: "DictConfig") -> None:
     """Refuse what cannot be reckoned with.
 
     Raises:
         ValueError: names the key.
     """
-    for key in COUNTS:
+    from omegaconf import OmegaConf
+
+    from recipe.prune_opd.analysis.costs import BYTES
+
+    for key in (*COUNTS, *OPTIONAL_COUNTS):
         value = OmegaConf.select(config, key)
-        if type(value) is not int or value < 1:
+        if (type(value) is not int or value < 1) and (value is not None or key in COUNTS):
             raise ValueError(f"{key}: got {value!r}, allowed: a whole number >= 1")
+    for key in DTYPES:
+        value = OmegaConf.select(config, key)
+        if value not in BYTES:
+            raise ValueError(f"{key}: got {value!r}, allowed: {', '.join(BYTES)}")
+    responses = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+    if responses > MOST_RESPONSES:
+        raise ValueError(
+            f"data.train_batch_size x actor_rollout_ref.rollout.n: got {responses:,}, allowed: at most "
+            f"{MOST_RESPONSES:,}"
+        )
     value = OmegaConf.select(config, SHARE)
     if not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise ValueError(f"{SHARE}: got {value!r}, allowed: a number in (0, 1]")
 
 
-def collect(config: DictConfig, prune_opd: PruneOPDConfig, args: argparse.Namespace) -> Values:
+def collect(config: "DictConfig", prune_opd: "PruneOPDConfig", args: argparse.Namespace) -> "Values":
     """Everything the estimate needs to know, from the configuration, the options, or our guesses."""
+    from recipe.prune_opd.analysis.costs import ramp
+    from recipe.prune_opd.analysis.run_costs import Values
+
     values, rollout, trainer = Values(), config.actor_rollout_ref.rollout, config.trainer
     budget = prune_opd.budget.build(rollout.response_length)
     read = "configuration"
@@ -171,9 +202,9 @@ def collect(config: DictConfig, prune_opd: PruneOPDConfig, args: argparse.Namesp
             values.add(name, trainer.total_training_steps, read, meaning)
         else:
             values.add(name, guess if given is None else given, "assumed" if given is None else "given", meaning)
-    _check(values, "steps", "length", "mfu", "peak_tflops", "bandwidth", "gpu_memory")
+    _check(values, "length", "mfu", "peak_tflops", "bandwidth", "gpu_memory")
     if args.mean_limit is None:
-        mean = costs.ramp(budget.limit, budget.max, budget.step, int(values["steps"]))
+        mean = ramp(budget.limit, budget.max, budget.step, int(values["steps"]))
         values.add("mean_limit", round(mean), "assumed", "grows by prune_opd.budget.step every fourth step")
     else:
         values.add("mean_limit", min(args.mean_limit, budget.max), "given", "of a run of Prune-OPD")
@@ -185,10 +216,12 @@ def collect(config: DictConfig, prune_opd: PruneOPDConfig, args: argparse.Namesp
     return values
 
 
-def _check(values: Values, *positive: str) -> None:
+def _check(values: "Values", *positive: str) -> None:
     for name in positive:
         if values[name] <= 0:
             raise ValueError(f"--{name.replace('_', '-')}: got {values[name]:g}, allowed: a number > 0")
+    if not 1 <= values["steps"] <= MOST_STEPS:
+        raise ValueError(f"--steps: got {values['steps']:g}, allowed: a number from 1 to {MOST_STEPS:,}")
     for name in ("mfu", "gate_saving"):
         if values[name] > 1:
             raise ValueError(f"--{name.replace('_', '-')}: got {values[name]:g}, allowed: a share of at most 1")
@@ -197,7 +230,7 @@ def _check(values: Values, *positive: str) -> None:
 # ------------------------------------------------------------------------------------------------ the estimate
 
 
-def estimate(config: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
+def estimate(config: "DictConfig", args: argparse.Namespace) -> dict[str, Any]:
     """The whole answer, ready for JSON.
 
     Args:
@@ -207,10 +240,14 @@ def estimate(config: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: see ``run``.
     """
+    from recipe.prune_opd.analysis.footprint import memory
+    from recipe.prune_opd.analysis.run_costs import Step
+    from recipe.prune_opd.checks.settings import check_settings
+
     check_numbers(config)
     prune_opd = check_settings(config)
     model = config.actor_rollout_ref.model
-    student = read_shape("actor_rollout_ref.model.path", str(model.path), model.trust_remote_code)
+    student = read_shape("actor_rollout_ref.model.path", str(model.path), bool(model.trust_remote_code))
     teacher = read_shape("prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code)
     values = collect(config, prune_opd, args)
     step = Step(config, prune_opd, student, teacher, values, args.decode_tokens_per_second)
@@ -234,20 +271,28 @@ def estimate(config: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read_shape(key: str, path: str, trust_remote_code: bool) -> costs.Shape:
+def read_shape(key: str, path: str, trust_remote_code: bool) -> "Shape":
     """Sizes of the model in a folder or under a hub name.
 
     Raises:
         ValueError: there is none, or none that can be counted; names the key and the path.
     """
+    from recipe.prune_opd.analysis import costs
+
     config = costs.read_config(key, path, trust_remote_code)
     try:
-        return costs.model_shape(config)
-    except ValueError as error:
+        shape = costs.model_shape(config)
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # of sizes that do not go together
         raise ValueError(f"{key}: {path}: {error}") from error
+    if shape.experts > 1:
+        raise ValueError(
+            f"{key}: {path} is a mixture of {shape.experts} experts per layer (model_type "
+            f"{config.model_type!r}), allowed: a dense model, all of whose parameters every token meets"
+        )
+    return shape
 
 
-def _describe(shape: costs.Shape) -> dict[str, Any]:
+def _describe(shape: "Shape") -> dict[str, Any]:
     return asdict(shape) | {"matmul_parameters": shape.matmul, "cache_bytes_per_token": shape.cache_bytes}
 
 
@@ -307,10 +352,12 @@ def _parts(scenarios: list[dict[str, Any]]) -> Any:
 
 
 def _memory(rows: list[dict[str, Any]]) -> Any:
+    from recipe.prune_opd.analysis.costs import readable
+
     table = _table("Memory of a GPU", "", "when", "size", "how", left=2)
     table.columns[3].justify = "left"
     for row in rows:
-        table.add_row(row["what"], row["when"], costs.readable(row["bytes"]), row["how"])
+        table.add_row(row["what"], row["when"], readable(row["bytes"]), row["how"])
     return table
 
 

@@ -6,31 +6,51 @@ length in tokens and whether the limit cut it are in the dump where recipe.prune
 
 import argparse
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd import grading
-from recipe.prune_opd.analysis.evaluation import LEVEL, SEED, Estimate, Response, Summary, summarise
+from recipe.prune_opd.analysis.evaluation import LEVEL, NONE, SEED, Estimate, Response, Summary, summarise
+from recipe.prune_opd.analysis.files import TEXT_FILES, check_file, check_model, json_lines
 from recipe.prune_opd.commands.terminal import show
 
 UNKNOWN = "unknown"
 """Benchmark of responses whose dump does not name one."""
 
-TEXT, NUMBER, WHOLE, NOTHING = "text", "a number", "a whole number", "null"
-KINDS: dict[str, tuple[type, ...]] = {TEXT: (str,), NUMBER: (int, float), WHOLE: (int,), NOTHING: (type(None),)}
-FIELDS = {
-    "input": (TEXT,),
-    "output": (TEXT,),
-    "data_source": (TEXT, NOTHING),
-    "unread": (TEXT, NOTHING),
-    "tokens": (NUMBER, NOTHING),
-    "truncated": (NUMBER, NOTHING),  # true and false are numbers
-    "step": (WHOLE, NOTHING),
+DUMP = "a file {step}.jsonl of trainer.validation_data_dir"
+"""What a FILE is."""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value in (0, 1)  # true and false are numbers
+
+
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "input": (_is_text, "text"),
+    "output": (_is_text, "text"),
+    "data_source": (_is_text, "text or null"),
+    "unread": (_is_text, "text or null"),
+    "tokens": (_is_length, "a number >= 0 or null"),
+    "truncated": (_is_flag, "true, false or null"),
+    "step": (_is_whole, "a whole number or null"),
 }
-"""What the fields of a response may hold."""
+"""What the fields of a response may hold, and how that is called."""
+NEEDED = ("input", "output", "score")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +75,14 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--k: got {min(args.k)}, allowed: whole numbers >= 1")
     if args.limit is not None and not args.tokenizer:
         raise ValueError("--limit: needs --tokenizer, which counts the tokens")
-    results = []
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit: got {args.limit}, allowed: a whole number >= 1")
+    if args.seed < 0:
+        raise ValueError(f"--seed: got {args.seed}, allowed: a whole number >= 0")
+    results, notes = [], []
     for file in args.files:
         rows = read_dump(file)
+        notes += repeats(rows, file)
         if args.regrade:
             rows = regrade(rows, args.benchmark or "")
         if args.tokenizer:
@@ -71,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"seed": args.seed, "results": [result.as_dict() for result in results]}, indent=2))
     else:
         _print_table(results)
+        print("".join(f"note: {note}\n" for note in notes), end="")
     return 0
 
 
@@ -90,32 +116,59 @@ class Result:
 
 
 def read_dump(file: Path) -> list[dict[str, Any]]:
-    """Rows of a dump, the last output of each session.
+    """Rows of a dump, the last output of each session, each with its ``problem``, see ``_problems``.
 
     Raises:
-        ValueError: the file does not exist, holds no responses, or a line is not a response.
+        ValueError: the file cannot be read, holds no responses, or a line is not a response.
     """
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist, allowed: a file {{step}}.jsonl of trainer.validation_data_dir")
-    with file.open("rb") as lines:
-        rows = [_row(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    check_file("", file, DUMP)
+    rows = [_checked(where, row) for where, row in json_lines("", file)]
     if not rows:
-        raise ValueError(f"{file} holds no responses")
-    return list(_last_outputs(rows).values())
+        raise ValueError(f"{file} holds no responses, allowed: {DUMP}")
+    return list(_last_outputs(_problems(rows)).values())
 
 
-def _row(file: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode())
-    except ValueError as error:  # no UTF-8 or no JSON
-        raise ValueError(f"{file}, line {number} is no JSON in UTF-8 ({error})") from error
-    missing = [name for name in ("input", "output", "score") if not isinstance(row, dict) or name not in row]
+def _checked(where: str, row: Any) -> dict[str, Any]:
+    missing = [name for name in NEEDED if not isinstance(row, dict) or name not in row]
     if missing:
-        raise ValueError(f"{file}, line {number} is no response of a validation dump, it lacks {', '.join(missing)}")
-    for name, kinds in FIELDS.items():
-        if not isinstance(row.get(name), tuple(one for kind in kinds for one in KINDS[kind])):
-            raise ValueError(f"{file}, line {number}: {name} is {row[name]!r:.60}, allowed: {' or '.join(kinds)}")
+        raise ValueError(f"{where} is no response of a validation dump, it lacks {', '.join(missing)}")
+    for name, (holds, allowed) in FIELDS.items():
+        value = row.get(name)
+        if not holds(value) and (value is not None or name in NEEDED):
+            raise ValueError(f"{where}: {name} is {value!r:.60}, allowed: {allowed}")
     return row
+
+
+def _problems(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with ``problem``: what samples of one problem have in common.
+
+    verl gives every row of the validation file a uid, and files repeat a problem to have it sampled
+    more often. So it is not the uid that tells problems apart, but the prompt and the ground truth. Of a
+    uid with several outputs it is the prompt of the first: later ones hold what was said before.
+    """
+    firsts: dict[str, tuple[int, str, str]] = {}
+    keys = [_key(row) for row in rows]
+    for row, (uid, session, output) in zip(rows, keys, strict=True):
+        first = (output, session or "", row["input"])
+        firsts[uid] = min(firsts.get(uid, first), first)
+    return [
+        {**row, "problem": json.dumps([firsts[uid][2], row.get("gts")], sort_keys=True)}
+        for row, (uid, _, _) in zip(rows, keys, strict=True)
+    ]
+
+
+def repeats(rows: list[dict[str, Any]], file: Path) -> list[str]:
+    """A note where the validation file holds problems several times.
+
+    Args:
+        rows: of ``read_dump``.
+        file: where they are from.
+    """
+    prompts = len({_key(row)[0] for row in rows})
+    problems = len({row["problem"] for row in rows})
+    if prompts <= problems:
+        return []
+    return [f"{file}: its {prompts:,} prompts are {problems:,} problems; equal ones with one ground truth count as one"]
 
 
 def _last_outputs(rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
@@ -123,17 +176,17 @@ def _last_outputs(rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
     last: dict[Any, dict[str, Any]] = {}
     highest: dict[Any, int] = {}
     for number, row in enumerate(rows):
-        problem, session, output = _key(row)
-        key = (problem, session) if session is not None else number
+        uid, session, output = _key(row)
+        key = (uid, session) if session is not None else number
         if output >= highest.get(key, 0):
             last[key], highest[key] = row, output
     return last
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str | None, int]:
-    """Problem, session and output of verl's key ``{uid}_{session}_{output}``; the prompt where there is none."""
+    """uid, session and output of verl's key ``{uid}_{session}_{output}``; the prompt where there is none."""
     parts = str(row.get("uid", "")).rsplit("_", 2)
-    if len(parts) == 3 and parts[2].isdigit():
+    if len(parts) == 3 and parts[2].isdecimal():
         return parts[0], parts[1], int(parts[2])
     return row["input"], None, 0
 
@@ -142,7 +195,7 @@ def by_step(rows: list[dict[str, Any]], file: Path, benchmark: str) -> dict[int 
     """Graded responses by step.
 
     Args:
-        rows: of a dump.
+        rows: of ``read_dump``.
         file: where they are from, for messages.
         benchmark: name where a row has none.
 
@@ -153,7 +206,7 @@ def by_step(rows: list[dict[str, Any]], file: Path, benchmark: str) -> dict[int 
     for row in rows:
         response = Response(
             benchmark=row.get("data_source") or benchmark,
-            problem=_key(row)[0],
+            problem=row["problem"],
             correct=_correct(row, file),
             unread=row.get("unread") or "",
             tokens=row.get("tokens"),
@@ -180,6 +233,8 @@ def regrade(rows: list[dict[str, Any]], benchmark: str) -> list[dict[str, Any]]:
     """
     from tqdm import tqdm
 
+    from recipe.prune_opd import grading
+
     for row in rows:
         if row.get("gts") is None:
             raise ValueError("--regrade: the dump has a response without ground truth (gts)")
@@ -203,10 +258,12 @@ def count_tokens(rows: list[dict[str, Any]], tokenizer: str, limit: int | None) 
     from tqdm import tqdm
     from transformers import AutoTokenizer
 
+    check_model("--tokenizer", tokenizer, TEXT_FILES)
     try:
         encode = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--tokenizer: {tokenizer} cannot be loaded ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # the tokenizers library raises plain exceptions
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"--tokenizer: {tokenizer} cannot be loaded ({reason})") from error
 
     def counted() -> Iterator[dict[str, Any]]:
         for row in tqdm(rows, desc="counting tokens", unit="response", disable=None):
@@ -224,7 +281,8 @@ def count_tokens(rows: list[dict[str, Any]], tokenizer: str, limit: int | None) 
 def _print_table(results: list[Result]) -> None:
     from rich.table import Table
 
-    table = Table(caption=f"brackets: {LEVEL:.0%} bootstrap intervals over problems", caption_justify="left")
+    caption = f"brackets: {LEVEL:.0%} intervals over problems"
+    table = Table(caption=caption, caption_justify="left")
     several = len({result.file for result in results}) > 1
     names = ["step", "benchmark", "problems", "n", "avg@n", "pass@k", "tokens", "cut", "unread"]
     for name in ["file", *names] if several else names:
@@ -237,6 +295,8 @@ def _print_table(results: list[Result]) -> None:
         if result.summary.reasons:
             reasons = ", ".join(f"{name} {count}" for name, count in result.summary.reasons.items())
             print(f"unread in {result.summary.benchmark}, step {result.step}: {reasons}")
+    if any(result.summary.average.method == NONE for result in results):
+        print("no interval: one problem says nothing about others")
 
 
 def _cells(result: Result) -> list[str]:
@@ -261,6 +321,6 @@ def _percent(estimate: Estimate) -> str:
 
 
 def _range(estimate: Estimate, shown: Any) -> str:
-    if estimate.low != estimate.low:  # NaN: one problem has no interval
+    if estimate.method == NONE:
         return shown(estimate.mean)
     return f"{shown(estimate.mean)} [{shown(estimate.low)}, {shown(estimate.high)}]"

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from recipe.prune_opd.analysis.runs import read_runs
+from recipe.prune_opd.analysis.summary import COLUMNS, cells, notes, summary
 from recipe.prune_opd.commands.terminal import show
 
 
@@ -27,22 +28,22 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: there is no run at a path, no sample of the step, or the page cannot be written; names which.
     """
-    from recipe.prune_opd.analysis import report  # matplotlib: other commands need not wait for it
-
     if not args.json:
         _check_out(args.out)
     runs = read_runs(args.runs)
-    summaries = [report.summary(one) for one in runs]
+    summaries = [summary(one) for one in runs]
     if args.json:
         print(json.dumps(summaries, indent=2))
         return 0
-    text = report.report(runs, args.title or ", ".join(one.name for one in runs), args.step)
+    from recipe.prune_opd.analysis.report import report  # matplotlib: what prints alone need not wait for it
+
+    text = report(runs, args.title or ", ".join(one.name for one in runs), args.step)
     try:
         args.out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--out: {args.out} cannot be written ({error})") from error
-    _print_table(report.COLUMNS, [report.cells(summary) for summary in summaries])
-    for note in report.notes(runs):
+    _print_table(COLUMNS, [cells(one) for one in summaries])
+    for note in notes(runs):
         print(f"note: {note}")
     print(f"{args.out}, {len(text.encode()) / 1e6:.2f} MB")
     return 0
@@ -60,7 +61,7 @@ def _check_out(out: Path) -> None:
 def _print_table(columns: tuple[str, ...], rows: list[list[str]]) -> None:
     from rich.table import Table
 
-    table = Table(caption="pairs: first and last step", caption_justify="left")
+    table = Table(caption="pairs: first and last step that has one", caption_justify="left")
     for name in columns:
         table.add_column(name, justify="left" if name == "run" else "right")
     for row in rows:
