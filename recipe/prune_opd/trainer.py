@@ -81,8 +81,8 @@ class PruneOPDTrainer(PPOTrainerSync):
         compat.check()
         self.prune_opd = check_settings(config)
         check_attention(config, self.prune_opd)
-        self.inputs = check_inputs(config)
-        self.teacher_vocab_size = self.inputs.teacher_vocab_size
+        inputs = check_inputs(config)
+        self.teacher_vocab_size = inputs.teacher_vocab_size
         warn_of_slow_log_probs(config)
         warn_of_empty_responses(config)
         self.budget = self.prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
@@ -92,8 +92,8 @@ class PruneOPDTrainer(PPOTrainerSync):
             config.actor_rollout_ref.prune_opd = config.prune_opd
             config.actor_rollout_ref.teacher_vocab_size = self.teacher_vocab_size
             config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
-            if self.inputs.reward_function:
-                config.reward.custom_reward_function.path = self.inputs.reward_function
+            if inputs.reward_function:
+                config.reward.custom_reward_function.path = inputs.reward_function
             if self.prune_opd.gate.enable:
                 follow_rollout(config, self.prune_opd.topk)
         self._data_before: tuple[int, Any] = (0, None)
@@ -103,16 +103,16 @@ class PruneOPDTrainer(PPOTrainerSync):
         super().__init__(config)
         self.use_reference_policy = True
         self.records = Records(Path(self.prune_opd.records.dir)) if self.prune_opd.records.dir else None
-        self._announce()
+        self._announce(inputs.reward_function)
 
-    def _announce(self) -> None:
-        """Say what is on, and what of it will be slow."""
+    def _announce(self, grader: str | None) -> None:
+        """Say what is on, who grades where verl does not, and what will be slow."""
         print(self.prune_opd.describe(self.budget), flush=True)
         gate = self.prune_opd.gate
         if gate.enable and (warning := gate.warning(self.budget.max)):
             logger.warning(warning)
-        if self.inputs.reward_function:
-            print(f"  scores    {self.inputs.reward_function}, as verl's has no rule for this data", flush=True)
+        if grader:
+            print(f"  scores    {grader}, as verl's has no rule for this data", flush=True)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()

@@ -151,7 +151,7 @@ def test_a_small_chunk_is_warned_of_at_start(caplog, capsys, enable, chunk, warn
     config.gate = GateConfig(enable=enable, chunk=chunk)
     trainer = trainer_of(config)
     trainer.budget = BudgetConfig(init=129, min=1, max=129).build(129)
-    trainer._announce()
+    trainer._announce(None)
     assert capsys.readouterr().out.startswith("Prune-OPD\n")
     assert [message.split(":")[0] for message in caplog.messages] == ["prune_opd.gate.chunk"] * warned
 

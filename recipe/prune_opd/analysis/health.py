@@ -345,14 +345,14 @@ def memory(student: Model, teacher: Model, plan: Plan) -> Finding:
     ours, theirs = shapes
     state = 4 * costs.weight_bytes(ours, "fp32", plan.gpus)
     longest = plan.max_prompt_length + plan.max_response_length
-    logits = 4.0 * longest * ours.vocabulary
+    logits = 2.0 * longest * ours.vocabulary
     gathered = 2.0 * (ours.root + 2 * ours.layer)
     least = state + logits + gathered
     size = costs.readable
     evidence = (
         f"{ours.parameters:,} and {theirs.parameters:,} parameters; the update takes at least {size(least)} on each of "
         f"{plan.gpus} GPUs (weights, gradients, Adam {size(state)}; gathered weights {size(gathered)}; logits of one "
-        f"longest sequence and their gradient {size(logits)}), the rollout's weights {size(2.0 * ours.parameters)}, "
+        f"longest sequence {size(logits)}), the rollout's weights {size(2.0 * ours.parameters)}, "
         f"the teacher in CPU memory {size(4.0 * theirs.parameters)} in all"
     )
     if plan.gpu_memory is not None and least > plan.gpu_memory * costs.GB:

@@ -1,5 +1,7 @@
 """Paths as verl takes them, and what keeps a file from being read."""
 
+import functools
+import operator
 from pathlib import Path
 
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -51,13 +53,19 @@ def refuse_pointer(key: str, file: Path) -> None:
         raise ValueError(f"{key}: {file} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
 
 
-def refuse_pointers(key: str, folder: Path) -> None:
+def refuse_pointers(key: str, folder: str, weights: bool = False) -> None:
     """Refuse a model's folder that was cloned without the content of a file that is needed.
+
+    Args:
+        key: what the folder was given as.
+        folder: one of this machine; anything else passes.
+        weights: look at the weights, and not at configuration and tokenizer.
 
     Raises:
         ValueError: names the key and the first such file.
     """
-    weights = next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
-    files = sorted(file for pattern in MODEL_FILES for file in folder.glob(pattern))
-    for file in filter(Path.is_file, [*files, *weights]):
+    patterns = WEIGHTS if weights else MODEL_FILES
+    found = [sorted(filter(Path.is_file, Path(folder).glob(pattern))) for pattern in patterns]
+    needed = next(filter(None, found), []) if weights else functools.reduce(operator.iadd, found, [])
+    for file in needed:
         refuse_pointer(key, file)

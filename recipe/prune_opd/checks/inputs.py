@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.data import Prompt, check_data, shown
+from recipe.prune_opd.checks.files import refuse_pointers
 from recipe.prune_opd.checks.models import Model, check_pair, check_rollout_context, check_server_context, render
 from recipe.prune_opd.checks.scoring import GRADING, grades_here, reads_rows
 from recipe.prune_opd.config import PruneOPDConfig, load_config
@@ -45,6 +46,8 @@ def check_inputs(config: DictConfig) -> Inputs:
     teacher = Model(
         "prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code, None, None
     )
+    for one in (student,) if prune_opd.teacher.home == "url" else (student, teacher):
+        refuse_pointers(one.key, one.path, weights=True)
     check_pair(student, teacher, prune_opd.topk)
     check_rollout_context(config, student)
     kwargs: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)

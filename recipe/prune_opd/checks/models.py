@@ -59,8 +59,7 @@ class Model:
         except Exception as error:  # of whatever serves a remote path
             raise ValueError(f"{key}: {path} cannot be copied here ({reason_of(error)})") from error
         for folder in {self.path, config, tokenizer}:
-            if Path(folder).is_dir():
-                refuse_pointers(key, Path(folder))
+            refuse_pointers(key, folder)
         try:
             hf_config = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code)
             # As it is: verl would fill in a missing padding token, and say so each time.

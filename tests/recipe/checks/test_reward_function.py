@@ -115,6 +115,7 @@ def test_the_trainer_grades_here_where_the_data_needs_it(inputs, tmp_path, monke
 
     monkeypatch.setattr(trainer.PPOTrainerSync, "__init__", lambda self, config: None)
     inputs.prune_opd.records.dir = None
+    OmegaConf.update(inputs, "actor_rollout_ref.model.override_config.attn_implementation", "sdpa", force_add=True)
     mine = copy.deepcopy(inputs)
     trainer.PruneOPDTrainer(inputs)
     assert inputs.reward.custom_reward_function.path == GRADING
