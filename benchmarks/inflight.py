@@ -38,11 +38,11 @@ from verl.single_controller.ray.base import RayResourcePool
 from verl.workers.rollout.llm_server import LLMServerManager
 
 from recipe.prune_opd.config import PruneOPDConfig, load_config
-from recipe.prune_opd.drift import reliability
-from recipe.prune_opd.gate import GateReport
-from recipe.prune_opd.inflight import GatedResponse, find_events
-from recipe.prune_opd.servers import follow_rollout, teacher_pool
-from recipe.prune_opd.teaching import TeachingClient
+from recipe.prune_opd.method.drift import reliability
+from recipe.prune_opd.records.reports import GateReport
+from recipe.prune_opd.teacher.client import TeachingClient
+from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
+from recipe.prune_opd.training.gated_response import GatedResponse, find_events
 from verl_ext.rollout.rows import Chunk, TopKRows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))

@@ -35,12 +35,12 @@ import pair
 import run
 import task
 
-from recipe.prune_opd.analysis.diagnosis import lengths_of
-from recipe.prune_opd.analysis.findings import Plan
-from recipe.prune_opd.analysis.pair_passes import Passes, choose_prompts, examine_pair
-from recipe.prune_opd.analysis.recommend import Recommendation
 from recipe.prune_opd.checks.models import Model
-from recipe.prune_opd.drift import overlap_events
+from recipe.prune_opd.commands.diagnose.diagnosis import lengths_of
+from recipe.prune_opd.commands.diagnose.recommend import Recommendation
+from recipe.prune_opd.commands.pair.findings import Plan
+from recipe.prune_opd.commands.pair.passes import Passes, choose_prompts, examine_pair
+from recipe.prune_opd.method.drift import overlap_events
 
 NOISE = 0.02
 """Standard deviation of the close student's noise, as a share of each tensor's own."""

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from recipe.prune_opd import config, metrics
+from recipe.prune_opd import config
 from recipe.prune_opd.__main__ import COMMANDS
 from recipe.prune_opd.checks.numbers import NUMBERS, OPTIONAL
 from recipe.prune_opd.checks.settings import GATE_SETTINGS, SETTINGS
+from recipe.prune_opd.records import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,8 +76,8 @@ def test_every_metric_of_the_gate_is_in_the_metrics_page():
 def test_every_value_of_the_records_is_in_their_page():
     import torch
 
-    from recipe.prune_opd.positions import BY_POSITION
-    from recipe.prune_opd.samples import token_data
+    from recipe.prune_opd.records.positions import BY_POSITION
+    from recipe.prune_opd.records.samples import token_data
 
     sums, positions = torch.ones(1, len(metrics.COLUMNS)), torch.ones(1, len(BY_POSITION))
     record = metrics.step_record(sums, positions, [0, 4], limit=4, next_limit=4, longest=4)

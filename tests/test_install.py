@@ -132,7 +132,7 @@ def import_blocked(*modules: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_pure_modules_need_torch_alone():
-    names = ("drift", "reward", "loss", "budget", "metrics")
+    names = ("method.drift", "method.reward", "method.loss", "method.budget", "method.gates")
     run = import_blocked(*(f"recipe.prune_opd.{name}" for name in names), "verl_ext.cpu")
     assert run.returncode == 0, run.stderr
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipe.prune_opd.drift import overlap_events, overlap_ratio
+from recipe.prune_opd.method.drift import overlap_events, overlap_ratio
 
 TOP_K = 16
 DRIFT_BELOW = 0.7

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from recipe.prune_opd.positions import bucket_edges
-from recipe.prune_opd.records import Records
+from recipe.prune_opd.records.files import Records
+from recipe.prune_opd.records.positions import bucket_edges
 
 LONGEST = 4096
 TEXT = "Let x be the number of apples . Then 3 x + 4 = 2 5 , so x = 7 . Wait , we check : 3 · 7 + 4 = 2 5 \n"

@@ -1,7 +1,7 @@
 """Commands of the package: ``python -m recipe.prune_opd COMMAND``; ``--help`` says which there are.
 
-A command is a module of ``recipe.prune_opd.commands`` with two functions: ``add_arguments(parser)`` and
-``run(args) -> int``, the exit code. Its docstring is its help. It is imported when it is called, and imports
+A command is a folder of ``recipe.prune_opd.commands``. Its ``command.py`` has two functions, ``add_arguments(parser)``
+and ``run(args) -> int``, the exit code. Its docstring is its help. It is imported when it is called, and imports
 what takes long (torch, transformers, verl, matplotlib) when it runs: help comes at once.
 """
 
@@ -44,7 +44,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == called:
-            module = importlib.import_module(f"recipe.prune_opd.commands.{name}")
+            module = importlib.import_module(f"recipe.prune_opd.commands.{name}.command")
             command.description = module.__doc__
             module.add_arguments(command)
             command.set_defaults(run=module.run)

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from recipe.prune_opd.budget import ResponseBudget
-from recipe.prune_opd.drift import spent_at
-from recipe.prune_opd.gate import Consecutive, Cumulative, Gate, Never, Relative, Windowed
-from recipe.prune_opd.reward import SERVED, STRATEGIES, WEIGHTINGS
+from recipe.prune_opd.method.budget import ResponseBudget
+from recipe.prune_opd.method.drift import spent_at
+from recipe.prune_opd.method.gates import Consecutive, Cumulative, Gate, Never, Relative, Windowed
+from recipe.prune_opd.method.reward import SERVED, STRATEGIES, WEIGHTINGS
 
 METRICS = ("overlap_ratio", "teacher_top_p_accept")
 GATES = ("cumulative", "windowed", "consecutive", "relative", "never")

@@ -14,9 +14,9 @@ from verl_ext.logs import isolate
 isolate("recipe.prune_opd")
 
 _REGISTER_AFTER = {
-    "verl.trainer.ppo.core_algos": "recipe.prune_opd.advantage",
-    "verl.trainer.ppo.v1": "recipe.prune_opd.trainer",
-    "verl.experimental.agent_loop": "recipe.prune_opd.agent_loop",
+    "verl.trainer.ppo.core_algos": "recipe.prune_opd.training.advantage",
+    "verl.trainer.ppo.v1": "recipe.prune_opd.training.trainer",
+    "verl.experimental.agent_loop": "recipe.prune_opd.training.agent_loop",
 }
 
 

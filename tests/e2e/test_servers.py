@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from recipe.prune_opd.config import load_config
-from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
-from recipe.prune_opd.gate import REPORT, GateReport
-from recipe.prune_opd.inflight import ABORTED, DRIFT, GatedGeneration
-from recipe.prune_opd.servers import follow_rollout, teacher_pool
-from recipe.prune_opd.teaching import TeachingClient
+from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.teacher.client import TeachingClient
+from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
+from recipe.prune_opd.training.gated_response import ABORTED, DRIFT, GatedGeneration
 from verl_ext.rollout.rotation import PATIENCE
 
 pytestmark = pytest.mark.e2e

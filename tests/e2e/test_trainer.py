@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from recipe.prune_opd.budget import ResponseBudget
-from recipe.prune_opd.drift import overlap_events, overlap_ratio, reliability
-from recipe.prune_opd.metrics import COLUMNS
-from recipe.prune_opd.records import read_samples, read_steps, sampled_steps
-from recipe.prune_opd.reward import topk_reward
+from recipe.prune_opd.method.budget import ResponseBudget
+from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.method.reward import topk_reward
+from recipe.prune_opd.records.files import read_samples, read_steps, sampled_steps
+from recipe.prune_opd.records.metrics import COLUMNS
 
 pytestmark = pytest.mark.e2e
 

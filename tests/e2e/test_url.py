@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.config import TeacherConfig, TeacherUrlConfig
-from recipe.prune_opd.urls import check_urls
+from recipe.prune_opd.teacher.urls import check_urls
 from verl_ext.rollout.rows import RESERVED, BadQuestion
 from verl_ext.rollout.url_teacher import UrlTeacher
 
@@ -160,14 +160,14 @@ def test_one_that_does_not_is_refused(server, given, said):
 
 
 def test_another_tokenizer_is_noticed(server, monkeypatch):
-    monkeypatch.setattr("recipe.prune_opd.urls._check_texts", swapped(server))
+    monkeypatch.setattr("recipe.prune_opd.teacher.urls._check_texts", swapped(server))
     with pytest.raises(ValueError, match=r"writes token \d+ as .*, the student's tokenizer as"):
         check(server)
 
 
 def swapped(server):
     """The check with a student two of whose tokens have changed places."""
-    from recipe.prune_opd import urls
+    from recipe.prune_opd.teacher import urls
 
     original = urls._check_texts
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recipe.prune_opd.analysis.runs import read_run
-from recipe.prune_opd.analysis.tokens import token_views
+from recipe.prune_opd.commands.report.runs import read_run
+from recipe.prune_opd.commands.report.tokens import token_views
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "report"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -15,8 +15,8 @@ from recipe.prune_opd.config import (
     TeacherUrlConfig,
     load_config,
 )
-from recipe.prune_opd.gate import Consecutive, Cumulative, Never, Relative, Windowed
-from recipe.prune_opd.reward import STRATEGIES
+from recipe.prune_opd.method.gates import Consecutive, Cumulative, Never, Relative, Windowed
+from recipe.prune_opd.method.reward import STRATEGIES
 
 PAPER = {
     "teacher": {

@@ -17,7 +17,7 @@ def test_verl_finds_the_trainer():
     from verl.trainer.ppo.v1 import get_trainer_cls
 
     trainer = get_trainer_cls("prune_opd")
-    assert f"{trainer.__module__}.{trainer.__name__}" == "recipe.prune_opd.trainer.PruneOPDTrainer"
+    assert f"{trainer.__module__}.{trainer.__name__}" == "recipe.prune_opd.training.trainer.PruneOPDTrainer"
 
 
 def test_importing_verl_loads_the_plugins_and_nothing_heavy():

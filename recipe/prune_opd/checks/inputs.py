@@ -85,7 +85,7 @@ def _check_servers(config: DictConfig, prune_opd: PruneOPDConfig, student: Model
     longest = config.data.max_prompt_length + budget.max
     check_server_context(teacher, longest, engine)
     if prune_opd.teacher.home == "url":
-        from recipe.prune_opd.urls import check_urls  # its client imports verl's, which takes seconds
+        from recipe.prune_opd.teacher.urls import check_urls  # its client imports verl's, which takes seconds
 
         vocabulary = min(student.vocab_size, teacher.vocab_size)
         check_urls(prune_opd.teacher, prune_opd.topk, student, vocabulary, longest)

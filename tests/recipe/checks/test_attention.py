@@ -147,7 +147,7 @@ def test_the_users_library_registers_its_attention_first(config, tmp_path, monke
 
 def test_the_trainer_asks_in_its_own_process(config):
     """On a cluster the driver has not."""
-    from recipe.prune_opd.trainer import PruneOPDTrainer
+    from recipe.prune_opd.training.trainer import PruneOPDTrainer
 
     config.trainer.device = "cpu"
     assert "which needs a GPU" in refusal(PruneOPDTrainer, config)

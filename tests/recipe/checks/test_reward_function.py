@@ -14,7 +14,7 @@ from recipe.prune_opd.checks.scoring import (
     reads_rows,
     verl_scores,
 )
-from recipe.prune_opd.commands.prepare import DATASETS
+from recipe.prune_opd.commands.prepare.command import DATASETS
 
 KNOWN = ("openai/gsm8k", "lighteval/MATH", "math_dapo", "aime_2024", "numina_cn_k12", "apps", "hiyouga/geometry3k")
 
@@ -111,7 +111,7 @@ def test_files_of_prepare_are_graded_here_unless_another_function_is_named(input
 
 def test_the_trainer_grades_here_where_the_data_needs_it(inputs, tmp_path, monkeypatch, capsys):
     """verl's own trainer, which starts Ray, is not built; it would read the configuration that is left."""
-    from recipe.prune_opd import trainer
+    from recipe.prune_opd.training import trainer
 
     monkeypatch.setattr(trainer.PPOTrainerSync, "__init__", lambda self, config: None)
     inputs.prune_opd.records.dir = None

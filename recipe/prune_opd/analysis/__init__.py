@@ -1,1 +1,0 @@
-"""What the commands know: about models before training, about runs after it. Nothing here takes part in training."""

@@ -1,0 +1,141 @@
+"""Bytes on a GPU during a training, by what holds them and when."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from recipe.prune_opd.commands.estimate import costs
+from recipe.prune_opd.commands.estimate.run_costs import Scenario, Values
+from recipe.prune_opd.config import PruneOPDConfig
+from verl_ext.topk import ROWS_AT_A_TIME
+
+Row = tuple[str, str, float, str]
+"""What, when, bytes on a GPU, and how they come about."""
+
+MOMENTS = ("always", "update", "loss", "layers")
+"""When something is held: all the time, through the update, or while the loss or a layer is differentiated."""
+
+
+def memory(
+    config: DictConfig,
+    prune_opd: PruneOPDConfig,
+    student: costs.Shape,
+    teacher: costs.Shape,
+    values: Values,
+    plain: Scenario,
+) -> list[dict[str, Any]]:
+    """Bytes per GPU, by what holds them and when.
+
+    Args:
+        config: verl's composed configuration.
+        prune_opd: the recipe's part of it, typed.
+        student: its sizes.
+        teacher: its sizes.
+        values: see ``collect``.
+        plain: OPD at the full limit, whose payload is the largest.
+    """
+    table = [
+        *_training(config.actor_rollout_ref, student, values),
+        *_teaching(config.actor_rollout_ref.ref, teacher, values, _copies(prune_opd.teacher.temperature)),
+        *_rollout(config.actor_rollout_ref.rollout, student, values),
+        *_payload(prune_opd, plain.scored_tokens / values["steps"]),
+        _gate(prune_opd, teacher),
+    ]
+    table.append(_peak(table))
+    return [{"what": what, "when": when, "bytes": float(size), "how": how} for what, when, size, how in table]
+
+
+def _peak(table: list[Row]) -> Row:
+    """The update at its fullest: the logits are gone before the layers are differentiated."""
+    held = {moment: sum(size for _, when, size, _ in table if when == moment) for moment in MOMENTS}
+    peak = held["always"] + held["update"] + max(held["loss"], held["layers"])
+    return ("peak of the update", "sum", peak, "always, update and the larger of loss and layers")
+
+
+def _rows(dynamic: bool, most: int, micro_batch: int | None, values: Values) -> int:
+    """Tokens that go through a model at once."""
+    return most if dynamic else (values["longest prompt"] + values["limit"]) * (micro_batch or 1)
+
+
+def _training(config: DictConfig, student: costs.Shape, values: Values) -> list[Row]:
+    """The student's weights, update and scoring pass."""
+    actor, gpus = config.actor, values["GPUs of the training"]
+    dtype, pieces = actor.fsdp_config.model_dtype, ROWS_AT_A_TIME
+    rows = _rows(actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu, actor.ppo_micro_batch_size_per_gpu, values)
+    weights, logits = costs.weight_bytes(student, dtype, gpus), rows * student.vocabulary * 2
+    entropy = 0 if actor.entropy_from_logits_with_chunking else 2 * logits
+    copies = _copies(config.rollout.temperature)
+    return [
+        ("student's weights, sharded", "always", weights, f"{dtype} / {gpus} GPUs"),
+        ("gradients, sharded", "update", weights, f"as the weights, {dtype}"),
+        ("Adam's two moments, sharded", "always", 2 * weights, f"twice the weights, {dtype}"),
+        ("gathered weights", "update", 2 * (student.root + 2 * student.layer), "bf16: embedding, head, two layers"),
+        *_activations(student, rows, config.model.enable_gradient_checkpointing),
+        ("logits", "loss", copies * logits, f"{copies} x rows x V x 2 bytes, the gradient in their place"),
+        ("float32 piece of logits", "loss", 4.0 * pieces * student.vocabulary, f"{pieces} x V x 4 bytes"),
+        ("student's logits with entropy", "scoring", copies * logits + entropy, "as above, x 4 more for entropy"),
+    ]
+
+
+def _activations(student: costs.Shape, rows: int, checkpointed: bool) -> list[Row]:
+    """What the layers keep for their gradient: bf16, a layer's inside 34 bytes per row and unit of the hidden size."""
+    unit = rows * student.hidden
+    if not checkpointed:
+        return [("activations", "update", 34 * unit * student.layers, f"{rows} rows x 34 h L bytes")]
+    return [
+        ("inputs of all layers", "update", 2 * unit * student.layers, f"bf16, {rows} rows x h L"),
+        ("inside of one layer", "layers", 34 * unit, f"made again, {rows} rows x 34 h bytes"),
+    ]
+
+
+def _copies(temperature: float) -> int:
+    """Logits a pass holds: verl divides them by the temperature into a second tensor, unless it is 1."""
+    return 1 if temperature == 1 else 2
+
+
+def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values, copies: int) -> list[Row]:
+    """The teacher in the worker group."""
+    rows = _rows(
+        ref.log_prob_use_dynamic_bsz,
+        ref.log_prob_max_token_len_per_gpu,
+        ref.log_prob_micro_batch_size_per_gpu,
+        values,
+    )
+    gpus, dtype = values["GPUs of the training"], ref.fsdp_config.model_dtype
+    home = "CPU" if ref.fsdp_config.forward_only or ref.fsdp_config.param_offload else "always"
+    weights, logits = costs.weight_bytes(teacher, dtype, gpus), copies * rows * teacher.vocabulary * 2
+    return [
+        ("teacher's logits", "scoring", logits, f"{copies} x {rows} rows x V x 2 bytes"),
+        ("teacher's weights, sharded", home, weights, f"{dtype} / {gpus} GPUs"),
+    ]
+
+
+def _rollout(rollout: DictConfig, student: costs.Shape, values: Values) -> list[Row]:
+    """Weights and cache of the rollout's engine."""
+    replica = rollout.tensor_model_parallel_size
+    at_once = values["prompts per step"] * values["responses per prompt"] * replica / values["GPUs of the training"]
+    weights, token = costs.weight_bytes(student, "bf16", replica), student.cache_bytes / replica
+    everything = at_once * (values["prompt_length"] + values["limit"]) * token
+    room = values["gpu_memory"] * costs.GB * rollout.gpu_memory_utilization - weights
+    return [
+        ("rollout's weights", "rollout", weights, f"bf16 / {replica} GPUs"),
+        ("cache of one token", "rollout", token, "2 x 2 x L x G x d bytes"),
+        ("cache of all responses at the limit", "rollout", everything, "all in memory at once"),
+        ("cache there is room for", "rollout", room, "share of memory less weights"),
+    ]
+
+
+def _payload(prune_opd: PruneOPDConfig, tokens: float) -> list[Row]:
+    """Top-k blocks of a step."""
+    scores, candidates = costs.payload_bytes(tokens, prune_opd.topk, prune_opd.strategy)
+    return [
+        ("top-k scores of a step, all GPUs", "CPU", scores, f"{tokens:,.0f} tokens, both models"),
+        ("candidates of a step, all GPUs", "CPU", candidates, "ids, old log-probs, advantages"),
+    ]
+
+
+def _gate(prune_opd: PruneOPDConfig, teacher: costs.Shape) -> Row:
+    """The teacher's copy on a server of its own."""
+    parallel = prune_opd.teacher.server.tensor_model_parallel_size
+    weights = costs.weight_bytes(teacher, "bf16", parallel)
+    return ("teacher server of the gate", "gate", weights, f"bf16 / {parallel} GPUs of its own")

@@ -1,0 +1,1 @@
+"""A pair of models looked at: weights, engines, passes over prompts. What `doctor` and `diagnose` share."""

@@ -1,0 +1,1 @@
+"""Numbers for people: logged metrics, sums by position, what a run writes down."""

@@ -1,0 +1,1 @@
+"""Where the teacher is: its servers, URLs, what they answer."""

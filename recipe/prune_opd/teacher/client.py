@@ -1,0 +1,75 @@
+"""What teacher servers say about finished responses, on its way from the agent loop to the workers.
+
+A response is scored as soon as it is complete, while others are still being generated.
+"""
+
+import functools
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
+from verl_ext.rollout.client import FollowingClient
+from verl_ext.rollout.rows import TopKRows
+from verl_ext.rollout.scoring import ResponseScorer, ScoreReport
+
+if TYPE_CHECKING:  # verl's module imports ours, by way of the registered agent loop
+    from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+
+SCORE_REPORT = "prune_opd_score"
+"""Key of a response's ``extra_fields``: its ``ScoreReport``."""
+
+
+class TeachingClient(FollowingClient):
+    """Client of the rollout servers that also reaches the teacher's.
+
+    Args:
+        prune_opd: the configuration.
+        teacher: client of the teacher's servers, a ``ScoringClient``, or a ``UrlTeacher`` where there is no gate.
+        vocab_size: of the teacher.
+        **kwargs: see ``LLMServerClient``.
+    """
+
+    def __init__(self, *, prune_opd: PruneOPDConfig, teacher: Any, vocab_size: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.prune_opd, self.teacher, self.vocab_size = prune_opd, teacher, vocab_size
+
+    @functools.cached_property
+    def _scorer(self) -> ResponseScorer:
+        given, workers = self.prune_opd.teacher, self.config.actor_rollout_ref.rollout.agent.num_workers
+        return ResponseScorer(
+            self.teacher,
+            self.prune_opd.topk,
+            self.vocab_size,
+            -(-given.concurrency // workers),  # each rollout worker has a client of its own
+            given.deadline,
+            given.retries,
+        )
+
+    async def teach(self, output: "AgentLoopOutput", known: TopKRows | None = None) -> None:
+        """Put the teacher's rows of a finished response, and how they came about, into its ``extra_fields``.
+
+        Args:
+            output: of the agent loop.
+            known: rows from the start of the response that a gate has asked for already.
+        """
+        sampled, tokens = self.prune_opd.strategy == "sampled", len(output.response_ids)
+        if known is not None and len(known) >= tokens and not sampled:
+            rows, own, report = known[:tokens], None, _while_growing(output.extra_fields[REPORT])
+        else:
+            rows, own, report = await self._scorer.score(output.prompt_ids, output.response_ids)
+        ids, log_probs = torch.tensor(rows.ids), torch.tensor(rows.log_probs)  # copies: Ray's arrays are read-only
+        if sampled:
+            ids = torch.cat([torch.tensor(output.response_ids, dtype=torch.int32).unsqueeze(-1), ids], -1)
+            log_probs = torch.cat([torch.tensor(own).unsqueeze(-1), log_probs], -1)
+        output.extra_fields |= {SERVED_IDS: ids, SERVED_LOG_PROBS: log_probs, SCORE_REPORT: report}
+
+
+def _while_growing(gate: GateReport) -> ScoreReport:
+    """The report about a response whose last row has just come."""
+    now = time.time()
+    early = max(0.0, gate.asked - gate.waited)
+    return ScoreReport(computed=gate.teacher_tokens, early=early, began=now - gate.waited, ended=now)

@@ -1,0 +1,1 @@
+"""verl's hooks: trainer, workers, agent loop. No formula."""

@@ -1,0 +1,359 @@
+"""The synchronous trainer of Prune-OPD: verl's, with a teacher pass, pruned rewards and a moving response limit."""
+
+import json
+import logging
+import os
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+from verl.workers.rollout.llm_server import LLMServerClient
+
+from recipe.prune_opd.checks.attention import check_attention, warn_of_slow_log_probs
+from recipe.prune_opd.checks.batches import warn_of_empty_responses
+from recipe.prune_opd.checks.files import local_path
+from recipe.prune_opd.checks.inputs import check_inputs
+from recipe.prune_opd.checks.settings import check_settings
+from recipe.prune_opd.method.budget import load_state
+from recipe.prune_opd.method.reward import needs_student_on_teacher
+from recipe.prune_opd.records.files import Records
+from recipe.prune_opd.records.metrics import COLUMNS, step_record, summarise, summarise_gate, summarise_scores
+from recipe.prune_opd.records.positions import bucket_edges
+from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.records.samples import chosen, token_data
+from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
+from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool, url_teacher
+from recipe.prune_opd.training.agent_loop import LIMIT
+from recipe.prune_opd.training.fields import (
+    EXTRA,
+    MODEL_FIELDS,
+    POSITIONS,
+    STUDENT_IDS,
+    STUDENT_LOG_PROBS,
+    SUMS,
+    TEACHER_IDS,
+    TEACHER_LOG_PROBS,
+    UPDATE_FIELDS,
+    advantage_fields,
+    served_fields,
+    teacher_fields,
+)
+from recipe.prune_opd.training.worker import PruneOPDWorker, drift_of, reports
+from verl_ext import compat
+from verl_ext.rollout.client import ScoringClient
+from verl_ext.rollout.scoring import ScoreReport
+from verl_ext.rollout.url_teacher import UrlTeacher
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "prune_opd.json"
+
+
+@register_trainer("prune_opd")
+class PruneOPDTrainer(PPOTrainerSync):
+    """verl's synchronous trainer whose reference model is the teacher.
+
+    Args:
+        config: verl's composed configuration with the node ``prune_opd``.
+
+    Raises:
+        ValueError: bad input, see ``recipe.prune_opd.checks``.
+    """
+
+    global_steps: int
+    train_dataloader: Any
+
+    def __init__(self, config: DictConfig):
+        compat.check()
+        self.prune_opd = check_settings(config)
+        check_attention(config, self.prune_opd)
+        inputs = check_inputs(config)
+        self.teacher_vocab_size = inputs.teacher_vocab_size
+        warn_of_slow_log_probs(config)
+        warn_of_empty_responses(config)
+        self.budget = self.prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
+        with open_dict(config):
+            # verl's base class compares the mode with "sync" in seven places.
+            config.trainer.v1.trainer_mode = "sync"
+            config.actor_rollout_ref.prune_opd = config.prune_opd
+            config.actor_rollout_ref.teacher_vocab_size = self.teacher_vocab_size
+            config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
+            if inputs.reward_function:
+                config.reward.custom_reward_function.path = inputs.reward_function
+            if self.prune_opd.gate.enable:
+                follow_rollout(config, self.prune_opd.topk)
+        self._data_before: tuple[int, Any] = (0, None)
+        """A step, and the dataloader's state before it."""
+        self._checkpoint: tuple[int, Path | None] = (0, None)
+        """The newest checkpoint of this run, saved or loaded: its step and its folder."""
+        super().__init__(config)
+        self.use_reference_policy = True
+        self.records = Records(Path(self.prune_opd.records.dir)) if self.prune_opd.records.dir else None
+        self._announce(inputs.reward_function)
+
+    def _announce(self, grader: str | None) -> None:
+        """Say what is on, who grades where verl does not, and what will be slow."""
+        print(self.prune_opd.describe(self.budget), flush=True)
+        gate = self.prune_opd.gate
+        if gate.enable and (warning := gate.warning(self.budget.max)):
+            logger.warning(warning)
+        if grader:
+            print(f"  scores    {grader}, as verl's has no rule for this data", flush=True)
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        # One colocated worker for student and teacher, with LoRA too, where verl would use the actor as reference.
+        both, alone = Role.ActorRolloutRef, Role.ActorRollout
+        role, other = (alone, both) if self.prune_opd.teacher.serves else (both, alone)
+        self.role_worker_mapping.pop(other, None)
+        self.mapping.pop(other, None)
+        self.role_worker_mapping[role] = ray.remote(PruneOPDWorker)
+        self.mapping[role] = "global_pool"
+        if self.prune_opd.starts_servers:
+            self.teacher_pool = teacher_pool(self.config, self.prune_opd)
+            nodes = self.teacher_pool.nodes(self.config.trainer.n_gpus_per_node)
+            self.resource_pool_manager.resource_pool_spec["teacher_pool"] = nodes
+            self.mapping[Role.TeacherModel] = "teacher_pool"
+
+    def on_init_end(self) -> None:
+        """Start the teacher's servers, on devices of their own."""
+        super().on_init_end()
+        if self.prune_opd.starts_servers:
+            pool = self.resource_pool_manager.get_resource_pool(Role.TeacherModel)
+            self.teacher_servers = self.teacher_pool.start(self.config, pool, self.config.trainer.n_gpus_per_node)
+
+    def get_llm_client(self) -> LLMServerClient:
+        """verl's client of the rollout servers, or one that also reaches the teacher's."""
+        if not self.prune_opd.asks_servers:
+            return super().get_llm_client()
+        if self.prune_opd.starts_servers:
+            teacher: ScoringClient | UrlTeacher = self.teacher_pool.client(self.config, self.teacher_servers)
+        else:
+            teacher = url_teacher(self.prune_opd.teacher)
+        return self.llm_server_manager.get_client(
+            TeachingClient, prune_opd=self.prune_opd, teacher=teacher, vocab_size=self.teacher_vocab_size
+        )
+
+    def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        if "agent_name" in batch:
+            raise ValueError(
+                "data: rows name their agent_name, which would bypass the response limit; remove the column"
+            )
+        tu.assign_non_tensor_data(batch, LIMIT, self.budget.limit)
+        return super()._submit_batch_to_rollout(batch)
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        batch.fields = list(MODEL_FIELDS)  # as in ``_on_workers``
+        return super()._compute_old_log_prob(batch, metrics)
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """The teacher's pass or its servers' answers, and one more pass of the student where the strategy needs it."""
+        if self.prune_opd.teacher.serves:
+            self._on_workers("read_served_scores", batch, served_fields(self.prune_opd))
+        else:
+            self._on_workers("compute_ref_log_prob", batch, teacher_fields(self.prune_opd))
+        if needs_student_on_teacher(self.prune_opd.strategy):
+            batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
+            self._on_workers("compute_student_on_teacher", batch, (*MODEL_FIELDS, TEACHER_IDS))
+        return batch
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """Pruned advantages on the workers; here only one row of sums per response, and the next limit."""
+        longest = max(tag["response_len"] for tag in batch.tags if not tag.get("is_padding", False))
+        if longest > self.budget.limit:
+            raise RuntimeError(
+                f"a response has {longest} tokens under a limit of {self.budget.limit}: the rollout does not take it "
+                "from the batch (an agent loop or a rollout replay of your own?)"
+            )
+        batch.extra_info["global_steps"] = self.global_steps
+        self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.prune_opd))
+        real = [not tag.get("is_padding", False) for tag in batch.tags]
+        sums = self._rows(batch, SUMS, real)
+        metrics.update(summarise(sums, self.budget.max))
+        if self.prune_opd.asks_servers:
+            extra = self._fetch(batch, EXTRA)
+        if self.prune_opd.teacher.serves:
+            scores = list(compress(reports(extra, SCORE_REPORT, ScoreReport), real))
+            metrics.update(summarise_scores(scores, sums))
+            self._refuse_missing(metrics, scores)
+        if self.prune_opd.gate.enable:
+            metrics.update(summarise_gate(sums))
+            self._warn_of_faults(metrics, reports(extra, REPORT, GateReport))
+        # A response of which nothing was scored says nothing about the limit.
+        scored = sums[sums[:, COLUMNS.index("tokens")] > 0]
+        # Here and not at the end of the step: verl saves its checkpoint before that.
+        metrics.update(self.budget.update(scored[:, COLUMNS.index("effective_length")].tolist()))
+        if self.records:
+            self._record(self.records, batch, real, sums, int(metrics["prune_opd/current_max_response_length"]))
+        return batch
+
+    def _record(self, records: Records, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int) -> None:
+        """Write the step down, before its checkpoint, so that a step that a resumed run stands on is there.
+
+        A full disk costs the record, not the run.
+        """
+        try:
+            self._write(records, batch, real, sums, limit)
+        except (OSError, ValueError) as error:
+            logger.warning(
+                "step %d: its records are not in %s (%s: %s); the training goes on",
+                *(self.global_steps, records.folder, type(error).__name__, error),
+            )
+
+    def _write(self, records: Records, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int) -> None:
+        positions, edges = self._rows(batch, POSITIONS, real), bucket_edges(self.budget.max)
+        record = step_record(sums, positions, edges, limit, self.budget.limit, self.budget.max)
+        records.step(self.global_steps, record)
+        if self.prune_opd.records.samples_at(self.global_steps):
+            records.samples(self.global_steps, self._samples(batch, real, sums, limit))
+
+    def _samples(self, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int) -> list[dict[str, Any]]:
+        """Some responses token by token: few enough to come here. Their drift is computed as it was for training."""
+        rows = {name: sums[:, COLUMNS.index(name)].tolist() for name in ("effective_length", "stopped", "ended")}
+        indices = chosen(rows["effective_length"], self.prune_opd.records.samples)
+        keys = list(compress(batch.keys, real))
+        scores = (STUDENT_IDS, STUDENT_LOG_PROBS, TEACHER_IDS, TEACHER_LOG_PROBS)
+        fields = tq.kv_batch_get(
+            keys=[keys[i] for i in indices],
+            partition_id=batch.partition_id,
+            select_fields=["prompts", "responses", "response_mask", *scores],
+        )
+        unbound = {name: values.unbind() for name, values in fields.items()}
+        found = []
+        for row, index in enumerate(indices):
+            data = {name: values[row].unsqueeze(0) for name, values in unbound.items()}
+            mask, overlap, events, weights = drift_of(data, self.prune_opd.drift)
+            tokens = token_data(
+                *(data["responses"][0], mask[0], overlap[0], events[0], weights.weight[0]),
+                student=(data[STUDENT_IDS][0], data[STUDENT_LOG_PROBS][0]),
+                teacher=(data[TEACHER_IDS][0], data[TEACHER_LOG_PROBS][0]),
+                topk=self.prune_opd.records.topk,
+                decode=lambda token: self.tokenizer.decode([token]),
+            )
+            facts = {name: int(values[index]) for name, values in rows.items()}
+            prompt = self.tokenizer.decode(data["prompts"][0], skip_special_tokens=True)
+            found.append({"limit": limit, **facts, "prompt": prompt, **tokens})
+        return found
+
+    def _warn_of_faults(self, metrics: dict[str, Any], gates: list[GateReport | None]) -> None:
+        late, failed, given_up = (
+            metrics[f"prune_opd/gate/{n}"] for n in ("late_answers", "failed_answers", "given_up")
+        )
+        if late + failed:
+            errors = [report.error for report in gates if report and report.error]
+            logger.warning(
+                "step %d: the teacher was late %d times and failed %d times, %d responses went on without a gate; %s",
+                *(self.global_steps, late, failed, given_up, errors[-1]),
+            )
+
+    def _refuse_missing(self, metrics: dict[str, Any], scores: list[ScoreReport | None]) -> None:
+        """Warn of scores that the teacher failed to give; stop where too many are missing.
+
+        Raises:
+            RuntimeError: more than ``teacher.max_missing``; a checkpoint of the state before this step has been saved.
+        """
+        late, failed, missing = (
+            metrics[f"prune_opd/teacher/{n}"] for n in ("late_answers", "failed_answers", "missing_ratio")
+        )
+        errors = [score.error for score in scores if score and score.error] or ["rows that are not finite"]
+        allowed = self.prune_opd.teacher.max_missing
+        if missing > allowed:
+            raise RuntimeError(
+                f"step {self.global_steps}: {missing:.1%} of the tokens lack the teacher's score, allowed: "
+                f"prune_opd.teacher.max_missing={allowed:.1%}; {late:.0f} answers were late, {failed:.0f} failed, "
+                f"the last error: {errors[-1]}; {self._save_before_step()}"
+            )
+        if late + failed + missing:
+            logger.warning(
+                "step %d: the teacher was late %d times and failed %d times, %.2f%% of the tokens have no score; %s",
+                *(self.global_steps, late, failed, 100 * missing, errors[-1]),
+            )
+
+    def _fetch(self, batch: KVBatchMeta, field: str) -> TensorDict:
+        return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[field])
+
+    def _rows(self, batch: KVBatchMeta, field: str, real: list[bool]) -> Tensor:
+        """One row of numbers per response, without those of padding rows."""
+        # TransferQueue may answer with a jagged tensor.
+        return torch.stack(list(compress(self._fetch(batch, field)[field].unbind(), real)))
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        batch.fields = list(UPDATE_FIELDS)
+        return super()._update_actor(batch, metrics)
+
+    def _on_workers(self, method: str, batch: KVBatchMeta, fields: tuple[str, ...]) -> None:
+        """Run a worker method that reads ``fields`` from TransferQueue and writes its results back to it."""
+        batch.fields = list(fields)  # without it every worker would fetch every field
+        done = getattr(self.actor_rollout_wg, method)(batch)
+        if len(done) != len(batch):
+            raise RuntimeError(f"{method} answered for {len(done)} of {len(batch)} responses")
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
+        """Remembers where the data was before the step; before the first there is nothing to go back to."""
+        if self.train_dataloader_it is not None and self._data_before[0] != self.global_steps:
+            self._data_before = self.global_steps, self.train_dataloader.state_dict()
+        return super()._next_train_batch(num_prompts)
+
+    def _save_before_step(self) -> str:
+        """Save the state before the current step, whose batch did not touch it, and say where it is."""
+        before = self.global_steps - 1
+        if before == 0:
+            return "no step has been trained yet, start again"
+        if self._checkpoint[0] != before:
+            self.global_steps, self.train_dataloader = before, _Frozen(self._data_before[1])
+            self._save_checkpoint()
+        return (
+            f"the state before this step is in {self._checkpoint[1]}, where the run goes on when it is started again "
+            "(trainer.resume_mode=auto)"
+        )
+
+    def _save_checkpoint(self) -> None:
+        """The budget's state goes in first: verl's last act is the file that declares the checkpoint complete."""
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{STATE_FILE}.partial"
+        partial.write_text(json.dumps({"budget": self.budget.state_dict()}))
+        partial.replace(folder / STATE_FILE)
+        super()._save_checkpoint()
+        self._checkpoint = self.global_steps, folder
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps == 0:
+            return
+        trainer = self.config.trainer
+        folder = trainer.resume_from_path
+        if trainer.resume_mode == "auto":
+            folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
+        file = Path(folder) / STATE_FILE
+        if not file.is_file():
+            raise ValueError(
+                f"{file} does not exist: the checkpoint was not written by the prune_opd trainer, so it cannot be "
+                "resumed exactly; start from its weights (actor_rollout_ref.model.path), trainer.resume_mode=disable"
+            )
+        load_state(file, self.budget)
+        self._checkpoint = self.global_steps, Path(folder)
+
+
+class _Frozen:
+    """Stands for a dataloader that was somewhere else when its state was taken."""
+
+    def __init__(self, state: Any):
+        self._state = state
+
+    def state_dict(self) -> Any:
+        return self._state

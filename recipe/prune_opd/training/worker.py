@@ -1,0 +1,322 @@
+"""Workers of Prune-OPD: verl's actor and reference worker, the reference model being the teacher.
+
+Passes return blocks of (response, K) values as jagged fields, which verl's ``register`` puts into TransferQueue, so
+they stay where the next worker reads them; ``fields`` has their names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from torch import Tensor
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.metric import AggregationType, Metric
+from verl.utils.profiler import DistProfiler
+from verl.workers.config import HFModelConfig, TrainingWorkerConfig
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from recipe.prune_opd.checks.files import local_path
+from recipe.prune_opd.checks.models import end_tokens
+from recipe.prune_opd.config import DriftConfig, load_config
+from recipe.prune_opd.method.drift import Reliability, nucleus_events, overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.method.loss import topk_policy_loss
+from recipe.prune_opd.method.reward import topk_reward
+from recipe.prune_opd.records.metrics import gate_columns, response_sums
+from recipe.prune_opd.records.positions import bucket_edges, position_sums
+from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS, is_missing, log_probs_of, served_rows
+from recipe.prune_opd.training import advantage
+from recipe.prune_opd.training.fields import (
+    ADVANTAGES,
+    CANDIDATES,
+    COUNTED,
+    EXTRA,
+    OLD_LOG_PROBS,
+    POSITIONS,
+    STUDENT_IDS,
+    STUDENT_LOG_PROBS,
+    STUDENT_ON_TEACHER,
+    SUMS,
+    TEACHER_IDS,
+    TEACHER_LOG_PROBS,
+    TEACHER_ON_STUDENT,
+    TEACHER_SAMPLED,
+    advantage_fields,
+)
+from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
+
+R = TypeVar("R")
+
+_on_actor = make_nd_compute_dataproto_dispatch_fn(mesh_name="actor")
+_on_ref = make_nd_compute_dataproto_dispatch_fn(mesh_name="ref")
+
+
+class PruneOPDWorker(ActorRolloutRefWorker):
+    """Student (actor and rollout) and frozen teacher (reference model) on the same devices.
+
+    ``config`` is verl's ``actor_rollout_ref`` node with ``prune_opd`` and ``teacher_vocab_size`` beside its own keys.
+    With the teacher on servers there is no reference model.
+    """
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        """Build both models. See ``ActorRolloutRefWorker.init_model``."""
+        self.prune_opd = load_config(self.config.prune_opd)
+        # The base class gives the reference model a copy of the actor's model; this is its only hook.
+        self.ref_worker_cls = self._build_teacher
+        super().init_model()
+        self.actor.set_loss_fn(TopKPass(self._policy_loss))
+        if not self.prune_opd.teacher.serves:
+            self.ref.set_loss_fn(TopKPass())
+        student = self.actor.model_config
+        self.vocab_size = min(student.hf_config.get_text_config().vocab_size, self.config.teacher_vocab_size)
+        self.ends = end_tokens(student.generation_config, student.tokenizer)
+        self.max_length = self.prune_opd.budget.build(self.config.rollout.response_length).max
+
+    def _build_teacher(self, config: TrainingWorkerConfig) -> TrainingWorker:
+        given = self.prune_opd.teacher
+        model: Any = OmegaConf.to_container(self.config.model, resolve=True)
+        model |= {
+            "path": local_path(str(given.path)),
+            "trust_remote_code": given.trust_remote_code,
+            "override_config": given.override_config,
+            # What belongs to the student alone:
+            "hf_config_path": None,
+            "tokenizer_path": None,
+            "custom_chat_template": None,
+            "lora_rank": 0,
+            "lora": {},
+            "lora_adapter_path": None,
+            "mtp": (model["mtp"] or {}) | {"enable": False},
+        }
+        teacher: HFModelConfig = omega_conf_to_dataclass(OmegaConf.create(model))
+        # ref.fsdp_config.forward_only=false keeps the teacher on its device, but then verl builds an optimizer for it,
+        # and has no settings for one. It never steps, so it holds no state.
+        optimizer = omega_conf_to_dataclass(self.config.actor.optim)
+        return TrainingWorker(config=replace(config, model_config=teacher, optimizer_config=optimizer))
+
+    # ------------------------------------------------------------------------------------------------ passes
+
+    @register(dispatch_mode=_on_actor)
+    @DistProfiler.annotate(color="blue", role="actor_compute_log_prob")
+    def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
+        """The pass that gives the old log-probs and the entropy gives the student's top-k as well."""
+        request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size)
+        request_pass(data, request, sampled=True, entropy=True)
+        output = self.actor.infer_batch(data)
+        return _fields(
+            output, data, {"top_ids": STUDENT_IDS, "top_log_probs": STUDENT_LOG_PROBS}, "log_probs", "entropy"
+        )
+
+    @register(dispatch_mode=_on_ref)
+    @DistProfiler.annotate(color="olive", role="ref_compute_log_prob")
+    def compute_ref_log_prob(self, data: TensorDict) -> TensorDict | None:
+        """One teacher pass: its own top-k, and its log-probs on the student's ids or on the sampled tokens."""
+        at = STUDENT_IDS if STUDENT_IDS in data else None
+        request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size, at=at)
+        request_pass(data, request, sampled=self.prune_opd.strategy == "sampled")
+        tu.assign_non_tensor_data(data, "temperature", self.prune_opd.teacher.temperature)
+        blocks = {"top_ids": TEACHER_IDS, "top_log_probs": TEACHER_LOG_PROBS, "log_probs_at": TEACHER_ON_STUDENT}
+        output = _fields(self.ref.infer_batch(data), data, blocks, "log_probs")
+        if output is not None and "log_probs" in output:
+            output[TEACHER_SAMPLED] = collect(output.pop("log_probs").values(), data["input_ids"], data["responses"])
+        return output
+
+    @register(dispatch_mode=_on_actor)
+    @DistProfiler.annotate(color="blue", role="actor_compute_log_prob")
+    def compute_student_on_teacher(self, data: TensorDict) -> TensorDict | None:
+        """One more student pass, for strategies that reward the teacher's candidates."""
+        request_pass(data, Request(at=TEACHER_IDS), sampled=False)
+        return _fields(self.actor.infer_batch(data), data, {"log_probs_at": STUDENT_ON_TEACHER})
+
+    @register(dispatch_mode=_on_actor)
+    @DistProfiler.annotate(color="red", role="actor_update", scheduled=True)
+    def update_actor(self, data: TensorDict) -> TensorDict | None:
+        """verl's update with the loss over candidates."""
+        request_pass(data, Request(at=CANDIDATES), sampled=False)
+        data["loss_mask"] = data[COUNTED]  # the engine counts a mini-batch's tokens on it, and nothing else
+        output = self.actor.train_mini_batch(data=data)
+        return output.cpu() if output is not None else None
+
+    @register(dispatch_mode=_on_actor)
+    def read_served_scores(self, data: TensorDict) -> TensorDict | None:
+        """What teacher servers said about the responses, as the fields that a pass of the teacher would give.
+
+        One rank of a sequence-parallel group answers, as in ``compute_pruned_advantage``.
+        """
+        if not self.actor.engine.is_mp_src_rank_with_outputs():
+            return None
+        ids, log_probs = (served_rows(data[name], data["responses"]) for name in (SERVED_IDS, SERVED_LOG_PROBS))
+        offsets = data["responses"].offsets()
+        fields = {}
+        if self.prune_opd.strategy == "sampled":
+            fields[TEACHER_SAMPLED] = log_probs.values()[:, 0]
+            ids, log_probs = (_jagged_values(block.values()[:, 1:], offsets) for block in (ids, log_probs))
+        if self.prune_opd.strategy == "intersection":
+            fields[TEACHER_ON_STUDENT] = log_probs_of(data[STUDENT_IDS].values(), ids.values(), log_probs.values())
+        jagged = {name: _jagged_values(values, offsets) for name, values in fields.items()}
+        return TensorDict({TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs, **jagged}, batch_size=len(data))
+
+    # ------------------------------------------------------------------------------------------------ drift and loss
+
+    @register(dispatch_mode=_on_actor)
+    def compute_pruned_advantage(self, data: TensorDict) -> TensorDict | None:
+        """Events, weights, rewards and advantages of this worker's responses, and one row of sums for each.
+
+        Of a sequence-parallel group, whose ranks have the same responses, one rank answers for all.
+        """
+        if not self.actor.engine.is_mp_src_rank_with_outputs():
+            return None
+        config = self.prune_opd
+        padded = {
+            name: torch.nested.to_padded_tensor(value, 0)
+            for name, value in data.items()
+            if name in advantage_fields(config) and name != EXTRA
+        }
+        _refuse_nan(padded)
+        responses = padded["responses"]
+        mask, overlap, events, weights = drift_of(padded, config.drift)
+        reward = topk_reward(
+            padded[STUDENT_IDS],
+            padded[STUDENT_LOG_PROBS],
+            padded.get(TEACHER_ON_STUDENT),
+            teacher_ids=padded[TEACHER_IDS],
+            teacher_log_probs=padded[TEACHER_LOG_PROBS],
+            student_on_teacher=padded.get(STUDENT_ON_TEACHER),
+            sampled_student=padded.get("old_log_probs"),
+            sampled_teacher=padded.get(TEACHER_SAMPLED),
+            responses=responses,
+            strategy=config.strategy,
+            weighting=config.weighting,
+        )
+        pruned = reward.reward * weights.loss_weight.unsqueeze(-1)
+        advantages, _ = get_adv_estimator_fn(advantage.NAME)(token_level_rewards=pruned, response_mask=mask)
+        lengths = data["responses"].offsets().diff()
+        last = responses.gather(1, (lengths - 1).unsqueeze(1))
+        sums = response_sums(
+            mask,
+            overlap,
+            events,
+            weights,
+            reward,
+            advantages,
+            padded[STUDENT_LOG_PROBS],
+            padded[TEACHER_LOG_PROBS],
+            torch.isin(last, torch.tensor(sorted(self.ends))).squeeze(1),
+            (padded["response_mask"].bool() & ~mask).sum(-1),
+            gate_columns(reports(data, REPORT, GateReport), events),
+            self.max_length,
+        )
+        results = {CANDIDATES: reward.ids.int(), OLD_LOG_PROBS: reward.student_log_probs, ADVANTAGES: advantages}
+        counted = mask & (weights.weight > 0) if config.loss_normaliser == "reliable" else mask
+        results[COUNTED] = counted.long()
+        # verl's own metrics read (response,) advantages: their sum over candidates.
+        results |= {"advantages": advantages.sum(-1), "returns": advantages.sum(-1)}
+        if config.dump_dir:
+            self._dump(data, padded | results | {SUMS: sums, "lengths": lengths})
+        offsets = data["responses"].offsets()
+        fields = {name: _jagged(value, offsets) for name, value in results.items()}
+        if config.records.dir:
+            scores = padded[STUDENT_LOG_PROBS], padded[TEACHER_LOG_PROBS]
+            edges = bucket_edges(self.max_length)
+            fields[POSITIONS] = position_sums(mask, overlap, events, weights, reward.reward, *scores, edges)
+        return TensorDict({**fields, SUMS: sums}, batch_size=len(data))
+
+    def _policy_loss(self, log_probs: Tensor, data: TensorDict) -> tuple[Tensor, dict[str, Any]]:
+        """``topk_policy_loss`` on one micro-batch, its responses packed into one row: (1, R, K)."""
+        actor = self.config.actor
+        rows = scoring_rows(data["input_ids"].offsets(), data["responses"].offsets())
+        loss, metrics = topk_policy_loss(
+            log_probs[rows].unsqueeze(0),
+            data[OLD_LOG_PROBS].values().unsqueeze(0),
+            data[ADVANTAGES].values().unsqueeze(0),
+            data["response_mask"].values().unsqueeze(0),
+            clip_low=actor.clip_ratio if actor.clip_ratio_low is None else actor.clip_ratio_low,
+            clip_high=actor.clip_ratio if actor.clip_ratio_high is None else actor.clip_ratio_high,
+            clip_c=actor.clip_ratio_c,
+            # The engine averages gradients over data-parallel ranks; the sum over the mini-batch is wanted.
+            num_tokens=data["batch_num_tokens"] / data["dp_size"],
+        )
+        logged = {f"actor/{name}": Metric(AggregationType.MEAN, value) for name, value in metrics.items()}
+        return loss, logged | {"actor/pg_loss": Metric(AggregationType.SUM, loss.detach())}
+
+    def _dump(self, data: TensorDict, tensors: Mapping[str, Tensor]) -> None:
+        folder = Path(str(self.prune_opd.dump_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(tensors), folder / f"step_{data['global_steps']}_rank_{self.rank}.pt")
+
+
+def drift_of(data: Mapping[str, Tensor], drift: DriftConfig) -> tuple[Tensor, Tensor, Tensor, Reliability]:
+    """Tokens that count, their overlap and events, each (B, T), and what those events leave of the weight.
+
+    Args:
+        data: padded (B, T) and (B, T, K) fields of responses.
+        drift: what counts as drift, and what it costs.
+    """
+    # A token without the teacher's score takes no part in anything, as if it were padding.
+    mask = data["response_mask"].bool() & ~is_missing(data[TEACHER_LOG_PROBS])
+    overlap = overlap_ratio(data[STUDENT_IDS], data[TEACHER_IDS])
+    if drift.metric == "overlap_ratio":
+        events = overlap_events(overlap, mask, drift.threshold)
+    else:
+        own = data[TEACHER_IDS], data[TEACHER_LOG_PROBS]
+        events = nucleus_events(data["responses"], *own, mask, drift.top_p)
+    weights = reliability(events, mask, drift.w_drop, drift.w_base)
+    if not drift.enable:  # plain OPD: drift is measured, but weighs nothing
+        weights = replace(weights, loss_weight=mask.float())
+    return mask, overlap, events, weights
+
+
+def reports(data: TensorDict, key: str, kind: type[R]) -> list[R | None]:
+    """What an agent loop reported about each response of a batch under a key of ``extra_fields``."""
+    if EXTRA not in data:
+        return [None] * len(data)
+    # verl dumps what an agent loop returns, dataclasses become dictionaries.
+    return [kind(**extra[key]) if key in extra else None for extra in tu.get(data, EXTRA)]
+
+
+def _fields(output: TensorDict | None, data: TensorDict, blocks: Mapping[str, str], *keep: str) -> TensorDict | None:
+    """Columns of a pass put together to jagged (B, response, K) fields.
+
+    Args:
+        output: what the engine returned, None on ranks that return nothing.
+        data: the batch.
+        blocks: column name -> field name.
+        *keep: other outputs to pass on as they are.
+    """
+    if output is None:
+        return None
+    fields = {
+        field: collect(join_columns(output, name), data["input_ids"], data["responses"])
+        for name, field in blocks.items()
+        if f"{name}/0" in output
+    }
+    kept = {name: output[name] for name in keep if name in output}
+    return TensorDict({**fields, **kept}, batch_size=len(data))
+
+
+def _jagged_values(values: Tensor, offsets: Tensor) -> Tensor:
+    """(tokens of all responses, ...) -> jagged (B, response, ...), contiguous as TransferQueue wants it."""
+    return torch.nested.nested_tensor_from_jagged(values.contiguous(), offsets)
+
+
+def _jagged(padded: Tensor, offsets: Tensor) -> Tensor:
+    """(B, T, ...) -> jagged (B, response, ...)."""
+    rows = [row[:length] for row, length in zip(padded, offsets.diff().tolist(), strict=True)]
+    return _jagged_values(torch.cat(rows), offsets)
+
+
+def _refuse_nan(padded: Mapping[str, Tensor]) -> None:
+    for name, value in padded.items():
+        if value.is_floating_point() and value.isnan().any():
+            raise ValueError(
+                f"{name}: NaN at {int(value.isnan().any(-1).sum())} positions; its model is broken or overflows "
+                "in its dtype (actor_rollout_ref.{actor,ref}.fsdp_config.mixed_precision)"
+            )

@@ -1,0 +1,201 @@
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from recipe.prune_opd.method.budget import ResponseBudget, load_state
+
+ASSETS = Path(__file__).parents[2] / "assets"
+PAPER = {"init": 2048, "min": 1024, "max": 12288, "step": 100, "hit_ratio": 0.1, "margin": 100, "patience": 3}
+
+
+def feed(budget: ResponseBudget, hits: int, sequences: int) -> dict[str, float]:
+    """Update with ``hits`` responses that just reach the boundary and others that just miss it."""
+    boundary = max(budget.min, budget.limit - budget.margin)
+    return budget.update([boundary] * hits + [boundary - 1] * (sequences - hits))
+
+
+def test_replays_the_public_reference_run():
+    """203 steps of the released code: its hit ratios (multiples of 1/256) give its limits and counters."""
+    with (ASSETS / "reference_run.csv").open() as file:
+        steps = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    budget = ResponseBudget(**PAPER)
+    assert len(steps) == 203
+    for step in steps:
+        assert budget.limit == step["max_response_length"]
+        metrics = feed(budget, round(256 * step["hit_ratio"]), 256)
+        assert metrics["prune_opd/effective_response_length_hit_ratio"] == pytest.approx(step["hit_ratio"], abs=1e-6)
+        assert metrics["prune_opd/next_max_response_length"] == budget.limit == step["next_max_response_length"]
+        assert metrics["prune_opd/no_hit_steps"] == step["no_hit_steps"]
+
+
+def test_defaults_are_the_papers():
+    budget = ResponseBudget(init=2048, min=1024, max=12288)
+    assert vars(budget) == vars(ResponseBudget(**PAPER))
+
+
+@pytest.mark.parametrize(("init", "limit"), [(1, 10), (10, 10), (15, 15), (20, 20), (99, 20)])
+def test_init_is_clipped(init, limit):
+    assert ResponseBudget(init=init, min=10, max=20).limit == limit
+
+
+def test_grows_by_steps_up_to_max():
+    budget = ResponseBudget(init=10, min=1, max=25, step=10, margin=0)
+    limits = []
+    for _ in range(4):
+        feed(budget, 1, 1)
+        limits.append(budget.limit)
+    assert limits == [20, 25, 25, 25]
+
+
+def test_shrinks_by_steps_down_to_min_after_each_patience():
+    budget = ResponseBudget(init=30, min=5, max=40, step=20, margin=0, patience=2)
+    limits, counters = [], []
+    for _ in range(6):
+        counters.append(feed(budget, 0, 10)["prune_opd/no_hit_steps"])
+        limits.append(budget.limit)
+    assert limits == [30, 10, 10, 5, 5, 5]
+    assert counters == [1, 0, 1, 0, 1, 0]
+
+
+def test_a_hit_starts_the_patience_anew():
+    budget = ResponseBudget(init=50, min=1, max=100, step=10, patience=2)
+    feed(budget, 0, 4)
+    feed(budget, 4, 4)
+    feed(budget, 0, 4)
+    assert budget.limit == 60
+    feed(budget, 0, 4)
+    assert budget.limit == 50
+
+
+@pytest.mark.parametrize(
+    ("hits", "of", "grows"), [(1, 10, True), (3, 30, True), (25, 256, False), (26, 256, True), (0, 1, False)]
+)
+def test_the_ratio_itself_is_enough(hits, of, grows):
+    budget = ResponseBudget(init=50, min=1, max=100, step=10, hit_ratio=0.1)
+    feed(budget, hits, of)
+    assert budget.limit == (60 if grows else 50)
+
+
+def test_hit_ratio_zero_always_grows():
+    budget = ResponseBudget(init=50, min=1, max=100, step=10, hit_ratio=0)
+    feed(budget, 0, 5)
+    assert budget.limit == 60
+
+
+@pytest.mark.parametrize(("margin", "boundary"), [(0, 50), (10, 40), (30, 20), (100, 20)])
+def test_boundary_is_margin_before_the_limit_but_not_below_min(margin, boundary):
+    for length, hit in ((boundary - 1, 0), (boundary, 1), (boundary + 1, 1)):
+        budget = ResponseBudget(init=50, min=20, max=100, margin=margin)
+        assert budget.update([length])["prune_opd/effective_response_length_hit_ratio"] == hit
+
+
+def test_metrics():
+    budget = ResponseBudget(init=50, min=20, max=100, step=7, margin=10, hit_ratio=0.5)
+    assert budget.update(iter([40, 39, 3, 50.0])) == {
+        "prune_opd/current_max_response_length": 50,
+        "prune_opd/next_max_response_length": 57,
+        "prune_opd/no_hit_steps": 0,
+        "prune_opd/effective_response_length_mean": 33,
+        "prune_opd/effective_response_length_max": 50,
+        "prune_opd/effective_response_length_min": 3,
+        "prune_opd/effective_response_length_hit_ratio": 0.5,
+    }
+    assert budget.update([0])["prune_opd/no_hit_steps"] == 1
+
+
+def test_an_empty_batch_is_refused_and_changes_nothing():
+    budget = ResponseBudget(**PAPER)
+    before = budget.state_dict()
+    with pytest.raises(ValueError, match="at least one sequence"):
+        budget.update([])
+    assert budget.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"min": 0}, r"0 < min <= max .* min = 0, max = 12288"),
+        ({"min": -5}, r"min = -5"),
+        ({"min": 5000, "max": 4000}, r"0 < min <= max .* min = 5000, max = 4000"),
+        ({"step": 0}, r"step >= 1 .* step = 0"),
+        ({"step": -100}, r"step = -100"),
+        ({"hit_ratio": -0.1}, r"0 <= hit_ratio <= 1 .* hit_ratio = -0\.1"),
+        ({"hit_ratio": 1.5}, r"hit_ratio = 1\.5"),
+        ({"hit_ratio": float("nan")}, r"hit_ratio = nan"),
+        ({"margin": -1}, r"margin >= 0 .* margin = -1"),
+        ({"patience": 0}, r"patience >= 1 .* patience = 0"),
+    ],
+)
+def test_impossible_budgets_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ResponseBudget(**PAPER | wrong)
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_resumed_budget_has_the_same_future(steps):
+    hits = [0, 0, 5, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 1, 0, 0, 0]
+    budget = ResponseBudget(**PAPER)
+    for h in hits[:steps]:
+        feed(budget, h, 10)
+    resumed = ResponseBudget(**PAPER)
+    resumed.load_state_dict(json.loads(json.dumps(budget.state_dict())))
+    assert resumed.limit == budget.limit
+    assert [feed(resumed, h, 10) for h in hits[steps:]] == [feed(budget, h, 10) for h in hits[steps:]]
+
+
+@pytest.mark.parametrize("limit", [1023, 12289])
+def test_a_checkpoint_from_other_bounds_is_refused(limit):
+    budget = ResponseBudget(**PAPER)
+    with pytest.raises(ValueError, match=f"limit is {limit}, outside min = 1024 and max = 12288"):
+        budget.load_state_dict({"limit": limit, "no_hit_steps": 1})
+    assert budget.state_dict() == {"limit": 2048, "no_hit_steps": 0}
+
+
+GOOD = {"limit": 2048, "no_hit_steps": 1}
+
+
+def test_a_state_file_is_what_was_saved(tmp_path):
+    budget = ResponseBudget(**PAPER)
+    file = tmp_path / "prune_opd.json"
+    file.write_text(json.dumps({"budget": {"limit": 3048, "no_hit_steps": 2}}))
+    load_state(file, budget)
+    assert budget.state_dict() == {"limit": 3048, "no_hit_steps": 2}
+
+
+BROKEN = {
+    "empty": ("", "is no JSON"),
+    "cut off": (json.dumps({"budget": GOOD})[:-5], "is no JSON"),
+    "bytes": (b"\xff\xfe", "is no JSON"),
+    "too deep": ("[" * 100_000, "is no JSON"),
+    "a list": ([GOOD], "has no budget, it was changed or is of another version"),
+    "no budget": ({"limit": 2048}, "has no budget"),
+    "budget of another kind": ({"budget": 5}, "budget: got 5, allowed: an object"),
+    "no limit": ({"budget": {"no_hit_steps": 1}}, "budget.limit is missing, found: no_hit_steps"),
+    "no counter": ({"budget": {"limit": 2048}}, "budget.no_hit_steps is missing, found: limit"),
+    "nothing": ({"budget": {}}, "budget.limit is missing, found: nothing"),
+    "text": ({"budget": GOOD | {"limit": "2048"}}, "budget.limit: got '2048', allowed: a whole number >= 0"),
+    "null": ({"budget": GOOD | {"limit": None}}, "budget.limit: got None"),
+    "fraction": ({"budget": GOOD | {"limit": 2048.5}}, "budget.limit: got 2048.5"),
+    "truth": ({"budget": GOOD | {"no_hit_steps": True}}, "budget.no_hit_steps: got True"),
+    "not a number": ({"budget": GOOD | {"limit": float("nan")}}, "budget.limit: got nan"),
+    "negative": ({"budget": GOOD | {"no_hit_steps": -1}}, "budget.no_hit_steps: got -1"),
+    "out of bounds": ({"budget": GOOD | {"limit": 99999}}, "limit is 99999, outside min = 1024 and max = 12288"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_state_file_that_cannot_be_used_is_named(case, tmp_path):
+    content, message = BROKEN[case]
+    file = tmp_path / "prune_opd.json"
+    content = content if isinstance(content, (str, bytes)) else json.dumps(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    budget = ResponseBudget(**PAPER)
+    before = budget.state_dict()
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load_state(file, budget)
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
+    assert budget.state_dict() == before

@@ -1,0 +1,95 @@
+"""The gate's rules against slow references, whatever the chunks they are fed in."""
+
+import random
+
+import pytest
+import torch
+
+from recipe.prune_opd.method.drift import reliability
+from recipe.prune_opd.method.gates import Consecutive, Cumulative, Gate, Never, Relative, Windowed
+
+RULES = {
+    # rule: (a gate, whether it holds at token t, given the events up to and including t)
+    "cumulative": (lambda m: Cumulative(0.1, m), lambda past: sum(past) >= 10),
+    "windowed": (lambda m: Windowed(8, 0.5, m), lambda past: len(past) >= 8 and sum(past[-8:]) > 4),
+    "consecutive": (lambda m: Consecutive(4, m), lambda past: len(past) >= 4 and all(past[-4:])),
+    "relative": (
+        lambda m: Relative(10, 0.3, m),
+        lambda past: len(past) >= 20 and sum(past[-10:]) - sum(past[:10]) > 3,
+    ),
+}
+
+
+def offline(rule, events: list[bool], min_tokens: int) -> int | None:
+    """The first token, after enough others, at which the rule holds on the whole response."""
+    return next((t for t in range(min_tokens, len(events)) if rule(events[: t + 1])), None)
+
+
+def drifting(rng: random.Random, length: int) -> list[bool]:
+    """Events that get more frequent along the response, from a random rate to another."""
+    first, last = rng.random() * 0.6, rng.random()
+    return [rng.random() < first + (last - first) * t / length for t in range(length)]
+
+
+def feed(gate: Gate, events: list[bool], rng: random.Random) -> int | None:
+    """Feed in chunks of random size, an empty one now and then, as far as the gate lets."""
+    done, stop = 0, None
+    while done < len(events) and stop is None:
+        size = rng.randint(0, 9)
+        stop = gate.feed(events[done : done + size])
+        done += size
+    return stop
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("min_tokens", [1, 25])
+def test_stop_is_that_of_the_rule_on_the_whole_response(name: str, min_tokens: int) -> None:
+    build, rule = RULES[name]
+    rng, stopped = random.Random(name), 0
+    for _ in range(400):
+        events = drifting(rng, rng.randint(1, 120))
+        expected = offline(rule, events, min_tokens)
+        assert feed(build(min_tokens), events, rng) == expected
+        stopped += expected is not None
+    assert 20 < stopped < 400  # both outcomes were tested
+
+
+def test_never_stops_nothing() -> None:
+    assert Never().feed([True] * 1000) is None
+
+
+@pytest.mark.parametrize("w_drop", [0.01, 0.03, 0.1, 0.3, 1.0, 2.0])
+def test_cumulative_keeps_the_reliable_tokens(w_drop: float) -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        events = drifting(rng, 300)
+        flags = torch.tensor([events])
+        effective = int(reliability(flags, torch.ones_like(flags), w_drop, 0.5).effective_length)
+        expected = None if effective == len(events) else max(effective, 1)
+        assert Cumulative(w_drop).feed(events) == expected
+
+
+def test_goes_on_for_ever_where_nothing_is_lost() -> None:
+    assert Cumulative(0.0).feed([True] * 1000) is None
+
+
+def test_a_share_equal_to_the_rate_stops_nothing() -> None:
+    """0.7 of 10 tokens, and 0.1 + 0.2: rounding must not decide."""
+    assert Windowed(10, 0.7).feed(([True] * 7 + [False] * 3) * 5) is None
+    assert Relative(10, 0.1 + 0.2).feed([False] * 10 + [True] * 3 + [False] * 17) is None
+    assert Relative(10, 0.1 + 0.2).feed([False] * 10 + [True] * 3 + [False] * 6 + [True]) == 19
+
+
+def test_relative_stops_nothing_that_was_bad_from_the_start() -> None:
+    assert Relative(16, 0.2).feed([True] * 500) is None
+
+
+def test_stop_stays_once_found() -> None:
+    gate = Consecutive(3)
+    assert gate.feed([False, True, True, True, False]) == 3
+    assert gate.feed([False] * 10) == 3
+
+
+def test_refuses_to_keep_nothing() -> None:
+    with pytest.raises(ValueError, match="min_tokens: got 0"):
+        Cumulative(0.1, 0)

@@ -1,0 +1,470 @@
+"""What the trainer does with a teacher on servers; workers, queue and rollout are stood in for."""
+
+import copy
+import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
+from torchdata.stateful_dataloader import StatefulDataLoader
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
+
+from recipe.prune_opd.checks.settings import check_settings
+from recipe.prune_opd.config import BudgetConfig, GateConfig, PruneOPDConfig, TeacherConfig, TeacherUrlConfig
+from recipe.prune_opd.records.metrics import COLUMNS
+from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
+from recipe.prune_opd.training.fields import EXTRA, MODEL_FIELDS, SUMS, advantage_fields, served_fields, teacher_fields
+from recipe.prune_opd.training.trainer import STATE_FILE, PruneOPDTrainer
+from recipe.prune_opd.training.worker import PruneOPDWorker
+from verl_ext.rollout.scoring import ScoreReport
+from verl_ext.rollout.url_teacher import UrlTeacher
+
+LIMIT = 100
+
+
+def prune_opd_of(
+    home: str = "server", strategy: str = "intersection", gate: bool = False, **url: Any
+) -> PruneOPDConfig:
+    given = TeacherUrlConfig(**{"urls": ["http://10.0.0.1:8000"]} | url)
+    teacher = TeacherConfig(path="T", home=home, max_missing=0.25, url=given)
+    return PruneOPDConfig(teacher=teacher, strategy=strategy, gate=GateConfig(enable=gate))
+
+
+def trainer_of(prune_opd: PruneOPDConfig, step: int = 5, **values: Any) -> PruneOPDTrainer:
+    trainer = object.__new__(PruneOPDTrainer)
+    budget = BudgetConfig(init=LIMIT, min=1, max=LIMIT, margin=10, patience=1).build(LIMIT)
+    vars(trainer).update(prune_opd=prune_opd, global_steps=step, budget=budget)
+    vars(trainer).update(_data_before=(0, None), _checkpoint=(0, None), records=None, **values)
+    return trainer
+
+
+# ------------------------------------------------------------------------------------------------ roles
+
+
+@pytest.fixture(scope="module")
+def composed(compose) -> DictConfig:
+    return compose("+recipe=prune_opd", "prune_opd.teacher.path=T")
+
+
+def roles_of(composed: DictConfig, **settings: Any) -> tuple[dict[Role, Any], Any]:
+    """Worker classes of the roles, and verl's manager of their devices."""
+    config = copy.deepcopy(composed)
+    config.trainer.n_gpus_per_node = 4
+    for key, value in settings.items():
+        OmegaConf.update(config, key.replace("__", "."), value)
+    trainer = trainer_of(check_settings(config), config=config)
+    trainer._init_resource_pool_mgr()
+    classes = {role: one.__ray_actor_class__ for role, one in trainer.role_worker_mapping.items()}
+    return classes, trainer.resource_pool_manager
+
+
+SERVER = {
+    "prune_opd__teacher__home": "server",
+    "prune_opd__strategy": "sampled",
+    "prune_opd__teacher__server__replicas": 3,
+}
+GATE = {"prune_opd__gate__enable": True, "prune_opd__teacher__server__replicas": 3}
+URL = {
+    "prune_opd__teacher__home": "url",
+    "prune_opd__teacher__url__urls": ["http://10.0.0.1:8000"],
+    "prune_opd__strategy": "sampled",
+}
+
+
+@pytest.mark.parametrize("lora", [0, 8])
+@pytest.mark.parametrize(
+    ("settings", "role"),
+    [
+        ({}, Role.ActorRolloutRef),
+        (GATE, Role.ActorRolloutRef),
+        (SERVER, Role.ActorRollout),
+        (SERVER | GATE, Role.ActorRollout),
+        (URL, Role.ActorRollout),
+    ],
+    ids=["worker_group", "gate", "server", "both", "url"],
+)
+def test_without_a_teacher_in_the_worker_group_there_is_no_reference_model(composed, settings, role, lora):
+    classes, pools = roles_of(composed, actor_rollout_ref__model__lora_rank=lora, **settings)
+    assert classes == {role: PruneOPDWorker}
+    assert pools.mapping[role] == "global_pool"
+    assert not {Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy} - {role} & pools.mapping.keys()
+    started = settings not in ({}, URL)
+    assert pools.mapping.get(Role.TeacherModel) == ("teacher_pool" if started else None)
+    expected = {"global_pool": [4]} | ({"teacher_pool": [3]} if started else {})
+    assert pools.resource_pool_spec == expected
+
+
+@pytest.mark.parametrize(("home", "gate"), [("server", False), ("server", True), ("worker_group", True)])
+def test_the_rollout_reaches_the_teachers_servers(home: str, gate: bool):
+    made: list[tuple[type, dict[str, Any]]] = []
+    trainer = trainer_of(
+        prune_opd_of(home, gate=gate),
+        config="config",
+        teacher_vocab_size=77,
+        teacher_servers="servers",
+        teacher_pool=SimpleNamespace(client=lambda config, servers: f"client of {servers} under {config}"),
+        llm_server_manager=SimpleNamespace(get_client=lambda kind, **given: made.append((kind, given))),
+    )
+    trainer.get_llm_client()
+    ((kind, given),) = made
+    assert kind is TeachingClient
+    assert given["teacher"] == "client of servers under config"
+    assert (given["prune_opd"], given["vocab_size"]) == (trainer.prune_opd, 77)
+
+
+def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
+    """None of the run's own has been started."""
+    monkeypatch.setenv("TEST_TEACHER_KEY", "secret")
+    prune_opd = prune_opd_of("url", model="M", api="sglang", api_key_env="TEST_TEACHER_KEY")
+    made: list[tuple[type, dict[str, Any]]] = []
+    manager = SimpleNamespace(get_client=lambda kind, **given: made.append((kind, given)))
+    trainer_of(prune_opd, config="config", teacher_vocab_size=77, llm_server_manager=manager).get_llm_client()
+    ((kind, given),) = made
+    assert kind is TeachingClient
+    assert given.pop("teacher") == UrlTeacher(["http://10.0.0.1:8000"], "M", "sglang", "secret")
+    assert given == {"prune_opd": prune_opd, "vocab_size": 77}
+
+
+def test_a_teacher_in_the_worker_group_needs_no_client(monkeypatch):
+    monkeypatch.setattr(PPOTrainerSync, "get_llm_client", lambda self: "verl's own")
+    assert trainer_of(prune_opd_of("worker_group")).get_llm_client() == "verl's own"
+
+
+@pytest.mark.parametrize(("enable", "chunk", "warned"), [(True, 1, 1), (True, 64, 0), (True, None, 0), (False, 1, 0)])
+def test_a_small_chunk_is_warned_of_at_start(caplog, capsys, enable, chunk, warned):
+    config = prune_opd_of("worker_group")
+    config.gate = GateConfig(enable=enable, chunk=chunk)
+    trainer = trainer_of(config)
+    trainer.budget = BudgetConfig(init=129, min=1, max=129).build(129)
+    trainer._announce(None)
+    assert capsys.readouterr().out.startswith("Prune-OPD\n")
+    assert [message.split(":")[0] for message in caplog.messages] == ["prune_opd.gate.chunk"] * warned
+
+
+# ------------------------------------------------------------------------------------------------ passes
+
+
+def passes_of(prune_opd: PruneOPDConfig) -> tuple[list[tuple[str, tuple[str, ...]]], SimpleNamespace]:
+    calls: list[tuple[str, tuple[str, ...]]] = []
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"temperature": 0.7}}})
+    trainer = trainer_of(prune_opd, config=config)
+    trainer._on_workers = lambda method, batch, fields: calls.append((method, fields))
+    batch = SimpleNamespace(extra_info={})
+    assert trainer._compute_ref_log_prob(batch, {}) is batch
+    return calls, batch
+
+
+@pytest.mark.parametrize("home", ["server", "url"])
+@pytest.mark.parametrize("strategy", ["only_tch", "intersection", "sampled"])
+def test_the_servers_answers_take_the_place_of_the_teachers_pass(strategy: str, home: str):
+    served, batch = passes_of(config := prune_opd_of(home, strategy))
+    scored, _ = passes_of(prune_opd_of("worker_group", strategy))
+    assert served[0] == ("read_served_scores", served_fields(config))
+    assert scored[0] == ("compute_ref_log_prob", teacher_fields(config))
+    assert served[1:] == scored[1:]
+    assert [method for method, _ in served[1:]] == ["compute_student_on_teacher"] * (strategy == "only_tch")
+    assert batch.extra_info == ({"temperature": 0.7} if strategy == "only_tch" else {})
+
+
+@pytest.mark.parametrize("home", ["worker_group", "server"])
+def test_the_students_pass_fetches_what_a_pass_needs_and_nothing_of_the_teacher(monkeypatch, home: str):
+    asked = []
+
+    def stock(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+        asked.append(batch.fields)
+        return batch
+
+    monkeypatch.setattr(PPOTrainerSync, "_compute_old_log_prob", stock)
+    batch = SimpleNamespace(fields=None)
+    assert trainer_of(prune_opd_of(home))._compute_old_log_prob(batch, {}) is batch
+    assert asked == [list(MODEL_FIELDS)]
+
+
+# ------------------------------------------------------------------------------------------------ missing scores
+
+
+def sums_of(tokens: int, missing: int = 0) -> torch.Tensor:
+    row = torch.zeros(len(COLUMNS))
+    for name, value in (("tokens", tokens), ("missing", missing), ("effective_length", tokens)):
+        row[COLUMNS.index(name)] = value
+    return row
+
+
+def step(
+    trainer: PruneOPDTrainer, rows: list[torch.Tensor], scores: list[ScoreReport | None], padding: int = 0
+) -> dict[str, Any]:
+    """Metrics of a batch, its last responses being padding."""
+    fields = {SUMS: TensorDict({SUMS: torch.stack(rows)}, batch_size=len(rows))}
+    extra = TensorDict({}, batch_size=len(rows))
+    given = [{SCORE_REPORT: vars(score), REPORT: vars(GateReport())} if score else {} for score in scores]
+    tu.assign_non_tensor_stack(extra, EXTRA, given)
+    fields[EXTRA] = extra
+    tags = [{"response_len": 10, "is_padding": i >= len(rows) - padding} for i in range(len(rows))]
+    calls: list[tuple[str, tuple[str, ...]]] = []
+    trainer._on_workers = lambda method, batch, names: calls.append((method, names))
+    trainer._fetch = lambda batch, name: fields[name]
+    metrics: dict[str, Any] = {}
+    trainer._compute_advantage(SimpleNamespace(tags=tags, extra_info={}), metrics)
+    assert calls == [("compute_pruned_advantage", advantage_fields(trainer.prune_opd))]
+    return metrics
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_step_tells_how_the_servers_did(gate: bool):
+    scores = [ScoreReport(late=1, computed=20, began=1, ended=3), ScoreReport(failed=2, computed=10, began=2, ended=4)]
+    padding = ScoreReport(late=9, failed=9, computed=99, began=1, ended=99)  # verl copies a response's
+    rows = [sums_of(10), sums_of(8, missing=2), sums_of(1, missing=90)]
+    metrics = step(trainer_of(prune_opd_of(gate=gate)), rows, [*scores, padding], padding=1)
+    found = {name.rpartition("/")[2]: value for name, value in metrics.items() if "/teacher/" in name}
+    assert found["missing_ratio"] == pytest.approx(0.1)
+    assert (found["late_answers"], found["failed_answers"], found["computed_tokens"]) == (1, 2, 30)
+    assert found["waited"] == 2
+    assert ("prune_opd/gate/stopped_ratio" in metrics) == gate
+
+
+def test_with_a_worker_group_a_step_tells_nothing_of_servers():
+    metrics = step(trainer_of(prune_opd_of("worker_group", gate=True)), [sums_of(10)], [None])
+    assert not [name for name in metrics if "/teacher/" in name]
+
+
+def test_a_step_with_too_many_missing_ends_before_it_changes_anything(monkeypatch):
+    trainer = trainer_of(prune_opd_of())
+    monkeypatch.setattr(trainer, "_save_before_step", lambda: "saved", raising=False)
+    before = trainer.budget.state_dict()
+    rows = [sums_of(10), sums_of(5, missing=6)]
+    with pytest.raises(RuntimeError, match=r"^step 5: 28\.6% of the tokens lack the teacher's score"):
+        step(trainer, rows, [None, ScoreReport(failed=3, missing=6, began=1, ended=2, error="NoServer: gone")])
+    assert trainer.budget.state_dict() == before
+    step(trainer, [sums_of(10), sums_of(10, missing=6)], [None, None])
+    assert trainer.budget.state_dict() != before
+
+
+def test_a_response_of_which_nothing_was_scored_does_not_move_the_limit():
+    """Its effective length is 0 for no fault of its own."""
+    rows = [sums_of(LIMIT), sums_of(LIMIT), sums_of(0, missing=5), sums_of(3, missing=1)]
+    trainer = trainer_of(prune_opd_of())
+    metrics = step(trainer, rows, [None] * 4)
+    without = trainer_of(prune_opd_of())
+    expected = without.budget.update([LIMIT, LIMIT, 3])
+    assert {name: metrics[name] for name in expected} == expected
+    assert trainer.budget.state_dict() == without.budget.state_dict()
+
+
+def missing(ratio: float, late: float = 0.0, failed: float = 0.0) -> dict[str, float]:
+    given = {"late_answers": late, "failed_answers": failed, "missing_ratio": ratio}
+    return {f"prune_opd/teacher/{name}": value for name, value in given.items()}
+
+
+ERRORS = [None, ScoreReport(error="first"), ScoreReport(), ScoreReport(error="RuntimeError: out of memory")]
+
+
+@pytest.mark.parametrize(
+    ("scores", "error"), [(ERRORS, "RuntimeError: out of memory"), ([None], "rows that are not finite")]
+)
+def test_too_many_missing_scores_end_the_run(scores: list[ScoreReport | None], error: str):
+    trainer = trainer_of(prune_opd_of())
+    trainer._save_before_step = lambda: "the state is in FOLDER"
+    with pytest.raises(RuntimeError) as ended:
+        trainer._refuse_missing(missing(0.26, late=2, failed=7), scores)
+    assert str(ended.value) == (
+        "step 5: 26.0% of the tokens lack the teacher's score, allowed: prune_opd.teacher.max_missing=25.0%; "
+        f"2 answers were late, 7 failed, the last error: {error}; the state is in FOLDER"
+    )
+
+
+@pytest.mark.parametrize("given", [missing(0.25), missing(0.001, late=1), missing(0, late=1), missing(0, failed=1)])
+def test_up_to_the_bound_missing_scores_are_a_warning(caplog, given: dict[str, float]):
+    trainer = trainer_of(prune_opd_of())
+    trainer._save_before_step = lambda: pytest.fail("nothing is to be saved")
+    with caplog.at_level(logging.WARNING):
+        trainer._refuse_missing(given, ERRORS)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith("step 5: the teacher was late ")
+    assert f"{100 * given['prune_opd/teacher/missing_ratio']:.2f}% of the tokens have no score" in said
+    assert said.endswith("RuntimeError: out of memory")
+
+
+def test_where_nothing_is_missing_nothing_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer_of(prune_opd_of())._refuse_missing(missing(0), [ScoreReport(), None])
+    assert not caplog.records
+
+
+# ------------------------------------------------------------------------------------------------ state before a step
+
+
+PROMPTS, BATCH = 10, 2
+
+
+def collate(rows: list[int]) -> dict[str, Any]:
+    return {"raw_prompt": np.array([f"p{row}" for row in rows], dtype=object), "number": torch.tensor(rows)}
+
+
+@pytest.fixture
+def start(tmp_path) -> Callable[..., PruneOPDTrainer]:
+    """A trainer that has been started, with verl's own dataloader and checkpoints."""
+
+    def started(resume_mode: str = "auto", resume_from_path: str | None = None) -> PruneOPDTrainer:
+        config = {
+            "data": {"train_batch_size": BATCH},
+            "trainer": {
+                "default_local_dir": str(tmp_path),
+                "default_hdfs_dir": None,
+                "max_actor_ckpt_to_keep": None,
+                "resume_mode": resume_mode,
+                "resume_from_path": resume_from_path,
+                "del_local_ckpt_after_load": False,
+            },
+            "actor_rollout_ref": {"actor": {"checkpoint": {"async_save": False}}},
+        }
+        saved: list[tuple[str, int]] = []
+        trainer = trainer_of(
+            prune_opd_of(),
+            step=0,
+            config=OmegaConf.create(config),
+            train_dataloader=StatefulDataLoader(list(range(PROMPTS)), batch_size=BATCH, collate_fn=collate),
+            train_dataloader_it=None,
+            use_critic=False,
+            trainer_mode="sync",
+            saved=saved,
+            actor_rollout_wg=SimpleNamespace(
+                save_checkpoint=lambda local, remote, step, max_ckpt_to_keep: saved.append((local, step)),
+                load_checkpoint=lambda local_path, del_local_after_load: None,
+            ),
+            checkpoint_callback=SimpleNamespace(on_save=lambda **given: None),
+        )
+        trainer._load_checkpoint()
+        return trainer
+
+    return started
+
+
+def numbers(trainer: PruneOPDTrainer) -> list[int]:
+    return trainer._next_train_batch()["number"].tolist()
+
+
+def advance(trainer: PruneOPDTrainer, to: int) -> list[int]:
+    """Begin the steps up to one, whose prompts are returned."""
+    assert trainer.global_steps < to
+    while trainer.global_steps < to:
+        trainer.global_steps += 1
+        taken = numbers(trainer)
+    return taken
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 6, 7, 11])
+def test_the_state_before_a_step_has_its_prompts_still_to_come(start, tmp_path, step: int):
+    """Epochs end after steps 5 and 10."""
+    trainer = start()
+    taken = advance(trainer, step)
+    folder = tmp_path / f"global_step_{step - 1}"
+    trainer.budget.update([3])
+    before = trainer.budget.state_dict()
+    said = trainer._save_before_step()
+    assert said.startswith(f"the state before this step is in {folder}, where the run goes on")
+    assert trainer.saved == [(str(folder / "actor"), step - 1)]
+    assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == str(step - 1)
+    assert OmegaConf.load(folder / STATE_FILE).budget == before
+    resumed = start()
+    assert resumed.global_steps == step - 1
+    assert resumed.budget.state_dict() == before
+    assert advance(resumed, step) == taken
+    assert advance(resumed, step + 1) == advance(start("disable"), step + 1)
+
+
+def test_a_step_that_takes_prompts_twice_goes_back_to_the_first(start):
+    trainer = start()
+    advance(trainer, 2)
+    trainer.global_steps = 3
+    taken = numbers(trainer), numbers(trainer)
+    trainer._save_before_step()
+    resumed = start()
+    assert resumed.global_steps == 2
+    assert (numbers(resumed), numbers(resumed)) == taken
+
+
+def test_a_checkpoint_that_is_there_is_not_written_again(start, tmp_path):
+    trainer = start()
+    advance(trainer, 2)
+    trainer._save_checkpoint()
+    (written,) = trainer.saved
+    data = (tmp_path / "global_step_2" / "data.pt").read_bytes()
+    advance(trainer, 3)
+    assert str(tmp_path / "global_step_2") in trainer._save_before_step()
+    assert trainer.saved == [written]
+    assert (tmp_path / "global_step_2" / "data.pt").read_bytes() == data
+
+
+def test_a_checkpoint_of_an_earlier_step_does_not_do(start, tmp_path):
+    trainer = start()
+    advance(trainer, 2)
+    trainer._save_checkpoint()
+    advance(trainer, 4)
+    assert str(tmp_path / "global_step_3") in trainer._save_before_step()
+    assert [step for _, step in trainer.saved] == [2, 3]
+
+
+def test_what_an_older_run_left_in_the_folder_is_not_this_runs_state(start, tmp_path):
+    """A checkpoint of the same step that is whole, but of other weights, other data and another limit."""
+    older = start()
+    advance(older, 2)
+    numbers(older)
+    older.budget.update([3])
+    older._save_checkpoint()
+    trainer = start("disable")
+    taken = advance(trainer, 3)
+    before = trainer.budget.state_dict()
+    assert before != older.budget.state_dict()
+    assert str(tmp_path / "global_step_2") in trainer._save_before_step()
+    assert [step for _, step in trainer.saved] == [2]
+    resumed = start()
+    assert resumed.budget.state_dict() == before
+    assert advance(resumed, 3) == taken
+
+
+def test_a_checkpoint_that_was_cut_off_is_written_again(start, tmp_path):
+    trainer = start()
+    advance(trainer, 3)
+    (tmp_path / "global_step_2" / "actor").mkdir(parents=True)
+    trainer._save_before_step()
+    assert (tmp_path / "global_step_2" / "data.pt").is_file()
+
+
+def test_before_the_first_step_there_is_nothing_to_save(start, tmp_path):
+    trainer = start()
+    advance(trainer, 1)
+    assert trainer._save_before_step() == "no step has been trained yet, start again"
+    assert not trainer.saved
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_first_step_after_a_resume_goes_back_to_where_it_came_from(start, tmp_path, named: bool):
+    """A checkpoint that was loaded counts as one that was saved."""
+    first, folder = start(), tmp_path / "global_step_4"
+    advance(first, 4)
+    first._save_checkpoint()
+    trainer = start("resume_path", str(folder)) if named else start()
+    advance(trainer, 5)
+    assert f"is in {folder}, " in trainer._save_before_step()
+    assert not trainer.saved
+
+
+def test_later_steps_after_a_resume_are_saved(start, tmp_path):
+    first = start()
+    advance(first, 4)
+    first._save_checkpoint()
+    trainer = start()
+    taken = advance(trainer, 6)
+    assert str(tmp_path / "global_step_5") in trainer._save_before_step()
+    assert [step for _, step in trainer.saved] == [5]
+    assert advance(start(), 6) == taken

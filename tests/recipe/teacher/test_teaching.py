@@ -1,0 +1,241 @@
+"""Teacher's rows on their way from the agent loop to the worker."""
+
+import asyncio
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+import torch
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
+
+from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig
+from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS, is_missing, log_probs_of, served_rows
+from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
+from verl_ext.rollout.rows import Score, TopKRows
+from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
+
+K, VOCAB, PROMPT, RESPONSE = 3, 50, [30, 31], [40, 41, 42, 43]
+
+
+def jagged(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.nested_tensor(rows, layout=torch.jagged)
+
+
+@pytest.mark.parametrize("module", ["teaching", "worker"])
+def test_every_module_can_be_the_first(module: str):
+    """verl's plugin imports our agent loop while verl's is imported, wherever that is."""
+    script = [sys.executable, "-c", f"import recipe.prune_opd.{module}"]
+    run = subprocess.run(script, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+@pytest.mark.parametrize("before", [(0, 0, 0), (2, 0, 5), (127, 1, 3)])
+def test_rows_of_the_response_are_the_last_ones(before: tuple[int, ...]):
+    lengths = (4, 1, 3)
+    numbers = iter(range(1000))
+    blocks = [torch.tensor([[next(numbers), -1] for _ in range(n + m)]) for n, m in zip(before, lengths, strict=True)]
+    responses = jagged([torch.zeros(length) for length in lengths])
+    rows = served_rows(jagged(blocks), responses)
+    expected = [block[n:] for block, n in zip(blocks, before, strict=True)]
+    assert [row.tolist() for row in rows.unbind()] == [block.tolist() for block in expected]
+    assert rows.offsets().tolist() == responses.offsets().tolist()
+
+
+def test_a_padding_row_of_verl_has_rows_of_its_own_length():
+    """It is longer than verl's fields of a response, and resized under these names alone."""
+    sample = {
+        "responses": torch.tensor(RESPONSE),
+        SERVED_IDS: torch.ones(len(RESPONSE), K, dtype=torch.int32),
+        SERVED_LOG_PROBS: torch.full((len(RESPONSE), K), MISSING),
+    }
+    padding, _ = construct_minimal_padding_template(sample, {}, eos_token_id=1)
+    responses = jagged([sample["responses"], padding["responses"]])
+    log_probs = served_rows(jagged([sample[SERVED_LOG_PROBS], padding[SERVED_LOG_PROBS]]), responses)
+    ids = served_rows(jagged([sample[SERVED_IDS], padding[SERVED_IDS]]), responses)
+    assert ids.offsets().tolist() == log_probs.offsets().tolist() == responses.offsets().tolist()
+    assert is_missing(log_probs.values()).tolist() == [True] * len(RESPONSE) + [False]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_log_probs_of_ids_agree_with_a_search(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    ids, theirs = (torch.rand(20, 9, generator=generator).argsort(-1)[:, :4] for _ in range(2))
+    log_probs = torch.randn(20, 4, generator=generator)
+    log_probs[3, 1] = 0.0
+    theirs[5], log_probs[5] = MISSING_ID, MISSING
+    found = log_probs_of(ids, theirs.int(), log_probs)
+    for n, k in torch.ones_like(ids).nonzero().tolist():
+        known = [log_probs[n, j].item() for j in range(4) if theirs[n, j] == ids[n, k]]
+        assert found[n, k].item() == (known[0] if known else -torch.inf)
+    assert 0 < found.isneginf().sum() < found.numel()
+
+
+def test_a_token_is_missing_if_its_best_candidate_is_impossible():
+    log_probs = torch.tensor([[-1.0, -2.0], [-1.0, MISSING], [MISSING, MISSING], [0.0, 0.0]])
+    assert is_missing(log_probs).tolist() == [False, False, True, False]
+    assert is_missing(log_probs.reshape(2, 2, 2)).tolist() == [[False, False], [True, False]]
+
+
+# ------------------------------------------------------------------------------------------------ client
+
+
+def rows_of(count: int, first: int = 0) -> TopKRows:
+    """Rows that tell their place, as Ray delivers them."""
+    ids = (first + np.arange(count * K, dtype=np.int32).reshape(count, K)) % VOCAB
+    rows = TopKRows(ids, -1 - ids.astype(np.float32))
+    for array in (rows.ids, rows.log_probs):
+        array.setflags(write=False)
+    return rows
+
+
+class Teacher:
+    """Stands for ``ScoringClient``."""
+
+    def __init__(self, error: Exception | None = None):
+        self.questions: list[tuple[list[int], int, int]] = []
+        self.error, self.now, self.most = error, 0, 0
+
+    async def score(self, token_ids: list[int], start: int, topk: int) -> Score:
+        self.questions.append((token_ids, start, topk))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0)
+        self.now -= 1
+        if self.error is not None:
+            raise self.error
+        count = len(token_ids) - start
+        sampled = -np.array(token_ids[start:], dtype=np.float32)
+        sampled.setflags(write=False)
+        return Score(rows_of(count), sampled, 9)
+
+
+def client_of(teacher: Teacher, strategy: str = "intersection", workers: int = 1, **given: Any) -> TeachingClient:
+    rollout = SimpleNamespace(agent=SimpleNamespace(num_workers=workers))
+    config = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=rollout))
+    settings = TeacherConfig(path="T", home="server", **given)
+    prune_opd = PruneOPDConfig(teacher=settings, strategy=strategy, topk=K)
+    return TeachingClient(config=config, prune_opd=prune_opd, teacher=teacher, vocab_size=VOCAB)
+
+
+def output_of(response: list[int] = RESPONSE) -> AgentLoopOutput:
+    return AgentLoopOutput(
+        prompt_ids=PROMPT, response_ids=response, response_mask=[1] * len(response), metrics=AgentLoopMetrics()
+    )
+
+
+def taught(client: TeachingClient, known: TopKRows | None = None, response: list[int] = RESPONSE) -> dict[str, Any]:
+    """Fields a response has when it has been taught, next to those it had."""
+    output = output_of(response)
+    gate = GateReport(asked=5.0, waited=2.0, teacher_tokens=11)
+    output.extra_fields[REPORT] = gate
+    asyncio.run(client.teach(output, known))
+    extra = output.extra_fields
+    assert extra.pop(REPORT) is gate
+    assert set(extra) == {SERVED_IDS, SERVED_LOG_PROBS, SCORE_REPORT}
+    assert (extra[SERVED_IDS].dtype, extra[SERVED_LOG_PROBS].dtype) == (torch.int32, torch.float32)
+    return extra
+
+
+@pytest.mark.parametrize("strategy", ["only_tch", "intersection"])
+def test_a_response_gets_its_rows(strategy: str):
+    teacher = Teacher()
+    extra = taught(client_of(teacher, strategy))
+    assert extra[SERVED_IDS].tolist() == rows_of(4).ids.tolist()
+    assert extra[SERVED_LOG_PROBS].tolist() == rows_of(4).log_probs.tolist()
+    assert teacher.questions == [(PROMPT + RESPONSE, 2, K)]
+    assert (extra[SCORE_REPORT].computed, extra[SCORE_REPORT].missing) == (9, 0)
+    assert extra[SCORE_REPORT].ended >= extra[SCORE_REPORT].began > 0
+
+
+@pytest.mark.parametrize("known", [None, rows_of(9, first=7)])
+def test_the_sampled_token_comes_first(known: TopKRows | None):
+    """A gate does not ask about it."""
+    teacher = Teacher()
+    extra = taught(client_of(teacher, "sampled"), known)
+    assert extra[SERVED_IDS][:, 0].tolist() == RESPONSE
+    assert extra[SERVED_LOG_PROBS][:, 0].tolist() == [-40, -41, -42, -43]
+    assert extra[SERVED_IDS][:, 1:].tolist() == rows_of(4).ids.tolist()
+    assert extra[SERVED_LOG_PROBS][:, 1:].tolist() == rows_of(4).log_probs.tolist()
+    assert len(teacher.questions) == 1
+
+
+@pytest.mark.parametrize("count", [4, 5, 12])
+def test_what_a_gate_knows_is_not_asked_again(count: int):
+    teacher = Teacher()
+    extra = taught(client_of(teacher), rows_of(count, first=7))
+    assert extra[SERVED_IDS].tolist() == rows_of(4, first=7).ids.tolist()
+    assert extra[SERVED_LOG_PROBS].tolist() == rows_of(4, first=7).log_probs.tolist()
+    assert not teacher.questions
+    report = extra[SCORE_REPORT]
+    assert (report.early, report.computed, report.missing) == (3.0, 11, 0)
+    assert report.ended - report.began == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_where_a_gate_knows_too_little_the_whole_is_asked(count: int):
+    teacher = Teacher()
+    extra = taught(client_of(teacher), rows_of(count, first=7))
+    assert extra[SERVED_IDS].tolist() == rows_of(4).ids.tolist()
+    assert teacher.questions == [(PROMPT + RESPONSE, 2, K)]
+
+
+@pytest.mark.parametrize(("strategy", "width"), [("only_tch", K), ("intersection", K), ("sampled", K + 1)])
+def test_without_an_answer_the_fields_are_there_all_the_same(strategy: str, width: int):
+    teacher = Teacher(RuntimeError("lost"))
+    extra = taught(client_of(teacher, strategy, retries=1))
+    assert extra[SERVED_IDS].shape == extra[SERVED_LOG_PROBS].shape == (4, width)
+    assert extra[SERVED_LOG_PROBS].eq(MISSING).all()
+    assert extra[SERVED_IDS][:, width - K :].eq(MISSING_ID).all()
+    report = extra[SCORE_REPORT]
+    assert (report.failed, report.missing, report.error) == (2, 4, "RuntimeError: lost")
+
+
+@pytest.mark.parametrize(("strategy", "width"), [("only_tch", K), ("sampled", K + 1)])
+def test_an_empty_response_has_no_rows(strategy: str, width: int):
+    teacher = Teacher()
+    extra = taught(client_of(teacher, strategy), response=[])
+    assert extra[SERVED_IDS].shape == extra[SERVED_LOG_PROBS].shape == (0, width)
+    assert not teacher.questions
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "workers", "most"), [(6, 2, 3), (7, 2, 4), (4, 4, 1), (9, 4, 3), (2, 8, 1), (5, 1, 5)]
+)
+def test_workers_share_the_bound(concurrency: int, workers: int, most: int):
+    teacher = Teacher()
+    client = client_of(teacher, workers=workers, concurrency=concurrency)
+
+    async def body() -> None:
+        await asyncio.gather(*(client.teach(output_of()) for _ in range(20)))
+
+    asyncio.run(body())
+    assert (teacher.most, len(teacher.questions)) == (most, 20)
+
+
+def test_deadline_and_retries_are_the_teachers():
+    scorer = client_of(Teacher(), deadline=3.5, retries=7)._scorer
+    assert (scorer.deadline, scorer.retries, scorer.topk, scorer.vocab_size) == (3.5, 7, K, VOCAB)
+
+
+def test_the_client_can_be_sent_to_the_rollout_workers():
+    client = cloudpickle.loads(cloudpickle.dumps(client_of(Teacher())))
+    assert taught(client)[SERVED_IDS].shape == (4, K)
+
+
+def test_verl_takes_the_fields_of_a_response():
+    """Rows become fields of the batch, the report stays among the others as plain values."""
+    output = output_of()
+    asyncio.run(client_of(Teacher()).teach(output))
+    batch = output.as_dict()
+    assert batch[SERVED_IDS].shape == batch[SERVED_LOG_PROBS].shape == (4, K)
+    assert set(batch["extra_fields"]) == {SCORE_REPORT}
+    assert ScoreReport(**batch["extra_fields"][SCORE_REPORT]).computed == 9

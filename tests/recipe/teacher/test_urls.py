@@ -1,0 +1,42 @@
+"""The start check of a teacher behind URLs, with servers that answer what the test says. Real ones: e2e/test_url.py."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from recipe.prune_opd.config import TeacherConfig, TeacherUrlConfig
+from recipe.prune_opd.teacher import urls
+from verl_ext.rollout.url_teacher import UrlTeacher
+
+STUDENT = SimpleNamespace(
+    tokens={i: f"<{i}>" for i in range(100)}, tokenizer=SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")
+)
+
+
+def check(monkeypatch: pytest.MonkeyPatch, url: str, key: str = "secret") -> None:
+    async def examine(self: UrlTeacher, url: str, probe: list[int], topk: int) -> tuple[dict, dict]:
+        return {"T": 500}, {i: f"<{i}>" for i in probe}
+
+    monkeypatch.setattr(UrlTeacher, "examine", examine)
+    monkeypatch.setenv("TEST_TEACHER_KEY", key)
+    given = TeacherUrlConfig(urls=[url], api_key_env="TEST_TEACHER_KEY" if key else None)
+    urls.check_urls(TeacherConfig(path="T", home="url", url=given), 16, STUDENT, 100, 499)
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "warned"),
+    [
+        ("http://10.0.0.1:8000", "secret", True),
+        ("http://10.0.0.1:8000", "", False),
+        ("https://10.0.0.1:8000", "secret", False),
+        ("http://127.0.0.1:8000", "secret", False),
+        ("http://[::1]:8000", "secret", False),
+        ("http://localhost", "secret", False),
+    ],
+)
+def test_a_key_that_others_can_read_on_its_way_is_warned_of(monkeypatch, caplog, url: str, key: str, warned: bool):
+    with caplog.at_level(logging.WARNING, logger=urls.__name__):
+        check(monkeypatch, url, key)
+    assert (f"the API key is sent to {url} without encryption" in caplog.text) is warned
+    assert "secret" not in caplog.text

@@ -1,0 +1,397 @@
+"""What the worker does between its passes, on a batch made up here; no model and no engine."""
+
+import inspect
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.workers.rollout.replica import TokenOutput
+
+from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, RecordsConfig, TeacherConfig
+from recipe.prune_opd.method.gates import Cumulative
+from recipe.prune_opd.records.metrics import COLUMNS
+from recipe.prune_opd.records.metrics import SUMS as PER_TOKEN
+from recipe.prune_opd.records.positions import BY_POSITION
+from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
+from recipe.prune_opd.teacher.client import SCORE_REPORT
+from recipe.prune_opd.training.fields import (
+    ADVANTAGES,
+    CANDIDATES,
+    COUNTED,
+    EXTRA,
+    OLD_LOG_PROBS,
+    POSITIONS,
+    STUDENT_IDS,
+    STUDENT_LOG_PROBS,
+    STUDENT_ON_TEACHER,
+    SUMS,
+    TEACHER_IDS,
+    TEACHER_LOG_PROBS,
+    TEACHER_ON_STUDENT,
+    TEACHER_SAMPLED,
+    UPDATE_FIELDS,
+    advantage_fields,
+    served_fields,
+)
+from recipe.prune_opd.training.worker import PruneOPDWorker, reports
+from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
+from verl_ext.topk import log_probs_at, top_log_probs
+
+K, W_DROP = 4, 0.25
+
+
+def worker_of(answers: bool = True, **changes: object) -> PruneOPDWorker:
+    """A worker without models; ``answers``: of a sequence-parallel group the rank that does."""
+    worker = object.__new__(PruneOPDWorker)
+    worker.actor = SimpleNamespace(engine=SimpleNamespace(is_mp_src_rank_with_outputs=lambda: answers))
+    given = {"teacher": TeacherConfig(path="T"), "drift": DriftConfig(w_drop=W_DROP), "topk": K} | changes
+    worker.prune_opd = PruneOPDConfig(**given)
+    worker.ends, worker.max_length = {1}, 64
+    return worker
+
+
+def jagged(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.nested_tensor(rows, layout=torch.jagged)
+
+
+def batch(events: list[list[bool]], reports: list[GateReport | None] | None = None) -> TensorDict:
+    """Responses whose two models' candidates are alike, or disjoint at a drift event."""
+    torch.manual_seed(0)
+    flags = [torch.tensor(row) for row in events]
+    student = torch.arange(K)
+    log_probs = [torch.log_softmax(torch.randn(len(row), K), -1) for row in events]
+    fields = {
+        "responses": jagged([torch.randint(2, 9, (len(row),)) for row in events]),
+        "response_mask": jagged([torch.ones(len(row), dtype=torch.long) for row in events]),
+        STUDENT_IDS: jagged([student.expand(len(row), K).clone() for row in events]),
+        TEACHER_IDS: jagged([student + K * flag.long().unsqueeze(1) for flag in flags]),
+        **{name: jagged(log_probs) for name in (STUDENT_LOG_PROBS, TEACHER_LOG_PROBS, TEACHER_ON_STUDENT)},
+    }
+    data = TensorDict(fields, batch_size=len(events))
+    if reports is not None:
+        # As an agent loop's output leaves it.
+        outputs = [TokenOutput(token_ids=[], extra_fields={REPORT: r} if r is not None else {}) for r in reports]
+        tu.assign_non_tensor_stack(data, EXTRA, [output.model_dump()["extra_fields"] for output in outputs])
+    return data
+
+
+def computed(worker: PruneOPDWorker, data: TensorDict) -> TensorDict:
+    return inspect.unwrap(PruneOPDWorker.compute_pruned_advantage)(worker, data)
+
+
+DRIFTING = [[False] * 3 + [True] * 6, [True, False] * 6, [False] * 5]
+
+
+def test_reliable_tokens_are_those_with_weight_left():
+    result = computed(worker_of(loss_normaliser="reliable"), batch(DRIFTING))
+    # Reliability is 0 at the fourth event.
+    assert [row.tolist() for row in result[COUNTED].unbind()] == [[1] * 6 + [0] * 3, [1] * 6 + [0] * 6, [1] * 5]
+    effective = result[SUMS][:, COLUMNS.index("effective_length")]
+    assert effective.tolist() == [6, 6, 5]
+
+
+def test_a_response_cut_by_the_gate_has_as_many_reliable_tokens():
+    cut = [row[: Cumulative(W_DROP).feed(row)] for row in DRIFTING]
+    assert [len(row) for row in cut] == [6, 6, 5]
+    whole, stopped = (
+        computed(worker_of(loss_normaliser="reliable"), batch(events))[COUNTED] for events in (DRIFTING, cut)
+    )
+    assert whole.values().sum() == stopped.values().sum() == stopped.values().numel()
+
+
+def test_the_gates_report_reaches_the_sums():
+    reports = [
+        GateReport(stopped=True, generated=12, events=np.array(DRIFTING[0])),
+        GateReport(generated=12, events=np.array([True, True])),
+        None,
+    ]
+    worker = worker_of(gate=GateConfig(enable=True))
+    data = batch(DRIFTING, reports)
+    sums = computed(worker, data)[SUMS]
+    columns = [COLUMNS.index(name) for name in ("stopped", "gate_tokens", "gate_agreed")]
+    assert sums[:, columns].tolist() == [[1, 9, 9], [0, 2, 1], [0, 0, 0]]
+
+
+def test_a_report_comes_back_as_it_was():
+    report = GateReport(True, 9, np.array([True, False]), 11, 0.5, 1, 2, True, "lost")
+    first, second = reports(batch(DRIFTING[:2], [report, None]), REPORT, GateReport)
+    assert second is None
+    np.testing.assert_array_equal(first.events, report.events)
+    assert vars(first) | {"events": None} == vars(report) | {"events": None}
+
+
+def test_without_a_gate_there_are_no_reports():
+    assert reports(batch(DRIFTING), REPORT, GateReport) == [None] * 3
+
+
+@pytest.mark.parametrize("enable", [True, False])
+def test_reports_are_fetched_with_a_gate_alone(enable):
+    assert (EXTRA in advantage_fields(worker_of(gate=GateConfig(enable=enable)).prune_opd)) == enable
+
+
+@pytest.mark.parametrize("normaliser", ["generated", "reliable"])
+def test_the_update_counts_the_tokens_of_the_normaliser(normaliser):
+    assert COUNTED in UPDATE_FIELDS
+    seen = []
+    worker = worker_of(loss_normaliser=normaliser)
+    worker.actor.train_mini_batch = lambda data: seen.append(data["loss_mask"].values().tolist())
+    data = batch(DRIFTING)
+    data["loss_mask"] = data["response_mask"]
+    data.update(computed(worker, data).select(COUNTED, CANDIDATES))
+    inspect.unwrap(PruneOPDWorker.update_actor)(worker, data)
+    reliable = [1] * 6 + [0] * 3 + [1] * 6 + [0] * 6 + [1] * 5
+    assert seen == [{"generated": [1] * 26, "reliable": reliable}[normaliser]]
+
+
+def test_a_sequence_parallel_group_answers_and_dumps_once(tmp_path):
+    """All its ranks are given the same responses."""
+    data, group = batch(DRIFTING), {}
+    data["prompts"] = jagged([torch.tensor([2, 3])] * len(DRIFTING))
+    tu.assign_non_tensor_data(data, "global_steps", 7)
+    for rank in (4, 5):
+        worker = worker_of(answers=rank == 4, dump_dir=str(tmp_path / "dump"))
+        worker._rank = rank
+        group[rank] = computed(worker, data)
+    assert [group[4] is None, group[5] is None] == [False, True]
+    assert [file.name for file in (tmp_path / "dump").iterdir()] == ["step_7_rank_4.pt"]
+    dumped = torch.load(tmp_path / "dump" / "step_7_rank_4.pt")
+    assert torch.equal(dumped[SUMS], group[4][SUMS])
+
+
+def test_a_sequence_parallel_group_reads_served_scores_once():
+    data = given_by_servers(*passes("only_tch"))
+    assert read_or_none(server_of("only_tch"), data) is not None
+    assert read_or_none(server_of("only_tch", answers=False), data) is None
+
+
+@pytest.mark.parametrize("enable", [True, False])
+def test_records_add_sums_by_position_and_change_nothing_else(enable):
+    """Also in plain OPD: drift is measured there, and every token trained on."""
+    drift = DriftConfig(w_drop=W_DROP, w_base=0, enable=enable)
+    data = batch(DRIFTING)
+    plain = computed(worker_of(drift=drift), data)
+    recorded = computed(worker_of(drift=drift, records=RecordsConfig(dir="records")), data)
+    assert POSITIONS not in plain
+    assert set(recorded.keys()) == {*plain.keys(), POSITIONS}
+    for name, field in plain.items():
+        theirs, ours = (value.values() if value.is_nested else value for value in (field, recorded[name]))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    totals = recorded[POSITIONS].view(len(DRIFTING), len(BY_POSITION), -1).sum(-1)
+    for name in ("tokens", "overlap", "events", "weight", "reward"):
+        torch.testing.assert_close(totals[:, BY_POSITION.index(name)], plain[SUMS][:, COLUMNS.index(name)])
+    assert totals[:, BY_POSITION.index("trained")].tolist() == ([6, 6, 5] if enable else [9, 12, 5])
+
+
+# ------------------------------------------------------------------------------------------------ a teacher that serves
+
+
+LENGTHS, V, END = (7, 1, 5), 12, 1
+SERVED_STRATEGIES = ("only_tch", "intersection", "sampled")
+EVERY = torch.tensor([True] * sum(LENGTHS))
+
+
+def server_of(strategy: str, **changes: object) -> PruneOPDWorker:
+    return worker_of(teacher=TeacherConfig(path="T", home="server"), strategy=strategy, **changes)
+
+
+def cut(values: torch.Tensor) -> torch.Tensor:
+    """(tokens of all responses, ...) -> jagged."""
+    return jagged(list(values.split(LENGTHS)))
+
+
+def passes(strategy: str) -> tuple[TensorDict, TensorDict]:
+    """A batch that lacks the teacher's fields, and those that a pass of the teacher would give."""
+    generator, count = torch.Generator().manual_seed(0), sum(LENGTHS)
+    student, teacher = torch.randn(2, count, V, generator=generator)
+    teacher = student + 0.7 * teacher
+    responses = torch.randint(0, V, (count, 1), generator=generator)
+    responses[LENGTHS[0] - 1] = END
+    student_ids, student_log_probs = top_log_probs(student, K, V)
+    ids, log_probs = top_log_probs(teacher, K, V)
+    batch = {
+        "responses": cut(responses.squeeze(1)),
+        "response_mask": cut(torch.ones(count, dtype=torch.long)),
+        STUDENT_IDS: cut(student_ids),
+        STUDENT_LOG_PROBS: cut(student_log_probs),
+        STUDENT_ON_TEACHER: cut(log_probs_at(student, ids)),
+        "old_log_probs": cut(log_probs_at(student, responses).squeeze(1)),
+    }
+    fields = {TEACHER_IDS: cut(ids), TEACHER_LOG_PROBS: cut(log_probs)}
+    if strategy == "intersection":
+        fields[TEACHER_ON_STUDENT] = cut(log_probs_at(teacher, student_ids))
+    if strategy == "sampled":
+        fields[TEACHER_SAMPLED] = cut(log_probs_at(teacher, responses).squeeze(1))
+    return TensorDict(batch, batch_size=len(LENGTHS)), TensorDict(fields, batch_size=len(LENGTHS))
+
+
+def given_by_servers(batch: TensorDict, fields: TensorDict, known: torch.Tensor = EVERY) -> TensorDict:
+    """What the agent loop leaves of the teacher's fields, where the servers gave a row; rows before are verl's."""
+    ids, log_probs = fields[TEACHER_IDS].values().clone(), fields[TEACHER_LOG_PROBS].values().clone()
+    ids[~known], log_probs[~known] = MISSING_ID, MISSING
+    if TEACHER_SAMPLED in fields:
+        own = fields[TEACHER_SAMPLED].values().masked_fill(~known, MISSING)
+        ids = torch.cat([batch["responses"].values().unsqueeze(1).int(), ids], 1)
+        log_probs = torch.cat([own.unsqueeze(1), log_probs], 1)
+    more = iter((0, 127, 3))
+    blocks = [(a, b, next(more)) for a, b in zip(ids.split(LENGTHS), log_probs.split(LENGTHS), strict=True)]
+    return batch.clone().update(
+        {
+            SERVED_IDS: jagged([torch.cat([a.new_full((n, a.shape[1]), 7), a]) for a, _, n in blocks]),
+            SERVED_LOG_PROBS: jagged([torch.cat([b.new_zeros(n, b.shape[1]), b]) for _, b, n in blocks]),
+        }
+    )
+
+
+def read_or_none(worker: PruneOPDWorker, data: TensorDict) -> TensorDict | None:
+    data = data.select(*served_fields(worker.prune_opd))
+    return inspect.unwrap(PruneOPDWorker.read_served_scores)(worker, data)
+
+
+def read(worker: PruneOPDWorker, data: TensorDict) -> TensorDict:
+    fields = read_or_none(worker, data)
+    # TransferQueue stores samples and puts them together again.
+    return TensorDict({name: jagged(list(field.unbind())) for name, field in fields.items()}, batch_size=len(data))
+
+
+def without(data: TensorDict, tokens: torch.Tensor) -> TensorDict:
+    """The batch as if its responses did not have some tokens."""
+    parts = list((~tokens).split(LENGTHS))
+    kept = {
+        name: jagged([row[part] for row, part in zip(field.unbind(), parts, strict=True)])
+        for name, field in data.items()
+    }
+    return TensorDict(kept, batch_size=len(LENGTHS))
+
+
+@pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
+def test_servers_give_the_fields_of_a_pass(strategy: str):
+    batch, expected = passes(strategy)
+    found = read(server_of(strategy), given_by_servers(batch, expected))
+    assert set(found.keys()) == set(expected.keys())
+    for name, field in expected.items():
+        assert found[name].offsets().tolist() == field.offsets().tolist(), name
+        values = field.values()
+        if name == TEACHER_ON_STUDENT:  # a server knows no more than its own candidates
+            theirs = expected[TEACHER_IDS].values()
+            unknown = ~(batch[STUDENT_IDS].values().unsqueeze(-1) == theirs.unsqueeze(-2)).any(-1)
+            assert 0 < unknown.sum() < unknown.numel()
+            values = values.masked_fill(unknown, -torch.inf)
+        torch.testing.assert_close(found[name].values(), values, rtol=0, atol=0)
+
+
+def test_fields_by_hand():
+    """Two responses, K = 2; rows are the sampled token, then the teacher's own."""
+    data = TensorDict(
+        {
+            "responses": jagged([torch.tensor([5, 6]), torch.tensor([7])]),
+            STUDENT_IDS: jagged([torch.tensor([[4, 9], [8, 3]]), torch.tensor([[2, 1]])]),
+            SERVED_IDS: jagged([torch.tensor([[0, 0, 0], [5, 9, 4], [6, 1, 8]]), torch.tensor([[7, 3, 4]])]),
+            SERVED_LOG_PROBS: jagged(
+                [torch.tensor([[0.0, 0, 0], [-5, -1, -2], [-6, -0.5, -3]]), torch.tensor([[-7.0, -0.1, -4]])]
+            ),
+        },
+        batch_size=2,
+    )
+    found = read(server_of("sampled"), data)
+    assert found[TEACHER_IDS].values().tolist() == [[9, 4], [1, 8], [3, 4]]
+    assert found[TEACHER_SAMPLED].values().tolist() == [-5, -6, -7]
+    for name in (SERVED_IDS, SERVED_LOG_PROBS):
+        data[name] = jagged([row[:, 1:] for row in data[name].unbind()])
+    found = read(server_of("intersection"), data)
+    assert found[TEACHER_LOG_PROBS].values()[:2].tolist() == [[-1, -2], [-0.5, -3]]
+    assert found[TEACHER_ON_STUDENT].values().tolist() == [[-2, -1], [-3, -torch.inf], [-torch.inf, -torch.inf]]
+    assert [len(row) for row in found[TEACHER_ON_STUDENT].unbind()] == [2, 1]
+
+
+@pytest.mark.parametrize("metric", ["overlap_ratio", "teacher_top_p_accept"])
+@pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
+def test_both_homes_of_the_teacher_lead_to_the_same_advantages(strategy: str, metric: str):
+    batch, fields = passes(strategy)
+    worker = server_of(strategy, drift=DriftConfig(w_drop=W_DROP, metric=metric))
+    expected = computed(worker, batch.clone().update(fields))
+    found = computed(worker, batch.clone().update(read(worker, given_by_servers(batch, fields))))
+    assert expected[ADVANTAGES].values().count_nonzero() > 5
+    assert expected[SUMS][:, COLUMNS.index("events")].sum() > 0
+    for name, field in expected.items():
+        theirs, ours = (value.values() if value.is_nested else value for value in (field, found[name]))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+LACKING = torch.zeros(sum(LENGTHS), dtype=torch.bool).index_fill(0, torch.tensor([1, 4, 6, 9]), True)
+
+
+@pytest.mark.parametrize("normaliser", ["generated", "reliable"])
+@pytest.mark.parametrize("metric", ["overlap_ratio", "teacher_top_p_accept"])
+@pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
+def test_a_token_without_a_score_takes_no_part(strategy: str, metric: str, normaliser: str):
+    batch, fields = passes(strategy)
+    worker = server_of(strategy, drift=DriftConfig(w_drop=W_DROP, metric=metric), loss_normaliser=normaliser)
+    lacking = batch.clone().update(read(worker, given_by_servers(batch, fields, ~LACKING)))
+    # What the student's pass says of an id that no model has.
+    on_teacher = batch[STUDENT_ON_TEACHER].values().masked_fill(LACKING.unsqueeze(1), -torch.inf)
+    lacking[STUDENT_ON_TEACHER] = cut(on_teacher)
+    result, expected = computed(worker, lacking), computed(worker, without(batch.clone().update(fields), LACKING))
+    for name in (ADVANTAGES, "advantages", "returns", COUNTED):
+        values = result[name].values()
+        assert not values[LACKING].any(), name
+        torch.testing.assert_close(values[~LACKING], expected[name].values())
+    assert expected[COUNTED].values().any()
+    for name in (CANDIDATES, OLD_LOG_PROBS):
+        torch.testing.assert_close(result[name].values()[~LACKING], expected[name].values())
+    columns = [COLUMNS.index(name) for name in (*PER_TOKEN, "effective_length")]
+    torch.testing.assert_close(result[SUMS][:, columns], expected[SUMS][:, columns])
+    assert result[SUMS][:, COLUMNS.index("missing")].tolist() == [3, 0, 1]
+    assert expected[SUMS][:, COLUMNS.index("missing")].tolist() == [0, 0, 0]
+    # Its last token, the end, has no score: the response ended all the same.
+    assert result[SUMS][:, COLUMNS.index("ended")].tolist() == [1, 0, 0]
+    assert not result[SUMS].isnan().any()
+
+
+def test_without_drift_weights_a_token_without_a_score_takes_no_part_either():
+    batch, fields = passes("intersection")
+    worker = server_of("intersection", drift=DriftConfig(enable=False))
+    found = computed(worker, batch.clone().update(read(worker, given_by_servers(batch, fields, ~LACKING))))
+    assert found[COUNTED].values().tolist() == (~LACKING).long().tolist()
+    assert found[SUMS][:, COLUMNS.index("loss_weight")].tolist() == [4, 1, 4]
+
+
+def test_a_response_without_any_score_is_no_error():
+    batch, fields = passes("only_tch")
+    worker = server_of("only_tch")
+    lacking = batch.clone().update(read(worker, given_by_servers(batch, fields, ~EVERY)))
+    lacking[STUDENT_ON_TEACHER] = cut(torch.full_like(batch[STUDENT_ON_TEACHER].values(), -torch.inf))
+    result = computed(worker, lacking)
+    assert not result[ADVANTAGES].values().any()
+    assert not result[COUNTED].values().any()
+    assert result[SUMS][:, COLUMNS.index("missing")].tolist() == list(LENGTHS)
+    assert not result[SUMS].isnan().any()
+
+
+def test_tokens_nobody_generated_lack_no_score():
+    batch, fields = passes("intersection")
+    batch["response_mask"] = cut(torch.tensor([0] * 7 + [1] * 6))
+    worker = server_of("intersection")
+    known = torch.tensor([False] * 7 + [True] * 6)
+    found = computed(worker, batch.clone().update(read(worker, given_by_servers(batch, fields, known))))
+    assert found[SUMS][:, COLUMNS.index("missing")].tolist() == [0, 0, 0]
+    assert found[SUMS][:, COLUMNS.index("tokens")].tolist() == [0, 1, 5]
+
+
+@pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
+def test_the_advantage_reads_what_it_says(strategy: str):
+    batch, fields = passes(strategy)
+    config = server_of(strategy).prune_opd
+    computed(server_of(strategy), batch.update(fields).select(*advantage_fields(config)))
+
+
+def test_reports_of_a_score_come_back_as_they_were():
+    report = ScoreReport(late=1, failed=2, missing=3, computed=40, began=1.5, ended=2.5, error="lost")
+    data = batch(DRIFTING[:2])
+    outputs = [TokenOutput(token_ids=[], extra_fields=extra) for extra in ({SCORE_REPORT: report}, {})]
+    tu.assign_non_tensor_stack(data, EXTRA, [output.model_dump()["extra_fields"] for output in outputs])
+    assert reports(data, SCORE_REPORT, ScoreReport) == [report, None]
+    assert reports(data, REPORT, GateReport) == [None, None]
