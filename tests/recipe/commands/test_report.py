@@ -15,7 +15,8 @@ from recipe.prune_opd.commands.report import page as report
 from recipe.prune_opd.commands.report import summary, tokens
 from recipe.prune_opd.commands.report.runs import merged, read_run, read_runs
 from recipe.prune_opd.commands.report.tokens import candidates, readable, shown, token_views, view
-from recipe.prune_opd.records.files import Records, positions
+from recipe.prune_opd.records import positions
+from recipe.prune_opd.records.files import Records
 from recipe.prune_opd.records.metrics import COLUMNS, step_record
 
 VALUES = ("overlap", "events", "weight", "reward", "student_entropy", "teacher_entropy")

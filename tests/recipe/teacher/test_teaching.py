@@ -27,7 +27,7 @@ def jagged(rows: list[torch.Tensor]) -> torch.Tensor:
     return torch.nested.nested_tensor(rows, layout=torch.jagged)
 
 
-@pytest.mark.parametrize("module", ["teaching", "worker"])
+@pytest.mark.parametrize("module", ["teacher.client", "training.worker"])
 def test_every_module_can_be_the_first(module: str):
     """verl's plugin imports our agent loop while verl's is imported, wherever that is."""
     script = [sys.executable, "-c", f"import recipe.prune_opd.{module}"]
