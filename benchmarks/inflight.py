@@ -240,7 +240,7 @@ async def effective_length(bench: Bench, prompt: list[int], tokens: list[int], s
     async with client.teacher.sequence(len(prompt), client.prune_opd.topk, client.vocab_size) as sequence:
         sequence.private = 1  # nothing from a cache
         teacher = await sequence.score(prompt + tokens, deadline=600)
-    events = torch.from_numpy(find_events(bench.prune_opd.drift, student, teacher, tokens)).unsqueeze(0)
+    events = torch.from_numpy(find_events(bench.prune_opd.drift.build(), student, teacher, tokens)).unsqueeze(0)
     mask = torch.ones_like(events)
     return int(reliability(events, mask, bench.prune_opd.drift.w_drop, 0.0).effective_length)
 

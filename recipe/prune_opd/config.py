@@ -4,6 +4,7 @@ Invalid values cannot be built. ``conf/recipe/prune_opd_base.yaml`` beside this 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,11 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from recipe.prune_opd.method.budget import ResponseBudget
-from recipe.prune_opd.method.drift import spent_at
+from recipe.prune_opd.method.drift import DriftMetric, OverlapRatio, TeacherTopPAccept, spent_at
 from recipe.prune_opd.method.gates import Consecutive, Cumulative, Gate, Never, Relative, Windowed
+from recipe.prune_opd.method.pruning import Rules
 from recipe.prune_opd.method.reward import SERVED, STRATEGIES, WEIGHTINGS
 
-METRICS = ("overlap_ratio", "teacher_top_p_accept")
+METRICS: dict[str, Callable[["DriftConfig"], DriftMetric]] = {
+    "overlap_ratio": lambda drift: OverlapRatio(drift.threshold),
+    "teacher_top_p_accept": lambda drift: TeacherTopPAccept(drift.top_p),
+}
 GATES = ("cumulative", "windowed", "consecutive", "relative", "never")
 NORMALISERS = ("generated", "reliable")
 HOMES = ("worker_group", "server", "url")
@@ -173,6 +178,10 @@ class DriftConfig:
         require(0 < self.top_p <= 1, "drift.top_p", self.top_p, "a number in (0, 1]")
         require(0 <= self.w_drop < math.inf, "drift.w_drop", self.w_drop, "a number >= 0")
         require(0 <= self.w_base < math.inf, "drift.w_base", self.w_base, "a number >= 0")
+
+    def build(self) -> DriftMetric:
+        """The metric with its bound."""
+        return METRICS[self.metric](self)
 
 
 @dataclass
@@ -400,6 +409,17 @@ class PruneOPDConfig:
     def starts_servers(self) -> bool:
         """Whether the run has teacher servers of its own."""
         return self.gate.enable or self.teacher.home == "server"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Parts of ``Scores`` beyond both top k that the strategy reads."""
+        return STRATEGIES[self.strategy].needs
+
+    @property
+    def rules(self) -> Rules:
+        """What ``prune`` goes by."""
+        drift = self.drift
+        return Rules(drift.build(), drift.w_drop, drift.w_base, drift.enable, self.strategy, self.weighting)
 
     @property
     def asks_servers(self) -> bool:

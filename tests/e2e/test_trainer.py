@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from recipe.prune_opd.method.budget import ResponseBudget
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
-from recipe.prune_opd.method.reward import topk_reward
+from recipe.prune_opd.method.reward import Scores, TopK, topk_reward
 from recipe.prune_opd.records.files import read_samples, read_steps, sampled_steps
 from recipe.prune_opd.records.metrics import COLUMNS
 
@@ -424,8 +424,10 @@ def test_served_scores_agree_with_transformers(orphaned, inputs):
             # What a worker group, which knows the teacher's log-prob of every token, would reward.
             mask = torch.ones(1, length)
             weights = reliability(overlap_events(overlap, mask, 0.7), mask, 0.1, 0.5).loss_weight
-            passes = (values.unsqueeze(0) for values in (ids, s.gather(1, ids), t.gather(1, ids)))
-            reward = topk_reward(*passes, teacher_ids=t.topk(16).indices.unsqueeze(0), strategy="intersection").reward
+            top = ((ids, s), (t.topk(16).indices, t))
+            own, theirs = (TopK(i.unsqueeze(0), of.gather(1, i).unsqueeze(0)) for i, of in top)
+            scores = Scores(ids[:, 0].unsqueeze(0), own, theirs, teacher_on_student=t.gather(1, ids).unsqueeze(0))
+            reward = topk_reward(scores, strategy="intersection").reward
             torch.testing.assert_close(
                 dump["candidate_advantages"][i, :length], (reward * weights.unsqueeze(-1))[0], **close
             )

@@ -6,9 +6,13 @@ A response token is scored by the logits of the position before it; the caller a
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from recipe.prune_opd.method.reward import Scores
 
 SLACK = 1e-6
 """A ratio or a cumulative probability this close to its bound counts as equal to it, whatever the rounding."""
@@ -88,6 +92,38 @@ def nucleus_events(
     in_nucleus = (mass_before < top_p - SLACK) | (mass_before == 0)  # the first candidate is always in
     accepted = ((teacher_ids == responses.unsqueeze(-1)) & in_nucleus).any(-1)
     return ~accepted & mask.bool()
+
+
+class DriftMetric(Protocol):
+    """What counts as a drift event."""
+
+    def events(self, scores: "Scores", mask: Tensor) -> Tensor:
+        """D, (B, T) bool, on tokens of ``mask`` alone."""
+
+
+@dataclass(frozen=True)
+class OverlapRatio:
+    """Metric ``overlap_ratio``: fewer than a share γ of the candidates are in both top k."""
+
+    threshold: float
+    """γ."""
+
+    def events(self, scores: "Scores", mask: Tensor) -> Tensor:
+        """See ``overlap_events``."""
+        overlap = overlap_ratio(scores.student.ids, scores.teacher.ids)
+        return overlap_events(overlap, mask, self.threshold)
+
+
+@dataclass(frozen=True)
+class TeacherTopPAccept:
+    """Metric ``teacher_top_p_accept``: the sampled token is outside the teacher's nucleus."""
+
+    top_p: float
+
+    def events(self, scores: "Scores", mask: Tensor) -> Tensor:
+        """See ``nucleus_events``."""
+        teacher = scores.teacher
+        return nucleus_events(scores.responses, teacher.ids, teacher.log_probs, mask, self.top_p)
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,53 @@ S and T are log-softmax over the full vocabulary of student and teacher; they ar
 candidates. Only the weights w are, as each strategy says.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from recipe.prune_opd.method.drift import is_member
 
-STRATEGIES = ("only_stu", "only_tch", "intersection", "union", "union_intersection", "sampled")
-SERVED = ("only_tch", "intersection", "sampled")
-"""Those that need of the teacher no more than its own top k and the sampled token."""
-WEIGHTINGS = ("student_p", "teacher_p", "none")
+Rule = TypeVar("Rule")
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A model's most likely tokens at each position."""
+
+    ids: Tensor
+    """(B, T, K) int, by descending logit."""
+    log_probs: Tensor
+    """(B, T, K) float, log-softmax over the full vocabulary at ``ids``."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What both models say of the sampled token."""
+
+    student: Tensor
+    """S, (B, T) float."""
+    teacher: Tensor
+    """T, (B, T) float."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What student and teacher say about responses. A strategy says which of the optional parts it needs."""
+
+    responses: Tensor
+    """(B, T) int, the sampled tokens."""
+    student: TopK
+    """K_S with S."""
+    teacher: TopK
+    """K_T with T."""
+    teacher_on_student: Tensor | None = None
+    """T on K_S, (B, T, K) float."""
+    student_on_teacher: Tensor | None = None
+    """S on K_T, (B, T, K) float: one more pass of the student."""
+    sampled: Sampled | None = None
 
 
 @dataclass(frozen=True)
@@ -46,128 +82,129 @@ class TopKReward:
     """S at ``ids``, (B, T, K') float32: the old log-probs of the update."""
 
 
-def needs_student_on_teacher(strategy: str) -> bool:
-    """Whether a strategy needs the student's log-probs on the teacher's ids: one more student pass."""
-    return strategy in ("only_tch", "union", "union_intersection")
+@dataclass(frozen=True)
+class Strategy:
+    """Which tokens are rewarded at each position."""
+
+    candidates: Callable[[Scores], Candidates]
+    needs: tuple[str, ...]
+    """Optional parts of ``Scores`` that ``candidates`` reads."""
+    served: bool
+    """The teacher's own top k and the sampled token tell all that is needed of the teacher."""
+    renormalise: bool = True
+    """Weights sum to 1 over the candidates of a position. False: they are the models' own probabilities."""
 
 
-def topk_reward(
-    student_ids: Tensor,
-    student_log_probs: Tensor,
-    teacher_on_student: Tensor | None,
-    *,
-    teacher_ids: Tensor | None = None,
-    teacher_log_probs: Tensor | None = None,
-    student_on_teacher: Tensor | None = None,
-    sampled_student: Tensor | None = None,
-    sampled_teacher: Tensor | None = None,
-    responses: Tensor | None = None,
-    strategy: str = "only_stu",
-    weighting: str = "student_p",
-) -> TopKReward:
+def topk_reward(scores: Scores, strategy: str = "only_stu", weighting: str = "student_p") -> TopKReward:
     """Reward of every candidate under one strategy.
 
-    Args:
-        student_ids: (B, T, K) int, K_S.
-        student_log_probs: (B, T, K) float, S on K_S.
-        teacher_on_student: (B, T, K) float, T on K_S; not read by ``only_tch`` and ``sampled``.
-        teacher_ids: (B, T, K) int, K_T; all strategies but ``only_stu`` and ``sampled``.
-        teacher_log_probs: (B, T, K) float, T on K_T; ``only_tch`` and the unions.
-        student_on_teacher: (B, T, K) float, S on K_T; ``only_tch`` and the unions.
-        sampled_student: (B, T) float, S of the sampled token; ``sampled``.
-        sampled_teacher: (B, T) float, T of the sampled token; ``sampled``.
-        responses: (B, T) int, the sampled tokens; ``sampled`` reports them as ids (-1 without them).
-        strategy: one of ``STRATEGIES``.
-        weighting: one of ``WEIGHTINGS``; ``sampled`` always weighs 1.
+    A candidate that one of the models gives probability 0 (log-prob -inf) is no candidate: its
+    reward would be infinite. NaN is not hidden, it comes out in the reward.
 
-    A candidate that one of the models gives probability 0 (log-prob -inf) is no candidate: its reward would be
-    infinite. NaN is not hidden, it comes out in the reward.
+    Args:
+        scores: of both models, with what the strategy ``needs``.
+        strategy: one of ``STRATEGIES``.
+        weighting: one of ``WEIGHTINGS``. With one candidate, as ``sampled`` has, each of them is 1.
 
     Raises:
-        ValueError: unknown strategy or weighting, or a tensor that the strategy needs is missing.
+        ValueError: unknown strategy or weighting, or a part of ``scores`` that the strategy needs is missing.
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"unknown weighting {weighting!r}, allowed: {', '.join(WEIGHTINGS)}")
-    if strategy not in STRATEGIES:
-        raise ValueError(f"unknown strategy {strategy!r}, allowed: {', '.join(STRATEGIES)}")
-    if strategy == "sampled":
-        candidates = _sampled(sampled_student, sampled_teacher, responses)
-        weights = torch.ones_like(candidates.student)
-    else:
-        candidates = _candidates(
-            strategy,
-            student_ids,
-            student_log_probs,
-            teacher_on_student,
-            teacher_ids,
-            teacher_log_probs,
-            student_on_teacher,
-        )
-        weights = _weights(candidates, weighting, renormalise=strategy != "union_intersection")
-    reward = torch.where(candidates.valid, -weights * (candidates.student - candidates.teacher), 0.0)
-    return TopKReward(reward, candidates.ids, candidates.valid, candidates.student)
-
-
-def _need(strategy: str, **tensors: Tensor | None) -> list[Tensor]:
-    missing = [name for name, tensor in tensors.items() if tensor is None]
+    rule, log_weight = _known("strategy", strategy, STRATEGIES), _known("weighting", weighting, WEIGHTINGS)
+    missing = [name for name in rule.needs if getattr(scores, name) is None]
     if missing:
         raise ValueError(f"strategy {strategy!r} needs {', '.join(missing)}")
-    return [tensor for tensor in tensors.values() if tensor is not None]
+    found = rule.candidates(scores)
+    weights = _weights(found, log_weight(found), rule.renormalise)
+    reward = torch.where(found.valid, -weights * (found.student - found.teacher), 0.0)
+    return TopKReward(reward, found.ids, found.valid, found.student)
 
 
-def _possible(ids: Tensor, student: Tensor, teacher: Tensor, valid: Tensor) -> Candidates:
-    student, teacher = student.float(), teacher.float()
-    return Candidates(ids, student, teacher, valid & ~student.isneginf() & ~teacher.isneginf())
+def needs_student_on_teacher(strategy: str) -> bool:
+    """Whether a strategy needs the student's log-probs on the teacher's ids: one more student pass."""
+    return "student_on_teacher" in STRATEGIES[strategy].needs
 
 
-def _sampled(sampled_student: Tensor | None, sampled_teacher: Tensor | None, responses: Tensor | None) -> Candidates:
-    both = _need("sampled", sampled_student=sampled_student, sampled_teacher=sampled_teacher)
-    student, teacher = (log_probs.unsqueeze(-1) for log_probs in both)
-    ids = torch.full_like(student, -1, dtype=torch.long) if responses is None else responses.unsqueeze(-1)
-    return _possible(ids, student, teacher, torch.ones_like(ids, dtype=torch.bool))
-
-
-def _candidates(
-    strategy: str,
-    student_ids: Tensor,
-    student_log_probs: Tensor,
-    teacher_on_student: Tensor | None,
-    teacher_ids: Tensor | None,
-    teacher_log_probs: Tensor | None,
-    student_on_teacher: Tensor | None,
-) -> Candidates:
-    if strategy == "only_stu":
-        (on_student,) = _need(strategy, teacher_on_student=teacher_on_student)
-        return _possible(student_ids, student_log_probs, on_student, torch.ones_like(student_ids, dtype=torch.bool))
-    if strategy == "intersection":
-        on_student, theirs = _need(strategy, teacher_on_student=teacher_on_student, teacher_ids=teacher_ids)
-        return _possible(student_ids, student_log_probs, on_student, is_member(student_ids, theirs))
-    theirs, their_log_probs, on_teacher = _need(
-        strategy, teacher_ids=teacher_ids, teacher_log_probs=teacher_log_probs, student_on_teacher=student_on_teacher
-    )
-    if strategy == "only_tch":
-        return _possible(theirs, on_teacher, their_log_probs, torch.ones_like(theirs, dtype=torch.bool))
-    (on_student,) = _need(strategy, teacher_on_student=teacher_on_student)
-    of_student = torch.ones_like(student_ids, dtype=torch.bool)
-    if strategy == "union_intersection":
-        of_student = ~is_member(student_ids, theirs)
-    return _possible(
-        torch.cat([student_ids, theirs], -1),
-        torch.cat([student_log_probs, on_teacher], -1),
-        torch.cat([on_student, their_log_probs], -1),
-        torch.cat([of_student, ~is_member(theirs, student_ids)], -1),
-    )
-
-
-def _weights(candidates: Candidates, weighting: str, renormalise: bool) -> Tensor:
+def _weights(candidates: Candidates, log_weight: Tensor, renormalise: bool) -> Tensor:
     """w, (B, T, K'): 0 on columns that are not valid; sums to 1 over the valid ones where ``renormalise``."""
-    log_weight = {
-        "student_p": candidates.student,
-        "teacher_p": candidates.teacher,
-        "none": torch.zeros_like(candidates.student),
-    }[weighting]
     log_weight = log_weight.masked_fill(~candidates.valid, -torch.inf)
-    if not renormalise:
-        return log_weight.exp()
     # A position without any candidate is 0/0 here; its columns are not valid, so its reward is 0 all the same.
-    return torch.softmax(log_weight, -1)
+    return torch.softmax(log_weight, -1) if renormalise else log_weight.exp()
+
+
+# ------------------------------------------------------------------------------------------------ strategies
+
+
+def _possible(ids: Tensor, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Candidates:
+    student, teacher = student.float(), teacher.float()
+    finite = ~student.isneginf() & ~teacher.isneginf()
+    return Candidates(ids, student, teacher, finite if valid is None else valid & finite)
+
+
+def _only_stu(scores: Scores) -> Candidates:
+    assert scores.teacher_on_student is not None
+    return _possible(scores.student.ids, scores.student.log_probs, scores.teacher_on_student)
+
+
+def _only_tch(scores: Scores) -> Candidates:
+    assert scores.student_on_teacher is not None
+    return _possible(scores.teacher.ids, scores.student_on_teacher, scores.teacher.log_probs)
+
+
+def _intersection(scores: Scores) -> Candidates:
+    assert scores.teacher_on_student is not None
+    shared = is_member(scores.student.ids, scores.teacher.ids)
+    return _possible(scores.student.ids, scores.student.log_probs, scores.teacher_on_student, shared)
+
+
+def _union(scores: Scores) -> Candidates:
+    """K_S, then what only K_T has."""
+    return _both(scores, torch.ones_like(scores.student.ids, dtype=torch.bool))
+
+
+def _union_intersection(scores: Scores) -> Candidates:
+    """What only one of K_S and K_T has."""
+    return _both(scores, ~is_member(scores.student.ids, scores.teacher.ids))
+
+
+def _both(scores: Scores, of_student: Tensor) -> Candidates:
+    student, teacher = scores.student, scores.teacher
+    assert scores.teacher_on_student is not None
+    assert scores.student_on_teacher is not None
+    return _possible(
+        torch.cat([student.ids, teacher.ids], -1),
+        torch.cat([student.log_probs, scores.student_on_teacher], -1),
+        torch.cat([scores.teacher_on_student, teacher.log_probs], -1),
+        torch.cat([of_student, ~is_member(teacher.ids, student.ids)], -1),
+    )
+
+
+def _sampled(scores: Scores) -> Candidates:
+    assert scores.sampled is not None
+    columns = (scores.responses, scores.sampled.student, scores.sampled.teacher)
+    return _possible(*(column.unsqueeze(-1) for column in columns))
+
+
+_TWICE = ("teacher_on_student", "student_on_teacher")
+STRATEGIES = {
+    "only_stu": Strategy(_only_stu, ("teacher_on_student",), served=False),
+    "only_tch": Strategy(_only_tch, ("student_on_teacher",), served=True),
+    "intersection": Strategy(_intersection, ("teacher_on_student",), served=True),
+    "union": Strategy(_union, _TWICE, served=False),
+    "union_intersection": Strategy(_union_intersection, _TWICE, served=False, renormalise=False),
+    "sampled": Strategy(_sampled, ("sampled",), served=True),
+}
+SERVED = tuple(name for name, strategy in STRATEGIES.items() if strategy.served)
+"""Those that a teacher on servers can tell all about."""
+
+WEIGHTINGS: dict[str, Callable[[Candidates], Tensor]] = {
+    "student_p": lambda candidates: candidates.student,
+    "teacher_p": lambda candidates: candidates.teacher,
+    "none": lambda candidates: torch.zeros_like(candidates.student),
+}
+"""Name -> logarithm of the weights before they are renormalised, (B, T, K')."""
+
+
+def _known(kind: str, name: str, names: dict[str, Rule]) -> Rule:
+    if name not in names:
+        raise ValueError(f"unknown {kind} {name!r}, allowed: {', '.join(names)}")
+    return names[name]

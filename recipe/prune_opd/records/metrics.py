@@ -5,13 +5,14 @@ nothing of shape (B, T) has to reach the driver.
 """
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from recipe.prune_opd.method.drift import Reliability
-from recipe.prune_opd.method.reward import TopKReward
+from recipe.prune_opd.method.pruning import Pruned
+from recipe.prune_opd.method.reward import Scores
 from recipe.prune_opd.records.positions import by_position
 from recipe.prune_opd.records.reports import GateReport
 
@@ -43,55 +44,47 @@ PER_RESPONSE = ("effective_length", "ended", "missing", *GATE)
 COLUMNS = (*SUMS, *PER_RESPONSE, *(f"{name}/{i}" for name in BY_POSITION for i in range(BUCKETS)))
 
 
-def response_sums(
-    mask: Tensor,
-    overlap: Tensor,
-    events: Tensor,
-    reliability: Reliability,
-    reward: TopKReward,
-    pruned: Tensor,
-    student_log_probs: Tensor,
-    teacher_log_probs: Tensor,
-    ended: Tensor,
-    missing: Tensor,
-    gate: Tensor,
-    max_length: int,
-) -> Tensor:
+@dataclass(frozen=True)
+class Facts:
+    """What is known of each response beside its scores."""
+
+    ended: Tensor
+    """(B,) bool, the response ended by itself."""
+    missing: Tensor
+    """(B,) int, generated tokens that do not count because the teacher gave no score for them."""
+    gate: Tensor
+    """(B, len(GATE)), columns as in ``GATE``."""
+
+
+def response_sums(pruned: Pruned, scores: Scores, facts: Facts, max_length: int) -> Tensor:
     """One row of sums per response, columns as in ``COLUMNS``.
 
     Args:
-        mask: (B, T) bool or 0/1.
-        overlap: (B, T) float.
-        events: (B, T) bool.
-        reliability: of these events.
-        reward: before weighting.
-        pruned: (B, T, K') float, after weighting.
-        student_log_probs: (B, T, K) float, at the student's own candidates.
-        teacher_log_probs: (B, T, K) float, at the teacher's own candidates.
-        ended: (B,) bool, the response ended by itself.
-        missing: (B,) int, generated tokens that are not in ``mask`` because the teacher gave no score for them.
-        gate: (B, len(GATE)), columns as in ``GATE``.
+        pruned: the batch.
+        scores: it was made of.
+        facts: of the same responses.
         max_length: the largest limit, in tokens.
 
     Returns:
         (B, C) float32.
     """
+    weights = pruned.reliability
     per_token = {
-        "tokens": torch.ones_like(overlap),
-        "overlap": overlap,
-        "events": events,
-        "weight": reliability.weight,
-        "loss_weight": reliability.loss_weight,
-        "zero_weight": reliability.weight == 0,
-        "reward": reward.reward.sum(-1),
-        "pruned_reward": pruned.sum(-1),
-        "student_mass": student_log_probs.exp().sum(-1),
-        "teacher_mass": teacher_log_probs.exp().sum(-1),
+        "tokens": torch.ones_like(pruned.overlap),
+        "overlap": pruned.overlap,
+        "events": pruned.events,
+        "weight": weights.weight,
+        "loss_weight": weights.loss_weight,
+        "zero_weight": weights.weight == 0,
+        "reward": pruned.reward.reward.sum(-1),
+        "pruned_reward": pruned.advantages.sum(-1),
+        "student_mass": scores.student.log_probs.exp().sum(-1),
+        "teacher_mass": scores.teacher.log_probs.exp().sum(-1),
     }
-    generated = mask.bool()
-    per_token = {name: torch.where(generated, value.float(), 0.0) for name, value in per_token.items()}
+    mask = pruned.mask
+    per_token = {name: torch.where(mask, value.float(), 0.0) for name, value in per_token.items()}
     columns = [per_token[name].sum(-1) for name in SUMS]
-    columns += [reliability.effective_length, ended, missing, *gate.unbind(-1)]
+    columns += [weights.effective_length, facts.ended, facts.missing, *facts.gate.unbind(-1)]
     positions = torch.arange(mask.shape[-1]) // bucket_width(max_length)
     for name in BY_POSITION:
         buckets = torch.zeros(mask.shape[0], BUCKETS).index_add(-1, positions.clamp(max=BUCKETS - 1), per_token[name])

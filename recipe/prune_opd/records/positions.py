@@ -7,7 +7,8 @@ F * N numbers, so that nothing of shape (B, T) has to reach the driver.
 import torch
 from torch import Tensor
 
-from recipe.prune_opd.method.drift import Reliability
+from recipe.prune_opd.method.pruning import Pruned
+from recipe.prune_opd.method.reward import Scores
 
 FINEST, DOUBLINGS = 4, 7
 """Buckets between one doubling of the position and the next, and doublings there are."""
@@ -46,43 +47,29 @@ def bucket_edges(longest: int) -> list[int]:
     return [edge for edge in edges if edge < longest] + [longest]
 
 
-def position_sums(
-    mask: Tensor,
-    overlap: Tensor,
-    events: Tensor,
-    reliability: Reliability,
-    reward: Tensor,
-    student_log_probs: Tensor,
-    teacher_log_probs: Tensor,
-    edges: list[int],
-) -> Tensor:
+def position_sums(pruned: Pruned, scores: Scores, edges: list[int]) -> Tensor:
     """One row of sums per response: all buckets of the first of ``BY_POSITION``, then of the next.
 
     Args:
-        mask: (B, T) bool or 0/1: tokens that count. A padding row counts like any other; it is the caller who knows it.
-        overlap: (B, T) float.
-        events: (B, T) bool.
-        reliability: of these events, with the weight that the loss applies.
-        reward: (B, T, K') float, before weighting.
-        student_log_probs: (B, T, K) float, at the student's own candidates.
-        teacher_log_probs: (B, T, K) float, at the teacher's own candidates.
+        pruned: the batch. A padding row counts like any other; it is the caller who knows it.
+        scores: it was made of.
         edges: of ``bucket_edges``; the last bucket also takes what lies beyond.
 
     Returns:
         (B, F * N) float32.
     """
     values = {
-        "tokens": torch.ones_like(overlap),
-        "overlap": overlap,
-        "events": events,
-        "weight": reliability.weight,
-        "trained": reliability.loss_weight > 0,
-        "reward": reward.sum(-1),
-        "student_entropy": torch.special.entr(student_log_probs.exp()).sum(-1),
-        "teacher_entropy": torch.special.entr(teacher_log_probs.exp()).sum(-1),
+        "tokens": torch.ones_like(pruned.overlap),
+        "overlap": pruned.overlap,
+        "events": pruned.events,
+        "weight": pruned.reliability.weight,
+        "trained": pruned.reliability.loss_weight > 0,
+        "reward": pruned.reward.reward.sum(-1),
+        "student_entropy": torch.special.entr(scores.student.log_probs.exp()).sum(-1),
+        "teacher_entropy": torch.special.entr(scores.teacher.log_probs.exp()).sum(-1),
     }
-    counted = mask.bool()
-    rows = torch.stack([torch.where(counted, values[name].float(), 0.0) for name in BY_POSITION], 1)
+    mask = pruned.mask
+    rows = torch.stack([torch.where(mask, values[name].float(), 0.0) for name in BY_POSITION], 1)
     inner = torch.tensor(edges[1:-1], dtype=torch.long)
     buckets = torch.bucketize(torch.arange(mask.shape[1]), inner, right=True)
     return torch.zeros(*rows.shape[:2], len(edges) - 1).index_add(-1, buckets, rows).flatten(1)

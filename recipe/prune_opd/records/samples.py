@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from recipe.prune_opd.method.pruning import Drift
+from recipe.prune_opd.method.reward import Scores
 
 
 def chosen(effective_lengths: list[float], count: int) -> list[int]:
@@ -30,43 +32,29 @@ def rounded(value: float, digits: int) -> float | None:
     return round(value, digits) if math.isfinite(value) else None
 
 
-def token_data(
-    responses: Tensor,
-    mask: Tensor,
-    overlap: Tensor,
-    events: Tensor,
-    weight: Tensor,
-    student: tuple[Tensor, Tensor],
-    teacher: tuple[Tensor, Tensor],
-    topk: int,
-    decode: Callable[[int], str],
-) -> dict[str, Any]:
+def token_data(scores: Scores, drift: Drift, topk: int, decode: Callable[[int], str]) -> dict[str, Any]:
     """One response for the records; ``docs/records.md`` says what each value means.
 
     Args:
-        responses: (T,) int, token ids.
-        mask: (T,) bool; where it is false the teacher gave no score, and there is no overlap.
-        overlap: (T,) float.
-        events: (T,) bool.
-        weight: (T,) float, R; a count of events, so always finite.
-        student: ids and log-probs of its candidates, each (T, K), the most likely first.
-        teacher: the same of the teacher.
+        scores: of the response, B = 1, candidates by descending probability.
+        drift: of the same. Where a token does not count the teacher gave no score, and there is no overlap.
         topk: candidates to keep.
         decode: the text of a token.
     """
+    mask, overlap, events = (values[0] for values in (drift.mask, drift.overlap, drift.events))
     found: dict[str, Any] = {
-        "tokens": responses.tolist(),
+        "tokens": scores.responses[0].tolist(),
         "overlap": [
             rounded(o, 4) if counts else None for o, counts in zip(overlap.tolist(), mask.tolist(), strict=True)
         ],
         "events": torch.where(events)[0].tolist(),
-        "weight": [round(w, 6) for w in weight.tolist()],
+        "weight": [round(w, 6) for w in drift.reliability.weight[0].tolist()],
     }
     ids = set(found["tokens"])
-    for name, (candidates, log_probs) in (("student", student), ("teacher", teacher)):
-        found[f"{name}_ids"] = candidates[:, :topk].tolist()
+    for name, own in (("student", scores.student), ("teacher", scores.teacher)):
+        found[f"{name}_ids"] = own.ids[0, :, :topk].tolist()
         # Not every server reports all candidates: -inf stands for one that is missing, and JSON has no number for it.
-        kept = log_probs[:, :topk].clamp(min=-99.0)
+        kept = own.log_probs[0, :, :topk].clamp(min=-99.0)
         found[f"{name}_log_probs"] = [[rounded(value, 3) for value in row] for row in kept.tolist()]
         ids.update(value for row in found[f"{name}_ids"] for value in row)
     return found | {"pieces": {str(value): decode(value) for value in sorted(ids) if value >= 0}}

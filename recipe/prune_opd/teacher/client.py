@@ -56,7 +56,7 @@ class TeachingClient(FollowingClient):
             output: of the agent loop.
             known: rows from the start of the response that a gate has asked for already.
         """
-        sampled, tokens = self.prune_opd.strategy == "sampled", len(output.response_ids)
+        sampled, tokens = "sampled" in self.prune_opd.needs, len(output.response_ids)
         if known is not None and len(known) >= tokens and not sampled:
             rows, own, report = known[:tokens], None, _while_growing(output.extra_fields[REPORT])
         else:

@@ -4,11 +4,11 @@ A worker writes blocks of (response, K) values as jagged fields, and the next wo
 """
 
 from recipe.prune_opd.config import PruneOPDConfig
-from recipe.prune_opd.method.reward import needs_student_on_teacher
 from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
 
 STUDENT_IDS, STUDENT_LOG_PROBS = "student_topk_ids", "student_topk_log_probs"
 TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_topk_ids", "teacher_topk_log_probs"
+TOP_K_FIELDS = (STUDENT_IDS, STUDENT_LOG_PROBS, TEACHER_IDS, TEACHER_LOG_PROBS)
 TEACHER_ON_STUDENT, STUDENT_ON_TEACHER = "teacher_on_student_ids", "student_on_teacher_ids"
 TEACHER_SAMPLED = "teacher_sampled_log_probs"
 CANDIDATES, OLD_LOG_PROBS, ADVANTAGES = "candidate_ids", "candidate_old_log_probs", "candidate_advantages"
@@ -22,28 +22,29 @@ MODEL_FIELDS = ("input_ids", "position_ids", "loss_mask", "responses", "multi_mo
 
 def teacher_fields(config: PruneOPDConfig) -> tuple[str, ...]:
     """Fields the teacher's pass reads."""
-    return MODEL_FIELDS if config.strategy in ("only_tch", "sampled") else (*MODEL_FIELDS, STUDENT_IDS)
+    return (*MODEL_FIELDS, STUDENT_IDS) if "teacher_on_student" in config.needs else MODEL_FIELDS
 
 
 def served_fields(config: PruneOPDConfig) -> tuple[str, ...]:
     """Fields ``read_served_scores`` reads."""
     fields = ("responses", SERVED_IDS, SERVED_LOG_PROBS)
-    return (*fields, STUDENT_IDS) if config.strategy == "intersection" else fields
+    return (*fields, STUDENT_IDS) if "teacher_on_student" in config.needs else fields
 
 
 def advantage_fields(config: PruneOPDConfig) -> tuple[str, ...]:
     """Fields ``compute_pruned_advantage`` reads."""
-    fields = ["responses", "response_mask", STUDENT_IDS, STUDENT_LOG_PROBS, TEACHER_IDS, TEACHER_LOG_PROBS]
+    fields = ["responses", "response_mask", *TOP_K_FIELDS]
     if config.dump_dir:
         fields.append("prompts")
     if config.gate.enable:
         fields.append(EXTRA)
-    if config.strategy == "sampled":
-        return (*fields, "old_log_probs", TEACHER_SAMPLED)
-    if config.strategy != "only_tch":
-        fields.append(TEACHER_ON_STUDENT)
-    if needs_student_on_teacher(config.strategy):
-        fields.append(STUDENT_ON_TEACHER)
+    needed = {
+        "teacher_on_student": (TEACHER_ON_STUDENT,),
+        "student_on_teacher": (STUDENT_ON_TEACHER,),
+        "sampled": ("old_log_probs", TEACHER_SAMPLED),
+    }
+    for part in config.needs:
+        fields += needed[part]
     return tuple(fields)
 
 

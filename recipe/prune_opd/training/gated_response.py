@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from verl.workers.rollout.replica import TokenOutput
 
-from recipe.prune_opd.config import DriftConfig
-from recipe.prune_opd.method.drift import nucleus_events, overlap_events, overlap_ratio
+from recipe.prune_opd.method.drift import DriftMetric
+from recipe.prune_opd.method.reward import Scores, TopK
 from recipe.prune_opd.records.reports import REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
 from verl_ext.rollout.client import FollowedResponse, GrowingSequence
@@ -67,6 +67,7 @@ class GatedResponse:
         self.client, self.sequence, self.request_id = client, sequence, request_id
         self.config = client.prune_opd
         self.gate = self.config.gate.build(self.config.drift.w_drop)
+        self.metric = self.config.drift.build()
         self.prompt_ids, self.sampling_params = prompt_ids, sampling_params
         self.priority = {"priority": kwargs["priority"]} if kwargs.get("priority") else {}
         self.tokens: list[int] = []
@@ -153,7 +154,7 @@ class GatedResponse:
             tokens += chunk.token_ids
             student.append(chunk.rows)
         self.teacher_rows.append(rows)
-        self.events.append(find_events(self.config.drift, TopKRows.join(*student), rows, tokens))
+        self.events.append(find_events(self.metric, TopKRows.join(*student), rows, tokens))
         return self.events[-1]
 
     async def _ask(self) -> TopKRows | None:
@@ -188,11 +189,11 @@ class GatedResponse:
         )
 
 
-def find_events(drift: DriftConfig, student: TopKRows, teacher: TopKRows, tokens: list[int]) -> NDArray[np.bool_]:
+def find_events(metric: DriftMetric, student: TopKRows, teacher: TopKRows, tokens: list[int]) -> NDArray[np.bool_]:
     """The drift events of some tokens, by the same formulas that weigh them in training.
 
     Args:
-        drift: which metric, which bound.
+        metric: of drift, with its bound.
         student: (N, K) of the rollout engine.
         teacher: (N, K).
         tokens: N sampled tokens.
@@ -201,9 +202,6 @@ def find_events(drift: DriftConfig, student: TopKRows, teacher: TopKRows, tokens
         (N,) bool.
     """
     # Copies: what Ray delivers is read-only, which torch warns of.
-    teacher_ids, mask = torch.tensor(teacher.ids), torch.ones(len(tokens), dtype=torch.bool)
-    if drift.metric == "overlap_ratio":
-        overlap = overlap_ratio(torch.tensor(student.ids), teacher_ids)
-        return overlap_events(overlap, mask, drift.threshold).numpy()
-    log_probs = torch.tensor(teacher.log_probs)
-    return nucleus_events(torch.tensor(tokens), teacher_ids, log_probs, mask, drift.top_p).numpy()
+    ours, theirs = (TopK(torch.tensor(rows.ids), torch.tensor(rows.log_probs)) for rows in (student, teacher))
+    scores = Scores(torch.tensor(tokens), ours, theirs)
+    return metric.events(scores, torch.ones(len(tokens), dtype=torch.bool)).numpy()

@@ -27,6 +27,7 @@ from recipe.prune_opd.checks.files import local_path
 from recipe.prune_opd.checks.inputs import check_inputs
 from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.method.budget import load_state
+from recipe.prune_opd.method.pruning import find_drift
 from recipe.prune_opd.method.reward import needs_student_on_teacher
 from recipe.prune_opd.records.files import Records
 from recipe.prune_opd.records.metrics import COLUMNS, step_record, summarise, summarise_gate, summarise_scores
@@ -40,17 +41,15 @@ from recipe.prune_opd.training.fields import (
     EXTRA,
     MODEL_FIELDS,
     POSITIONS,
-    STUDENT_IDS,
-    STUDENT_LOG_PROBS,
     SUMS,
     TEACHER_IDS,
-    TEACHER_LOG_PROBS,
+    TOP_K_FIELDS,
     UPDATE_FIELDS,
     advantage_fields,
     served_fields,
     teacher_fields,
 )
-from recipe.prune_opd.training.worker import PruneOPDWorker, drift_of, reports
+from recipe.prune_opd.training.worker import PruneOPDWorker, counted_tokens, reports, scores_of
 from verl_ext import compat
 from verl_ext.rollout.client import ScoringClient
 from verl_ext.rollout.scoring import ScoreReport
@@ -224,23 +223,19 @@ class PruneOPDTrainer(PPOTrainerSync):
         rows = {name: sums[:, COLUMNS.index(name)].tolist() for name in ("effective_length", "stopped", "ended")}
         indices = chosen(rows["effective_length"], self.prune_opd.records.samples)
         keys = list(compress(batch.keys, real))
-        scores = (STUDENT_IDS, STUDENT_LOG_PROBS, TEACHER_IDS, TEACHER_LOG_PROBS)
         fields = tq.kv_batch_get(
             keys=[keys[i] for i in indices],
             partition_id=batch.partition_id,
-            select_fields=["prompts", "responses", "response_mask", *scores],
+            select_fields=["prompts", "responses", "response_mask", *TOP_K_FIELDS],
         )
         unbound = {name: values.unbind() for name, values in fields.items()}
         found = []
         for row, index in enumerate(indices):
             data = {name: values[row].unsqueeze(0) for name, values in unbound.items()}
-            mask, overlap, events, weights = drift_of(data, self.prune_opd.drift)
+            scores = scores_of(data)
+            drift = find_drift(scores, counted_tokens(data), self.prune_opd.rules)
             tokens = token_data(
-                *(data["responses"][0], mask[0], overlap[0], events[0], weights.weight[0]),
-                student=(data[STUDENT_IDS][0], data[STUDENT_LOG_PROBS][0]),
-                teacher=(data[TEACHER_IDS][0], data[TEACHER_LOG_PROBS][0]),
-                topk=self.prune_opd.records.topk,
-                decode=lambda token: self.tokenizer.decode([token]),
+                scores, drift, self.prune_opd.records.topk, decode=lambda token: self.tokenizer.decode([token])
             )
             facts = {name: int(values[index]) for name, values in rows.items()}
             prompt = self.tokenizer.decode(data["prompts"][0], skip_special_tokens=True)

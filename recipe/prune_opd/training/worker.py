@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
-from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import AggregationType, Metric
@@ -24,15 +23,14 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from recipe.prune_opd.checks.files import local_path
 from recipe.prune_opd.checks.models import end_tokens
-from recipe.prune_opd.config import DriftConfig, load_config
-from recipe.prune_opd.method.drift import Reliability, nucleus_events, overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.config import load_config
 from recipe.prune_opd.method.loss import topk_policy_loss
-from recipe.prune_opd.method.reward import topk_reward
-from recipe.prune_opd.records.metrics import gate_columns, response_sums
+from recipe.prune_opd.method.pruning import Pruned, prune
+from recipe.prune_opd.method.reward import Sampled, Scores, TopK
+from recipe.prune_opd.records.metrics import Facts, gate_columns, response_sums
 from recipe.prune_opd.records.positions import bucket_edges, position_sums
 from recipe.prune_opd.records.reports import REPORT, GateReport
 from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS, is_missing, log_probs_of, served_rows
-from recipe.prune_opd.training import advantage
 from recipe.prune_opd.training.fields import (
     ADVANTAGES,
     CANDIDATES,
@@ -121,7 +119,7 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         """One teacher pass: its own top-k, and its log-probs on the student's ids or on the sampled tokens."""
         at = STUDENT_IDS if STUDENT_IDS in data else None
         request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size, at=at)
-        request_pass(data, request, sampled=self.prune_opd.strategy == "sampled")
+        request_pass(data, request, sampled="sampled" in self.prune_opd.needs)
         tu.assign_non_tensor_data(data, "temperature", self.prune_opd.teacher.temperature)
         blocks = {"top_ids": TEACHER_IDS, "top_log_probs": TEACHER_LOG_PROBS, "log_probs_at": TEACHER_ON_STUDENT}
         output = _fields(self.ref.infer_batch(data), data, blocks, "log_probs")
@@ -156,10 +154,10 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         ids, log_probs = (served_rows(data[name], data["responses"]) for name in (SERVED_IDS, SERVED_LOG_PROBS))
         offsets = data["responses"].offsets()
         fields = {}
-        if self.prune_opd.strategy == "sampled":
+        if "sampled" in self.prune_opd.needs:
             fields[TEACHER_SAMPLED] = log_probs.values()[:, 0]
             ids, log_probs = (_jagged_values(block.values()[:, 1:], offsets) for block in (ids, log_probs))
-        if self.prune_opd.strategy == "intersection":
+        if "teacher_on_student" in self.prune_opd.needs:
             fields[TEACHER_ON_STUDENT] = log_probs_of(data[STUDENT_IDS].values(), ids.values(), log_probs.values())
         jagged = {name: _jagged_values(values, offsets) for name, values in fields.items()}
         return TensorDict({TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs, **jagged}, batch_size=len(data))
@@ -181,53 +179,42 @@ class PruneOPDWorker(ActorRolloutRefWorker):
             if name in advantage_fields(config) and name != EXTRA
         }
         _refuse_nan(padded)
-        responses = padded["responses"]
-        mask, overlap, events, weights = drift_of(padded, config.drift)
-        reward = topk_reward(
-            padded[STUDENT_IDS],
-            padded[STUDENT_LOG_PROBS],
-            padded.get(TEACHER_ON_STUDENT),
-            teacher_ids=padded[TEACHER_IDS],
-            teacher_log_probs=padded[TEACHER_LOG_PROBS],
-            student_on_teacher=padded.get(STUDENT_ON_TEACHER),
-            sampled_student=padded.get("old_log_probs"),
-            sampled_teacher=padded.get(TEACHER_SAMPLED),
-            responses=responses,
-            strategy=config.strategy,
-            weighting=config.weighting,
-        )
-        pruned = reward.reward * weights.loss_weight.unsqueeze(-1)
-        advantages, _ = get_adv_estimator_fn(advantage.NAME)(token_level_rewards=pruned, response_mask=mask)
+        scores = scores_of(padded)
+        pruned = prune(scores, counted_tokens(padded), config.rules)
         lengths = data["responses"].offsets().diff()
-        last = responses.gather(1, (lengths - 1).unsqueeze(1))
-        sums = response_sums(
-            mask,
-            overlap,
-            events,
-            weights,
-            reward,
-            advantages,
-            padded[STUDENT_LOG_PROBS],
-            padded[TEACHER_LOG_PROBS],
-            torch.isin(last, torch.tensor(sorted(self.ends))).squeeze(1),
-            (padded["response_mask"].bool() & ~mask).sum(-1),
-            gate_columns(reports(data, REPORT, GateReport), events),
-            self.max_length,
+        facts = Facts(
+            ended=self._ended(scores.responses, lengths),
+            missing=(padded["response_mask"].bool() & ~pruned.mask).sum(-1),
+            gate=gate_columns(reports(data, REPORT, GateReport), pruned.events),
         )
-        results = {CANDIDATES: reward.ids.int(), OLD_LOG_PROBS: reward.student_log_probs, ADVANTAGES: advantages}
-        counted = mask & (weights.weight > 0) if config.loss_normaliser == "reliable" else mask
-        results[COUNTED] = counted.long()
-        # verl's own metrics read (response,) advantages: their sum over candidates.
-        results |= {"advantages": advantages.sum(-1), "returns": advantages.sum(-1)}
+        sums = response_sums(pruned, scores, facts, self.max_length)
+        advantages = pruned.advantages
+        results = {
+            CANDIDATES: pruned.reward.ids.int(),
+            OLD_LOG_PROBS: pruned.reward.student_log_probs,
+            ADVANTAGES: advantages,
+            COUNTED: self._counted(pruned).long(),
+            # verl's own metrics read (response,) advantages: their sum over candidates.
+            "advantages": advantages.sum(-1),
+            "returns": advantages.sum(-1),
+        }
         if config.dump_dir:
             self._dump(data, padded | results | {SUMS: sums, "lengths": lengths})
         offsets = data["responses"].offsets()
         fields = {name: _jagged(value, offsets) for name, value in results.items()}
         if config.records.dir:
-            scores = padded[STUDENT_LOG_PROBS], padded[TEACHER_LOG_PROBS]
-            edges = bucket_edges(self.max_length)
-            fields[POSITIONS] = position_sums(mask, overlap, events, weights, reward.reward, *scores, edges)
+            fields[POSITIONS] = position_sums(pruned, scores, bucket_edges(self.max_length))
         return TensorDict({**fields, SUMS: sums}, batch_size=len(data))
+
+    def _ended(self, responses: Tensor, lengths: Tensor) -> Tensor:
+        """(B,) bool, whether the last token is one that ends a response."""
+        last = responses.gather(1, (lengths - 1).unsqueeze(1))
+        return torch.isin(last, torch.tensor(sorted(self.ends))).squeeze(1)
+
+    def _counted(self, pruned: Pruned) -> Tensor:
+        """(B, T) bool, the tokens that the loss is divided by."""
+        reliable = pruned.reliability.weight > 0
+        return pruned.mask & reliable if self.prune_opd.loss_normaliser == "reliable" else pruned.mask
 
     def _policy_loss(self, log_probs: Tensor, data: TensorDict) -> tuple[Tensor, dict[str, Any]]:
         """``topk_policy_loss`` on one micro-batch, its responses packed into one row: (1, R, K)."""
@@ -253,25 +240,24 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         torch.save(dict(tensors), folder / f"step_{data['global_steps']}_rank_{self.rank}.pt")
 
 
-def drift_of(data: Mapping[str, Tensor], drift: DriftConfig) -> tuple[Tensor, Tensor, Tensor, Reliability]:
-    """Tokens that count, their overlap and events, each (B, T), and what those events leave of the weight.
+def scores_of(fields: Mapping[str, Tensor]) -> Scores:
+    """Padded (B, T) and (B, T, K) fields of responses as the method takes them."""
+    sampled = None
+    if TEACHER_SAMPLED in fields:
+        sampled = Sampled(fields["old_log_probs"], fields[TEACHER_SAMPLED])
+    return Scores(
+        fields["responses"],
+        TopK(fields[STUDENT_IDS], fields[STUDENT_LOG_PROBS]),
+        TopK(fields[TEACHER_IDS], fields[TEACHER_LOG_PROBS]),
+        fields.get(TEACHER_ON_STUDENT),
+        fields.get(STUDENT_ON_TEACHER),
+        sampled,
+    )
 
-    Args:
-        data: padded (B, T) and (B, T, K) fields of responses.
-        drift: what counts as drift, and what it costs.
-    """
-    # A token without the teacher's score takes no part in anything, as if it were padding.
-    mask = data["response_mask"].bool() & ~is_missing(data[TEACHER_LOG_PROBS])
-    overlap = overlap_ratio(data[STUDENT_IDS], data[TEACHER_IDS])
-    if drift.metric == "overlap_ratio":
-        events = overlap_events(overlap, mask, drift.threshold)
-    else:
-        own = data[TEACHER_IDS], data[TEACHER_LOG_PROBS]
-        events = nucleus_events(data["responses"], *own, mask, drift.top_p)
-    weights = reliability(events, mask, drift.w_drop, drift.w_base)
-    if not drift.enable:  # plain OPD: drift is measured, but weighs nothing
-        weights = replace(weights, loss_weight=mask.float())
-    return mask, overlap, events, weights
+
+def counted_tokens(fields: Mapping[str, Tensor]) -> Tensor:
+    """(B, T) bool. A token without the teacher's score takes no part in anything, as if it were padding."""
+    return fields["response_mask"].bool() & ~is_missing(fields[TEACHER_LOG_PROBS])
 
 
 def reports(data: TensorDict, key: str, kind: type[R]) -> list[R | None]:

@@ -1,9 +1,20 @@
 import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
 
-from recipe.prune_opd.method.reward import STRATEGIES, WEIGHTINGS, needs_student_on_teacher, topk_reward
+from recipe.prune_opd.method.reward import (
+    STRATEGIES,
+    WEIGHTINGS,
+    Sampled,
+    Scores,
+    TopK,
+    needs_student_on_teacher,
+    topk_reward,
+)
 
 B, T, K, V = 3, 7, 4, 9
 OVER_TOPK = ("only_stu", "only_tch", "intersection", "union", "union_intersection")
@@ -25,22 +36,26 @@ def log_softmaxes(impossible: float = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return student.log_softmax(-1), teacher.log_softmax(-1)
 
 
-def inputs(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:
+def inputs(student: torch.Tensor, teacher: torch.Tensor) -> Scores:
     """All that any strategy takes, as the two passes give it."""
     student_ids, teacher_ids = student.topk(K).indices, teacher.topk(K).indices
     responses = torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(3))
     sampled = responses.unsqueeze(-1)
-    return {
-        "student_ids": student_ids,
-        "student_log_probs": student.gather(-1, student_ids),
-        "teacher_on_student": teacher.gather(-1, student_ids),
-        "teacher_ids": teacher_ids,
-        "teacher_log_probs": teacher.gather(-1, teacher_ids),
-        "student_on_teacher": student.gather(-1, teacher_ids),
-        "sampled_student": student.gather(-1, sampled).squeeze(-1),
-        "sampled_teacher": teacher.gather(-1, sampled).squeeze(-1),
-        "responses": responses,
-    }
+    return Scores(
+        responses,
+        TopK(student_ids, student.gather(-1, student_ids)),
+        TopK(teacher_ids, teacher.gather(-1, teacher_ids)),
+        teacher_on_student=teacher.gather(-1, student_ids),
+        student_on_teacher=student.gather(-1, teacher_ids),
+        sampled=Sampled(student.gather(-1, sampled).squeeze(-1), teacher.gather(-1, sampled).squeeze(-1)),
+    )
+
+
+def changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Scores with a change to every tensor of floats."""
+    if isinstance(value, torch.Tensor):
+        return change(value) if value.is_floating_point() else value
+    return type(value)(**{field.name: changed(getattr(value, field.name), change) for field in fields(value)})
 
 
 def slow_reward(student, teacher, strategy: str, weighting: str, sampled: int) -> dict[int, float]:
@@ -70,13 +85,13 @@ def slow_reward(student, teacher, strategy: str, weighting: str, sampled: int) -
 def test_agrees_with_a_slow_reference(strategy, weighting, impossible):
     student, teacher = log_softmaxes(impossible)
     given = inputs(student, teacher)
-    result = topk_reward(**given, strategy=strategy, weighting=weighting)
+    result = topk_reward(given, strategy=strategy, weighting=weighting)
     columns = {"sampled": 1, "union": 2 * K, "union_intersection": 2 * K}.get(strategy, K)
     assert result.reward.shape == result.ids.shape == result.valid.shape == (B, T, columns)
     assert result.reward.dtype == result.student_log_probs.dtype == torch.float32
     for b in range(B):
         for t in range(T):
-            expected = slow_reward(student[b, t], teacher[b, t], strategy, weighting, given["responses"][b, t].item())
+            expected = slow_reward(student[b, t], teacher[b, t], strategy, weighting, given.responses[b, t].item())
             valid = result.valid[b, t]
             got = dict(zip(result.ids[b, t][valid].tolist(), result.reward[b, t][valid].tolist(), strict=True))
             assert got == pytest.approx(expected, abs=1e-5)
@@ -87,22 +102,22 @@ def test_agrees_with_a_slow_reference(strategy, weighting, impossible):
 
 def test_the_reference_sees_every_kind_of_overlap():
     given = inputs(*log_softmaxes())
-    student, teacher = (given[name].flatten(0, 1).tolist() for name in ("student_ids", "teacher_ids"))
+    student, teacher = (own.ids.flatten(0, 1).tolist() for own in (given.student, given.teacher))
     shared = {len(set(s) & set(t)) for s, t in zip(student, teacher, strict=True)}
     assert {0, K} < shared
 
 
 def test_defaults_are_the_papers():
     given = inputs(*log_softmaxes())
-    only_needed = {name: given[name] for name in ("student_ids", "student_log_probs", "teacher_on_student")}
-    explicit = topk_reward(**given, strategy="only_stu", weighting="student_p")
-    assert torch.equal(topk_reward(**only_needed).reward, explicit.reward)
+    only_needed = replace(given, student_on_teacher=None, sampled=None)
+    explicit = topk_reward(given, strategy="only_stu", weighting="student_p")
+    assert torch.equal(topk_reward(only_needed).reward, explicit.reward)
 
 
 @pytest.mark.parametrize("strategy", OVER_TOPK)
 def test_one_model_twice_has_no_reward(strategy):
     student, _ = log_softmaxes()
-    result = topk_reward(**inputs(student, student), strategy=strategy)
+    result = topk_reward(inputs(student, student), strategy=strategy)
     assert result.reward.abs().max() == 0
     if strategy == "union_intersection":
         assert not result.valid.any()
@@ -110,7 +125,8 @@ def test_one_model_twice_has_no_reward(strategy):
 
 def test_sign_a_token_the_teacher_likes_more_is_rewarded():
     one = torch.zeros(1, 1, 1)
-    result = topk_reward(one.long(), one - 2, one - 1)
+    own = TopK(one.long(), one - 2)
+    result = topk_reward(Scores(one.long()[..., 0], own, own, teacher_on_student=one - 1))
     assert result.reward.item() == 1
 
 
@@ -120,8 +136,8 @@ def test_no_candidate_is_reward_zero(strategy, weighting):
     student, teacher = log_softmaxes()
     given = inputs(student, student if strategy == "union_intersection" else teacher)
     if strategy == "intersection":
-        given["teacher_ids"] = given["student_ids"] + V
-    result = topk_reward(**given, strategy=strategy, weighting=weighting)
+        given = replace(given, teacher=TopK(given.student.ids + V, given.teacher.log_probs))
+    result = topk_reward(given, strategy=strategy, weighting=weighting)
     assert result.reward.shape[:2] == (B, T)
     assert result.reward.eq(0).all()
     assert not result.valid.any()
@@ -132,10 +148,10 @@ def test_no_candidate_is_reward_zero(strategy, weighting):
 def test_nan_is_not_hidden(strategy, weighting):
     student, teacher = log_softmaxes()
     given = inputs(student, teacher)
-    for name in ("teacher_on_student", "teacher_log_probs", "sampled_teacher"):
-        given[name] = given[name].clone()
-        given[name][0, 3] = torch.nan
-    result = topk_reward(**given, strategy=strategy, weighting=weighting)
+    given = replace(given, teacher=TopK(given.teacher.ids, given.teacher.log_probs.clone()))
+    for values in (given.teacher_on_student, given.teacher.log_probs, given.sampled.teacher):
+        values[0, 3] = torch.nan
+    result = topk_reward(given, strategy=strategy, weighting=weighting)
     affected = result.reward.isnan().any(-1)
     assert affected.nonzero().tolist() == [[0, 3]]
     assert result.reward[0, 3][result.valid[0, 3]].isnan().all()
@@ -144,45 +160,45 @@ def test_nan_is_not_hidden(strategy, weighting):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_bfloat16_log_probs_are_computed_in_float32(strategy):
     given = inputs(*log_softmaxes())
-    rounded = {n: v.bfloat16() if v.is_floating_point() else v for n, v in given.items()}
-    exact = {n: v.float() if v.is_floating_point() else v for n, v in rounded.items()}
-    result = topk_reward(**rounded, strategy=strategy)
+    rounded = changed(given, torch.Tensor.bfloat16)
+    result = topk_reward(rounded, strategy=strategy)
     assert result.reward.dtype == torch.float32
-    torch.testing.assert_close(result.reward, topk_reward(**exact, strategy=strategy).reward)
+    torch.testing.assert_close(
+        result.reward, topk_reward(changed(rounded, torch.Tensor.float), strategy=strategy).reward
+    )
 
 
 NEEDED = {
     "only_stu": ("teacher_on_student",),
-    "only_tch": ("teacher_ids", "teacher_log_probs", "student_on_teacher"),
-    "intersection": ("teacher_on_student", "teacher_ids"),
-    "union": ("teacher_on_student", "teacher_ids", "teacher_log_probs", "student_on_teacher"),
-    "union_intersection": ("teacher_on_student", "teacher_ids", "teacher_log_probs", "student_on_teacher"),
-    "sampled": ("sampled_student", "sampled_teacher"),
+    "only_tch": ("student_on_teacher",),
+    "intersection": ("teacher_on_student",),
+    "union": ("teacher_on_student", "student_on_teacher"),
+    "union_intersection": ("teacher_on_student", "student_on_teacher"),
+    "sampled": ("sampled",),
 }
 
 
 @pytest.mark.parametrize(("strategy", "name"), [(s, n) for s, names in NEEDED.items() for n in names])
-def test_missing_tensors_are_named(strategy, name):
-    given = inputs(*log_softmaxes()) | {name: None}
+def test_missing_parts_are_named(strategy, name):
+    given = replace(inputs(*log_softmaxes()), **{name: None})
     with pytest.raises(ValueError, match=f"strategy '{strategy}' needs {name}$"):
-        topk_reward(**given, strategy=strategy)
+        topk_reward(given, strategy=strategy)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_tensors_a_strategy_does_not_need_may_be_left_out(strategy):
+def test_parts_a_strategy_does_not_need_may_be_left_out(strategy):
     given = inputs(*log_softmaxes())
-    few = {name: given[name] for name in ("student_ids", "student_log_probs", *NEEDED[strategy])}
-    result = topk_reward(**{"teacher_on_student": None} | few, strategy=strategy)
-    assert torch.equal(result.reward, topk_reward(**given, strategy=strategy).reward)
-    assert result.ids.eq(-1).all() == (strategy == "sampled")
+    assert STRATEGIES[strategy].needs == NEEDED[strategy]
+    few = Scores(given.responses, given.student, given.teacher, **{n: getattr(given, n) for n in NEEDED[strategy]})
+    assert torch.equal(topk_reward(few, strategy=strategy).reward, topk_reward(given, strategy=strategy).reward)
 
 
 def test_unknown_names_are_refused_with_what_is_allowed():
     given = inputs(*log_softmaxes())
     with pytest.raises(ValueError, match=r"unknown strategy 'best', allowed: only_stu, .*sampled"):
-        topk_reward(**given, strategy="best")
+        topk_reward(given, strategy="best")
     with pytest.raises(ValueError, match=r"unknown weighting 'p', allowed: student_p, teacher_p, none"):
-        topk_reward(**given, weighting="p")
+        topk_reward(given, weighting="p")
 
 
 def test_which_strategies_cost_one_more_student_pass():

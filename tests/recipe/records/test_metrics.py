@@ -3,11 +3,13 @@ import pytest
 import torch
 
 from recipe.prune_opd.method.drift import reliability
-from recipe.prune_opd.method.reward import TopKReward
+from recipe.prune_opd.method.pruning import Pruned
+from recipe.prune_opd.method.reward import Scores, TopK, TopKReward
 from recipe.prune_opd.records.metrics import (
     BUCKETS,
     COLUMNS,
     GATE,
+    Facts,
     gate_columns,
     response_sums,
     summarise,
@@ -28,10 +30,13 @@ def sums_of(
     halves = reward.unsqueeze(-1).expand(*reward.shape, 2) / 2
     given = TopKReward(halves, torch.zeros_like(halves).long(), torch.ones_like(halves).bool(), halves)
     masses = [torch.full_like(halves, m / 2).log() for m in mass]
-    pruned = halves * weights.loss_weight.unsqueeze(-1)
+    ids = torch.zeros_like(halves).long()
+    scores = Scores(ids[..., 0], *(TopK(ids, values) for values in masses))
+    advantages = halves * weights.loss_weight.unsqueeze(-1)
+    pruned = Pruned(mask.bool(), overlap, events, weights, given, advantages)
     gate = torch.zeros(len(mask), len(GATE)) if gate is None else gate
     missing = torch.zeros(len(mask), dtype=torch.long) if missing is None else missing
-    return response_sums(mask, overlap, events, weights, given, pruned, *masses, ended, missing, gate, max_length)
+    return response_sums(pruned, scores, Facts(ended, missing, gate), max_length)
 
 
 def test_a_batch_by_hand():

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from recipe.prune_opd.method.drift import reliability
+from recipe.prune_opd.method.pruning import Drift, Pruned
+from recipe.prune_opd.method.reward import Scores, TopK, TopKReward
 from recipe.prune_opd.records.files import STEPS, Records, read_lines, read_samples, read_steps, rewound, sampled_steps
 from recipe.prune_opd.records.metrics import COLUMNS, step_record
 from recipe.prune_opd.records.positions import BUCKETS, BY_POSITION, bucket_edges, by_position, position_sums
@@ -39,7 +41,10 @@ def sums_of(mask, overlap, events, edges, base=0.25):
     reward = -torch.ones(*mask.shape, 2)
     sure = torch.tensor([0.0, -torch.inf]).expand(*mask.shape, 2)
     torn = torch.full((*mask.shape, 2), math.log(0.5))
-    return position_sums(mask, overlap, events, weights, reward, sure, torn, edges)
+    ids = torch.zeros(*mask.shape, 2, dtype=torch.long)
+    given = TopKReward(reward, ids, ids == 0, sure)
+    pruned = Pruned(mask.bool(), overlap, events, weights, given, reward)
+    return position_sums(pruned, Scores(ids[..., 0], TopK(ids, sure), TopK(ids, torn)), edges)
 
 
 def test_sums_by_hand():
@@ -195,21 +200,16 @@ def test_samples_go_from_the_least_reliable_to_the_most():
     assert chosen([], 3) == []
 
 
-def sample(**changes: object) -> dict:
-    ids = torch.tensor([[7, 8, 9], [8, 7, 9], [9, 8, 7]])
-    log_probs = torch.tensor([[-0.1, -2.0, -3.0], [-0.5, -1.0, -torch.inf], [-0.2, -1.5, -9.0]])
-    given = {
-        "responses": torch.tensor([7, 8, 7]),
-        "mask": torch.tensor([True, True, False]),
-        "overlap": torch.tensor([1.0, 0.5, 0.0]),
-        "events": torch.tensor([False, True, False]),
-        "weight": torch.tensor([1.0, 0.99, 0.99]),
-        "student": (ids, log_probs),
-        "teacher": (ids.flip(1), log_probs),
-        "topk": 2,
-        "decode": lambda token: f"<{token}>",
-    }
-    return token_data(**(given | changes))
+IDS = torch.tensor([[[7, 8, 9], [8, 7, 9], [9, 8, 7]]])
+LOG_PROBS = torch.tensor([[[-0.1, -2.0, -3.0], [-0.5, -1.0, -torch.inf], [-0.2, -1.5, -9.0]]])
+
+
+def sample(topk: int = 2, student: TopK | None = None, overlap: tuple[float, ...] = (1.0, 0.5, 0.0)) -> dict:
+    """Three tokens, the second an event, the last without the teacher's score."""
+    own, teacher = student or TopK(IDS, LOG_PROBS), TopK(IDS.flip(2), LOG_PROBS)
+    mask, events = torch.tensor([[True, True, False]]), torch.tensor([[False, True, False]])
+    drift = Drift(mask, torch.tensor([overlap]), events, reliability(events, mask, w_drop=0.01, w_base=0.5))
+    return token_data(Scores(torch.tensor([[7, 8, 7]]), own, teacher), drift, topk, lambda token: f"<{token}>")
 
 
 def test_a_sample_by_hand():
@@ -232,8 +232,8 @@ def test_a_candidate_that_a_server_did_not_report_can_be_written():
 
 def test_a_sample_of_a_broken_model_can_be_written():
     nan = math.nan
-    ids, log_probs = torch.tensor([[7, 8], [8, 7], [9, 8]]), torch.tensor([[nan, -1.0], [math.inf, nan], [-0.5, -0.7]])
-    found = sample(student=(ids, log_probs), overlap=torch.tensor([nan, 0.5, 0.0]))
+    broken = TopK(IDS[..., :2], torch.tensor([[[nan, -1.0], [math.inf, nan], [-0.5, -0.7]]]))
+    found = sample(student=broken, overlap=(nan, 0.5, 0.0))
     assert found["student_log_probs"] == [[None, -1], [None, None], [-0.5, -0.7]]
     assert found["overlap"] == [None, 0.5, None]
     json.dumps(found, allow_nan=False)

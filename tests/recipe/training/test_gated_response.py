@@ -315,8 +315,8 @@ def test_events_by_hand() -> None:
     log_probs = np.log([[0.6, 0.3, 0.06, 0.04]] * 3).astype(np.float32)
     student = TopKRows(np.array([[1, 2, 3, 4]] * 3, dtype=np.int32), log_probs)
     teacher = TopKRows(np.array([[4, 3, 2, 9], [9, 8, 1, 2], [5, 6, 7, 8]], dtype=np.int32), log_probs)
-    assert find_events(DriftConfig(), student, teacher, [1, 9, 8]).tolist() == [False, True, True]
-    nucleus = DriftConfig(metric="teacher_top_p_accept", top_p=0.95)
+    assert find_events(DriftConfig().build(), student, teacher, [1, 9, 8]).tolist() == [False, True, True]
+    nucleus = DriftConfig(metric="teacher_top_p_accept", top_p=0.95).build()
     assert find_events(nucleus, student, teacher, [1, 9, 8]).tolist() == [True, False, True]
 
 

@@ -17,12 +17,14 @@ from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.commands.estimate import costs
 from recipe.prune_opd.commands.pair.engines import TITLES, Answer, ask, installed
 from recipe.prune_opd.commands.pair.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
-from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.method.drift import OverlapRatio, overlap_events, overlap_ratio
 from recipe.prune_opd.method.loss import topk_policy_loss
-from recipe.prune_opd.method.reward import topk_reward
+from recipe.prune_opd.method.pruning import Rules, prune
+from recipe.prune_opd.method.reward import Scores, TopK
 from verl_ext.topk import log_probs_at, top_log_probs
 
-THRESHOLD, W_DROP, W_BASE = 0.7, 0.01, 0.5
+THRESHOLD = 0.7
+RULES = Rules(OverlapRatio(THRESHOLD), 0.01, 0.5, True, "only_stu", "student_p")
 """The recipe's defaults."""
 SELF_LOSS = 1e-3
 """A student that is its own teacher has a loss below it; in float32 it is 1e-6 or less."""
@@ -43,13 +45,9 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """One model's own most likely tokens on the responses."""
+class OwnTopK(TopK):
+    """One model's own most likely tokens on the responses: int32 ids, float32 log-probs."""
 
-    ids: Tensor
-    """(B, T, K) int32."""
-    log_probs: Tensor
-    """(B, T, K) float32."""
     mask: Tensor
     """(B, T) bool, False on padding."""
 
@@ -182,16 +180,16 @@ def _together(model: Any, sequences: Sequence[Sample]) -> list[Tensor]:
     return [row[sequence.prompt - 1 : len(sequence.ids) - 1] for row, sequence in zip(logits, sequences, strict=True)]
 
 
-def score(model: Any, sequences: Sequence[Sample], k: int, vocabulary: int) -> Scores:
+def score(model: Any, sequences: Sequence[Sample], k: int, vocabulary: int) -> OwnTopK:
     """A model's own K most likely tokens at every position of the responses."""
     return _scores((_alone(model, sequence) for sequence in sequences), k, vocabulary)
 
 
-def _scores(logits: Iterable[Tensor], k: int, vocabulary: int) -> Scores:
+def _scores(logits: Iterable[Tensor], k: int, vocabulary: int) -> OwnTopK:
     tops = [top_log_probs(rows, k, vocabulary) for rows in logits]
     ids, log_probs = (pad_sequence(list(values), batch_first=True) for values in zip(*tops, strict=True))
     mask = pad_sequence([torch.ones(len(top[0]), dtype=torch.bool, device=ids.device) for top in tops], True)
-    return Scores(ids, log_probs, mask)
+    return OwnTopK(ids, log_probs, mask)
 
 
 def own_teacher(model: Any, sequences: Sequence[Sample], k: int, vocabulary: int) -> Finding:
@@ -206,12 +204,10 @@ def own_teacher(model: Any, sequences: Sequence[Sample], k: int, vocabulary: int
     on_student = pad_sequence(
         [log_probs_at(rows, ids[: len(rows)]) for rows, ids in zip(batch, student.ids, strict=True)], batch_first=True
     )
-    overlap = overlap_ratio(student.ids, teacher.ids)
-    events = overlap_events(overlap, student.mask, THRESHOLD)
-    weights = reliability(events, student.mask, W_DROP, W_BASE).loss_weight
-    reward = topk_reward(student.ids, student.log_probs, on_student)
-    advantages = reward.reward * weights.unsqueeze(-1)
-    loss = float(topk_policy_loss(student.log_probs, student.log_probs, advantages, student.mask)[0])
+    responses = pad_sequence([one.ids[one.prompt :] for one in sequences], batch_first=True)
+    pruned = prune(Scores(responses, student, teacher, on_student), student.mask, RULES)
+    overlap, events = pruned.overlap, pruned.events
+    loss = float(topk_policy_loss(student.log_probs, student.log_probs, pruned.advantages, student.mask)[0])
     number = int(student.mask.sum())
     evidence = (
         f"loss {loss:.1e} over {number} sampled tokens, overlap {_mean(overlap, student.mask):.3f}, "
@@ -242,7 +238,7 @@ def overflow(model: Any, sequences: Sequence[Sample], dtype: str, finding: Findi
     return Finding(finding.name, OK, f"finite; rounding to {dtype} moves a log-prob by {error:.1e} on average")
 
 
-def agreement(student: Scores, teacher: Scores) -> Finding:
+def agreement(student: OwnTopK, teacher: OwnTopK) -> Finding:
     """How much the two rank alike on what the student writes."""
     overlap = overlap_ratio(student.ids, teacher.ids)
     mean = _mean(overlap, student.mask)

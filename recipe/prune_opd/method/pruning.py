@@ -1,0 +1,77 @@
+"""Prune-OPD in one function: from what both models say of a batch to the advantages of its update.
+
+Training calls ``prune``; the in-flight gate and the records ask the same rules. (METHOD: paper section 3)
+
+Shapes: B sequences, T response positions, K' candidates of the reward.
+"""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from recipe.prune_opd.method.drift import DriftMetric, Reliability, overlap_ratio, reliability
+from recipe.prune_opd.method.reward import Scores, TopKReward, topk_reward
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a configuration decides about a batch."""
+
+    metric: DriftMetric
+    w_drop: float
+    w_base: float
+    applied: bool
+    """False: events are measured and weigh nothing, as in plain OPD."""
+    strategy: str
+    weighting: str
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Where responses have drifted, and what that leaves of their weight."""
+
+    mask: Tensor
+    """(B, T) bool, tokens that count."""
+    overlap: Tensor
+    """O, (B, T) float32, whatever the metric."""
+    events: Tensor
+    """D, (B, T) bool."""
+    reliability: Reliability
+    """R, L and E. Its ``loss_weight`` is what the loss applies."""
+
+
+@dataclass(frozen=True)
+class Pruned(Drift):
+    """A batch ready for its update."""
+
+    reward: TopKReward
+    """r, before it is weighted."""
+    advantages: Tensor
+    """A = L r on tokens that count, (B, T, K') float32."""
+
+
+def prune(scores: Scores, mask: Tensor, rules: Rules) -> Pruned:
+    """Weigh every candidate's reward by how far its response has drifted.
+
+    Args:
+        scores: of both models on the responses.
+        mask: (B, T) bool, tokens that the student generated and the teacher scored.
+        rules: of the configuration.
+
+    Raises:
+        ValueError: ``scores`` lacks what the strategy needs.
+    """
+    drift = find_drift(scores, mask, rules)
+    reward = topk_reward(scores, rules.strategy, rules.weighting)
+    weighted = reward.reward * drift.reliability.loss_weight.unsqueeze(-1)
+    advantages = weighted * mask.unsqueeze(-1)
+    return Pruned(**vars(drift), reward=reward, advantages=advantages)
+
+
+def find_drift(scores: Scores, mask: Tensor, rules: Rules) -> Drift:
+    """The first half of ``prune``, which needs both models' top k alone."""
+    events = rules.metric.events(scores, mask)
+    weights = reliability(events, mask, rules.w_drop, rules.w_base)
+    if not rules.applied:
+        weights = replace(weights, loss_weight=mask.float())
+    return Drift(mask, overlap_ratio(scores.student.ids, scores.teacher.ids), events, weights)
