@@ -2,7 +2,8 @@
 # Sets up an environment, for `make`:  PYTHON=python3.11 bash verl_ext/cpu/install.sh vllm|sglang|pins FOLDER
 #
 # vllm, sglang   the CPU environment with that engine, every version as in requirements-*.txt
-# pins           what a GPU user gets with the extra `vllm`, less flash-attention, which only nvcc can build
+# pins           what a GPU user gets with the extra `vllm`, less flash-attention, which only nvcc can build; where the index
+#                has no CPU build of its torch, the one for CUDA, which runs on a CPU as well
 #
 # uv does this in half a minute. pip, which looks up one package after another, only where there is no uv for the platform.
 set -euo pipefail
