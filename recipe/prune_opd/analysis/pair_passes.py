@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from recipe.prune_opd.analysis.diagnosis import KINDS, PairScores, kind_of, overlap_ratios
 from recipe.prune_opd.analysis.engines import vllm_engine
-from recipe.prune_opd.analysis.files import check_file, json_lines
+from recipe.prune_opd.analysis.files import json_lines
+from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.analysis.findings import ERROR, OK, WARNING, Finding, Plan
 from recipe.prune_opd.analysis.health import prompt_ids
 from recipe.prune_opd.analysis.weights import load
@@ -105,7 +106,7 @@ def read_rollouts(file: Path, student: Model, plan: Plan, vocabulary: int) -> li
     Raises:
         ValueError: there is no such file, it is empty, or a line is not as it should be; names the line.
     """
-    check_file("--rollouts: ", file, "a file with one JSON object a line")
+    check_readable("--rollouts: ", file, "a file with one JSON object a line")
     rollouts, numbers = [], dict[tuple[int, ...], int]()
     for where, row in json_lines("--rollouts: ", file):
         ids, response = _read_line(where, row, student, plan, vocabulary)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd.analysis.datasets import Dataset, bare_question
-from recipe.prune_opd.analysis.files import check_file, json_lines, parsed
+from recipe.prune_opd.analysis.files import json_lines, parsed
+from recipe.prune_opd.checks.files import check_readable
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def read_local(file: Path) -> Iterable[Any]:
         ValueError: the file does not exist, has another ending, or cannot be read.
     """
     readers = {".parquet": read_parquet, ".json": _read_json, ".jsonl": _read_jsonl}
-    check_file("--input: ", file, "a .parquet, .json or .jsonl file")
+    check_readable("--input: ", file, "a .parquet, .json or .jsonl file")
     if file.suffix not in readers:
         raise ValueError(f"--input: {file} ends in {file.suffix!r}, allowed: {', '.join(readers)}")
     return readers[file.suffix](file)

@@ -32,7 +32,8 @@ from recipe.prune_opd.analysis.diagnosis_tables import (
     rows_of_kinds,
     summary,
 )
-from recipe.prune_opd.analysis.files import check_file, check_pair
+from recipe.prune_opd.analysis.files import check_pair
+from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.analysis.findings import Plan
 from recipe.prune_opd.commands.doctor import DTYPES, count, mapping, positive
 from recipe.prune_opd.commands.terminal import console
@@ -265,7 +266,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         given = "neither" if args.data is None else "both"
         raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")
     if args.rollouts is not None:
-        check_file("--rollouts: ", args.rollouts, "a file with one JSON object a line")
+        check_readable("--rollouts: ", args.rollouts, "a file with one JSON object a line")
     check_pair(args.student, args.teacher, args.data)
     if args.out is not None:
         _check_out(args.out)
