@@ -21,12 +21,12 @@ from tqdm import tqdm
 from recipe.prune_opd.analysis.diagnosis import KINDS, PairScores, kind_of, overlap_ratios
 from recipe.prune_opd.analysis.engines import vllm_engine
 from recipe.prune_opd.analysis.files import json_lines
-from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.analysis.findings import ERROR, OK, WARNING, Finding, Plan
 from recipe.prune_opd.analysis.health import prompt_ids
 from recipe.prune_opd.analysis.weights import load
 from recipe.prune_opd.checks.data import check_file as check_data
 from recipe.prune_opd.checks.data import is_chat, read_prompts
+from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.checks.models import Model
 from verl_ext.topk import log_probs_at, top_log_probs
 

@@ -12,8 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.checks.files import check_readable
-from recipe.prune_opd.checks.files import lfs_pointer
+from recipe.prune_opd.checks.files import check_readable, lfs_pointer
 from recipe.prune_opd.records import STEPS, read_lines, read_samples, read_steps, sampled_steps, samples_file
 
 TRAINED = "training/global_step"

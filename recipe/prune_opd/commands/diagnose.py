@@ -33,8 +33,8 @@ from recipe.prune_opd.analysis.diagnosis_tables import (
     summary,
 )
 from recipe.prune_opd.analysis.files import check_pair
-from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.analysis.findings import Plan
+from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.commands.doctor import DTYPES, count, mapping, positive
 from recipe.prune_opd.commands.terminal import console
 

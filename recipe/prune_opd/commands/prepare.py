@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd.analysis.datasets import DATASETS, Dataset
-from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.analysis.problems import (
     Problem,
     from_verl,
@@ -26,6 +25,7 @@ from recipe.prune_opd.analysis.problems import (
     read_parquet,
     unique_rows,
 )
+from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.commands.terminal import show
 
 

@@ -48,7 +48,9 @@ def test_a_module_by_name(inputs):
     name_own(inputs, "reward.custom_reward_function.path", "pkg://recipe.prune_opd.grading", "compute_score")
     check_inputs(inputs)
     name_own(inputs, "reward.custom_reward_function.path", "pkg://nowhere_to_be_found", "compute_score")
-    assert refusal(inputs).startswith("reward.custom_reward_function.path: 'compute_score' cannot be loaded from pkg://")
+    assert refusal(inputs).startswith(
+        "reward.custom_reward_function.path: 'compute_score' cannot be loaded from pkg://"
+    )
 
 
 def test_a_library_that_cannot_be_imported_is_named(inputs):

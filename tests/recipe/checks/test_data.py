@@ -162,7 +162,7 @@ def test_remote_data_and_own_datasets_are_not_looked_at(inputs):
     inputs.data.train_files = "hdfs://cluster/data.parquet"
     check_inputs(inputs)
     inputs.data.train_files = "nowhere.bin"
-    inputs.data.custom_cls.path = "my_dataset.py"
+    inputs.data.custom_cls.path, inputs.data.custom_cls.name = "mine.py", "Mine"
     check_inputs(inputs)
 
 
@@ -263,7 +263,8 @@ def test_columns_that_the_reward_function_needs(inputs, tmp_path, column, key):
     inputs.reward.custom_reward_function.path = "mine.py"
     said = f"data.{key}: {file} has no column {column!r}, which reward.custom_reward_function needs"
     assert refusal(inputs).startswith(said)
-    inputs.reward.reward_manager.source = "importlib"
+    manager = inputs.reward.reward_manager
+    manager.source, manager.module.path, manager.name = "importlib", "mine.py", "Mine"
     check_inputs(inputs)
 
 

@@ -79,8 +79,8 @@ def test_the_key_of_a_part_elsewhere_is_named(inputs, tmp_path, name):
 
 def test_a_copy_that_left_nothing_is_one_that_failed(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr("verl.utils.fs.copy_to_local", lambda path: str(tmp_path / "copy"))
-    inputs.prune_opd.teacher.path = "hdfs://a/b"
-    assert refusal(inputs).startswith(f"{TEACHER}: hdfs://a/b cannot be copied here")
+    inputs.actor_rollout_ref.model.path = "hdfs://a/b"
+    assert refusal(inputs).startswith(f"{STUDENT}: hdfs://a/b cannot be copied here")
 
 
 @pytest.mark.parametrize("ends", ["<eos>", [[1]], [1.5]])
