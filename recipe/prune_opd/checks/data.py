@@ -114,8 +114,8 @@ def _check_together(key: str, files: list[Path], parts: list[Data]) -> None:
                 datasets.concatenate_datasets(rows)
             except ValueError as error:
                 raise ValueError(
-                    f"{key}: column {name!r} is {shown(kind)} in {file} and {shown(known)} in {other}, allowed: one type "
-                    "in all files, because verl joins them; write them by one library in one format"
+                    f"{key}: column {name!r} is {shown(kind)} in {file} and {shown(known)} in {other}, allowed: one "
+                    "type in all files, because verl joins them; write them by one library in one format"
                 ) from error
 
 
