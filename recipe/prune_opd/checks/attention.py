@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from recipe.prune_opd.checks.batches import sequence_parallel_size
+from recipe.prune_opd.checks.code import import_libraries
 from recipe.prune_opd.config import PruneOPDConfig
 
 logger = logging.getLogger(__name__)
@@ -100,9 +101,7 @@ def check_attention(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
     Raises:
         ValueError: it cannot be imported, or is unknown to transformers; says how to install it.
     """
-    from verl.utils.import_utils import import_external_libs
-
-    import_external_libs(config.actor_rollout_ref.model.external_lib)  # where users register their own
+    import_libraries(config)  # where users register their own
     for one in attentions(config, prune_opd):
         if one.base in FLASH:
             _check_flash(one, config.trainer.device)

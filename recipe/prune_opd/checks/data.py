@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recipe.prune_opd.checks.files import is_remote, local_path, reason_of, refuse_pointer
+from recipe.prune_opd.checks.files import check_readable, local_path, reason_of
 from recipe.prune_opd.checks.scoring import SCORER
 from recipe.prune_opd.checks.shapes import first_of_each, regular
 
 Rules = dict[str, Callable[[Any], str | None]]
 """Column -> what is wrong with a value of it and what is allowed, or None."""
 KEYS = ("train_files", "val_files")
-FORMATS = "allowed: parquet or JSON files in verl's format"
+FORMATS = "parquet or JSON files in verl's format"
 BATCH = 10_000
 """Rows that are looked at together."""
 REWARD_COLUMNS = ("data_source", "reward_model")
@@ -41,6 +41,8 @@ class Data:
     """What files hold."""
 
     rows: int = 0
+    schema: Any = None
+    """Columns and types of a file, Arrow's."""
     prompts: list[Prompt] = field(default_factory=list)
     """A prompt of every set of roles and shapes."""
     sources: dict[Any, str] = field(default_factory=dict)
@@ -78,19 +80,54 @@ def check_data(config: DictConfig, reader: str | None) -> Data:
     if OmegaConf.select(config, "data.custom_cls.path"):
         return both
     for key in KEYS:
-        files = config.data[key]
-        if not files:
-            raise ValueError(f"data.{key}: got {files!r}, {FORMATS}")
-        files = [files] if isinstance(files, str) else list(files)
-        here = [file for file in files if not is_remote(file)]
-        parts = [check_file(f"data.{key}", Path(local_path(file)), config.data.prompt_key, reader) for file in here]
+        files = _named(config, key)
+        here = [Path(local_path(file)) for file in files if "://" not in file]
+        parts = [check_file(f"data.{key}", file, config.data.prompt_key, reader) for file in here]
+        _check_together(f"data.{key}", here, parts)
         for part in parts:
             both.prompts += part.prompts
             both.sources = part.sources | both.sources
-        rows, needed = sum(part.rows for part in parts), config.data.train_batch_size
-        if key == "train_files" and len(here) == len(files) and rows < needed:
-            raise ValueError(f"data.{key}: {rows} prompts, allowed: at least data.train_batch_size, {needed}")
+        if key == "train_files" and len(here) == len(files):
+            _check_enough(config, sum(part.rows for part in parts))
     return both
+
+
+def _named(config: DictConfig, key: str) -> list[str]:
+    """The files at a key, one or several."""
+    given = config.data[key]
+    files = list(given) if isinstance(given, ListConfig) else [given]
+    if not files or not all(isinstance(file, str) and file for file in files):
+        raise ValueError(f"data.{key}: got {given!r}, allowed: {FORMATS}")
+    return files
+
+
+def _check_together(key: str, files: list[Path], parts: list[Data]) -> None:
+    """verl joins the files of a key by the library ``datasets``, for which a column must have one type in all files."""
+    import datasets
+
+    first: dict[str, tuple[Path, Any]] = {}
+    for file, part in zip(files, parts, strict=True) if len(files) > 1 else ():
+        for name, kind in datasets.Features.from_arrow_schema(part.schema).items():
+            other, known = first.setdefault(name, (file, kind))
+            rows = [datasets.Dataset.from_dict({name: [None]}, datasets.Features({name: one})) for one in (known, kind)]
+            try:
+                datasets.concatenate_datasets(rows)
+            except ValueError as error:
+                raise ValueError(
+                    f"{key}: column {name!r} is {shown(kind)} in {file} and {shown(known)} in {other}, allowed: one "
+                    "type in all files, because verl joins them; write them by one library in one format"
+                ) from error
+
+
+def _check_enough(config: DictConfig, rows: int) -> None:
+    """A batch that is not full is dropped, and an epoch without a batch trains nothing."""
+    most, needed = config.data.get("train_max_samples", -1), config.data.train_batch_size
+    if rows < needed:
+        raise ValueError(f"data.train_files: {rows} prompts, allowed: at least data.train_batch_size, {needed}")
+    if 0 < most < needed:
+        raise ValueError(
+            f"data.train_max_samples: got {most}, allowed: at least data.train_batch_size, {needed}, or -1 for all"
+        )
 
 
 def check_file(key: str, file: Path, prompt_key: str, reader: str | None = None) -> Data:
@@ -105,12 +142,10 @@ def check_file(key: str, file: Path, prompt_key: str, reader: str | None = None)
     Raises:
         ValueError: the file is not there, unreadable or empty, lacks a column, or a row is not as it should be.
     """
-    if not file.is_file():
-        raise ValueError(f"{key}: {file} does not exist, {FORMATS}")
-    refuse_pointer(key, file)
+    check_readable(f"{key}: ", file, FORMATS)
     source = _open(key, file)
     _check_columns(key, file, source, prompt_key, reader)
-    data, rules = Data(source.rows), _rules(prompt_key, reader)
+    data, rules = Data(source.rows, source.schema), _rules(prompt_key, reader)
     seen: set[tuple[str, Any]] = set()
     for start, batch in source.batches(list(rules)):
         for column, values in batch.items():
@@ -131,7 +166,7 @@ def _check_columns(key: str, file: Path, source: "_Source", prompt_key: str, rea
         if column not in names:
             raise ValueError(f"{key}: {file} has no column {column!r}, which {reader} needs, {columns}")
     extra = source.schema.field("extra_info").type if "extra_info" in names else None
-    if extra is not None and _is_plain(extra):
+    if extra is not None and not _may_hold_objects(extra):
         raise ValueError(f"{key}: {file} has a column 'extra_info' of type {extra}, allowed: objects")
     if not source.rows:
         raise ValueError(f"{key}: {file} holds no prompts")
@@ -275,8 +310,8 @@ def _open_json(key: str, file: Path) -> _Source:
     return _Source(schema, len(rows), batches)
 
 
-def _is_plain(kind: Any) -> bool:
-    """Whether an Arrow type holds single values, texts for instance."""
+def _may_hold_objects(kind: Any) -> bool:
+    """Whether values of an Arrow type may be read as dictionaries."""
     import pyarrow as pa
 
-    return not (pa.types.is_nested(kind) or pa.types.is_null(kind) or isinstance(kind, pa.BaseExtensionType))
+    return pa.types.is_struct(kind) or pa.types.is_null(kind) or isinstance(kind, pa.BaseExtensionType)

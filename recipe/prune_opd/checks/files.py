@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import stat
 from pathlib import Path
 
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -41,6 +42,31 @@ def lfs_pointer(file: Path) -> bool:
     """
     with file.open("rb") as start:
         return start.read(len(POINTER)) == POINTER
+
+
+def check_readable(what: str, path: Path, allowed: str) -> None:
+    """Refuse what is no file with content of its own.
+
+    Args:
+        what: beginning of the message: the option it came by, with a colon and a space, or nothing.
+        path: where it should be.
+        allowed: what should be there.
+
+    Raises:
+        ValueError: there is nothing, a folder, a device, something unreadable, or a Git LFS pointer; names the path.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ValueError(f"{what}{path} is a folder, allowed: {allowed}")
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{what}{path} is a pipe or a device, allowed: {allowed}")
+        if lfs_pointer(path):
+            raise ValueError(f"{what}{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(f"{what}{path} does not exist, allowed: {allowed}") from error
+    except OSError as error:
+        raise ValueError(f"{what}{path} cannot be read ({error.strerror}), allowed: {allowed}") from error
 
 
 def refuse_pointer(key: str, file: Path) -> None:

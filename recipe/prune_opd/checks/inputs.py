@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.prune_opd.checks.code import check_code, import_libraries
 from recipe.prune_opd.checks.data import Prompt, check_data, shown
 from recipe.prune_opd.checks.files import refuse_pointers
 from recipe.prune_opd.checks.models import Model, check_pair, check_rollout_context, check_server_context, render
@@ -29,12 +30,11 @@ def check_inputs(config: DictConfig) -> Inputs:
     Raises:
         ValueError: names the key and the file, what was found and what is needed.
     """
-    from verl.utils.import_utils import import_external_libs
-
+    import_libraries(config)
+    check_code(config)
     prune_opd, model = load_config(config.prune_opd), config.actor_rollout_ref.model
     data = check_data(config, reads_rows(config))
     graded = grades_here(config, data.sources)
-    import_external_libs(model.external_lib)
     student = Model(
         "actor_rollout_ref.model.path",
         str(model.path),

@@ -47,19 +47,14 @@ class Model:
         template: str | None = None,
     ):
         from transformers import AutoConfig
-        from verl.utils.fs import copy_to_local
         from verl.utils.model import get_generation_config
         from verl.utils.tokenizer import hf_tokenizer
 
         self.key, self.path = key, local_path(path)
-        if not Path(self.path).is_dir() and not HUB_NAME.fullmatch(path) and not is_remote(path):
-            raise ValueError(f"{key}: {path} does not exist, allowed: a model folder or a hub name")
-        try:
-            config, tokenizer = (copy_to_local(local_path(other or path)) for other in (config, tokenizer))
-        except Exception as error:  # of whatever serves a remote path
-            raise ValueError(f"{key}: {path} cannot be copied here ({reason_of(error)})") from error
-        for folder in {self.path, config, tokenizer}:
-            refuse_pointers(key, folder)
+        node = key.rpartition(".")[0]
+        folder = _here(key, path)
+        config = folder if config is None else _here(f"{node}.hf_config_path", config)
+        tokenizer = folder if tokenizer is None else _here(f"{node}.tokenizer_path", tokenizer)
         try:
             hf_config = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code)
             # As it is: verl would fill in a missing padding token, and say so each time.
@@ -74,11 +69,50 @@ class Model:
         self.vocab_size: int = self.config.vocab_size
         self.context: int | None = getattr(self.config, "max_position_embeddings", None)
         self.tokens: dict[int, str] = {number: token for token, number in tokens.get_vocab().items()}
-        self.ends = end_tokens(get_generation_config(config, trust_remote_code), tokens)
+        self.ends = _ends(key, path, get_generation_config(config, trust_remote_code), tokens)
 
     def names(self, ids: Iterable[int]) -> str:
         """Token ids for a reader."""
         return ", ".join(f"{i} ({self.tokens.get(i, 'unknown')})" for i in sorted(ids)) or "none"
+
+
+def _here(key: str, path: str) -> str:
+    """A folder of this machine, a copy of a remote one, or a hub name.
+
+    Raises:
+        ValueError: there is none, or it holds a Git LFS pointer; names the key and the path.
+    """
+    from verl.utils.fs import copy_to_local
+
+    folder = local_path(path)
+    if Path(folder).is_file():
+        raise ValueError(f"{key}: {path} is a file, allowed: a model folder or a hub name")
+    if not Path(folder).is_dir() and not HUB_NAME.fullmatch(path) and not is_remote(path):
+        raise ValueError(f"{key}: {path} does not exist, allowed: a model folder or a hub name")
+    try:
+        copy = copy_to_local(folder)
+    except Exception as error:  # of whatever serves a remote path
+        raise ValueError(f"{key}: {path} cannot be copied here ({reason_of(error)})") from error
+    if is_remote(path) and not Path(copy).is_dir():  # the program that copies failed, and verl did not look
+        raise ValueError(f"{key}: {path} cannot be copied here (there is no folder {copy} afterwards)")
+    refuse_pointers(key, copy)
+    return copy
+
+
+def _ends(key: str, path: str, generation_config: Any, tokenizer: Any) -> set[int]:
+    """See ``end_tokens``.
+
+    Raises:
+        ValueError: one is no number.
+    """
+    given = getattr(generation_config, "eos_token_id", None)
+    for end in given if isinstance(given, list) else [given]:
+        if end is not None and not isinstance(end, int):
+            raise ValueError(
+                f"{key}: {path} has the eos_token_id {given!r} in its generation settings, allowed: a token's number, "
+                "or a list of them"
+            )
+    return end_tokens(generation_config, tokenizer)
 
 
 # ------------------------------------------------------------------------------------------------ rules

@@ -2,42 +2,16 @@
 
 import json
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.checks.files import lfs_pointer
+from recipe.prune_opd.checks.files import check_readable
 
 TEXT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 """What transformers may read in a model's folder for configuration and tokenizer."""
 MODEL_FILES = (*TEXT_FILES, "*.safetensors", "*.bin")
 """The same, and weights."""
-
-
-def check_file(what: str, path: Path, allowed: str) -> None:
-    """Refuse what is no file with content of its own.
-
-    Args:
-        what: beginning of the message: the option it came by, with a colon and a space, or nothing.
-        path: where it should be.
-        allowed: what should be there.
-
-    Raises:
-        ValueError: there is nothing, a folder, a device, something unreadable, or a Git LFS pointer; names the path.
-    """
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise ValueError(f"{what}{path} is a folder, allowed: {allowed}")
-        if not stat.S_ISREG(mode):
-            raise ValueError(f"{what}{path} is a pipe or a device, allowed: {allowed}")
-        if lfs_pointer(path):
-            raise ValueError(f"{what}{path} is a Git LFS pointer, not what it points to: fetch it with git lfs pull")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{what}{path} does not exist, allowed: {allowed}") from error
-    except OSError as error:
-        raise ValueError(f"{what}{path} cannot be read ({error.strerror}), allowed: {allowed}") from error
 
 
 def check_model(key: str, path: str, names: tuple[str, ...] = MODEL_FILES) -> None:
@@ -57,17 +31,17 @@ def check_model(key: str, path: str, names: tuple[str, ...] = MODEL_FILES) -> No
     if not os.path.isdir(folder):
         return
     for file in sorted({file for name in names for file in folder.glob(name)}):
-        check_file(f"{key}: ", file, "a model's files")
+        check_readable(f"{key}: ", file, "a model's files")
 
 
 def check_pair(student: str, teacher: str, data: Path | None, weights: bool = True) -> None:
     """Refuse files of ``doctor`` and ``diagnose`` that cannot be read, before a model is.
 
     Raises:
-        ValueError: see ``check_model`` and ``check_file``.
+        ValueError: see ``check_model`` and ``check_readable``.
     """
     if data is not None:
-        check_file("--data: ", data, "a parquet or JSON file in verl's format")
+        check_readable("--data: ", data, "a parquet or JSON file in verl's format")
     names = MODEL_FILES if weights else TEXT_FILES
     check_model("STUDENT", student, names)
     check_model("TEACHER", teacher, names)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import concatenate_datasets, load_dataset
 from made import POINTER, refusal, row, save_data
 
 from recipe.prune_opd.checks import data
@@ -31,13 +32,50 @@ def _cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("key", ["train_files", "val_files"])
 def test_data_formats(inputs, tmp_path, key, suffix):
     file = tmp_path / f"data{suffix}"
-    inputs.data[key] = [inputs.data[key], save_data(file, [row(), row()])]
+    inputs.data[key] = [save_data(tmp_path / f"other{suffix}", [row()]), save_data(file, [row(), row()])]
     check_inputs(inputs)
     save_data(file, [{"question": "w1"}])
     os.utime(file, (0, 0))
     message = refusal(inputs)
     assert message.startswith(f"data.{key}: {file} has no column 'prompt'")
     assert "question" in message
+
+
+def test_files_that_verl_cannot_join_are_refused(inputs, tmp_path):
+    """pandas writes another type of text than ``datasets`` reads from JSON."""
+    table, lines = save_data(tmp_path / "a.parquet", [row()]), save_data(tmp_path / "b.jsonl", [row()])
+    inputs.data.val_files = [table, lines]
+    message = refusal(inputs)
+    assert message.startswith("data.val_files: column 'data_source' is Value('string') in " + lines)
+    assert f"Value('large_string') in {table}, allowed: one type in all files" in message
+    parts = [load_dataset(kind, data_files=file, split="train") for kind, file in (("parquet", table), ("json", lines))]
+    with pytest.raises(ValueError, match="aligned"):
+        concatenate_datasets(parts)
+
+
+def test_files_with_other_columns_or_fields_are_joined(inputs, tmp_path):
+    rows = [row(), row(extra_info={"index": 1}), row(extra_info={"split": "test", "index": 1}, more="w1")]
+    inputs.data.val_files = [save_data(tmp_path / f"{i}.parquet", [one]) for i, one in enumerate(rows)]
+    check_inputs(inputs)
+
+
+@pytest.mark.parametrize("files", [3, {"a": 1}, ["a.parquet", None], [""]])
+def test_files_are_given_by_name(inputs, files):
+    inputs.data.train_files = files
+    assert refusal(inputs).startswith("data.train_files: got ")
+
+
+def test_a_folder_is_no_data(inputs, tmp_path):
+    inputs.data.train_files = str(tmp_path)
+    assert refusal(inputs).startswith(f"data.train_files: {tmp_path} is a folder, allowed: parquet or JSON")
+
+
+def test_fewer_samples_than_a_batch_are_refused(inputs, tmp_path):
+    inputs.data.train_files = save_data(tmp_path / "d.parquet", [row()] * 4)
+    inputs.data.train_batch_size, inputs.data.train_max_samples = 4, 3
+    assert refusal(inputs).startswith("data.train_max_samples: got 3, allowed: at least data.train_batch_size, 4")
+    inputs.data.train_max_samples = 4
+    check_inputs(inputs)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -124,7 +162,7 @@ def test_remote_data_and_own_datasets_are_not_looked_at(inputs):
     inputs.data.train_files = "hdfs://cluster/data.parquet"
     check_inputs(inputs)
     inputs.data.train_files = "nowhere.bin"
-    inputs.data.custom_cls.path = "my_dataset.py"
+    inputs.data.custom_cls.path, inputs.data.custom_cls.name = "mine.py", "Mine"
     check_inputs(inputs)
 
 
@@ -225,7 +263,8 @@ def test_columns_that_the_reward_function_needs(inputs, tmp_path, column, key):
     inputs.reward.custom_reward_function.path = "mine.py"
     said = f"data.{key}: {file} has no column {column!r}, which reward.custom_reward_function needs"
     assert refusal(inputs).startswith(said)
-    inputs.reward.reward_manager.source = "importlib"
+    manager = inputs.reward.reward_manager
+    manager.source, manager.module.path, manager.name = "importlib", "mine.py", "Mine"
     check_inputs(inputs)
 
 

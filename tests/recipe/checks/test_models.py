@@ -66,6 +66,31 @@ def test_weights_in_a_format_that_is_not_read_may_be_pointers(tmp_path):
     refuse_pointers("key", tmp_path)
 
 
+def test_a_file_is_no_model(inputs, good):
+    inputs.actor_rollout_ref.model.path = good["data"]
+    assert refusal(inputs).startswith(f"{STUDENT}: {good['data']} is a file, allowed: a model folder")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_path", "hf_config_path"])
+def test_the_key_of_a_part_elsewhere_is_named(inputs, tmp_path, name):
+    inputs.actor_rollout_ref.model[name] = str(tmp_path / "nowhere")
+    assert refusal(inputs).startswith(f"actor_rollout_ref.model.{name}: {tmp_path / 'nowhere'} does not exist")
+
+
+def test_a_copy_that_left_nothing_is_one_that_failed(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("verl.utils.fs.copy_to_local", lambda path: str(tmp_path / "copy"))
+    inputs.actor_rollout_ref.model.path = "hdfs://a/b"
+    assert refusal(inputs).startswith(f"{STUDENT}: hdfs://a/b cannot be copied here")
+
+
+@pytest.mark.parametrize("ends", ["<eos>", [[1]], [1.5]])
+def test_an_end_token_is_a_number(inputs, tmp_path, ends):
+    folder = Path(save_model(tmp_path / "ends"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    inputs.prune_opd.teacher.path = str(folder)
+    assert refusal(inputs).startswith(f"{TEACHER}: {folder} has the eos_token_id {ends!r} in its generation settings")
+
+
 # ------------------------------------------------------------------------------------------------ tokens
 
 

@@ -35,6 +35,7 @@ WRONG = {
     "actor_rollout_ref.model.use_fused_kernels": True,
     "actor_rollout_ref.actor.checkpoint.async_save": True,
     "actor_rollout_ref.hybrid_engine": False,
+    "actor_rollout_ref.rollout.name": "hf",
     "actor_rollout_ref.rollout.mode": "sync",
     "actor_rollout_ref.rollout.pipeline_model_parallel_size": 2,
     "actor_rollout_ref.rollout.multi_turn.enable": True,

@@ -105,9 +105,7 @@ def test_a_model_that_was_cloned_without_its_files_is_named(command, file, side,
     (tmp_path / side / file).write_text(POINTER)
     pair = [str(tmp_path / name) for name in ("STUDENT", "TEACHER")]
     assert main([command, *pair, "--data", str(data)]) == 2
-    message = (
-        f"{side}: {tmp_path / side / file} is a Git LFS pointer, not what it points to: fetch it with git lfs pull"
-    )
+    message = f"{side}: {tmp_path / side / file} is a Git LFS pointer, not the file itself: fetch it with git lfs pull"
     assert capsys.readouterr().err == f"{command}: {message}\n"
 
 

@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.commands.diagnose.tables import (
     SHARES,
     expectation,
@@ -33,7 +34,7 @@ from recipe.prune_opd.commands.diagnose.tables import (
     summary,
 )
 from recipe.prune_opd.commands.doctor.command import DTYPES, count, mapping, positive
-from recipe.prune_opd.commands.files import check_file, check_pair
+from recipe.prune_opd.commands.files import check_pair
 from recipe.prune_opd.commands.pair.findings import Plan
 from recipe.prune_opd.commands.terminal import console
 
@@ -266,7 +267,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         given = "neither" if args.data is None else "both"
         raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")
     if args.rollouts is not None:
-        check_file("--rollouts: ", args.rollouts, "a file with one JSON object a line")
+        check_readable("--rollouts: ", args.rollouts, "a file with one JSON object a line")
     check_pair(args.student, args.teacher, args.data)
     if args.out is not None:
         _check_out(args.out)

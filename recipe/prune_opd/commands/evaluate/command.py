@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.commands.evaluate.evaluation import LEVEL, NONE, SEED, Estimate, Response, Summary, summarise
-from recipe.prune_opd.commands.files import TEXT_FILES, check_file, check_model, json_lines
+from recipe.prune_opd.commands.files import TEXT_FILES, check_model, json_lines
 from recipe.prune_opd.commands.terminal import show
 
 UNKNOWN = "unknown"
@@ -121,7 +122,7 @@ def read_dump(file: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file cannot be read, holds no responses, or a line is not a response.
     """
-    check_file("", file, DUMP)
+    check_readable("", file, DUMP)
     rows = [_checked(where, row) for where, row in json_lines("", file)]
     if not rows:
         raise ValueError(f"{file} holds no responses, allowed: {DUMP}")

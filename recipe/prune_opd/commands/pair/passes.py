@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from recipe.prune_opd.checks.data import check_file as check_data
 from recipe.prune_opd.checks.data import is_chat, read_prompts
+from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.commands.diagnose.diagnosis import KINDS, PairScores, kind_of, overlap_ratios
 from recipe.prune_opd.commands.doctor.health import prompt_ids
-from recipe.prune_opd.commands.files import check_file, json_lines
+from recipe.prune_opd.commands.files import json_lines
 from recipe.prune_opd.commands.pair.engines import vllm_engine
 from recipe.prune_opd.commands.pair.findings import ERROR, OK, WARNING, Finding, Plan
 from recipe.prune_opd.commands.pair.weights import load
@@ -105,7 +106,7 @@ def read_rollouts(file: Path, student: Model, plan: Plan, vocabulary: int) -> li
     Raises:
         ValueError: there is no such file, it is empty, or a line is not as it should be; names the line.
     """
-    check_file("--rollouts: ", file, "a file with one JSON object a line")
+    check_readable("--rollouts: ", file, "a file with one JSON object a line")
     rollouts, numbers = [], dict[tuple[int, ...], int]()
     for where, row in json_lines("--rollouts: ", file):
         ids, response = _read_line(where, row, student, plan, vocabulary)

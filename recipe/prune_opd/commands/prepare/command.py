@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.commands.files import check_file
+from recipe.prune_opd.checks.files import check_readable
 from recipe.prune_opd.commands.prepare.datasets import DATASETS, Dataset
 from recipe.prune_opd.commands.prepare.problems import (
     Problem,
@@ -119,7 +119,7 @@ def questions_of(file: Path) -> set[str]:
     Raises:
         ValueError: the file does not exist or is in another format.
     """
-    check_file("--against: ", file, "a parquet file in verl's format")
+    check_readable("--against: ", file, "a parquet file in verl's format")
     found = set()
     for number, row in enumerate(_progress(read_parquet(file), f"reading {file.name}")):
         if "reward_model" not in row:

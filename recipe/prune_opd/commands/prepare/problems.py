@@ -9,7 +9,8 @@ from numbers import Number
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.commands.files import check_file, json_lines, parsed
+from recipe.prune_opd.checks.files import check_readable
+from recipe.prune_opd.commands.files import json_lines, parsed
 from recipe.prune_opd.commands.prepare.datasets import Dataset, bare_question
 
 
@@ -49,7 +50,7 @@ def read_local(file: Path) -> Iterable[Any]:
         ValueError: the file does not exist, has another ending, or cannot be read.
     """
     readers = {".parquet": read_parquet, ".json": _read_json, ".jsonl": _read_jsonl}
-    check_file("--input: ", file, "a .parquet, .json or .jsonl file")
+    check_readable("--input: ", file, "a .parquet, .json or .jsonl file")
     if file.suffix not in readers:
         raise ValueError(f"--input: {file} ends in {file.suffix!r}, allowed: {', '.join(readers)}")
     return readers[file.suffix](file)

@@ -12,8 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.checks.files import lfs_pointer
-from recipe.prune_opd.commands.files import check_file
+from recipe.prune_opd.checks.files import check_readable, lfs_pointer
 from recipe.prune_opd.records.files import STEPS, read_lines, read_samples, read_steps, sampled_steps, samples_file
 
 TRAINED = "training/global_step"
@@ -107,7 +106,7 @@ class Run:
         if not self.records or step not in self.sampled():
             return []
         file = samples_file(self.records, step)
-        check_file("", file, "samples of a run")
+        check_readable("", file, "samples of a run")
         samples = read_samples(self.records, step)
         for number, sample in enumerate(samples, 1):
             if not _is_sample(sample):
@@ -135,12 +134,12 @@ def read_run(path: Path, name: str) -> Run:
         ValueError: there is nothing of a run there, or of several.
     """
     if not os.path.isdir(path):  # says no where pathlib raises
-        check_file("", path, "a folder that a run wrote into, or a file of verl's logger")
+        check_readable("", path, "a folder that a run wrote into, or a file of verl's logger")
     logs = _parts([path] if path.is_file() else _logs(path), path)
     records = _only([file.parent for file in _find(path, STEPS) if file.parent.is_dir()], path)
     if not logs and not records:
         for file in filter(lfs_pointer, _find(path, "*.jsonl")):
-            check_file("", file, "a file of verl's logger")
+            check_readable("", file, "a file of verl's logger")
         raise ValueError(
             f"{path} holds neither a log nor records of a run, allowed: a folder with the file of verl's logger "
             f'(trainer.logger=[console,file]: lines with "step" and "data") or with {STEPS} (prune_opd.records.dir)'
@@ -165,7 +164,7 @@ def read_run(path: Path, name: str) -> Run:
 
 def _read_records(folder: Path) -> tuple[dict[int, dict[str, Any]], list[str]]:
     """Records by step, and what was wrong with their file."""
-    check_file("", folder / STEPS, "records of a run")
+    check_readable("", folder / STEPS, "records of a run")
     found, faults = read_steps(folder)
     whole = {record["step"]: record for record in found if _is_record(record)}
     strange = [str(record["step"]) for record in found if not _is_record(record)]
