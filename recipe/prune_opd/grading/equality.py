@@ -53,8 +53,14 @@ def same(truth: Value, found: Value) -> bool:
         return _same_listing(truth, found)
     if isinstance(truth, Group) and isinstance(found, Group):
         return _same_group(truth, found)
+    if _is_vector(truth, found) or _is_vector(found, truth):
+        return _same_vector(truth, found)
     if _is_bare_tuple(truth, found) or _is_bare_tuple(found, truth):
         return _same_sequence(truth.items, found.items)  # type: ignore[attr-defined]
+    for one, other in ((truth, found), (found, truth)):
+        coordinates = _coordinates(one, other)
+        if coordinates is not None:
+            return _same_sequence(coordinates, other.items)  # type: ignore[attr-defined]
     return _same_set(truth, found)
 
 
@@ -66,6 +72,37 @@ def _is_bare_tuple(listing: Value, group: Value) -> bool:
     return (group.opening, group.closing) == ("(", ")") and not relations
 
 
+def _is_vector(column: Value, group: Value) -> bool:
+    r"""Whether one is a column ``\begin{pmatrix}1\\2\end{pmatrix}`` and the other ``(1,2)``."""
+    return (
+        isinstance(column, Quantity)
+        and isinstance(group, Group)
+        and (group.opening, group.closing) == ("(", ")")
+        and getattr(column.expression, "shape", None) == (len(group.items), 1)
+    )
+
+
+def _same_vector(truth: Value, found: Value) -> bool:
+    sides = [
+        [Quantity(str(entry), entry) for entry in value.expression] if isinstance(value, Quantity) else value.items
+        for value in (truth, found)
+    ]
+    return _same_sequence(*sides)
+
+
+def _coordinates(listing: Value, group: Value) -> Sequence[Value] | None:
+    """Values of ``y=2, x=1`` by name, for the tuple ``(1,2)``; None if it is something else."""
+    if not isinstance(listing, Listing) or not isinstance(group, Group) or listing.kind == "or":
+        return None
+    by_name = {
+        item.terms[0].text: item.terms[-1]
+        for item in listing.items
+        if isinstance(item, Relation) and item.signs == ("=",) and re.fullmatch("[a-z]", item.terms[0].text)
+    }
+    whole = len(by_name) == len(listing.items) and (group.opening, group.closing) == ("(", ")")
+    return [by_name[name] for name in sorted(by_name)] if whole else None
+
+
 def _same_word(truth: Value, found: Value, strict: bool = True) -> bool:
     """Whether both are the same word, in whatever type; ``strict`` asks for letters alone."""
     if strict and not (WORD.fullmatch(truth.text) and WORD.fullmatch(found.text)):
@@ -75,7 +112,8 @@ def _same_word(truth: Value, found: Value, strict: bool = True) -> bool:
 
 def _letters(text: str) -> str:
     text = re.sub(r"(?<=[\d.,])\s+(?=\d)", "_", text)  # 1 2 is not 12
-    return re.sub(r"\\text|[{}()\s'\"]|(?<!\d)[.,-]|[.,-](?!\d)", "", text).casefold()
+    text = re.sub(r"^(?:\\text\{)?\s*(?:an?|the)\s+(?=[a-z]{3})", "", text, flags=re.IGNORECASE)
+    return re.sub(r"\\text|\\(?=and|or)|[{}()\s'\"]|(?<!\d)[.,-]|[.,-](?!\d)", "", text).casefold()
 
 
 def _unwrapped(truth: Value, found: Value) -> tuple[Value, Value]:
@@ -113,18 +151,20 @@ def _same_quantity(truth: Quantity, found: Quantity) -> bool:
     if truth.base != found.base and "" not in (truth.base, found.base):
         return False
     if truth.unit != found.unit and "" not in (truth.unit, found.unit):
-        return False
+        return {truth.unit, found.unit} == {"°", "radian"} and _same_angle(truth, found)
     one, other = truth.expression, found.expression
     if _same_number(truth, found, one, other):
         return True
     if truth.percent != found.percent:
         one, other = (one / 100, other) if truth.percent else (one, other / 100)
         return _same_number(truth, found, one, other)
-    if (truth.unit, found.unit) == ("°", "") and other.has(pi):
-        return equal(one * pi / 180, other)
-    if (truth.unit, found.unit) == ("", "°") and one.has(pi):
-        return equal(one, other * pi / 180)
-    return False
+    return "°" in (truth.unit, found.unit) and _same_angle(truth, found)
+
+
+def _same_angle(truth: Quantity, found: Quantity) -> bool:
+    """Whether one is in degrees and the other, with π in it, in radians."""
+    degrees, radians = (truth, found) if truth.unit == "°" else (found, truth)
+    return radians.expression.has(pi) and equal(degrees.expression * pi / 180, radians.expression)
 
 
 def _same_number(truth: Quantity, found: Quantity, one, other) -> bool:  # type: ignore[no-untyped-def]

@@ -12,6 +12,8 @@ from recipe.prune_opd.grading.verdicts import NO_TRUTH, RIGHT, UNPARSED, WRONG
 
 RUN_TOGETHER = re.compile(r"[^\s,]+(?:,\d{3})+[^\s,]*")
 CHOICE = re.compile(r"(?:\\text\{\s*\(([A-E])\)\s*\}|\(([A-E])\))\s*(?=[^\s,;])")
+LABELLED = re.compile(r"(?:\\text\{)?\s*(?:option|choice)?\s*\(?\s*([A-E])\s*(?:[:.)](?!\W*(?:and|or|[A-E])\b|\s*[,;/&+-])|\}|$)", re.I)
+"""The letter of a choice, before its value or alone: ``\\text{C: 204}``, ``B) 204``, ``Option B``."""
 LETTER = re.compile(r"[(\s]*(?:\\text\{\s*\(?)?[A-E][)\s}]*")
 SIGN = re.compile(r"\\pm(?![A-Za-z])")
 
@@ -50,7 +52,8 @@ def _spaced(answer: str) -> str:
 
 def _chosen(answer: str, truth: str) -> str:
     r"""The letter or the value of a choice ``\text{(B)} 204``, whichever is asked for."""
+    if LETTER.fullmatch(truth):
+        label = LABELLED.match(answer) or CHOICE.match(answer)
+        return next(letter for letter in label.groups() if letter) if label else answer
     choice = CHOICE.match(answer)
-    if not choice:
-        return answer
-    return choice[1] or choice[2] if LETTER.fullmatch(truth) else answer[choice.end() :]
+    return answer[choice.end() :] if choice else answer
