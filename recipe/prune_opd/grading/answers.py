@@ -18,7 +18,9 @@ BETWEEN = re.compile(rf"(?:{SPACE})*(?:{COMMA})(?:{SPACE}|{COMMA})*")
 """What stands between boxes that are one answer: ``\\boxed{3}, \\boxed{5} and \\boxed{7}``."""
 
 LABEL = r"(?:the\s+|my\s+|our\s+)?(?:final\s+|correct\s+)?answer[*_\s]*"
-LINE_START = re.compile(rf"(?im)^[ \t>#*_`$\[\](){{}}\\-]*(?:\\(?:text|textbf|mathbf)\{{)?{LABEL}(?:(?:is\s*)?[:：=]|(?<=\n))")
+LINE_START = re.compile(
+    rf"(?im)^[ \t>#*_`$\[\](){{}}\\-]*(?:\\(?:text|textbf|mathbf)\{{)?{LABEL}(?:(?:is\s*)?[:：=]|(?<=\n))"
+)
 ANYWHERE = re.compile(r"(?i)\banswer[*_\s]*[:：]")
 SENTENCE = re.compile(r"(?i)\banswer\s+(?:\w+\s+){0,4}?is\b[:：]?")
 LABELS = (LINE_START, ANYWHERE)
@@ -97,14 +99,14 @@ def last_box(text: str) -> tuple[str, str]:
     content, unread = _box(text, starts[-1].end())
     contents, following = [content], starts[-1].start()
     for start in reversed(starts[:-1]):
-        if unread or following - start.start() > LONGEST:
+        if unread or starts[-1].start() - start.start() > 2 * LONGEST:
             break
         end = closing_brace(text, start.end(), following)
         if end is None or not BETWEEN.fullmatch(text, end + 1, following):
             break
         contents.insert(0, text[start.end() : end].strip())
         following = start.start()
-    return (", ".join(contents) if not unread else "", unread)
+    return ("", unread) if unread else _checked(", ".join(contents))
 
 
 def _box(text: str, start: int) -> tuple[str, str]:

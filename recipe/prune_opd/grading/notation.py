@@ -75,15 +75,15 @@ SYNONYMS = {
     **{r"\simeq": r"\approx", r"\doteq": "=", r"\varphi": r"\phi", r"\lg": r"\log", r"\infin": r"\infty"},
 }
 NAME = re.compile(r"\\(?:[A-Za-z]+|[%$&#])")
-ENVIRONMENT = re.compile(
-    r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|center|math|cases)\*?\}"
-)
+ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|center|math|cases)\*?\}")
 NEXT_ANSWER = re.compile(r"\\\\(?=\s*[^\s&=<>\\])(?!\s*\\?[A-Za-z]*\s*$)")
 """A line's end, in an environment of several, before a line that does not go on with a sign."""
 DOLLARS = re.compile(r"\\\$\s*((?:[\d.,! ]|\{,\}|\\[,!])+)")
 TAGS = re.compile(r"</?(?:b|i|u|em|strong|answer|br|p|span|div|code|center)\s*/?>", re.IGNORECASE)
-MEASURES = re.compile(r"(?<=\d)\s*(?:平方|立方)?(?:个|元|种|次|人|天|年|米|厘米|千米|公里|度|小时|分钟|秒|名|本|只|条|张|岁|项|组|对)$")
-NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+MEASURES = re.compile(
+    r"(?<=\d)\s*(?:平方|立方)?(?:个|元|种|次|人|天|年|米|厘米|千米|公里|度|小时|分钟|秒|名|本|只|条|张|岁|项|组|对)$"
+)
+NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 MIXED = re.compile(r"(?<![\d.^_{])(\d+)(?:\s|~|\\[ ,;:])+(\d+)\s*/\s*(\d+)(?![\d.])")
 SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
@@ -117,7 +117,7 @@ def canonical(text: str) -> str:
 def _amount(text: str) -> str:
     r"""``\$5.40`` as ``5.40\text{ dollars}``, and a number without the Chinese word of its measure."""
     dollars = DOLLARS.fullmatch(text.strip())
-    return rf"{dollars[1]}\text{{ dollars}}" if dollars else MEASURES.sub("", text.strip())
+    return rf"{dollars[1].rstrip('., ')}\text{{ dollars}}" if dollars else MEASURES.sub("", text.strip())
 
 
 def _rows(text: str) -> str:
