@@ -62,11 +62,13 @@ def _is_vector(column: Value, group: Value) -> bool:
 
 
 def _same_vector(truth: Value, found: Value) -> bool:
-    sides = [
-        value.items if isinstance(value, Group) else [Quantity(str(entry), entry) for entry in value.expression]  # type: ignore[attr-defined]
-        for value in (truth, found)
-    ]
-    return _same_sequence(*sides)
+    return _same_sequence(_entries(truth), _entries(found))
+
+
+def _entries(value: Value) -> Sequence[Value]:
+    if isinstance(value, Quantity):
+        return [Quantity(str(entry), entry) for entry in value.expression]
+    return value.items if isinstance(value, Group) else ()
 
 
 def _coordinates(listing: Value, group: Value) -> Sequence[Value] | None:

@@ -4,6 +4,7 @@ Expressions with letters are compared at points, where their letters are real nu
 of the kinds that answers have do not agree by chance.
 """
 
+import functools
 import random
 from collections.abc import Iterator
 
@@ -66,6 +67,7 @@ def _equal_matrices(one: Expr, other: Expr) -> bool:
     return all(equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@functools.lru_cache(maxsize=256)
 def _evaluated(expression: Expr) -> Expr:
     _check_size(expression)
     expression = expression.doit()

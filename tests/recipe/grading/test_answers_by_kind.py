@@ -20,7 +20,7 @@ def is_right(kind: str, answer: str, truth: str) -> bool:
     found, unread = read_answer(answer if whole else rf"so $\boxed{{{answer}}}$.", source)
     try:
         return not unread and judge(found, truth) == RIGHT
-    except RecursionError:  # the graders' processes catch it
+    except (MemoryError, RecursionError):  # the graders' processes catch it
         return False
 
 
