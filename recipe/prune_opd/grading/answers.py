@@ -18,7 +18,9 @@ BETWEEN = re.compile(rf"(?:{SPACE})*(?:{COMMA})(?:{SPACE}|{COMMA})*")
 """What stands between boxes that are one answer: ``\\boxed{3}, \\boxed{5} and \\boxed{7}``."""
 
 LABEL = r"(?:the\s+|my\s+|our\s+)?(?:final\s+|correct\s+)?answer[*_\s]*"
-LINE_START = re.compile(rf"(?im)^[ \t>#*_`$\[\](){{}}\\-]*(?:\\(?:text|textbf|mathbf)\{{)?{LABEL}(?:is\s*)?[:：=]")
+LINE_START = re.compile(
+    rf"(?im)^[ \t>#*_`$\[\](){{}}\\-]*(?:\\(?:text|textbf|mathbf)\{{)?{LABEL}(?:(?:is\s*)?[:：=]|(?<=\n))"
+)
 ANYWHERE = re.compile(r"(?i)\banswer[*_\s]*[:：]")
 SENTENCE = re.compile(r"(?i)\banswer\s+(?:\w+\s+){0,4}?is\b[:：]?")
 LABELS = (LINE_START, ANYWHERE)
@@ -41,6 +43,13 @@ def read_answer(response: str, data_source: str = "") -> tuple[str, str]:
     """
     if data_source not in ANSWER_LINES:
         return last_box(response)
+    thought, end, said = response.rpartition("</think>")
+    answer = _read_line(said)
+    return _read_line(thought) if end and answer[1] in (NO_BOX, EMPTY) else answer
+
+
+def _read_line(response: str) -> tuple[str, str]:
+    """What an answer's line says, or a box, or a sentence ``the answer is ..``."""
     line = answer_line(response)
     if line is not None and not _is_prose(line):
         return last_box(line) if BOX.search(line) else _checked(line)
@@ -90,14 +99,14 @@ def last_box(text: str) -> tuple[str, str]:
     content, unread = _box(text, starts[-1].end())
     contents, following = [content], starts[-1].start()
     for start in reversed(starts[:-1]):
-        if unread or following - start.start() > LONGEST:
+        if unread or starts[-1].start() - start.start() > 2 * LONGEST:
             break
         end = closing_brace(text, start.end(), following)
         if end is None or not BETWEEN.fullmatch(text, end + 1, following):
             break
         contents.insert(0, text[start.end() : end].strip())
         following = start.start()
-    return (", ".join(contents) if not unread else "", unread)
+    return ("", unread) if unread else _checked(", ".join(contents))
 
 
 def _box(text: str, start: int) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """A verdict on one answer, without limits of time or memory: ``graders`` runs it in processes that have them."""
 
+import functools
 import re
 from collections.abc import Iterator
 
@@ -12,6 +13,10 @@ from recipe.prune_opd.grading.verdicts import NO_TRUTH, RIGHT, UNPARSED, WRONG
 
 RUN_TOGETHER = re.compile(r"[^\s,]+(?:,\d{3})+[^\s,]*")
 CHOICE = re.compile(r"(?:\\text\{\s*\(([A-E])\)\s*\}|\(([A-E])\))\s*(?=[^\s,;])")
+LABELLED = re.compile(
+    r"(?:\\text\{)?\s*(?:option|choice)?\s*\(?\s*([A-E])\s*(?:[:.)](?!\W*(?:and|or|[A-E])\b|\s*[,;/&+-])|\}|$)", re.I
+)
+"""The letter of a choice, before its value or alone: ``\\text{C: 204}``, ``B) 204``, ``Option B``."""
 LETTER = re.compile(r"[(\s]*(?:\\text\{\s*\(?)?[A-E][)\s}]*")
 SIGN = re.compile(r"\\pm(?![A-Za-z])")
 
@@ -19,7 +24,7 @@ SIGN = re.compile(r"\\pm(?![A-Za-z])")
 def judge(answer: str, truth: str) -> str:
     """``RIGHT``, ``WRONG``, ``UNPARSED`` or ``NO_TRUTH``."""
     try:
-        truths = list(_readings(canonical(truth)))
+        truths = _truths(truth)
     except UnreadableError:
         return NO_TRUTH
     answer = canonical(_spaced(answer) if isinstance(truths[0][0], Listing) else answer)
@@ -32,6 +37,11 @@ def judge(answer: str, truth: str) -> str:
             if not contradict(condition, other) and same(right, value):
                 return RIGHT
     return WRONG
+
+
+@functools.lru_cache(maxsize=1024)
+def _truths(truth: str) -> list[tuple[Value, str]]:
+    return list(_readings(canonical(truth)))
 
 
 def _readings(text: str) -> Iterator[tuple[Value, str]]:
@@ -50,7 +60,8 @@ def _spaced(answer: str) -> str:
 
 def _chosen(answer: str, truth: str) -> str:
     r"""The letter or the value of a choice ``\text{(B)} 204``, whichever is asked for."""
+    if LETTER.fullmatch(truth):
+        label = LABELLED.match(answer) or CHOICE.match(answer)
+        return next(letter for letter in label.groups() if letter) if label else answer
     choice = CHOICE.match(answer)
-    if not choice:
-        return answer
-    return choice[1] or choice[2] if LETTER.fullmatch(truth) else answer[choice.end() :]
+    return answer[choice.end() :] if choice else answer

@@ -19,7 +19,7 @@ CHARACTERS = {
     **{"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle "},
     **{"′": "'", "’": "'", "“": '"', "”": '"', "⁄": "/", "∀": r"\forall ", "∑": r"\sum ", "∫": r"\int "},
     **{"→": r"\to ", "∧": r"\text{ and }", "∨": r"\text{ or }", "¢": r"\text{ cents}", "€": "", "£": "", "¥": ""},
-    **{"。": ".", "、": ",", "𝑒": "e", "ⅇ": "e", "ⅈ": "i", "ϕ": r"\phi ", "𝜋": r"\pi ", "ℯ": "e"},
+    **{"「": "", "」": "", "。": ".", "、": ",", "𝑒": "e", "ⅇ": "e", "ⅈ": "i", "ϕ": r"\phi ", "𝜋": r"\pi ", "ℯ": "e"},
 }
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix")
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢₖ", "0123456789+-()nik")
@@ -50,6 +50,7 @@ COLOURS = "textcolor|colorbox|color|fcolorbox"
 DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$")
 UPRIGHT = re.compile(r"[ei]|\\?(?:up)?pi|\\[A-Za-z]+", re.ASCII)
 PLAIN_TEXT = re.compile(r"[\d\s.,:;/+*^()%=<>$-]*")
+ROW = "\ue000"
 SYNONYMS = {
     **{r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\sfrac": r"\frac", r"\nicefrac": r"\frac"},
     **{r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge"},
@@ -70,22 +71,35 @@ SYNONYMS = {
     **{r"\ldots": r"\dots", r"\cdots": r"\dots", r"\R": r"\mathbb{R}", r"\Z": r"\mathbb{Z}", r"\N": r"\mathbb{N}"},
     **{r"\Reals": r"\mathbb{R}", r"\reals": r"\mathbb{R}", r"\backslash": r"\setminus", r"\percent": "%"},
     **{r"\%": "%", r"\$": "", r"\&": r"\and", r"\#": "", r"\dollar": "", r"\pounds": "", r"\euro": ""},
+    **{r"\bigcup": r"\cup", r"\bigcap": r"\cap", r"\textdollar": "", r"\checkmark": "", r"\cr": ROW},
     **{r"\simeq": r"\approx", r"\doteq": "=", r"\varphi": r"\phi", r"\lg": r"\log", r"\infin": r"\infty"},
 }
 NAME = re.compile(r"\\(?:[A-Za-z]+|[%$&#])")
-ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|center|math)\*?\}")
+ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|center|math|cases)\*?\}")
+NEXT_ANSWER = re.compile(r"\\\\(?=\s*[^\s&=<>\\])(?!\s*\\?[A-Za-z]*\s*$)")
+"""A line's end, in an environment of several, before a line that does not go on with a sign."""
+DOLLARS = re.compile(r"\\\$\s*((?:[\d.,! ]|\{,\}|\\[,!])+)")
+TAGS = re.compile(r"</?(?:b|i|u|em|strong|answer|br|p|span|div|code|center)\s*/?>", re.IGNORECASE)
+MEASURES = re.compile(
+    r"(?<=\d)\s*(?:平方|立方)?(?:个|元|种|次|人|天|年|米|厘米|千米|公里|度|小时|分钟|秒|名|本|只|条|张|岁|项|组|对)$"
+)
+NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 MIXED = re.compile(r"(?<![\d.^_{])(\d+)(?:\s|~|\\[ ,;:])+(\d+)\s*/\s*(\d+)(?![\d.])")
 SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
 RING = re.compile(r"(?<=\d)\s*\^\s*(?:\{\s*)?(?:\\text\{o\}|o(?![A-Za-z]))\s*\}?")
-ROW = "\ue000"
 OPERATORS = {"+/-": r"\pm ", "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "==": "="}
+CHOOSE = re.compile(
+    r"(?<![\\\w])(?:\{\s*\}\s*)?[_^]?\{?(?<!\d)(\d+)\}?\s*C\s*_?\{?(\d+)\}?(?!\w)"
+    r"|(?<![\\\w])C_\{?(\d+)\}?\^\{?(\d+)\}?|(?<![\\\w{])(\w+)\s+choose\s+(\w+)"
+)
+"""Binomial coefficients that are written ``{}_8C_3``, ``C_8^3``, ``8 choose 3``."""
 VULGAR = re.compile(r"(\d*)\s*([¼½¾⅐-⅞])")
 
 
 def canonical(text: str) -> str:
     """An answer in one notation. Linear in everything but the nesting of commands."""
-    text = _rows(_characters(_unlisted(text)))
+    text = _rows(_characters(_amount(TAGS.sub(" ", _unlisted(text)))))
     text = THOUSANDS.sub(lambda number: re.sub(SEPARATOR, "", number[0]), text)
     text = REPEATING.sub(_repeating, text)
     text = DELIMITERS.sub(" ", ENVIRONMENT.sub(" ", text.replace("`", "")))
@@ -95,13 +109,22 @@ def canonical(text: str) -> str:
     pieces = [piece if piece.startswith(r"\text{") else _plain(piece) for piece in pieces]
     text = RING.sub(r"^\\circ ", "".join(pieces))
     text = _arguments(text)
-    text = _stripped(text)
-    return " ".join(text.split()).replace(ROW, r" \\ ")
+    text = " ".join(_stripped(text).split()).replace(ROW, r" \\ ")
+    word = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).lower()
+    return str(NUMERALS.index(word)) if word in NUMERALS else text
+
+
+def _amount(text: str) -> str:
+    r"""``\$5.40`` as ``5.40\text{ dollars}``, and a number without the Chinese word of its measure."""
+    dollars = DOLLARS.fullmatch(text.strip())
+    return rf"{dollars[1].rstrip('., ')}\text{{ dollars}}" if dollars else MEASURES.sub("", text.strip())
 
 
 def _rows(text: str) -> str:
     r"""Text whose only double backslashes are a matrix's rows, as ``ROW``; its brackets are one kind's."""
     if not re.search(r"matrix|\{array\}", text):
+        if ENVIRONMENT.search(text):
+            text = re.sub(r"&\s*(?=[=<>\\])", "", NEXT_ANSWER.sub(", ", text))
         return re.sub(r"\\\\(?=[A-Za-z])", r"\\", text).replace(r"\\", " ")
     text = text.replace(r"\\", ROW)
     text = re.sub(r"\\(begin|end)\s*\{(?:[pb]|small)?matrix\}", r"\\\1{pmatrix}", text)
@@ -136,8 +159,8 @@ def _characters(text: str) -> str:
 def _character(one: str) -> str:
     if one.isascii():
         return one
-    if unicodedata.category(one) in ("Cf", "Cc", "Mn"):
-        return ""  # invisible
+    if unicodedata.category(one) in ("Cf", "Cc", "Mn", "So", "Sc"):
+        return ""  # invisible, a picture or a currency
     name = unicodedata.name(one, "")
     if name.startswith("GREEK SMALL LETTER "):
         return f"\\{name.split()[-1].lower()} "
@@ -166,9 +189,17 @@ def _repeating(found: re.Match[str]) -> str:
 def _undecorated(text: str) -> str:
     """Text without what changes only its looks; upright words as ``\\text{..}``."""
     text = re.sub(rf"\\({DECORATIONS}|{TEXTS})\s+([A-Za-z\d])(?![A-Za-z])", r"\\\1{\2}", text)
+    text = re.sub(rf"\\({COLOURS})\s*\[[^\[\]]*\]", r"\\\1", text)
     text = replace_command(text, COLOURS, 2, lambda colour, content: content)
+    text = re.sub(r"\\(?:left|right)\s*\.", " ", text)
     text = SPACES.sub(" ", LAYOUT.sub(" ", replace_command(text, DECORATIONS, 1, str, braces=True)))
     text = replace_command(text, TEXTS, 1, _text, braces=True)
+    text = re.sub(r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}", text)
+    text = re.sub(r"(?:^|(?<=\\cup)|(?<=\\in))\s*\](?=[^\[\]()]*,[^\[\]()]*[\[\]])", " (", text)
+    text = re.sub(r"(?<=[\[(])([^\[\]()]*,[^\[\]()]*)\[(?=\s*(?:$|\\cup))", r"\1)", text)
+    text = re.sub(r"(\\mathbb\s*\{?R\}?)\s*[-/]\s*(?=\\\{)", r"\1\\setminus ", text)
+    text = re.sub(r"(?<=[)\]}])\s*\\text\{U\}\s*(?=[(\[{\\])", r"\\cup ", text)
+    text = re.sub(r"(?<=\d)\s*(?:\\text\{\s*to\s*\}|(?<=\s)to(?=\s))\s*(?=\d)", ":", text)
     return re.sub(r"\\emptyset|\\\{\s*\\\}", r"\\emptyset ", text)
 
 
@@ -179,6 +210,8 @@ def _text(content: str) -> str:
         return f" {word} "
     if word.lower() == "infinity":
         return r" \infty "
+    if re.fullmatch(r"(?:the )?empty set", word, re.IGNORECASE):
+        return r" \emptyset "
     if word in FUNCTIONS.split():
         return rf"\{word} "
     if re.fullmatch(r"[,;]?\s*(?:and|or)\s*[,;]?", word):
@@ -202,16 +235,20 @@ def _plain(text: str) -> str:
         .replace("!=", r"\ne ")
         .replace("==", "=")
     )
-    text = re.sub(r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty ", text)
+    text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+[xX]\s+(?=\d)", r" \\cdot ", text)
+    text = re.sub(r"(?<![\\A-Za-z])(?:[Ii]nfinity|inf|oo)(?![A-Za-z])", r"\\infty ", text)
     text = re.sub(r"(?<!\\)(?:sqrt|\broot)\s*(?=[({\d\\A-Za-z])", r"\\sqrt ", text)
-    text = re.sub(r"(?<!\\)cbrt\s*(?=[({\d\\])", r"\\sqrt[3] ", text)
+    text = re.sub(r"(?<!\\)(?:cbrt|cuberoot)\s*(?=[({\d\\])", r"\\sqrt[3] ", text)
+    text = re.sub(r"(?<![\\A-Za-z])log(2|10)(?=\s*\()", r"\\log_{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])asin(?=[\s(])|(?<![\\A-Za-z])a(?=(?:cos|tan)[\s(])", "arc", text)
     names = "|".join(FUNCTIONS.split())
     text = re.sub(rf"(?<![\\A-Za-z])({names})(?![A-Za-z])(?=\s*[\w(\\^])", r"\\\1 ", text)
     greek = "|".join(GREEK.split())
     text = re.sub(rf"(?<![\\A-Za-z])({greek})(?![A-Za-z])", r"\\\1 ", text)
-    text = re.sub(r"(?<![\\A-Za-z])(?:C|binom)\(\s*(\w+)\s*,\s*(\w+)\s*\)", r"\\binom{\1}{\2}", text)
+    text = re.sub(r"(?<![\\A-Za-z])(?:n?C|n?Cr|binom|comb)\(\s*(\w+)\s*,\s*(\w+)\s*\)", r"\\binom{\1}{\2}", text)
+    text = CHOOSE.sub(_binomial, text)
     text = re.sub(r"(?<![\\A-Za-z])abs\s*\(([^()]*)\)", r"|\1|", text)
+    text = re.sub(r"(?<![\\A-Za-z])(floor|ceil)\s*\(([^()]*)\)", r"\\l\1 \2\\r\1 ", text)
     text = re.sub(r"(?<![\\A-Za-z])(?:U|union)(?=\s*[(\[{])(?<=[)\]}]\s[Uu])", r"\\cup ", text)
     text = re.sub(r"(?:,\s*)?(?<![\\A-Za-z])(and|or)(?![A-Za-z])", r" \\\1 ", text)
     return re.sub(r"\s*\b(?:percent|pct)\b", "%", text)
@@ -228,8 +265,14 @@ def _arguments(text: str) -> str:
     text = replace_command(text, "binom", 2, lambda top, bottom: rf"\binom{{{top}}}{{{bottom}}}")
     text = _choose(text)
     text = replace_command(text, "exp", 1, lambda power: rf"e^{{{power}}}", braces=True)
+    text = re.sub(r"([A-Za-z]|(?<![\d.])\d+)!\s*(?=\^)", r"(\1!)", re.sub(r"_\s*(\d+)", r"_{\1}", text))
     text = re.sub(r"\^\s*(\d+(?:\.\d+)?|[+-]\s*(?:\d+(?:\.\d+)?|[A-Za-z]))", r"^{\1}", text)
     return _groups(text)
+
+
+def _binomial(found: re.Match[str]) -> str:
+    top, bottom = (part for part in found.groups() if part)
+    return rf"\binom{{{top}}}{{{bottom}}} "
 
 
 def _parenthesised(text: str, before: str) -> str:
@@ -284,7 +327,7 @@ def _stripped(text: str) -> str:
     before = None
     while before != text:
         before = text
-        text = text.strip().strip("`~*_").strip()
+        text = re.sub(r"^'(.*)'$", r"\1", text.strip().strip("`~*_#").strip())
         text = re.sub(r"(?:\\\\|\\|[.,;:?]|\\(?:dots|newline|par|qed|blacksquare|square))+\s*$", "", text)
         text = re.sub(
             r"^(?:=|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|:|\\therefore|\\implies|\\Rightarrow)\s*", "", text

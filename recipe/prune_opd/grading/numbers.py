@@ -4,6 +4,7 @@ Expressions with letters are compared at points, where their letters are real nu
 of the kinds that answers have do not agree by chance.
 """
 
+import functools
 import random
 from collections.abc import Iterator
 
@@ -26,6 +27,7 @@ from sympy import (
     log,
     nan,
     oo,
+    postorder_traversal,
     preorder_traversal,
     simplify,
     together,
@@ -38,6 +40,9 @@ NOTHING = Float("1e-300")
 """Difference, relative to the numbers' size, that is none."""
 INEXACT = 6
 """Decimals and significant digits that a decimal needs to stand for a number that it does not equal."""
+
+MOST_BITS = 3_000_000
+"""Size of a power's value, and most whose factorial is taken."""
 
 Point = dict[Symbol, Expr]
 
@@ -62,9 +67,24 @@ def _equal_matrices(one: Expr, other: Expr) -> bool:
     return all(equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@functools.lru_cache(maxsize=256)
 def _evaluated(expression: Expr) -> Expr:
+    _check_size(expression)
     expression = expression.doit()
     return expression.replace(_is_odd_root, _real_root)
+
+
+def _check_size(expression: Expr) -> None:
+    """Raise MemoryError for a power or factorial that would take seconds to write down."""
+    for node in postorder_traversal(expression):
+        if isinstance(node, Pow) and node.is_number and not (node.exp.is_Integer and abs(node.exp) < 100):
+            size = node.exp.evalf(15) * log(abs(node.base.evalf(15)) + 2, 2).evalf(15)
+        elif isinstance(node, factorial) and node.args[0].is_number:
+            size = node.args[0].evalf(15)
+        else:
+            continue
+        if size.is_extended_real and abs(size) > MOST_BITS:
+            raise MemoryError(str(node)[:80])
 
 
 def _is_odd_root(expression: Expr) -> bool:
@@ -164,6 +184,7 @@ def points(*expressions: Expr) -> Iterator[Point]:
     """Values for all letters of some expressions: positive ones, ones of either sign, and integers."""
     letters = sorted(set().union(*(side.free_symbols for side in expressions)), key=str)
     whole = any(_is_discrete(node) for side in expressions for node in preorder_traversal(side))
+    whole |= any(side.has(floor, ceiling) for side in expressions) and {str(one) for one in letters} <= set("ijkmn")
     positive = whole or any(side.has(I) for side in expressions)
     chance = random.Random(0)
     for number in range(8):
@@ -176,7 +197,7 @@ def points(*expressions: Expr) -> Iterator[Point]:
 
 
 def _is_discrete(node: Expr) -> bool:
-    if isinstance(node, Sum | Product | factorial | binomial | floor | ceiling | Mod):
+    if isinstance(node, Sum | Product | factorial | binomial | Mod):
         return bool(node.free_symbols)
     return isinstance(node, Pow) and bool(node.base.is_extended_negative) and bool(node.exp.free_symbols)
 

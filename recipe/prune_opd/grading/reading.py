@@ -28,16 +28,18 @@ from recipe.prune_opd.grading.values import (
 LISTS = {",": ",", ";": ",", r"\and": "and", r"\or": "or"}
 SIGNS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\in": "in", r"\notin": "not in"}
 SIGNS |= {r"\approx": "=", r"\equiv": "=", r"\to": "=", r"\mapsto": "=", r"\coloneqq": "="}
+BEFORE = {"=", r"\in", r"\approx", r"\equiv", r"\to", r"\mapsto", r"\coloneqq"}
 CONDITIONS = {"<", ">", "<=", ">=", "!=", "in", "not in"}
 OPERATORS = {r"\cup", r"\cap", r"\setminus"}
 ALL_REALS = re.compile(r"(?:\\text\{)?\s*(?:all |the |set of )*real(?: numbers|s)\s*\}?", re.IGNORECASE)
 NAMED_SET = re.compile(r"\\mathbb\s*\{?\s*[RZQNC]\s*\}?|\\emptyset")
 
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?!\d)")
-BASE = re.compile(r"(-?\d+)\s*_\s*\{?\s*(?:\\text\{\s*)?([A-Za-z]{3,}|\d+)\s*\}?\s*\}?")
+BASE = re.compile(r"\(?\s*(-?\d+)\s*\)?\s*_\s*\{?\s*(?:\\text\{\s*)?([A-Za-z]{3,}|\d+)\s*\}?\s*\}?")
 NAMED_BASE = re.compile(r"(\d)\s*(?:_\{?)?\s*(?:\\text\{)?\s*\(?(?:in )?base[\s~}]*(\d+|[a-z]+)[\s)}]*$")
 DECIMAL = re.compile(r"[(\s]*[+-]?\s*\d*\.(\d+)[)\s]*")
-TIME = re.compile(r"\d{1,2}:\d\d(?:\s*(?:\\text\{)?\s*[ap]\.?m\.?\s*\}?)?", re.IGNORECASE)
+POINT = re.compile(r"^[A-Z]'?\s*(?=\([^()]*,.*\)$)")
+TIME = re.compile(r"\d{1,2}\s*:\s*\d\d(?:\s*(?:\\text\{)?\s*[ap]\.?m\.?\s*\}?)?", re.IGNORECASE)
 LETTERS = re.compile(r"(?:\\text\{[^{}]*\}|[A-Za-z\s.,'()-])+")
 WORDS = {"yes", "no", "true", "false", "even", "odd", "none"}
 """Words that are no product of letters."""
@@ -66,10 +68,10 @@ def _read(text: str) -> Value:
     items = [value for piece in pieces if piece.strip() for value in _signs(piece.strip())]
     if not items:
         raise UnreadableError(text)
-    items = _without_conditions(items)
+    kinds = {LISTS[separator] for separator in separators} - {","}
+    items = items if "or" in kinds else _without_conditions(items)
     if len(items) == 1:
         return items[0]
-    kinds = {LISTS[separator] for separator in separators} - {","}
     return Listing(text, tuple(items), kinds.pop() if len(kinds) == 1 else ",")
 
 
@@ -113,6 +115,8 @@ def _letters(text: str) -> set[str]:
 
 def _single(text: str) -> Value:
     """An answer that is no list."""
+    if not text.strip():
+        raise UnreadableError(text)
     if ALL_REALS.fullmatch(text):
         return Region(r"\mathbb{R}", (), ())
     if TIME.fullmatch(text) or text.lower() in WORDS or re.fullmatch(r"\\text\{[^{}]*\}", text):
@@ -122,6 +126,8 @@ def _single(text: str) -> Value:
     pieces, signs = split_outside(text, set(SIGNS))
     if signs:
         if not pieces[0].strip():
+            if set(signs) - BEFORE:
+                raise UnreadableError(text)  # > 5 is not 5
             return _single(pieces[-1].strip())
         terms = (*(_left_side(piece) for piece in pieces[:-1]), _read(pieces[-1]))
         return Relation(text, terms, tuple(SIGNS[sign] for sign in signs))
@@ -130,7 +136,16 @@ def _single(text: str) -> Value:
         return Region(text, tuple(_read(piece) for piece in pieces), tuple(operators))
     if NAMED_SET.fullmatch(text):
         return Region(text, (), ())
-    return _bracketed(text) or quantity(text)
+    return _ratio(text) or _bracketed(POINT.sub("", text)) or quantity(text)
+
+
+def _ratio(text: str) -> Value | None:
+    """``2:4:6`` as what it is to 1, so that it equals ``1:2:3``; None for a ratio of two, which is a fraction."""
+    pieces = split_outside(text, {":"})[0]
+    if len(pieces) < 3:
+        return None
+    first = pieces[0].strip()
+    return Group(text, ":", tuple(quantity(f"\\frac{{{piece.strip()}}}{{{first}}}") for piece in pieces), ":")
 
 
 def _left_side(text: str) -> Value:
@@ -205,6 +220,8 @@ def parse_expression(text: str) -> Expr | MatrixBase:
     Raises:
         UnreadableError: latex2sympy cannot parse it, or it divides by 0.
     """
+    if "!!" in text:
+        raise UnreadableError(text)  # the parser takes a double factorial for two
     text = DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
     text = replace_command(text, "binom", 2, lambda top, bottom: rf"(\Binom{{{top}}}{{{bottom}}})")
     text = text.replace(r"\Binom", r"\binom")
@@ -218,7 +235,9 @@ def parse_expression(text: str) -> Expr | MatrixBase:
         raise
     except Exception as error:  # of any kind, by the parser and by sympy's constructors
         raise UnreadableError(text) from error
-    if not isinstance(found, Expr | MatrixBase | MatrixExpr) or found.has(nan, zoo):
+    if isinstance(found, MatrixExpr):
+        found = found.as_explicit()
+    if not isinstance(found, Expr | MatrixBase) or found.has(nan, zoo):
         raise UnreadableError(text)
     return found
 

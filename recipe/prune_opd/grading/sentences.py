@@ -6,6 +6,7 @@ from recipe.prune_opd.grading.latex import split_outside
 
 PHRASE = re.compile(r"\\text\{([^{}]*)\}\s*[:=]?\s*(?=\S)|([A-Za-z'’]+(?:[ ,]+[A-Za-z'’]+)*\s*:?)\s+(?=\S)")
 LEADS = re.compile(
+    r"(?:so|thus|hence|therefore|exactly|only|just|precisely|approximately|about|both|total|point)\s*|"
     r".*(?:\b(?:is|are|be|equals?|equal to|gives|get|has|have|answers?|values?|solutions?|result)\s*[:=]?|[:=])\s*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -16,8 +17,9 @@ WORDS = (
     "for|where|with|when|whenever|if|such that|provided|given|assuming|because|since|whose|in which|only if|iff|unless"
 )
 MODULUS = r"\\pmod(?![A-Za-z])|\(\s*\\?(?:b?mod|\\text\{mod\})|\\text\{\(mod\}|(?<=[\d\s])mod(?=\s*\d)"
+ANY = r",\s*[a-z]\s*\\?(?:text\{)?\s*(?:is )?(?:any|an|a) (?:\w+ )*(?:integer|number|constant|real)"
 CONDITION = re.compile(
-    rf"\s*[,;]?\s*(?:\\text\{{\s*[(,]?\s*({WORDS})\b|(?<![A-Za-z\\])({WORDS})(?![A-Za-z])|\\forall(?![A-Za-z])|{MODULUS})",
+    rf"{ANY}|\s*[,;]?\s*(?:\\text\{{\s*[(,]?\s*({WORDS})\b|(?<![A-Za-z\\])({WORDS})(?![A-Za-z])|\\forall(?![A-Za-z])|{MODULUS})",
     re.IGNORECASE,
 )
 NOTE = re.compile(r"(?<=[\s\d)}])\(([^()]*(?:\\(?:ge|le|in|ne)(?![A-Za-z])|[<>=]|\\text\{)[^()]*)\)\s*$")

@@ -4,7 +4,8 @@ import re
 
 NUMBER = re.compile(r"\d|\\pi|\}")
 WORDS = re.compile(
-    r"(?P<number>.*?)\s*(?P<words>(?:\\text\{[^{}]*\}|(?<=[\d\s)}])[A-Za-z]{2,}\.?(?![A-Za-z(\\{_^=]))"
+    r"(?P<number>.*?)\s*(?P<words>(?:\\text\{[^{}]*\}|(?<=[\d\s)}])(?:(?:[mcdk]m|inch(?:es)?|in|ft|feet|yd)(?=\s*\^)"
+    r"|[A-Za-z]{2,}\.?(?![A-Za-z(\\{_^=])))"
     r"(?:[\s/-]*(?:\\text\{[^{}]*\}|[A-Za-z]{1,}\.?))*)\s*(?:\^\s*\{?\s*(?P<power>\\circ|\d+)\s*\}?)?",
     re.DOTALL,
 )
@@ -12,9 +13,11 @@ WORDS = re.compile(
 BARE = {
     *("mm", "cm", "dm", "km", "in", "ft", "yd", "mi", "mg", "kg", "lb", "lbs", "oz", "ml", "sec", "hr", "hrs", "min"),
     *("mph", "kmh", "rpm", "inch", "inches", "feet", "foot", "day", "days", "cent", "cents", "deg", "degree"),
-    *("degrees", "unit", "units", "sq", "cubic"),
+    *("degrees", "unit", "units", "sq", "cubic", "usd", "yen", "men", "pts"),
 }
 """Units without ``\\text`` that are no product of letters. Words of four letters behind a space are none either."""
+LETTERS = {"in", "ft", "mi", "hr", "lb", "oz", "mg", "ml", "dm", "yd"}
+"""Those that are a product behind other letters: ``2\\pi hr``."""
 DEGREES = re.compile(r"(.*?)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\\text\{[^{}]*\}|[CFK])?", re.DOTALL)
 FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 ORDINAL = re.compile(
@@ -23,7 +26,8 @@ ORDINAL = re.compile(
 MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 QUALIFIERS = {
     *("or", "more", "less", "fewer", "greater", "least", "most", "not", "to", "plus", "minus", "times", "than", "and"),
-    "between",
+    *("between", "below", "above", "under", "over", "by", "factorial", "half", "divided"),
+    *("halves", "thirds", "quarters", "fourths", "fifths", "sixths", "eighths", "tenths", "hundredths"),
 }
 """Words that say that the number alone is not the answer."""
 POWERS = {"square": "2", "sq": "2", "sq.": "2", "squared": "2", "cubic": "3", "cu": "3", "cu.": "3", "cubed": "3"}
@@ -51,10 +55,11 @@ def split_unit(answer: str) -> tuple[str, str]:
     match = WORDS.fullmatch(answer)
     if not match or not NUMBER.search(match["number"]) or match["number"].rstrip().endswith(("^", "_")):
         return answer, ""
-    if not _is_unit(match["words"], answer[match.end("number") :]):
+    if not _is_unit(match["number"], match["words"], answer[match.end("number") :]):
         return answer, ""
     words = re.sub(r"\\text|[{}]", " ", match["words"]).split()
-    if QUALIFIERS & {word.lower() for word in words}:
+    lower = [word.lower() for word in words]
+    if QUALIFIERS & set(lower) or lower in (["squared"], ["cubed"]):
         return answer, ""
     power = match["power"] or ""
     if words and words[0].lower() in MULTIPLES:
@@ -63,12 +68,14 @@ def split_unit(answer: str) -> tuple[str, str]:
     return match["number"], _unit(words, power)
 
 
-def _is_unit(words: str, rest: str) -> bool:
+def _is_unit(number: str, words: str, rest: str) -> bool:
     """Whether words, with what precedes them, are a unit and not letters to multiply."""
     if words.startswith(r"\text"):
         return True
     first = re.match(r"[A-Za-z]+", words)
     name = first.group().lower() if first else ""
+    if name in LETTERS and re.search(r"[A-Za-z]", number):
+        return False
     return name in BARE or (rest[:1].isspace() and len(name) >= 4)
 
 
