@@ -684,6 +684,7 @@ def test_records_of_another_form_are_left_out_and_named(case, run, few):
 @pytest.mark.parametrize(
     "content",
     [b"no gzip", POINTER.encode(), *map(gzip.compress, (b"[1]", b'{"tokens": [1]}', b"{", b'{"tokens": [[[['))],
+    ids=["text", "pointer", "list", "token", "torn", "deep"],  # a compressed file holds the time it was made
 )
 def test_samples_that_are_none_are_one_sentence(content, run, capsys, few):
     file = run / "checkpoints/records/samples/step_4.jsonl.gz"
