@@ -32,6 +32,8 @@ hand_on() { # VARIABLE SETTING
 if "$python" -m pip install --quiet --only-binary uv "$(grep '^uv==' "$here/requirements.txt")"; then
   hand_on UV_DEFAULT_INDEX index-url
   hand_on UV_FIND_LINKS find-links
+  # As pip does. Where Python may not write bytecode itself, every process would compile all that it imports.
+  export UV_COMPILE_BYTECODE=1
   install() { "$venv/bin/uv" pip install --quiet --python "$python" "$@"; }
 else
   echo "uv could not be installed: pip does its work, which takes some minutes" >&2
@@ -42,7 +44,7 @@ if [[ $kind == pins ]]; then
   overrides=$(mktemp)
   trap 'rm -f "$overrides"' EXIT
   echo "flash-attn ; python_version < '3'" >"$overrides"
-  install --override "$overrides" "$root[vllm,test]" setuptools
+  install --override "$overrides" --editable "$root[vllm,test]" setuptools
   exit
 fi
 
