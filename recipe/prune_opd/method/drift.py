@@ -110,8 +110,7 @@ class OverlapRatio:
 
     def events(self, scores: "Scores", mask: Tensor) -> Tensor:
         """See ``overlap_events``."""
-        overlap = overlap_ratio(scores.student.ids, scores.teacher.ids)
-        return overlap_events(overlap, mask, self.threshold)
+        return overlap_events(scores.overlap, mask, self.threshold)
 
 
 @dataclass(frozen=True)

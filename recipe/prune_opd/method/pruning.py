@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from recipe.prune_opd.method.drift import DriftMetric, Reliability, overlap_ratio, reliability
+from recipe.prune_opd.method.drift import DriftMetric, Reliability, reliability
 from recipe.prune_opd.method.reward import Scores, TopKReward, topk_reward
 
 
@@ -74,4 +74,4 @@ def find_drift(scores: Scores, mask: Tensor, rules: Rules) -> Drift:
     weights = reliability(events, mask, rules.w_drop, rules.w_base)
     if not rules.applied:
         weights = replace(weights, loss_weight=mask.float())
-    return Drift(mask, overlap_ratio(scores.student.ids, scores.teacher.ids), events, weights)
+    return Drift(mask, scores.overlap, events, weights)

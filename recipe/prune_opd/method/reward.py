@@ -7,12 +7,13 @@ candidates. Only the weights w are, as each strategy says.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from recipe.prune_opd.method.drift import is_member
+from recipe.prune_opd.method.drift import is_member, overlap_ratio
 
 Rule = TypeVar("Rule")
 
@@ -52,6 +53,11 @@ class Scores:
     student_on_teacher: Tensor | None = None
     """S on K_T, (B, T, K) float: one more pass of the student."""
     sampled: Sampled | None = None
+
+    @cached_property
+    def overlap(self) -> Tensor:
+        """O, (B, T) float32: computed once for all who ask, it is the dearest part of finding drift."""
+        return overlap_ratio(self.student.ids, self.teacher.ids)
 
 
 @dataclass(frozen=True)

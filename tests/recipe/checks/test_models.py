@@ -63,7 +63,10 @@ def test_a_model_cloned_without_its_content_is_named(inputs, tmp_path, key, name
 def test_weights_in_a_format_that_is_not_read_may_be_pointers(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "pytorch_model.bin").write_text(POINTER)
-    refuse_pointers("key", tmp_path)
+    refuse_pointers("key", str(tmp_path), weights=True)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is a Git LFS pointer"):
+        refuse_pointers("key", str(tmp_path), weights=True)
 
 
 def test_a_file_is_no_model(inputs, good):
