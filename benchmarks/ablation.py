@@ -1,13 +1,16 @@
-"""Does stopping responses in flight cost accuracy? Gate off and on, with and without the suffix's weight, some seeds.
+"""Does stopping responses in flight cost accuracy? Gate off and on, with and without the suffix's
+weight, some seeds.
 
-The quickstart's pair and task under a fixed limit, so that nothing but the gate shortens a response. All runs divide
-the loss by the reliable tokens: by generated tokens, a stop would also scale the gradient up. A seed sets the order of
-the problems and the sampling; the two models are the same in all runs. Accuracy is greedy on 256 held-out problems.
+The quickstart's pair and task under a fixed limit, so that nothing but the gate shortens a
+response. All runs divide the loss by the reliable tokens: by generated tokens, a stop would also
+scale the gradient up. A seed sets the order of the problems and the sampling; the two models are
+the same in all runs. Accuracy is greedy on 256 held-out problems.
 
-    python benchmarks/ablation.py --out runs/ablation     # 12 runs of 5 minutes on 2 cores; goes on where it stopped
+    python benchmarks/ablation.py --out runs/ablation     # 12 runs of 5 minutes on 2 cores; goes on
+    where it stopped
 
-Two comparisons: after the same steps, and after the same generated tokens (linear between two validations; the tokens
-are those of the shortest run of the seed).
+Two comparisons: after the same steps, and after the same generated tokens (linear between two
+validations; the tokens are those of the shortest run of the seed).
 """
 
 import argparse
@@ -52,7 +55,9 @@ def curve(folder: Path) -> Curve:
     """Accuracy over the steps of a run."""
     tokens, points = 0.0, {}
     for record in run.read(folder / "metrics.jsonl"):
-        tokens += record.get("prune_opd/generated_tokens", 0) + record.get("prune_opd/gate/overshoot_tokens", 0)
+        tokens += record.get("prune_opd/generated_tokens", 0) + record.get(
+            "prune_opd/gate/overshoot_tokens", 0
+        )
         for key, value in record.items():
             if key.startswith("val-core/") and "mean@" in key:
                 points[int(record["step"])] = (tokens, value)
@@ -72,7 +77,9 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     """Command line: see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
@@ -86,7 +93,9 @@ def main() -> None:
         folder = args.out.resolve() / f"gate_{'on' if gate else 'off'}_w_base_{w_base}_seed_{seed}"
         folder.mkdir(exist_ok=True)
         if STEPS not in curve(folder):
-            command = run.training_command(shared, "prune_opd", STEPS, overrides(gate, w_base, seed))
+            command = run.training_command(
+                shared, "prune_opd", STEPS, overrides(gate, w_base, seed)
+            )
             started = time.monotonic()
             run.train(command, folder, STEPS, timeout=1200)
             print(f"{folder.name}: {time.monotonic() - started:.0f} s, {curve(folder)}", flush=True)
@@ -109,7 +118,9 @@ def main() -> None:
             f"{w_base}",
             f"{statistics.mean(points[STEPS][0] for points in mine):,.0f}",
             *(spread([points[step][1] for points in mine]) for step in steps),
-            spread([at_tokens(points, tokens) for points, tokens in zip(mine, shortest, strict=True)]),
+            spread(
+                [at_tokens(points, tokens) for points, tokens in zip(mine, shortest, strict=True)]
+            ),
         )
     Console(width=200).print(table)
 

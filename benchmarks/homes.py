@@ -1,19 +1,22 @@
-"""What does each home of the teacher cost, and how much of its time hides behind generation? The quickstart's task.
+"""What does each home of the teacher cost, and how much of its time hides behind generation? The
+quickstart's task.
 
     worker_group only_stu       the paper's: the teacher shares the trainer's devices
     worker_group intersection   the same with the strategy that servers can serve, to compare with
     server intersection         the run's own server, asked when a response is complete
-    ... while it grows          the same, asked every 32 tokens (``gate.kind=never``, which stops nothing)
-    url intersection            a `vllm serve`, or `sglang.launch_server`, that was started before
+    ... while it grows          the same, asked every 32 tokens (``gate.kind=never``, which stops
+    nothing) url intersection            a `vllm serve`, or `sglang.launch_server`, that was started
+    before
 
-Each row is a run of its own, the first step left out. "step pays" is what the step waits for the teacher after its
-last response is complete: the worker group's pass (``timing_s/ref``), or the last scores and the reading of them.
-"hidden" is the share of the time in which questions about responses were open before the step's last response was
-complete (``teacher/hidden_ratio``).
-Memory is that of all processes of the run, shared pages once. Accuracy: greedy, 256 held-out problems, in the end.
+Each row is a run of its own, the first step left out. "step pays" is what the step waits for the
+teacher after its last response is complete: the worker group's pass (``timing_s/ref``), or the last
+scores and the reading of them. "hidden" is the share of the time in which questions about responses
+were open before the step's last response was complete (``teacher/hidden_ratio``). Memory is that of
+all processes of the run, shared pages once. Accuracy: greedy, 256 held-out problems, in the end.
 
     python benchmarks/homes.py --out runs/homes       # 5 runs of about 5 minutes on 2 cores
-    python benchmarks/homes.py --out runs/homes-sglang --engine sglang     # in the environment that has it
+    python benchmarks/homes.py --out runs/homes-sglang --engine sglang     # in the environment that
+    has it
 """
 
 import argparse
@@ -47,9 +50,20 @@ ROWS = (
 )
 PORT = 18765
 URL = f"http://127.0.0.1:{PORT}"
-SERVE = {"vllm": ["vllm.entrypoints.cli.main", "serve"], "sglang": ["sglang.launch_server", "--model-path"]}
+SERVE = {
+    "vllm": ["vllm.entrypoints.cli.main", "serve"],
+    "sglang": ["sglang.launch_server", "--model-path"],
+}
 SETTINGS = {
-    "vllm": ["--max-model-len", "512", "--max-logprobs", "16", "--block-size", "16", "--enforce-eager"],
+    "vllm": [
+        "--max-model-len",
+        "512",
+        "--max-logprobs",
+        "16",
+        "--block-size",
+        "16",
+        "--enforce-eager",
+    ],
     "sglang": ["--context-length", "512"],
 }
 COLUMNS = (
@@ -66,18 +80,30 @@ COLUMNS = (
 
 def main() -> None:
     """Command line: see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/homes"))
-    parser.add_argument("--rows", type=int, nargs="+", default=list(range(len(ROWS))), help="which of them, from 0")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=list(range(len(ROWS))), help="which of them, from 0"
+    )
     parser.add_argument("--steps", type=int, default=24, help="of each run (%(default)s)")
-    parser.add_argument("--engine", choices=tuple(SERVE), default="vllm", help="of rollouts and teacher (%(default)s)")
+    parser.add_argument(
+        "--engine",
+        choices=tuple(SERVE),
+        default="vllm",
+        help="of rollouts and teacher (%(default)s)",
+    )
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     pair.build_pair(out / "models", pair.Settings())
     task.write_parquet(out / "data", validation=run.VALIDATION_PROBLEMS)
     table = Table(
-        *COLUMNS, title=f"{args.engine}: medians over {args.steps - 1} steps; accuracy with its 95 % interval"
+        *COLUMNS,
+        title=(
+            f"{args.engine}: medians over {args.steps - 1} steps; accuracy with its 95 % interval"
+        ),
     )
     for home, strategy in (ROWS[i] for i in args.rows):
         folder = out / f"{home}_{strategy}".replace(", while it grows", "_growing")
@@ -90,15 +116,30 @@ def main() -> None:
             "trainer.save_freq=-1",
         ]
         if home == GROWING:
-            overrides += ["prune_opd.gate.enable=true", "prune_opd.gate.kind=never", "prune_opd.gate.chunk=32"]
+            overrides += [
+                "prune_opd.gate.enable=true",
+                "prune_opd.gate.kind=never",
+                "prune_opd.gate.chunk=32",
+            ]
         if home == "url":
-            overrides += [f"prune_opd.teacher.url.urls=[{URL}]", f"prune_opd.teacher.url.api={args.engine}"]
+            overrides += [
+                f"prune_opd.teacher.url.urls=[{URL}]",
+                f"prune_opd.teacher.url.api={args.engine}",
+            ]
         command = run.training_command(out, "prune_opd", args.steps, overrides)
         teacher = out / "models" / "teacher"
-        server = serving(teacher, folder, args.engine) if home == "url" else contextlib.nullcontext()
+        server = (
+            serving(teacher, folder, args.engine) if home == "url" else contextlib.nullcontext()
+        )
         with server, peak_memory() as peak:
             run.train(command, folder, args.steps, timeout=1800)
-        table.add_row(home, strategy, *cells(run.read(folder / "metrics.jsonl")), f"{max(peak):.1f}", accuracy(folder))
+        table.add_row(
+            home,
+            strategy,
+            *cells(run.read(folder / "metrics.jsonl")),
+            f"{max(peak):.1f}",
+            accuracy(folder),
+        )
     Console(width=180).print(table)
 
 
@@ -106,16 +147,29 @@ def cells(records: list[dict[str, float]]) -> list[str]:
     """Times of a run."""
     steps = run.training_steps(records)[1:]
     pays = [
-        (step["timing_s/ref"] + step.get("prune_opd/teacher/waited", 0.0)) / step["prune_opd/generated_tokens"] * 1000
+        (step["timing_s/ref"] + step.get("prune_opd/teacher/waited", 0.0))
+        / step["prune_opd/generated_tokens"]
+        * 1000
         for step in steps
     ]
     whole = [step["timing_s/step"] for step in steps]
-    cells = [f"{statistics.median(whole):.2f}", f"{statistics.median(pays):.3f} ({min(pays):.3f} to {max(pays):.3f})"]
-    hidden = [step["prune_opd/teacher/hidden_ratio"] for step in steps if "prune_opd/teacher/hidden_ratio" in step]
+    cells = [
+        f"{statistics.median(whole):.2f}",
+        f"{statistics.median(pays):.3f} ({min(pays):.3f} to {max(pays):.3f})",
+    ]
+    hidden = [
+        step["prune_opd/teacher/hidden_ratio"]
+        for step in steps
+        if "prune_opd/teacher/hidden_ratio" in step
+    ]
     if not hidden:
         return [*cells, "", ""]
     seconds = statistics.median(step["prune_opd/teacher/score_seconds_mean"] for step in steps)
-    return [*cells, f"{seconds:.2f}", f"{statistics.median(hidden):.0%} ({min(hidden):.0%} to {max(hidden):.0%})"]
+    return [
+        *cells,
+        f"{seconds:.2f}",
+        f"{statistics.median(hidden):.0%} ({min(hidden):.0%} to {max(hidden):.0%})",
+    ]
 
 
 def accuracy(folder: Path) -> str:

@@ -1,19 +1,22 @@
-"""How many tokens, teacher tokens and seconds does the in-flight gate cost and save, at which chunk?
+"""How many tokens, teacher tokens and seconds does the in-flight gate cost and save, at which
+chunk?
 
-Real vLLM servers, student and teacher, the client and the gate that training uses, no training around them. The pairs:
+Real vLLM servers, student and teacher, the client and the gate that training uses, no training
+around them. The pairs:
 
     quickstart   the quickstart's student and teacher, responses end by themselves or at 227 tokens
     drifting     the same two beyond the length they know: responses go on to 800 tokens
     same         the student is its own teacher: there is nothing to stop
 
-Rows: verl's own generation up to the limit; the same followed (top-k log-probs reported, no teacher); under the gate at
-each chunk. "perfect" is the sum over responses of the tokens before the stop, so "generated / perfect" is what is
-generated beyond what a stop at the exact token would cost. Teacher tokens are counted per generated token, those of
-prompts apart.
+Rows: verl's own generation up to the limit; the same followed (top-k log-probs reported, no
+teacher); under the gate at each chunk. "perfect" is the sum over responses of the tokens before the
+stop, so "generated / perfect" is what is generated beyond what a stop at the exact token would
+cost. Teacher tokens are counted per generated token, those of prompts apart.
 
     python benchmarks/inflight.py --models runs/quickstart/models
 
-Every stop is compared with the rule applied to the whole response, scored once by the teacher in one piece.
+Every stop is compared with the rule applied to the whole response, scored once by the teacher in
+one piece.
 """
 
 import argparse
@@ -99,19 +102,30 @@ class Bench:
         follow_rollout(self.config, self.prune_opd.topk)
         rollout = LLMServerManager.create(config=self.config)
         pool = teacher_pool(self.config, self.prune_opd)
-        resources = RayResourcePool(pool.nodes(1), use_gpu=True, max_colocate_count=2, name_prefix=f"pool_{pair_.name}")
+        resources = RayResourcePool(
+            pool.nodes(1), use_gpu=True, max_colocate_count=2, name_prefix=f"pool_{pair_.name}"
+        )
         self.servers = pool.start(self.config, resources, 1)
         teacher = pool.client(self.config, self.servers)
         self.plain = rollout.get_client()
         self.gated = rollout.get_client(
-            TeachingClient, prune_opd=self.prune_opd, teacher=teacher, vocab_size=len(task.VOCABULARY)
+            TeachingClient,
+            prune_opd=self.prune_opd,
+            teacher=teacher,
+            vocab_size=len(task.VOCABULARY),
         )
         problems = task.sample_problems(responses, seed=2)
         self.prompts = pair.encode_prompts(task.build_tokenizer(), problems).tolist()
 
     def params(self) -> dict[str, Any]:
         """Sampling parameters of training."""
-        params = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "logprobs": True, "max_tokens": self.pair.limit}
+        params = {
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": -1,
+            "logprobs": True,
+            "max_tokens": self.pair.limit,
+        }
         return params | {"ignore_eos": self.pair.ignore_eos}
 
     def settings(self, chunk: int) -> PruneOPDConfig:
@@ -146,7 +160,9 @@ async def limit_only(bench: Bench) -> Row:
     """verl's own generation."""
 
     async def one(prompt: list[int]) -> int:
-        output = await bench.plain.generate(uuid4().hex, prompt_ids=prompt, sampling_params=bench.params())
+        output = await bench.plain.generate(
+            uuid4().hex, prompt_ids=prompt, sampling_params=bench.params()
+        )
         return len(output.token_ids)
 
     started = time.monotonic()
@@ -155,13 +171,16 @@ async def limit_only(bench: Bench) -> Row:
 
 
 async def followed(bench: Bench) -> Row:
-    """Generation that reports its top-k in chunks of 64; afterwards the perfect stop of these responses."""
+    """Generation that reports its top-k in chunks of 64; afterwards the perfect stop of these
+    responses."""
     done: list[tuple[list[int], list[int], TopKRows]] = []
 
     async def one(prompt: list[int]) -> None:
         tokens, rows = [], []
         topk = bench.prune_opd.topk
-        async with bench.gated.follow(uuid4().hex, prompt, bench.params(), topk=topk, chunk=64) as response:
+        async with bench.gated.follow(
+            uuid4().hex, prompt, bench.params(), topk=topk, chunk=64
+        ) as response:
             async for chunk in response:
                 tokens += chunk.token_ids
                 rows.append(chunk.rows)
@@ -197,12 +216,15 @@ class Recorder(list[Chunk]):
 
 
 async def gated(bench: Bench, chunk: int) -> Row:
-    """Under the gate, as in training; afterwards each stop against the rule on all that was generated."""
+    """Under the gate, as in training; afterwards each stop against the rule on all that was
+    generated."""
     client = bench.gated
     client.prune_opd = bench.settings(chunk)
 
     async def one(prompt: list[int]) -> Recorded:
-        async with client.teacher.sequence(len(prompt), client.prune_opd.topk, client.vocab_size) as sequence:
+        async with client.teacher.sequence(
+            len(prompt), client.prune_opd.topk, client.vocab_size
+        ) as sequence:
             response = Recorded(client, sequence, uuid4().hex, prompt, bench.params(), {})
             await response.run()
             return response
@@ -216,11 +238,16 @@ async def gated(bench: Bench, chunk: int) -> Row:
     kept = [response.gate.stop or len(response.tokens) for response in responses]
     exact = await asyncio.gather(
         *(
-            effective_length(bench, response.prompt_ids, response.tokens, TopKRows.join(*response.rows))
+            effective_length(
+                bench, response.prompt_ids, response.tokens, TopKRows.join(*response.rows)
+            )
             for response in responses
         )
     )
-    prompts = sum(min(len(r.prompt_ids), report.teacher_tokens) for r, report in zip(responses, reports, strict=True))
+    prompts = sum(
+        min(len(r.prompt_ids), report.teacher_tokens)
+        for r, report in zip(responses, reports, strict=True)
+    )
     return Row(
         seconds,
         len(responses),
@@ -234,22 +261,31 @@ async def gated(bench: Bench, chunk: int) -> Row:
     )
 
 
-async def effective_length(bench: Bench, prompt: list[int], tokens: list[int], student: TopKRows) -> int:
+async def effective_length(
+    bench: Bench, prompt: list[int], tokens: list[int], student: TopKRows
+) -> int:
     """E of a whole response, by METHOD's formulas on one pass of the teacher over all of it."""
     client = bench.gated
-    async with client.teacher.sequence(len(prompt), client.prune_opd.topk, client.vocab_size) as sequence:
+    async with client.teacher.sequence(
+        len(prompt), client.prune_opd.topk, client.vocab_size
+    ) as sequence:
         sequence.private = 1  # nothing from a cache
         teacher = await sequence.score(prompt + tokens, deadline=600)
-    events = torch.from_numpy(find_events(bench.prune_opd.drift.build(), student, teacher, tokens)).unsqueeze(0)
+    events = torch.from_numpy(
+        find_events(bench.prune_opd.drift.build(), student, teacher, tokens)
+    ).unsqueeze(0)
     mask = torch.ones_like(events)
     return int(reliability(events, mask, bench.prune_opd.drift.w_drop, 0.0).effective_length)
 
 
 async def measure(bench: Bench, chunks: list[int], repeats: int) -> dict[str, list[Row]]:
-    """All rows of a pair; the repeats go round so that a slow minute of the machine hits every row."""
+    """All rows of a pair; the repeats go round so that a slow minute of the machine hits every
+    row."""
     await limit_only(bench)  # the first requests of a server are slow
     await gated(bench, chunks[0])
-    rows: dict[str, list[Row]] = {name: [] for name in ("limit only", "followed", *map(str, chunks))}
+    rows: dict[str, list[Row]] = {
+        name: [] for name in ("limit only", "followed", *map(str, chunks))
+    }
     for _ in tqdm(range(repeats), desc=bench.pair.name):
         rows["limit only"].append(await limit_only(bench))
         rows["followed"].append(await followed(bench))
@@ -263,7 +299,10 @@ def add_to(table: Table, pair_: Pair, rows: dict[str, list[Row]]) -> None:
     reference = statistics.median(row.seconds for row in rows["limit only"])
     limit_perfect = sum(row.perfect for row in rows["followed"])
     for name, repeats in rows.items():
-        generated, perfect = sum(r.generated for r in repeats), sum(r.perfect for r in repeats) or limit_perfect
+        generated, perfect = (
+            sum(r.generated for r in repeats),
+            sum(r.perfect for r in repeats) or limit_perfect,
+        )
         seconds = sorted(row.seconds for row in repeats)
         gate = name.isdigit()
         table.add_row(
@@ -271,8 +310,16 @@ def add_to(table: Table, pair_: Pair, rows: dict[str, list[Row]]) -> None:
             f"chunk {name}" if gate else name,
             f"{generated / len(repeats):,.0f}",
             f"{generated / perfect:.3f}",
-            f"{(generated - perfect) / sum(r.stopped for r in repeats):.1f}" if sum(r.stopped for r in repeats) else "",
-            f"{sum(r.stopped for r in repeats)} of {sum(r.responses for r in repeats)}" if gate else "",
+            (
+                f"{(generated - perfect) / sum(r.stopped for r in repeats):.1f}"
+                if sum(r.stopped for r in repeats)
+                else ""
+            ),
+            (
+                f"{sum(r.stopped for r in repeats)} of {sum(r.responses for r in repeats)}"
+                if gate
+                else ""
+            ),
             f"{sum(r.teacher for r in repeats) / generated:.3f}" if gate else "",
             f"{sum(r.prompts for r in repeats) / len(repeats):,.0f}" if gate else "",
             f"{statistics.median(seconds):.2f} ({seconds[0]:.2f} to {seconds[-1]:.2f})",
@@ -280,19 +327,32 @@ def add_to(table: Table, pair_: Pair, rows: dict[str, list[Row]]) -> None:
             f"{statistics.mean(r.waited for r in repeats):.3f}" if gate else "",
             f"{sum(r.differ for r in repeats)}" if gate else "",
         )
-    table.add_row(pair_.name, "perfect stop", f"{limit_perfect / len(rows['followed']):,.0f}", "1.000")
+    table.add_row(
+        pair_.name, "perfect stop", f"{limit_perfect / len(rows['followed']):,.0f}", "1.000"
+    )
     table.add_section()
 
 
 def main() -> None:
     """Command line: see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, required=True, help="folder of student/ and teacher/, trained if absent")
-    parser.add_argument("--pairs", nargs="+", choices=[p.name for p in PAIRS], default=[p.name for p in PAIRS])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models",
+        type=Path,
+        required=True,
+        help="folder of student/ and teacher/, trained if absent",
+    )
+    parser.add_argument(
+        "--pairs", nargs="+", choices=[p.name for p in PAIRS], default=[p.name for p in PAIRS]
+    )
     parser.add_argument("--chunks", nargs="+", type=int, default=list(CHUNKS))
     parser.add_argument("--responses", type=int, default=64, help="generated at once")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--block-size", type=int, default=16, help="of the teacher's prefix cache, tokens")
+    parser.add_argument(
+        "--block-size", type=int, default=16, help="of the teacher's prefix cache, tokens"
+    )
     args = parser.parse_args()
     models = args.models.resolve()
     pair.build_pair(models, pair.Settings())
@@ -309,7 +369,10 @@ def main() -> None:
         "against limit only",
         "waited (s, mean)",
         "stops that differ",
-        title=f"{args.responses} responses at once, {args.repeats} repeats, cache block {args.block_size}",
+        title=(
+            f"{args.responses} responses at once, {args.repeats} repeats, cache block"
+            f" {args.block_size}"
+        ),
     )
     for pair_ in PAIRS:
         if pair_.name in args.pairs:

@@ -1,19 +1,23 @@
-"""Does a training generate the tokens that ``diagnose`` predicts? Three pairs, the recommended settings, real runs.
+"""Does a training generate the tokens that ``diagnose`` predicts? Three pairs, the recommended
+settings, real runs.
 
-    close       the quickstart's teacher as the student, with a little noise on every weight; the quickstart's teacher
-    drifting    the quickstart's pair
-    unrelated   the quickstart's student; a teacher with fresh random weights
+    close       the quickstart's teacher as the student, with a little noise on every weight; the
+    quickstart's teacher drifting    the quickstart's pair unrelated   the quickstart's student; a
+    teacher with fresh random weights
 
-``diagnose`` recommends settings and predicts tokens for a student that does not change. Then these settings are used:
+``diagnose`` recommends settings and predicts tokens for a student that does not change. Then these
+settings are used:
 
-    generated   batches of other prompts, sampled and scored here, one after the other under the budget's limit
-    lr 0        the trainer, with a student that does not change
-    lr 5e-4     the trainer, with a student that learns: what the prediction is not about
+    generated   batches of other prompts, sampled and scored here, one after the other under the
+    budget's limit lr 0        the trainer, with a student that does not change lr 5e-4     the
+    trainer, with a student that learns: what the prediction is not about
 
 Target: `generated` and `lr 0` within 15 % of the prediction.
 
-    python benchmarks/predicted_tokens.py --out runs/predicted     # 6 trainings of 3 to 5 minutes on 2 cores; goes on
-                                                                   # where it stopped. --no-trainer: 5 minutes in all
+    python benchmarks/predicted_tokens.py --out runs/predicted     # 6 trainings of 3 to 5 minutes
+    on 2 cores; goes on
+                                                                   # where it stopped. --no-trainer:
+                                                                   5 minutes in all
 """
 
 import argparse
@@ -46,7 +50,16 @@ NOISE = 0.02
 """Standard deviation of the close student's noise, as a share of each tensor's own."""
 LEARNING = 5e-4
 SEED_OF_BATCHES = 1000
-COLUMNS = ("pair", "verdict", "without pruning", "predicted", "generated", "lr 0", "lr 5e-4", "mean limits")
+COLUMNS = (
+    "pair",
+    "verdict",
+    "without pruning",
+    "predicted",
+    "generated",
+    "lr 0",
+    "lr 5e-4",
+    "mean limits",
+)
 
 
 def build_models(out: Path) -> dict[str, tuple[Path, Path]]:
@@ -71,7 +84,15 @@ def build_models(out: Path) -> dict[str, tuple[Path, Path]]:
 def diagnose(student: Path, teacher: Path, data: Path, steps: int, file: Path) -> dict[str, Any]:
     """The command's answer, kept in ``file``."""
     if not file.is_file():
-        command = [sys.executable, "-m", "recipe.prune_opd", "diagnose", str(student), str(teacher), "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "recipe.prune_opd",
+            "diagnose",
+            str(student),
+            str(teacher),
+            "--json",
+        ]
         settings = {
             "--data": data / "train.parquet",
             "--prompts": 64,
@@ -84,20 +105,34 @@ def diagnose(student: Path, teacher: Path, data: Path, steps: int, file: Path) -
             "--seed": 0,
         }
         command += [str(word) for setting in settings.items() for word in setting]
-        file.write_text(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        file.write_text(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        )
     return json.loads(file.read_text())
 
 
-def generate(student: str, teacher: str, data: Path, found: dict[str, Any], steps: int) -> tuple[float, float]:
-    """Tokens per response, and the limit, of batches that are sampled under the recommended limit as it moves."""
+def generate(
+    student: str, teacher: str, data: Path, found: dict[str, Any], steps: int
+) -> tuple[float, float]:
+    """Tokens per response, and the limit, of batches that are sampled under the recommended limit
+    as it moves."""
     config = Recommendation(found["recommended"]["settings"], []).build(teacher)
     budget = config.budget.build(task.MAX_RESPONSE_TOKENS)
-    models = [Model(key, path, False, None, None) for key, path in (("STUDENT", student), ("TEACHER", teacher))]
+    models = [
+        Model(key, path, False, None, None)
+        for key, path in (("STUDENT", student), ("TEACHER", teacher))
+    ]
     tokens, limits = [], []
     for step in tqdm(range(steps), desc="generating", unit=" steps"):
-        plan = Plan(data=data / "train.parquet", max_prompt_length=32, max_response_length=budget.limit)
+        plan = Plan(
+            data=data / "train.parquet", max_prompt_length=32, max_response_length=budget.limit
+        )
         passes = Passes(
-            prompts=run.PROMPTS, samples=run.RESPONSES_EACH, batch=64, seed=SEED_OF_BATCHES + step, ks=(config.topk,)
+            prompts=run.PROMPTS,
+            samples=run.RESPONSES_EACH,
+            batch=64,
+            seed=SEED_OF_BATCHES + step,
+            ks=(config.topk,),
         )
         prompts = choose_prompts(models[0], plan, passes)
         _, scores = examine_pair(*models, plan, passes, prompts)
@@ -108,7 +143,9 @@ def generate(student: str, teacher: str, data: Path, found: dict[str, Any], step
     return statistics.mean(tokens), statistics.mean(limits)
 
 
-def train(out: Path, folder: Path, pair_: tuple[Path, Path], overrides: list[str], steps: int, lr: float) -> list[dict]:
+def train(
+    out: Path, folder: Path, pair_: tuple[Path, Path], overrides: list[str], steps: int, lr: float
+) -> list[dict]:
     """Records of the steps of a run."""
     folder.mkdir(parents=True, exist_ok=True)
     if len(run.training_steps(run.read(folder / "metrics.jsonl"))) < steps:
@@ -128,23 +165,34 @@ def train(out: Path, folder: Path, pair_: tuple[Path, Path], overrides: list[str
 def per_response(records: list[dict]) -> tuple[float, float]:
     """Tokens generated, and the limit, means over the steps."""
     responses = run.PROMPTS * run.RESPONSES_EACH
-    tokens = sum(record["prune_opd/generated_tokens"] for record in records) / len(records) / responses
-    return tokens, sum(record["prune_opd/current_max_response_length"] for record in records) / len(records)
+    tokens = (
+        sum(record["prune_opd/generated_tokens"] for record in records) / len(records) / responses
+    )
+    return tokens, sum(record["prune_opd/current_max_response_length"] for record in records) / len(
+        records
+    )
 
 
 def main() -> None:
     """Command line: see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/predicted"))
     parser.add_argument("--steps", type=int, default=16, help="of each run (%(default)s)")
-    parser.add_argument("--pairs", nargs="+", default=["close", "drifting", "unrelated"], help="which of them")
+    parser.add_argument(
+        "--pairs", nargs="+", default=["close", "drifting", "unrelated"], help="which of them"
+    )
     parser.add_argument("--no-trainer", action="store_true", help="predict and generate only")
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     models = build_models(out)
     task.write_parquet(out / "data", validation=run.VALIDATION_PROBLEMS)
-    table = Table(*COLUMNS, title=f"Tokens per response over {args.steps} steps of {run.PROMPTS * run.RESPONSES_EACH}")
+    table = Table(
+        *COLUMNS,
+        title=f"Tokens per response over {args.steps} steps of {run.PROMPTS * run.RESPONSES_EACH}",
+    )
     for name in args.pairs:
         found = diagnose(*models[name], out / "data", args.steps, out / f"{name}.json")
         expected = found["recommended"]["prediction"]
@@ -152,15 +200,24 @@ def main() -> None:
         measured = [generate(student, teacher, out / "data", found, args.steps)]
         for lr in () if args.no_trainer else (0.0, LEARNING):
             overrides = found["recommended"]["overrides"]
-            measured.append(per_response(train(out, out / f"{name}_lr_{lr}", models[name], overrides, args.steps, lr)))
+            measured.append(
+                per_response(
+                    train(out, out / f"{name}_lr_{lr}", models[name], overrides, args.steps, lr)
+                )
+            )
         table.add_row(
             name,
             found["verdict"]["name"],
             f"{expected['without_pruning']:.1f}",
             f"{expected['generated']:.1f} ({expected['low']:.1f} to {expected['high']:.1f})",
-            *(f"{tokens:.1f} ({tokens / expected['generated'] - 1:+.1%})" for tokens, _ in measured),
+            *(
+                f"{tokens:.1f} ({tokens / expected['generated'] - 1:+.1%})"
+                for tokens, _ in measured
+            ),
             *([""] * (3 - len(measured))),
-            ", ".join(f"{limit:.0f}" for limit in (expected["limit"], *(limit for _, limit in measured))),
+            ", ".join(
+                f"{limit:.0f}" for limit in (expected["limit"], *(limit for _, limit in measured))
+            ),
         )
     Console(width=180).print(table)
 

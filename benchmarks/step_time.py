@@ -1,10 +1,11 @@
 """What does the in-flight gate do to the time of a training step? verl's trainer, gate off and on.
 
-    drifting   the quickstart's pair beyond the length it knows: 800 tokens, most of them after the stop
-    same       the student is its own teacher: nothing to stop, all that the gate does is cost
+    drifting   the quickstart's pair beyond the length it knows: 800 tokens, most of them after the
+    stop same       the student is its own teacher: nothing to stop, all that the gate does is cost
 
-Each row is a run of its own of ``--steps`` steps under a fixed limit. The first step warms the engines up and is left
-out. ``gen`` holds what the gate costs: log-probs, scoring, waiting. The other parts of a step shrink with the tokens.
+Each row is a run of its own of ``--steps`` steps under a fixed limit. The first step warms the
+engines up and is left out. ``gen`` holds what the gate costs: log-probs, scoring, waiting. The
+other parts of a step shrink with the tokens.
 
     python benchmarks/step_time.py --out runs/step_time      # 4 runs of about 4 minutes on 2 cores
 
@@ -49,28 +50,46 @@ def overrides(name: str, gate: bool, models: Path) -> list[str]:
 
 def main() -> None:
     """Command line: see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/step_time"))
-    parser.add_argument("--pairs", nargs="+", choices=list(LENGTHS), default=list(LENGTHS), help="(default: both)")
+    parser.add_argument(
+        "--pairs", nargs="+", choices=list(LENGTHS), default=list(LENGTHS), help="(default: both)"
+    )
     parser.add_argument("--steps", type=int, default=7, help="of each run (%(default)s)")
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     pair.build_pair(out / "models", pair.Settings())
     task.write_parquet(out / "data", validation=run.VALIDATION_PROBLEMS)
-    columns = ["pair", "gate", "tokens", *(f"{part} (s)" for part in PARTS), "step against off", "waited (s, mean)"]
-    table = Table(*columns, title=f"Medians over {args.steps - 1} steps, with the range of the whole step")
+    columns = [
+        "pair",
+        "gate",
+        "tokens",
+        *(f"{part} (s)" for part in PARTS),
+        "step against off",
+        "waited (s, mean)",
+    ]
+    table = Table(
+        *columns, title=f"Medians over {args.steps - 1} steps, with the range of the whole step"
+    )
     for name, gate in product(args.pairs, (False, True)):
         folder = out / f"{name}_gate_{'on' if gate else 'off'}"
         folder.mkdir(exist_ok=True)
-        command = run.training_command(out, "prune_opd", args.steps, overrides(name, gate, out / "models"))
+        command = run.training_command(
+            out, "prune_opd", args.steps, overrides(name, gate, out / "models")
+        )
         run.train(command, folder, args.steps, timeout=1200)
         steps = run.training_steps(run.read(folder / "metrics.jsonl"))[1:]
         times = {part: [step[f"timing_s/{part}"] for step in steps] for part in PARTS}
         median = {part: statistics.median(values) for part, values in times.items()}
         if not gate:
             off = median["step"]
-        tokens = [s["prune_opd/generated_tokens"] + s.get("prune_opd/gate/overshoot_tokens", 0) for s in steps]
+        tokens = [
+            s["prune_opd/generated_tokens"] + s.get("prune_opd/gate/overshoot_tokens", 0)
+            for s in steps
+        ]
         table.add_row(
             name,
             "on" if gate else "off",
@@ -78,7 +97,9 @@ def main() -> None:
             f"{median['step']:.2f} ({min(times['step']):.2f} to {max(times['step']):.2f})",
             *(f"{median[part]:.2f}" for part in PARTS[1:]),
             f"{median['step'] / off:.2f}",
-            f"{statistics.mean(s['prune_opd/gate/waited_mean'] for s in steps):.2f}" if gate else "",
+            f"{statistics.mean(s['prune_opd/gate/waited_mean'] for s in steps):.2f}"
+            if gate
+            else "",
         )
     Console(width=200).print(table)
 

@@ -1,4 +1,5 @@
-"""Fixtures shared by the packages' tests. Nothing here imports verl: that takes seconds, and most tests do without."""
+"""Fixtures shared by the packages' tests. Nothing here imports verl: that takes seconds, and most
+tests do without."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ PACKAGES = ("recipe.prune_opd", "verl_ext")
 
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., DictConfig]:
-    """verl's configuration with overrides, composed as ``python -m verl.trainer.main_ppo`` would."""
+    """verl's configuration with overrides, composed as ``python -m verl.trainer.main_ppo``
+    would."""
     import hydra
 
     folder = Path(find_spec("verl").submodule_search_locations[0]) / "trainer" / "config"

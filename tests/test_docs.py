@@ -45,14 +45,24 @@ def test_every_gate_is_in_the_configuration_and_formulas_pages(kind):
 
 @pytest.mark.parametrize("setting", SETTINGS + GATE_SETTINGS, ids=lambda setting: setting.key)
 def test_every_refused_setting_is_in_the_configuration_page(setting):
-    rows = [line for line in text("docs/configuration.md").splitlines() if line.startswith(f"| `{setting.key}` |")]
+    rows = [
+        line
+        for line in text("docs/configuration.md").splitlines()
+        if line.startswith(f"| `{setting.key}` |")
+    ]
     assert [row for row in rows if setting.why in row]  # the gate allows fewer values of some keys
 
 
 @pytest.mark.parametrize("key", [*NUMBERS, *OPTIONAL])
 def test_every_checked_number_is_in_the_configuration_page(key):
-    words = (NUMBERS | OPTIONAL)[key].words.replace(">=", "≥") + (", or null" if key in OPTIONAL else "")
-    (row,) = [line for line in text("docs/configuration.md").splitlines() if line.startswith(f"| {words} |")]
+    words = (NUMBERS | OPTIONAL)[key].words.replace(">=", "≥") + (
+        ", or null" if key in OPTIONAL else ""
+    )
+    (row,) = [
+        line
+        for line in text("docs/configuration.md").splitlines()
+        if line.startswith(f"| {words} |")
+    ]
     assert f"`{key}`" in row
 
 
@@ -86,13 +96,21 @@ def test_every_value_of_the_records_is_in_their_page():
     record = metrics.step_record(sums, positions, [0, 4], limit=4, next_limit=4, longest=4)
     token = torch.ones(1, 1).long()
     own = TopK(token.unsqueeze(-1), token.unsqueeze(-1).float())
-    drift = Drift(token.bool(), token, token.bool(), reliability(token, token, w_drop=0.1, w_base=0))
+    drift = Drift(
+        token.bool(), token, token.bool(), reliability(token, token, w_drop=0.1, w_base=0)
+    )
     sample = token_data(Scores(token, own, own), drift, 1, str)
-    names = [*sample, *(name for name in record if not isinstance(record[name], dict)), *record["positions"]]
+    names = [
+        *sample,
+        *(name for name in record if not isinstance(record[name], dict)),
+        *record["positions"],
+    ]
     names += [f"{group}.{name}" for group in ("share", "tokens") for name in record[group]]
     assert {"limit", "tokens.saved", "teacher_entropy", "pieces"} <= set(names)
     page = text("docs/records.md")
-    assert [name for name in names if f"`{name}`" not in page and f"`positions.{name}`" not in page] == []
+    assert [
+        name for name in names if f"`{name}`" not in page and f"`positions.{name}`" not in page
+    ] == []
     assert [name for name in record["length"] if f"`{name}`" not in page] == []
 
 
@@ -103,7 +121,15 @@ def test_every_command_is_in_the_readme(command):
 
 def test_the_six_lines_and_the_keys_are_in_the_readme():
     readme = text("README.md")
-    for key in ("teacher.path", "topk", "strategy", "weighting", "drift.threshold", "gate.enable", "dump_dir"):
+    for key in (
+        "teacher.path",
+        "topk",
+        "strategy",
+        "weighting",
+        "drift.threshold",
+        "gate.enable",
+        "dump_dir",
+    ):
         assert f"`prune_opd.{key}`" in readme
     for command in ("make quickstart", "make test", "pip install '.[vllm]'"):
         assert command in readme

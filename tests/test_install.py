@@ -29,7 +29,8 @@ import hydra
 
 verl = os.path.join(find_spec("verl").submodule_search_locations[0], "trainer", "config")
 with hydra.initialize_config_dir(verl, version_base=None):
-    config = hydra.compose("ppo_trainer", ["+recipe=prune_opd", "+platform=cpu", "prune_opd.teacher.path=T"])
+    given = ["+recipe=prune_opd", "+platform=cpu", "prune_opd.teacher.path=T"]
+    config = hydra.compose("ppo_trainer", given)
 
 names = ("hydra_plugins.prune_opd_searchpath", "recipe.prune_opd", "verl_ext")
 print(json.dumps({
@@ -43,7 +44,9 @@ print(json.dumps({
 
 def pip(*arguments: object) -> None:
     options = ("--quiet", "--no-index", "--no-deps", "--disable-pip-version-check")
-    subprocess.run([sys.executable, "-m", "pip", *map(str, arguments), *options], check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-m", "pip", *map(str, arguments), *options], check=True, timeout=120
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,9 @@ def test_wheel_holds_every_module_configuration_and_page(wheel, source):
     assert expected <= inside
     assert "recipe/prune_opd/conf/recipe/prune_opd.yaml" in inside
     assert {name.split("/")[0] for name in inside} == set(PACKAGES)
-    assert not {"recipe/__init__.py", "hydra_plugins/__init__.py"} & inside, "others put their own modules there"
+    assert not {"recipe/__init__.py", "hydra_plugins/__init__.py"} & inside, (
+        "others put their own modules there"
+    )
 
 
 def test_entry_points_lead_to_modules_of_the_wheel(wheel):
@@ -89,7 +94,11 @@ def test_entry_points_lead_to_modules_of_the_wheel(wheel):
         parser = ConfigParser()
         parser.read_string(archive.read(name).decode())
         inside = set(archive.namelist())
-    points = {target for group in ("verl.plugins", "vllm.general_plugins") for target in parser[group].values()}
+    points = {
+        target
+        for group in ("verl.plugins", "vllm.general_plugins")
+        for target in parser[group].values()
+    }
     assert len(points) == 3
     for point in points:
         path = point.split(":")[0].replace(".", "/")
@@ -108,7 +117,9 @@ def test_hydra_finds_the_recipe(editable, wheel, source, tmp_path):
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     home = source if editable else target
-    assert [Path(file).resolve().is_relative_to(home.resolve()) for file in found["files"]] == [True] * 3, found
+    assert [Path(file).resolve().is_relative_to(home.resolve()) for file in found["files"]] == [
+        True
+    ] * 3, found
     assert (found["teacher"], found["trainer"], found["device"]) == ("T", "prune_opd", "cpu")
 
 
@@ -118,7 +129,8 @@ from importlib import import_module
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"verl", "ray", "vllm", "omegaconf", "hydra", "tensordict", "transformers"}:
+        blocked = "verl", "ray", "vllm", "omegaconf", "hydra", "tensordict", "transformers"
+        if name.partition(".")[0] in blocked:
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocker())
@@ -128,7 +140,9 @@ for module in sys.argv[1:]:
 
 
 def import_blocked(*modules: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", PURE, *modules], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", PURE, *modules], capture_output=True, text=True, timeout=60
+    )
 
 
 def test_pure_modules_need_torch_alone():
@@ -155,15 +169,40 @@ UNREACHABLE = (
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
 @pytest.mark.parametrize("engine", GPU)
 def test_gpu_installation_resolves(engine: str, python: str):
-    """By the real index: verl's pins, flash-attention and the rest of its ``fsdp`` extra, with either engine."""
-    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-annotate", "--no-header"]
-    command += ["--extra", engine, "--python-version", python, "--python-platform", "x86_64-manylinux_2_35"]
-    run = subprocess.run([*command, "pyproject.toml"], cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
+    """By the real index: verl's pins, flash-attention and the rest of its ``fsdp`` extra, with
+    either engine."""
+    command = [
+        sys.executable,
+        "-m",
+        "uv",
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-annotate",
+        "--no-header",
+    ]
+    command += [
+        "--extra",
+        engine,
+        "--python-version",
+        python,
+        "--python-platform",
+        "x86_64-manylinux_2_35",
+    ]
+    run = subprocess.run(
+        [*command, "pyproject.toml"], cwd=CHECKOUT, capture_output=True, text=True, timeout=300
+    )
     if run.returncode and any(sign in run.stderr for sign in UNREACHABLE):
         pytest.skip(f"no package index can be reached: {run.stderr.strip().splitlines()[-1]}")
     assert run.returncode == 0, run.stderr
     found = set(run.stdout.splitlines())
-    assert {GPU[engine], "torch==2.11.0", "transformers==5.9.0", "flash-attn==2.8.3", "verl==0.9.1"} <= found
+    assert {
+        GPU[engine],
+        "torch==2.11.0",
+        "transformers==5.9.0",
+        "flash-attn==2.8.3",
+        "verl==0.9.1",
+    } <= found
     names = {line.partition("==")[0] for line in found}
     assert {"liger-kernel", "cupy-cuda13x", "trl", "flash-linear-attention", "math-verify"} <= names
 

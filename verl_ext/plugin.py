@@ -1,4 +1,5 @@
-"""Entry point of ``verl.plugins``: loaded in every process that imports verl, Ray workers too. Keep it light."""
+"""Entry point of ``verl.plugins``: loaded in every process that imports verl, Ray workers too. Keep
+it light."""
 
 import logging
 

@@ -1,12 +1,13 @@
 """Top-k ids and log-probs out of a training engine, in one pass, with or without gradient.
 
-verl's engines let a loss function look at the logits first: with ``distillation_use_topk`` set on the batch they call
-``loss_fn(student_logits=..., data=...)`` and keep what it returns, one value per token and name, then call
-``loss_fn(model_output=..., data=...)`` for the loss (``FSDPEngineWithLMHead.prepare_model_outputs``, ``forward_step``).
-``TopKPass`` speaks that protocol; a block of K values per token travels as K named columns.
+verl's engines let a loss function look at the logits first: with ``distillation_use_topk`` set on
+the batch they call ``loss_fn(student_logits=..., data=...)`` and keep what it returns, one value
+per token and name, then call ``loss_fn(model_output=..., data=...)`` for the loss
+(``FSDPEngineWithLMHead.prepare_model_outputs``, ``forward_step``). ``TopKPass`` speaks that
+protocol; a block of K values per token travels as K named columns.
 
-Shapes: N rows of packed sequences (this rank's share under sequence parallelism), S tokens of all full sequences,
-R tokens of all responses, K candidates, V vocabulary.
+Shapes: N rows of packed sequences (this rank's share under sequence parallelism), S tokens of all
+full sequences, R tokens of all responses, K candidates, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,18 +19,19 @@ from tensordict import TensorDict
 from torch import Tensor
 
 ROWS_AT_A_TIME = 256
-"""Rows turned to float32 at once: 256 x 152,000 x 4 bytes = 0.16 GB instead of N x V x 4. Enough to fill a GPU."""
+"""Rows turned to float32 at once: 256 x 152,000 x 4 bytes = 0.16 GB instead of N x V x 4. Enough to
+fill a GPU."""
 
 
-# ------------------------------------------------------------------------------------------------ pure tensors
+# ------------------------------------------------------------------------------------- pure tensors
 
 
 def top_log_probs(logits: Tensor, k: int, vocab_size: int) -> tuple[Tensor, Tensor]:
     """The k largest logits among the first ``vocab_size`` ids, and their full-vocabulary log-probs.
 
     Args:
-        logits: (N, V) float of any dtype. Ranked as they are: a cast to float32 is exact, so it changes
-            no order, ties included. The normaliser is float32.
+        logits: (N, V) float of any dtype. Ranked as they are: a cast to float32 is exact, so it
+            changes no order, ties included. The normaliser is float32.
         k: K.
         vocab_size: candidates are ids below it; the normaliser always takes all V.
 
@@ -49,7 +51,8 @@ def log_probs_at(logits: Tensor, ids: Tensor, overwrite: bool = False) -> Tensor
 
     Args:
         logits: (N, V) float.
-        ids: (N, K) int; an id outside [0, V) is given -inf and no gradient: this model has no row for it.
+        ids: (N, K) int; an id outside [0, V) is given -inf and no gradient: this model has no row
+            for it.
         overwrite: let the backward pass write the gradient into the logits' memory, which saves a
             second (N, V). Only where nobody reads the logits once it has begun. Where autograd does
             (an operation on them that is differentiated later, a graph that is used twice) torch
@@ -62,7 +65,8 @@ def log_probs_at(logits: Tensor, ids: Tensor, overwrite: bool = False) -> Tensor
 
 
 class _LogProbsAt(torch.autograd.Function):
-    """``log_probs_at`` by pieces of rows: nothing of size (N, V) is kept or made, but for the gradient."""
+    """``log_probs_at`` by pieces of rows: nothing of size (N, V) is kept or made, but for the
+    gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor, overwrite: bool) -> Tensor:
@@ -75,11 +79,17 @@ class _LogProbsAt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         if torch.is_grad_enabled():
-            raise RuntimeError("log_probs_at: got create_graph=True, allowed: False, it has a first derivative only")
+            raise RuntimeError(
+                "log_probs_at: got create_graph=True, allowed: False, it has a first derivative"
+                " only"
+            )
         logits, ids, normaliser = ctx.saved_tensors
-        # Detached, it shares memory and version counter with the logits: a later reader is refused by torch.
+        # Detached, it shares memory and version counter with the logits: a later reader is refused
+        # by torch.
         gradient = logits.detach() if ctx.overwrite else torch.empty_like(logits)
-        split = (tensor.split(ROWS_AT_A_TIME) for tensor in (gradient, logits, ids, normaliser, upstream))
+        split = (
+            tensor.split(ROWS_AT_A_TIME) for tensor in (gradient, logits, ids, normaliser, upstream)
+        )
         for into, *piece in zip(*split, strict=True):
             into.copy_(_gradient(*piece))
         return gradient, None, None
@@ -94,13 +104,15 @@ def _gradient(logits: Tensor, ids: Tensor, normaliser: Tensor, upstream: Tensor)
 
 
 def _normaliser(logits: Tensor) -> Tensor:
-    """(N, 1) float32 logsumexp (float64 of float64), which torch's own takes twice the memory for."""
+    """(N, 1) float32 logsumexp (float64 of float64), which torch's own takes twice the memory
+    for."""
     largest = logits.amax(-1, keepdim=True).to(torch.promote_types(logits.dtype, torch.float32))
     return _exp_of_difference(logits, largest).sum(-1, keepdim=True).log_().add_(largest)
 
 
 def _exp_of_difference(logits: Tensor, per_row: Tensor) -> Tensor:
-    """``exp(logits - per_row)`` (N, V) of ``per_row``'s dtype, with no other tensor of that size in between."""
+    """``exp(logits - per_row)`` (N, V) of ``per_row``'s dtype, with no other tensor of that size in
+    between."""
     return logits.to(per_row.dtype, copy=True).sub_(per_row).exp_()
 
 
@@ -131,7 +143,7 @@ def scoring_rows(sequence_offsets: Tensor, response_offsets: Tensor) -> Tensor:
     return count + torch.repeat_interleave(first, lengths)
 
 
-# ------------------------------------------------------------------------------------------------ jagged fields
+# ------------------------------------------------------------------------------------ jagged fields
 
 
 def spread(field: Tensor, input_ids: Tensor) -> Tensor:
@@ -146,7 +158,9 @@ def spread(field: Tensor, input_ids: Tensor) -> Tensor:
     """
     values = field.values()
     rows = scoring_rows(_offsets(input_ids), _offsets(field))
-    return values.new_zeros(input_ids.values().shape[0], values.shape[-1]).index_copy(0, rows, values)
+    return values.new_zeros(input_ids.values().shape[0], values.shape[-1]).index_copy(
+        0, rows, values
+    )
 
 
 def collect(values: Tensor, input_ids: Tensor, responses: Tensor) -> Tensor:
@@ -177,12 +191,14 @@ def join_columns(model_output: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _columns(name: str, values: Tensor) -> dict[str, Tensor]:
-    """(N, K) as K tensors (1, N), the only shape the engines carry; contiguous: NCCL takes no other."""
+    """(N, K) as K tensors (1, N), the only shape the engines carry; contiguous: NCCL takes no
+    other."""
     return {f"{name}/{i}": column for i, column in enumerate(values.T.contiguous().unsqueeze(1))}
 
 
 def _this_rank(rows: Tensor) -> Tensor:
-    """(S, K) -> (N, K): under Ulysses sequence parallelism, the share whose logits this rank holds."""
+    """(S, K) -> (N, K): under Ulysses sequence parallelism, the share whose logits this rank
+    holds."""
     from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_input_tensor
 
     if get_ulysses_sequence_parallel_world_size() == 1:
@@ -190,19 +206,22 @@ def _this_rank(rows: Tensor) -> Tensor:
     return slice_input_tensor(rows, dim=0)
 
 
-# ------------------------------------------------------------------------------------------------ engine protocol
+# ---------------------------------------------------------------------------------- engine protocol
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one pass over a batch is to return. It travels with the batch under the key ``REQUEST``."""
+    """What one pass over a batch is to return. It travels with the batch under the key
+    ``REQUEST``."""
 
     topk: int = 0
-    """Return the model's own K most likely ids and log-probs (columns ``top_ids``, ``top_log_probs``); 0: do not."""
+    """Return the model's own K most likely ids and log-probs (columns ``top_ids``,
+    ``top_log_probs``); 0: do not."""
     vocab_size: int = 0
     """Ids below it are candidates of ``topk``."""
     at: str | None = None
-    """Batch field, jagged (B, response, K) int: return log-probs of these ids (columns ``log_probs_at``)."""
+    """Batch field, jagged (B, response, K) int: return log-probs of these ids (columns
+    ``log_probs_at``)."""
 
 
 REQUEST = "topk_request"
@@ -215,7 +234,8 @@ class TopKPass:
     """A ``loss_fn`` for verl's training workers that answers the batch's ``Request``.
 
     Args:
-        objective: makes the loss out of the requested log-probs when the engine trains; None: a scoring-only model.
+        objective: makes the loss out of the requested log-probs when the engine trains; None: a
+            scoring-only model.
     """
 
     def __init__(self, objective: Objective | None = None):
@@ -234,7 +254,8 @@ class TopKPass:
             return self._columns(student_logits.squeeze(0), data)
         if self.objective is not None and model_output is not None and torch.is_grad_enabled():
             return self.objective(join_columns(model_output, "log_probs_at"), data)
-        # A scoring pass still has to return a loss: verl calls the loss function or has no logits processor at all.
+        # A scoring pass still has to return a loss: verl calls the loss function or has no logits
+        # processor at all.
         return torch.zeros((), device=data["input_ids"].values().device), {}
 
     def _columns(self, logits: Tensor, data: TensorDict) -> dict[str, Tensor]:
@@ -245,7 +266,8 @@ class TopKPass:
             columns |= _columns("top_ids", ids) | _columns("top_log_probs", log_probs)
         if request.at:
             ids = _this_rank(spread(data[request.at], data["input_ids"]))
-            # The objective sees nothing else made of the logits: their memory is free for the gradient.
+            # The objective sees nothing else made of the logits: their memory is free for the
+            # gradient.
             columns |= _columns("log_probs_at", log_probs_at(logits, ids, overwrite=True))
         return columns
 
@@ -253,7 +275,8 @@ class TopKPass:
 def request_pass(data: TensorDict, request: Request, sampled: bool, entropy: bool = False) -> None:
     """Set the flags on a batch that make verl's engine answer ``request``.
 
-    Set on the worker's own copy: on the driver they would stay in ``extra_info`` for every later call of the step.
+    Set on the worker's own copy: on the driver they would stay in ``extra_info`` for every later
+    call of the step.
 
     Args:
         data: the batch as the worker got it.

@@ -1,17 +1,21 @@
-"""Train the quickstart's two models: a teacher that can do the task and a student that loses its way.
+"""Train the quickstart's two models: a teacher that can do the task and a student that loses its
+way.
 
-Both come out of one training run on right solutions of ``task.py``. It starts with short solutions; the model at
-the end of that part is the **student**. It is sound at the start of a response and drifts off where responses get
-longer than those it has seen. The run goes on with full-length solutions, and its end is the **teacher**. So the
-two agree where the student knows what it does and part where it does not, which is what pruning has to find.
+Both come out of one training run on right solutions of ``task.py``. It starts with short solutions;
+the model at the end of that part is the **student**. It is sound at the start of a response and
+drifts off where responses get longer than those it has seen. The run goes on with full-length
+solutions, and its end is the **teacher**. So the two agree where the student knows what it does and
+part where it does not, which is what pruning has to find.
 
-Top-k overlap compares the k = 16 most likely tokens, of which all but one are improbable. Tiny models trained the
-usual way rank improbable tokens at random, and the overlap would be noise. So the ranking is taught: beside the
-cross-entropy of the right token, the *rest* of the distribution (everything but the right token, renormalised) is
-trained towards the 15 tokens that follow or precede the right one in the vocabulary, the closer the likelier. A
-model that believes in another next token then has another top 16. The total probability of these tokens is left to the
-cross-entropy, so it goes to zero and sampling at temperature 1 stays safe over hundreds of tokens. The student
-gets little of this second loss: its ranking is rough everywhere, and rougher the further it strays.
+Top-k overlap compares the k = 16 most likely tokens, of which all but one are improbable. Tiny
+models trained the usual way rank improbable tokens at random, and the overlap would be noise. So
+the ranking is taught: beside the cross-entropy of the right token, the *rest* of the distribution
+(everything but the right token, renormalised) is trained towards the 15 tokens that follow or
+precede the right one in the vocabulary, the closer the likelier. A model that believes in another
+next token then has another top 16. The total probability of these tokens is left to the
+cross-entropy, so it goes to zero and sampling at temperature 1 stays safe over hundreds of tokens.
+The student gets little of this second loss: its ranking is rough everywhere, and rougher the
+further it strays.
 
     python examples/quickstart/pair.py --out DIR        # writes DIR/student and DIR/teacher
 """
@@ -30,7 +34,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio
 
@@ -79,7 +89,8 @@ def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Llama
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.heads,
         max_position_embeddings=1024,
-        initializer_range=0.1,  # the usual 0.02 is for wide models; a narrow one starts slowly from it
+        # The usual 0.02 is for wide models; a narrow one starts slowly from it.
+        initializer_range=0.1,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -91,11 +102,15 @@ def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Llama
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, problems: list[task.Problem]) -> Tensor:
     """Chat prompts of the problems, (B, P); all have one length."""
     chats = [[{"role": "user", "content": problem.question}] for problem in problems]
-    encoded = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    encoded = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     return encoded["input_ids"]
 
 
-def training_batch(tokenizer: PreTrainedTokenizerFast, problems: list[task.Problem]) -> tuple[Tensor, Tensor]:
+def training_batch(
+    tokenizer: PreTrainedTokenizerFast, problems: list[task.Problem]
+) -> tuple[Tensor, Tensor]:
     """Prompts with solutions, and the labels: solution tokens only."""
     prompts = encode_prompts(tokenizer, problems)
     solutions = tokenizer(
@@ -110,7 +125,8 @@ def training_batch(tokenizer: PreTrainedTokenizerFast, problems: list[task.Probl
 
 
 def loss_of(model: LlamaForCausalLM, ids: Tensor, labels: Tensor, tail_weight: float) -> Tensor:
-    """Cross-entropy of the right token, and of the rest of the distribution against the right token's neighbours."""
+    """Cross-entropy of the right token, and of the rest of the distribution against the right
+    token's neighbours."""
     hidden, labels = model.model(ids).last_hidden_state[:, :-1], labels[:, 1:]
     known = labels != IGNORE
     logits, right = model.lm_head(hidden[known]), labels[known].unsqueeze(1)
@@ -122,12 +138,19 @@ def loss_of(model: LlamaForCausalLM, ids: Tensor, labels: Tensor, tail_weight: f
     return F.cross_entropy(logits, right.squeeze(1)) + tail_weight * tail
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings, name: str) -> None:
-    """Run the stages that make ``name``: warm-up, constant rate, linear decay over the last third."""
+def train(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings, name: str
+) -> None:
+    """Run the stages that make ``name``: warm-up, constant rate, linear decay over the last
+    third."""
     stages = settings.student if name == "student" else settings.teacher
-    tail_weight = settings.student_tail_weight if name == "student" else settings.teacher_tail_weight
+    tail_weight = (
+        settings.student_tail_weight if name == "student" else settings.teacher_tail_weight
+    )
     rng, total = random.Random(f"{settings.seed} {name}"), sum(stage.updates for stage in stages)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 20, 0.05 + 3 * (1 - step / total))
     )
@@ -136,7 +159,10 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, settings:
     for stage in (bar := tqdm(plan, desc=f"training the {name}")):
         # Problems of nearly one length make a batch: padding would be wasted work.
         steps = rng.randint(stage.min_steps, stage.max_steps)
-        problems = [task.sample_problem(rng, steps, min(steps + 1, stage.max_steps)) for _ in range(settings.batch)]
+        problems = [
+            task.sample_problem(rng, steps, min(steps + 1, stage.max_steps))
+            for _ in range(settings.batch)
+        ]
         loss = loss_of(model, *training_batch(tokenizer, problems), tail_weight)
         optimizer.zero_grad()
         loss.backward()
@@ -149,15 +175,19 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, settings:
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model, tokenizer and generation settings the way a hub folder holds them."""
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def build_pair(out: Path, settings: Settings) -> bool:
-    """Train and save ``out/student`` and ``out/teacher``; False where a pair of these settings is already there.
+    """Train and save ``out/student`` and ``out/teacher``; False where a pair of these settings is
+    already there.
 
-    On one thread: tensors are so small that more threads gain little, and lose much where cores are shared.
+    On one thread: tensors are so small that more threads gain little, and lose much where cores are
+    shared.
     """
     stamp = out / "pair.json"
     if stamp.is_file() and json.loads(stamp.read_text()).get("key") == settings.key():
@@ -176,16 +206,24 @@ def build_pair(out: Path, settings: Settings) -> bool:
 
 
 @torch.no_grad()
-def respond(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Tensor, sample: bool) -> Tensor:
-    """Responses to the prompts, greedy or sampled at temperature 1, (B, T), padded after the end of text."""
+def respond(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Tensor, sample: bool
+) -> Tensor:
+    """Responses to the prompts, greedy or sampled at temperature 1, (B, T), padded after the end of
+    text."""
     how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
     ids = model.generate(
-        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=task.MAX_RESPONSE_TOKENS, **how
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=task.MAX_RESPONSE_TOKENS,
+        **how,
     )
     return ids[:, prompts.shape[1] :]
 
 
-def accuracy(tokenizer: PreTrainedTokenizerFast, responses: Tensor, problems: list[task.Problem]) -> float:
+def accuracy(
+    tokenizer: PreTrainedTokenizerFast, responses: Tensor, problems: list[task.Problem]
+) -> float:
     """Share of responses that get the task's score."""
     texts = tokenizer.batch_decode(responses)
     scores = [
@@ -197,11 +235,18 @@ def accuracy(tokenizer: PreTrainedTokenizerFast, responses: Tensor, problems: li
 
 @torch.no_grad()
 def overlap(
-    student: LlamaForCausalLM, teacher: LlamaForCausalLM, prompts: Tensor, responses: Tensor, pad: int
+    student: LlamaForCausalLM,
+    teacher: LlamaForCausalLM,
+    prompts: Tensor,
+    responses: Tensor,
+    pad: int,
 ) -> tuple[Tensor, Tensor]:
-    """Shared part of the two top-k sets at each response token, (B, T), and which tokens were generated."""
+    """Shared part of the two top-k sets at each response token, (B, T), and which tokens were
+    generated."""
     ids, start = torch.cat([prompts, responses], 1), prompts.shape[1] - 1
-    student_top, teacher_top = (model(ids).logits[:, start:-1].topk(TOP_K).indices for model in (student, teacher))
+    student_top, teacher_top = (
+        model(ids).logits[:, start:-1].topk(TOP_K).indices for model in (student, teacher)
+    )
     return overlap_ratio(student_top, teacher_top), responses != pad
 
 
@@ -218,20 +263,32 @@ def print_overlap(shared: Tensor, mask: Tensor, bucket: int = 32) -> None:
 
 
 def report(out: Path, count: int, seed: int) -> None:
-    """Print the accuracy of both models, and where along the student's own sampled responses the two part."""
+    """Print the accuracy of both models, and where along the student's own sampled responses the
+    two part."""
     torch.manual_seed(seed)  # the same samples whether the pair was trained just now or found
     tokenizer = task.build_tokenizer()
-    models = {name: AutoModelForCausalLM.from_pretrained(out / name) for name in ("student", "teacher")}
+    models = {
+        name: AutoModelForCausalLM.from_pretrained(out / name) for name in ("student", "teacher")
+    }
     problems = task.sample_problems(count, seed)
     prompts, sampled = encode_prompts(tokenizer, problems), {}
     for name, model in models.items():
         sampled[name] = respond(model, tokenizer, prompts, sample=True)
         greedy = respond(model, tokenizer, prompts, sample=False)
         print(
-            f"{name}: {accuracy(tokenizer, greedy, problems):.1%} right greedy, "
-            f"{accuracy(tokenizer, sampled[name], problems):.1%} at temperature 1 ({count} held-out problems)"
+            f"{name}: {accuracy(tokenizer, greedy, problems):.1%} right greedy,"
+            f" {accuracy(tokenizer, sampled[name], problems):.1%} at temperature 1"
+            f" ({count} held-out problems)"
         )
-    print_overlap(*overlap(models["student"], models["teacher"], prompts, sampled["student"], tokenizer.pad_token_id))
+    print_overlap(
+        *overlap(
+            models["student"],
+            models["teacher"],
+            prompts,
+            sampled["student"],
+            tokenizer.pad_token_id,
+        )
+    )
 
 
 def main() -> None:
@@ -239,9 +296,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for student/ and teacher/")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--problems", type=int, default=256, help="held-out problems to measure on; 0 skips it")
+    parser.add_argument(
+        "--problems", type=int, default=256, help="held-out problems to measure on; 0 skips it"
+    )
     args = parser.parse_args()
-    print("trained" if build_pair(args.out, Settings(seed=args.seed)) else "found a trained pair", "in", args.out)
+    print(
+        "trained" if build_pair(args.out, Settings(seed=args.seed)) else "found a trained pair",
+        "in",
+        args.out,
+    )
     if args.problems:
         report(args.out, args.problems, args.seed + 1)
 

@@ -1,8 +1,12 @@
-"""The quickstart: make the task and its two models, train with Prune-OPD on this machine, say what came of it.
+"""The quickstart: make the task and its two models, train with Prune-OPD on this machine, say what
+came of it.
 
-    python examples/quickstart/run.py --out runs/quickstart               # what `make quickstart` runs
-    python examples/quickstart/run.py --out runs/opd --recipe opd         # plain OPD, for comparison
-    python examples/quickstart/run.py --out runs/x prune_opd.drift.threshold=0.8     # more overrides for verl
+    python examples/quickstart/run.py --out runs/quickstart               # what `make quickstart`
+    runs
+    python examples/quickstart/run.py --out runs/opd --recipe opd         # plain OPD, for
+    comparison
+    python examples/quickstart/run.py --out runs/x prune_opd.drift.threshold=0.8     # more
+    overrides for verl
 
 The training itself is the command that is printed; it can be pasted and changed.
 """
@@ -27,7 +31,8 @@ from tqdm import tqdm
 VALIDATION_PROBLEMS = 256
 PROMPTS, RESPONSES_EACH = 16, 4
 COMPARE = (
-    "\nPlain OPD on the same pair, to compare with:\n  {python} examples/quickstart/run.py --recipe opd --out {out}"
+    "\nPlain OPD on the same pair, to compare with:\n  {python} examples/quickstart/run.py --recipe"
+    " opd --out {out}"
 )
 STARTUP_HINT = "starting Ray, the rollout engine and the workers, about a minute and a half"
 
@@ -45,7 +50,8 @@ def training_command(out: Path, recipe: str, steps: int, overrides: list[str]) -
         "data.seed": 1,
         "actor_rollout_ref.rollout.n": RESPONSES_EACH,
         "actor_rollout_ref.actor.ppo_mini_batch_size": PROMPTS,
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 2048,  # attention over a packed micro-batch is quadratic
+        # Attention over a packed micro-batch is quadratic.
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 2048,
         "actor_rollout_ref.actor.optim.lr": 5e-4,
         "actor_rollout_ref.actor.optim.lr_warmup_steps": 5,
         "prune_opd.drift.w_drop": 0.03,
@@ -71,7 +77,8 @@ def training_command(out: Path, recipe: str, steps: int, overrides: list[str]) -
 
 def printable(command: list[str], metrics: Path) -> str:
     """The command as one can paste it into a shell."""
-    head = f"VERL_FILE_LOGGER_PATH={shlex.quote(str(metrics))} {shlex.quote(sys.executable)} {' '.join(command[:2])}"
+    python, file = shlex.quote(sys.executable), shlex.quote(str(metrics))
+    head = f"VERL_FILE_LOGGER_PATH={file} {python} {' '.join(command[:2])}"
     return " \\\n    ".join([head, *(shlex.quote(word) for word in command[2:])])
 
 
@@ -79,7 +86,8 @@ def train(command: list[str], out: Path, steps: int, timeout: int) -> None:
     """Run the training with its output in ``train.log``; show one bar of steps.
 
     Raises:
-        SystemExit: the training failed or took longer than ``timeout`` seconds; says where its output lies.
+        SystemExit: the training failed or took longer than ``timeout`` seconds; says where its
+            output lies.
     """
     metrics, log = out / "metrics.jsonl", out / "train.log"
     metrics.unlink(missing_ok=True)
@@ -87,7 +95,11 @@ def train(command: list[str], out: Path, steps: int, timeout: int) -> None:
     deadline = time.monotonic() + timeout
     with log.open("w") as output, tqdm(total=steps, desc=STARTUP_HINT, unit="step") as bar:
         process = subprocess.Popen(
-            [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=out
+            [sys.executable, *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=out,
         )
         try:
             while process.poll() is None and time.monotonic() < deadline:
@@ -104,7 +116,8 @@ def train(command: list[str], out: Path, steps: int, timeout: int) -> None:
 
 
 def read(metrics: Path) -> list[dict[str, float]]:
-    """Records of verl's file logger, ``step`` among them; a line still being written is left for later."""
+    """Records of verl's file logger, ``step`` among them; a line still being written is left for
+    later."""
     lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
     return [{"step": record["step"], **record["data"]} for record in records]
@@ -122,16 +135,20 @@ def follow(metrics: Path, bar: tqdm) -> None:
         last = done[-1]
         bar.set_description("training")
         bar.set_postfix_str(
-            f"limit {last['prune_opd/next_max_response_length']:.0f}, overlap {last['prune_opd/overlap_ratio']:.2f}, "
-            f"events {last['prune_opd/event_rate']:.2f}"
+            f"limit {last['prune_opd/next_max_response_length']:.0f}, overlap"
+            f" {last['prune_opd/overlap_ratio']:.2f}, events {last['prune_opd/event_rate']:.2f}"
         )
         bar.update(len(done) - bar.n)
 
 
 def accuracy(record: dict[str, float]) -> str:
     """Validation accuracy of one record with its 95 % Wilson interval."""
-    share = next(value for key, value in record.items() if key.startswith("val-core/") and "mean@" in key)
-    interval = binomtest(round(share * VALIDATION_PROBLEMS), VALIDATION_PROBLEMS).proportion_ci(method="wilson")
+    share = next(
+        value for key, value in record.items() if key.startswith("val-core/") and "mean@" in key
+    )
+    interval = binomtest(round(share * VALIDATION_PROBLEMS), VALIDATION_PROBLEMS).proportion_ci(
+        method="wilson"
+    )
     return f"{share:.1%}  ({interval.low:.1%} to {interval.high:.1%})"
 
 
@@ -141,11 +158,16 @@ def summary(out: Path, seconds: float) -> Table:
     steps = training_steps(records)
     limits = [int(record["prune_opd/current_max_response_length"]) for record in steps]
     generated = sum(record["prune_opd/generated_tokens"] for record in steps)
-    course = [*limits[:: max(1, len(limits) // 10)], int(steps[-1]["prune_opd/next_max_response_length"])]
+    course = [
+        *limits[:: max(1, len(limits) // 10)],
+        int(steps[-1]["prune_opd/next_max_response_length"]),
+    ]
     table = Table("what", "came to", title="Quickstart", show_header=False, title_justify="left")
     table.columns[1].overflow = "fold"  # a path cut short could not be pasted
     rows = {
-        f"validation accuracy before ({VALIDATION_PROBLEMS} problems, greedy; 95 % interval)": accuracy(records[0]),
+        f"validation accuracy before ({VALIDATION_PROBLEMS} problems, greedy; 95 % interval)": (
+            accuracy(records[0])
+        ),
         f"validation accuracy after {len(steps)} steps": accuracy(records[-1]),
         "overlap of the top 16, first and last step": " -> ".join(
             f"{record['prune_opd/overlap_ratio']:.2f}" for record in (steps[0], steps[-1])
@@ -168,12 +190,25 @@ def summary(out: Path, seconds: float) -> Table:
 
 def main() -> None:
     """Command line: see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder for everything the run makes")
-    parser.add_argument("--recipe", choices=("prune_opd", "opd", "opd_fixed_length"), default="prune_opd")
-    parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm", help="engine of the rollouts")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/quickstart"),
+        help="folder for everything the run makes",
+    )
+    parser.add_argument(
+        "--recipe", choices=("prune_opd", "opd", "opd_fixed_length"), default="prune_opd"
+    )
+    parser.add_argument(
+        "--engine", choices=("vllm", "sglang"), default="vllm", help="engine of the rollouts"
+    )
     parser.add_argument("--steps", type=int, default=40, help="updates, each on 64 responses")
-    parser.add_argument("--timeout", type=int, default=1800, help="seconds until the training is given up")
+    parser.add_argument(
+        "--timeout", type=int, default=1800, help="seconds until the training is given up"
+    )
     parser.add_argument("overrides", nargs="*", help="more settings for verl, key=value")
     args = parser.parse_args()
     out = args.out.resolve()
@@ -189,7 +224,11 @@ def main() -> None:
     train(command, out, args.steps, args.timeout)
     Console().print(summary(out, time.monotonic() - started))
     if args.recipe == "prune_opd":
-        print(COMPARE.format(python=os.path.relpath(sys.executable), out=os.path.relpath(out.with_name("opd"))))
+        print(
+            COMPARE.format(
+                python=os.path.relpath(sys.executable), out=os.path.relpath(out.with_name("opd"))
+            )
+        )
 
 
 if __name__ == "__main__":

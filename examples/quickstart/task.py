@@ -1,19 +1,22 @@
 """A synthetic long-horizon task: how many additions until a number comes round to zero?
 
-The question gives a start value, three digits that are added in turn modulo 32, and the name of the first step
-(step names run round a circle, #0 to #47)::
+The question gives a start value, three digits that are added in turn modulo 32, and the name of the
+first step (step names run round a circle, #0 to #47)::
 
     start 15 add 9 5 3 from #46
 
-and the solution walks until it meets 0, seven words a step, and answers with the name of the last step::
+and the solution walks until it meets 0, seven words a step, and answers with the name of the last
+step::
 
     #46 15 + 9 = 24 ; #47 24 + 5 = 29 ; #0 29 + 3 = 0 ; answer #0
 
-Each step is easy: the next name, the last result, the digit three steps back, a sum. The answer needs every one of
-up to 32 steps, so one slip early in a response of one or two hundred tokens spoils the rest: the situation that
-long reasoning puts a model in. Every word is one token, so lengths in words are lengths in tokens.
+Each step is easy: the next name, the last result, the digit three steps back, a sum. The answer
+needs every one of up to 32 steps, so one slip early in a response of one or two hundred tokens
+spoils the rest: the situation that long reasoning puts a model in. Every word is one token, so
+lengths in words are lengths in tokens.
 
-    python examples/quickstart/task.py --out DIR        # writes train.parquet and validation.parquet
+    python examples/quickstart/task.py --out DIR        # writes train.parquet and
+    validation.parquet
 """
 
 import argparse
@@ -40,8 +43,8 @@ STEPS = [f"#{n}" for n in range(48)]
 VOCABULARY = SPECIALS + WORDS + NUMBERS + STEPS
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<' ~ message['role'] ~ '> ' ~ message['content'] ~ ' ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+    "{% for message in messages %}{{ '<' ~ message['role'] ~ '> ' ~ message['content'] ~ ' ' }}{%"
+    " endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 
 
@@ -56,7 +59,9 @@ class Problem:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer over the task's vocabulary; ids follow the order of ``VOCABULARY``."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=UNK))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=UNK)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -71,7 +76,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def walk(digits: list[int], count: int) -> list[int]:
-    """States before and after each of ``count`` additions, for the start value that makes the last one 0."""
+    """States before and after each of ``count`` additions, for the start value that makes the last
+    one 0."""
     added = [digits[step % CYCLE] for step in range(count)]
     return [(sum(added[:step]) - sum(added)) % MODULUS for step in range(count + 1)]
 
@@ -81,14 +87,21 @@ def sample_digits(rng: random.Random) -> list[int]:
     return [rng.randint(1, MAX_DIGIT) for _ in range(CYCLE)]
 
 
-def sample_problem(rng: random.Random, min_steps: int = MIN_STEPS, max_steps: int = MAX_STEPS) -> Problem:
+def sample_problem(
+    rng: random.Random, min_steps: int = MIN_STEPS, max_steps: int = MAX_STEPS
+) -> Problem:
     """Draw one problem that takes ``min_steps`` to ``max_steps`` additions."""
-    count, first, digits = rng.randint(min_steps, max_steps), rng.randrange(len(STEPS)), sample_digits(rng)
+    count, first, digits = (
+        rng.randint(min_steps, max_steps),
+        rng.randrange(len(STEPS)),
+        sample_digits(rng),
+    )
     while 0 in (states := walk(digits, count))[:-1]:  # it would be over earlier
         digits = sample_digits(rng)
     names = [STEPS[(first + step) % len(STEPS)] for step in range(count)]
     solution = [
-        f"{name} {states[step]} + {digits[step % CYCLE]} = {states[step + 1]} ;" for step, name in enumerate(names)
+        f"{name} {states[step]} + {digits[step % CYCLE]} = {states[step + 1]} ;"
+        for step, name in enumerate(names)
     ]
     question = f"start {states[0]} add {' '.join(map(str, digits))} from {names[0]}"
     return Problem(question, " ".join([*solution, f"answer {names[-1]}"]), names[-1])
@@ -119,7 +132,9 @@ def to_rows(problems: list[Problem], split: str) -> list[dict]:
     ]
 
 
-def write_parquet(out: Path, train: int = 4096, validation: int = 256, seed: int = 0) -> tuple[Path, Path]:
+def write_parquet(
+    out: Path, train: int = 4096, validation: int = 256, seed: int = 0
+) -> tuple[Path, Path]:
     """Write ``train.parquet`` and ``validation.parquet`` (no question in both) under ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     held_out = sample_problems(validation, seed + 1)
@@ -130,8 +145,11 @@ def write_parquet(out: Path, train: int = 4096, validation: int = 256, seed: int
     return paths
 
 
-def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_info: dict | None = None, **_) -> float:
-    """1.0 when the word after the last ``answer`` is the ground truth, else 0.0 (verl's custom reward function)."""
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: str, extra_info: dict | None = None, **_
+) -> float:
+    """1.0 when the word after the last ``answer`` is the ground truth, else 0.0 (verl's custom
+    reward function)."""
     _, found, tail = str(solution_str).rpartition("answer")
     words = tail.replace(EOS, " ").replace(PAD, " ").split()
     return float(bool(found) and words[:1] == [str(ground_truth)])

@@ -1,4 +1,5 @@
-"""The folder of a run that never was: a log and records of random numbers, to see what `report` shows before training.
+"""The folder of a run that never was: a log and records of random numbers, to see what `report`
+shows before training.
 
     python examples/report/made_up.py --out runs/made_up
     python -m recipe.prune_opd report runs/made_up --out report.html
@@ -18,7 +19,10 @@ from recipe.prune_opd.records.files import Records
 from recipe.prune_opd.records.positions import bucket_edges
 
 LONGEST = 4096
-TEXT = "Let x be the number of apples . Then 3 x + 4 = 2 5 , so x = 7 . Wait , we check : 3 · 7 + 4 = 2 5 \n"
+TEXT = (
+    "Let x be the number of apples . Then 3 x + 4 = 2 5 , so x = 7 . Wait , we check : 3 · 7 + 4 ="
+    " 2 5 \n"
+)
 WORDS = TEXT.split(" ")
 
 
@@ -43,7 +47,9 @@ def record(step: int, steps: int, chance: np.random.Generator) -> dict[str, Any]
     limit = 1024 + 100 * (10 * step // steps)
     edges = bucket_edges(LONGEST)
     edges = edges[: 1 + sum(edge < limit for edge in edges)]
-    fade = np.exp(-np.array(edges[:-1]) / (limit * step / steps)) + 0.05 * chance.random(len(edges) - 1)
+    fade = np.exp(-np.array(edges[:-1]) / (limit * step / steps)) + 0.05 * chance.random(
+        len(edges) - 1
+    )
     generated = 200 * limit
     return {
         "limit": limit,
@@ -79,14 +85,21 @@ def sample(length: int, rate: float, chance: np.random.Generator) -> dict[str, A
         "effective_length": int((counted < 100).sum()),
         "stopped": 0,
         "ended": 0,
-        "prompt": "Three bags hold as many apples each, four more lie beside them, 25 in all. How many are in a bag?",
+        "prompt": (
+            "Three bags hold as many apples each, four more lie beside them, 25 in all. How many"
+            " are in a bag?"
+        ),
         "tokens": [i % len(WORDS) for i in range(length)],
         "overlap": overlap.tolist(),
         "events": events,
         "weight": np.clip(1 - 0.01 * counted, 0, 1).round(6).tolist(),
-        "student_ids": [[i % len(WORDS), (i + 1) % len(WORDS), (i + 2) % len(WORDS)] for i in range(length)],
+        "student_ids": [
+            [i % len(WORDS), (i + 1) % len(WORDS), (i + 2) % len(WORDS)] for i in range(length)
+        ],
         "student_log_probs": [[-0.2, -1.9, -4.0]] * length,
-        "teacher_ids": [[i % len(WORDS), (i + 7) % len(WORDS), (i + 2) % len(WORDS)] for i in range(length)],
+        "teacher_ids": [
+            [i % len(WORDS), (i + 7) % len(WORDS), (i + 2) % len(WORDS)] for i in range(length)
+        ],
         "teacher_log_probs": [[-0.1, -2.8, -5.0]] * length,
         "pieces": {str(i): " " + word for i, word in enumerate(WORDS)},
     }
@@ -105,8 +118,12 @@ def write(out: Path, steps: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/made_up"), help="folder (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/made_up"), help="folder (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=60, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args()

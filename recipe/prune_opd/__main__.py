@@ -1,8 +1,9 @@
 """Commands of the package: ``python -m recipe.prune_opd COMMAND``; ``--help`` says which there are.
 
-A command is a folder of ``recipe.prune_opd.commands``. Its ``command.py`` has two functions, ``add_arguments(parser)``
-and ``run(args) -> int``, the exit code. Its docstring is its help. It is imported when it is called, and imports
-what takes long (torch, transformers, verl, matplotlib) when it runs: help comes at once.
+A command is a folder of ``recipe.prune_opd.commands``. Its ``command.py`` has two functions,
+``add_arguments(parser)`` and ``run(args) -> int``, the exit code. Its docstring is its help. It is
+imported when it is called, and imports what takes long (torch, transformers, verl, matplotlib) when
+it runs: help comes at once.
 """
 
 import argparse
@@ -10,15 +11,24 @@ import importlib
 import sys
 
 COMMANDS: dict[str, str] = {
-    "diagnose": "does this teacher fit this student: where the two part, what training would save, which settings",
+    "diagnose": (
+        "does this teacher fit this student: where the two part, what training would save, which"
+        " settings"
+    ),
     "doctor": "what commonly goes wrong with a pair of models and its data, before a run",
     "estimate": "tokens, FLOPs, memory and time of a run, from model configurations alone",
     "evaluate": "accuracy, lengths and failures from verl's validation dumps",
     "prepare": "a dataset as parquet in verl's format, checked",
-    "report": "a page about runs: accuracy, limits, drift by position, tokens and time, samples token by token",
+    "report": (
+        "a page about runs: accuracy, limits, drift by position, tokens and time, samples token by"
+        " token"
+    ),
 }
 """Name -> what it does, in a line."""
-DESCRIPTION = "What is asked before and after a training: does the pair fit, what will it cost, how did it go."
+DESCRIPTION = (
+    "What is asked before and after a training: does the pair fit, what will it cost, how did"
+    " it go."
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a file that vanished, may not be read, or does not fit on the disk
         if error.filename is None:
             raise
-        print(f"{args.command}: {error.filename} cannot be used ({error.strerror})", file=sys.stderr)
+        print(
+            f"{args.command}: {error.filename} cannot be used ({error.strerror})", file=sys.stderr
+        )
         return 2
 
 
@@ -42,7 +54,9 @@ def _parser(called: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m recipe.prune_opd", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command = commands.add_parser(
+            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         if name == called:
             module = importlib.import_module(f"recipe.prune_opd.commands.{name}.command")
             command.description = module.__doc__

@@ -1,4 +1,5 @@
-"""Entry point of ``verl.plugins``: registers our parts when verl's own module is imported, and not before.
+"""Entry point of ``verl.plugins``: registers our parts when verl's own module is imported, and not
+before.
 
 Importing the trainer costs seconds, and this runs in every process that imports verl.
 """

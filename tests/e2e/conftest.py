@@ -13,7 +13,8 @@ import harness
 
 SLOW = {
     "vllm": {"plain", "adopted"},
-    # What the engine has no part in is tested with vLLM: the trainer's own passes, its state, the quickstart.
+    # What the engine has no part in is tested with vLLM: the trainer's own passes, its state, the
+    # quickstart.
     "sglang": {"plain", "adopted", "same", "resumed", "permuted", "orphaned", "output"},
 }
 """Runs of a minute or more that rarely find anything, by their fixture."""

@@ -30,7 +30,8 @@ WIDE = os.environ | {"COLUMNS": "200"}
 
 
 def build_inputs(folder: Path) -> None:
-    """A random student, itself with its vocabulary permuted, itself with noise, and some problems, under ``folder``."""
+    """A random student, itself with its vocabulary permuted, itself with noise, and some problems,
+    under ``folder``."""
     tokenizer = task.build_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -46,7 +47,9 @@ def build_inputs(folder: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     with torch.no_grad():
         model.lm_head.weight.mul_(10)  # a distribution with a shape, not an almost uniform one
         for name in ("student", "permuted"):
@@ -72,7 +75,9 @@ class Run:
     @property
     def steps(self) -> list[dict[str, float]]:
         """Logged metrics of the training steps, in order."""
-        records = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        records = [
+            json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()
+        ]
         return [record["data"] for record in records if "training/global_step" in record["data"]]
 
     def metric(self, name: str) -> list[float]:
@@ -81,11 +86,16 @@ class Run:
 
     def dump(self, step: int) -> list[dict[str, torch.Tensor]]:
         """The tensors behind a step, one dictionary per rank."""
-        return [torch.load(file) for file in sorted((self.folder / "dump").glob(f"step_{step}_rank_*.pt"))]
+        return [
+            torch.load(file)
+            for file in sorted((self.folder / "dump").glob(f"step_{step}_rank_*.pt"))
+        ]
 
     def budget(self, step: int) -> dict[str, int]:
         """The budget's state in a checkpoint."""
-        return json.loads((self.folder / f"checkpoints/global_step_{step}/prune_opd.json").read_text())["budget"]
+        return json.loads(
+            (self.folder / f"checkpoints/global_step_{step}/prune_opd.json").read_text()
+        )["budget"]
 
     def prompts(self, step: int) -> list[str]:
         """The prompts a step was trained on, sorted."""
@@ -122,7 +132,14 @@ def command(inputs: Path, folder: Path, recipe: str, settings: dict[str, Any]) -
         "trainer.experiment_name": folder.name,
     }
     given = [f"{key}={value}" for key, value in (defaults | settings).items()]
-    return [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}", "+platform=cpu", *given]
+    return [
+        sys.executable,
+        "-m",
+        "verl.trainer.main_ppo",
+        f"+recipe={recipe}",
+        "+platform=cpu",
+        *given,
+    ]
 
 
 def run(
@@ -132,7 +149,8 @@ def run(
     recipe: str = "prune_opd",
     kill_when: Callable[[], bool] = lambda: False,
 ) -> Run:
-    """Start the trainer and wait for its end; ``kill_when`` answering True kills it and all its children at once."""
+    """Start the trainer and wait for its end; ``kill_when`` answering True kills it and all its
+    children at once."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
@@ -161,7 +179,8 @@ def run(
 
 
 def end_children(process: subprocess.Popen) -> None:
-    """Kill what the run started and has not ended: its session and Ray's daemons, which leave it."""
+    """Kill what the run started and has not ended: its session and Ray's daemons, which leave
+    it."""
     if process.poll() is not None:
         return
     children = psutil.Process(process.pid).children(recursive=True)

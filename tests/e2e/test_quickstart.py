@@ -1,4 +1,5 @@
-"""The quickstart as a newcomer runs it, with few steps: the pair, the printed command, the table at the end."""
+"""The quickstart as a newcomer runs it, with few steps: the pair, the printed command, the table at
+the end."""
 
 import re
 import subprocess
@@ -15,7 +16,14 @@ PERCENT = r"(\d+\.\d)%"
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     out = tmp_path_factory.mktemp("quickstart")
-    command = [sys.executable, str(harness.QUICKSTART / "run.py"), "--out", str(out), "--steps", "2"]
+    command = [
+        sys.executable,
+        str(harness.QUICKSTART / "run.py"),
+        "--out",
+        str(out),
+        "--steps",
+        "2",
+    ]
     command += ["--engine", harness.ENGINE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800, env=harness.WIDE)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -26,7 +34,8 @@ def output(tmp_path_factory):
 
 def test_the_pair_is_what_the_method_is_for(output):
     student, teacher = (
-        float(re.search(rf"{name}: {PERCENT} right greedy", output)[1]) for name in ("student", "teacher")
+        float(re.search(rf"{name}: {PERCENT} right greedy", output)[1])
+        for name in ("student", "teacher")
     )
     assert teacher >= 95
     assert 20 <= student <= 60
@@ -34,7 +43,8 @@ def test_the_pair_is_what_the_method_is_for(output):
     assert 0.7 <= overlap <= 0.9
     buckets = [float(value) for value in re.findall(r"tokens +\d+ to +\d+: \S+, (\S+)", output)]
     assert 0.05 <= events <= 0.6
-    assert sum(buckets[4:7]) > 1.3 * sum(buckets[:3])  # drift: events are denser where the student has lost its way
+    # drift: events are denser where the student has lost its way.
+    assert sum(buckets[4:7]) > 1.3 * sum(buckets[:3])
 
 
 def test_the_printed_command_names_the_recipe_and_its_guard(output):
@@ -44,7 +54,9 @@ def test_the_printed_command_names_the_recipe_and_its_guard(output):
 
 
 def test_it_ends_with_a_table(output):
-    before, after = (re.search(rf"accuracy {when}.*?{PERCENT} +\(", output)[1] for when in ("before", "after"))
+    before, after = (
+        re.search(rf"accuracy {when}.*?{PERCENT} +\(", output)[1] for when in ("before", "after")
+    )
     assert 0 <= float(before) <= 60
     assert 0 <= float(after) <= 100
     for row in (

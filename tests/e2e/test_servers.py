@@ -1,5 +1,5 @@
-"""The servers behind the gate: real vLLM, real Ray, verl's load balancer, tiny models. What they say is compared with
-transformers on the same weights."""
+"""The servers behind the gate: real vLLM, real Ray, verl's load balancer, tiny models. What they
+say is compared with transformers on the same weights."""
 
 import asyncio
 import os
@@ -33,7 +33,14 @@ from verl_ext.rollout.rotation import PATIENCE
 pytestmark = pytest.mark.e2e
 
 K, BLOCK, LIMIT, W_DROP = contract.K, 32, 160, 0.05
-PARAMS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "logprobs": True, "max_tokens": LIMIT, "ignore_eos": True}
+PARAMS = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": -1,
+    "logprobs": True,
+    "max_tokens": LIMIT,
+    "ignore_eos": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +84,10 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
         manager = pool.start(config, resources, 3)
         teacher = pool.client(config, manager)
         client = rollout.get_client(
-            TeachingClient, prune_opd=prune_opd, teacher=teacher, vocab_size=len(harness.task.VOCABULARY)
+            TeachingClient,
+            prune_opd=prune_opd,
+            teacher=teacher,
+            vocab_size=len(harness.task.VOCABULARY),
         )
         yield SimpleNamespace(
             client=client,
@@ -85,7 +95,10 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
             new_teacher=lambda: pool.client(config, manager),
             replica=rollout.get_replicas()[0],
             teachers=manager.server_handles["default"],
-            models={name: AutoModelForCausalLM.from_pretrained(folder / name).eval() for name in ("student", "noisy")},
+            models={
+                name: AutoModelForCausalLM.from_pretrained(folder / name).eval()
+                for name in ("student", "noisy")
+            },
         )
     finally:
         ray.shutdown()
@@ -98,16 +111,22 @@ def prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:
     return torch.randint(10, vocabulary, (count, length), generator=generator).tolist()
 
 
-async def follow(servers: SimpleNamespace, prompt: list[int], **params: Any) -> tuple[Any, list[Any]]:
+async def follow(
+    servers: SimpleNamespace, prompt: list[int], **params: Any
+) -> tuple[Any, list[Any]]:
     """verl's output and the chunks on the way."""
     chunks = []
-    async with servers.client.follow(uuid4().hex, prompt, PARAMS | params, topk=K, chunk=32) as response:
+    async with servers.client.follow(
+        uuid4().hex, prompt, PARAMS | params, topk=K, chunk=32
+    ) as response:
         async for chunk in response:
             chunks.append(chunk)
     return response.output, chunks
 
 
-@pytest.mark.parametrize("params", [{}, {"top_p": 0.3}, {"temperature": 0.7, "top_k": 3}, {"max_tokens": 1}])
+@pytest.mark.parametrize(
+    "params", [{}, {"top_p": 0.3}, {"temperature": 0.7, "top_k": 3}, {"max_tokens": 1}]
+)
 def test_a_followed_response_comes_with_the_unprocessed_top_k(servers, params) -> None:
     prompt = prompts(1, 37)[0]
     output, chunks = asyncio.run(follow(servers, prompt, **params))
@@ -120,7 +139,9 @@ def test_a_followed_response_comes_with_the_unprocessed_top_k(servers, params) -
     rows = chunks[0].rows.join(*(chunk.rows for chunk in chunks))
     assert_rows(rows, log_probs)
     sampled = np.concatenate([chunk.sampled_log_probs for chunk in chunks])
-    np.testing.assert_allclose(sampled, log_probs.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1), atol=1e-4)
+    np.testing.assert_allclose(
+        sampled, log_probs.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1), atol=1e-4
+    )
     if not params:
         outside = [token not in row for token, row in zip(tokens, rows.ids.tolist(), strict=True)]
         assert any(outside)
@@ -130,7 +151,9 @@ def test_a_followed_response_comes_with_the_unprocessed_top_k(servers, params) -
 def test_verls_own_generation_is_as_before(servers) -> None:
     prompt = prompts(1, 20)[0]
     greedy = PARAMS | {"temperature": 0.0}
-    output = asyncio.run(servers.client.generate(uuid4().hex, prompt_ids=prompt, sampling_params=dict(greedy)))
+    output = asyncio.run(
+        servers.client.generate(uuid4().hex, prompt_ids=prompt, sampling_params=dict(greedy))
+    )
     followed, _ = asyncio.run(follow(servers, prompt, temperature=0.0))
     assert output.token_ids == followed.token_ids
     np.testing.assert_allclose(output.log_probs, followed.log_probs, atol=1e-5)
@@ -140,7 +163,9 @@ def test_verls_own_generation_is_as_before(servers) -> None:
 def test_an_aborted_response_keeps_what_it_has(servers) -> None:
     async def abort() -> tuple[Any, int]:
         tokens = 0
-        async with servers.client.follow(uuid4().hex, prompts(1, 10)[0], dict(PARAMS), topk=K, chunk=8) as response:
+        async with servers.client.follow(
+            uuid4().hex, prompts(1, 10)[0], dict(PARAMS), topk=K, chunk=8
+        ) as response:
             async for chunk in response:
                 tokens += len(chunk.token_ids)
                 await response.abort()
@@ -154,12 +179,15 @@ def test_an_aborted_response_keeps_what_it_has(servers) -> None:
 @pytest.mark.parametrize("step", [1, 7, 32, 50, 64])
 @pytest.mark.parametrize("length", [32, 45])
 def test_a_growing_sequence_is_scored_as_in_one_pass(servers, step, length) -> None:
-    """Prompts that fill cache blocks and prompts that do not; answers that end on a block and that do not."""
+    """Prompts that fill cache blocks and prompts that do not; answers that end on a block and that
+    do not."""
     prompt, response = prompts(1, length, seed=step)[0], prompts(1, 130, seed=100 + step)[0]
 
     async def grow() -> tuple[list[Any], int]:
         rows = []
-        async with servers.teacher.sequence(len(prompt), K, len(harness.task.VOCABULARY)) as sequence:
+        async with servers.teacher.sequence(
+            len(prompt), K, len(harness.task.VOCABULARY)
+        ) as sequence:
             for end in [*range(step, len(response), step), len(response)]:
                 rows.append(await sequence.score(prompt + response[:end], deadline=60))
         return rows, sequence.computed
@@ -174,12 +202,15 @@ def test_a_growing_sequence_is_scored_as_in_one_pass(servers, step, length) -> N
 
 
 def test_sequences_with_a_common_beginning_get_their_own_rows(servers) -> None:
-    """The cache holds more of a sequence than was asked about it: the answer must not come out of that."""
+    """The cache holds more of a sequence than was asked about it: the answer must not come out of
+    that."""
     prompt, response = prompts(1, 32, seed=5)[0], prompts(1, 128, seed=6)[0]
 
     async def grow() -> list[Any]:
         async def one(begin: int) -> Any:
-            async with servers.teacher.sequence(len(prompt), K, len(harness.task.VOCABULARY)) as sequence:
+            async with servers.teacher.sequence(
+                len(prompt), K, len(harness.task.VOCABULARY)
+            ) as sequence:
                 ends = range(begin, len(response) + 1, 32)
                 parts = [await sequence.score(prompt + response[:end], deadline=60) for end in ends]
             return parts[0].join(*parts)
@@ -214,17 +245,23 @@ def test_a_thousand_responses_at_once(servers) -> None:
     many = prompts(1000, 20, seed=8)
 
     async def all_of_them() -> list[Any]:
-        return await asyncio.gather(*(follow(servers, prompt, max_tokens=4 + i % 8) for i, prompt in enumerate(many)))
+        return await asyncio.gather(
+            *(follow(servers, prompt, max_tokens=4 + i % 8) for i, prompt in enumerate(many))
+        )
 
     for i, (output, chunks) in enumerate(asyncio.run(all_of_them())):
         assert len(output.token_ids) == sum(len(chunk.token_ids) for chunk in chunks) == 4 + i % 8
         if i % 40 == 0:
             rows = chunks[0].rows.join(*(chunk.rows for chunk in chunks))
-            assert_rows(rows, log_probs_of(servers.models["student"], many[i], list(output.token_ids)))
+            assert_rows(
+                rows, log_probs_of(servers.models["student"], many[i], list(output.token_ids))
+            )
 
 
 def test_a_prompt_beyond_the_context_is_an_error_that_says_so(servers) -> None:
-    with pytest.raises(ValueError, match=r"Prompt length \(2000\) .* the model's maximum context length"):
+    with pytest.raises(
+        ValueError, match=r"Prompt length \(2000\) .* the model's maximum context length"
+    ):
         asyncio.run(follow(servers, prompts(1, 2000)[0]))
 
 
@@ -233,7 +270,9 @@ def test_a_sequence_beyond_the_context_is_an_error_that_says_so(servers) -> None
         async with servers.teacher.sequence(10, K, len(harness.task.VOCABULARY)) as sequence:
             await sequence.score(prompts(1, 64 + LIMIT + 1)[0], deadline=60)
 
-    with pytest.raises(ValueError, match=f"a sequence of {64 + LIMIT + 1} tokens, the engine's context allows"):
+    with pytest.raises(
+        ValueError, match=f"a sequence of {64 + LIMIT + 1} tokens, the engine's context allows"
+    ):
         asyncio.run(score())
 
 
@@ -243,7 +282,9 @@ def gate_all(servers: SimpleNamespace, count: int, during: Any = None) -> list[A
     async def run() -> list[Any]:
         async def one(prompt: list[int]) -> Any:
             generation = GatedGeneration(servers.client)
-            return await generation.generate(uuid4().hex, prompt_ids=prompt, sampling_params=dict(PARAMS))
+            return await generation.generate(
+                uuid4().hex, prompt_ids=prompt, sampling_params=dict(PARAMS)
+            )
 
         tasks = [asyncio.create_task(one(prompt)) for prompt in prompts(count, 30, seed=11)]
         if during is not None:
@@ -254,12 +295,14 @@ def gate_all(servers: SimpleNamespace, count: int, during: Any = None) -> list[A
 
 
 def assert_offline_rule(servers: SimpleNamespace, outputs: list[Any]) -> int:
-    """Each response ends where METHOD's rule, on transformers' log-probs, ends it. Returns how many were stopped."""
+    """Each response ends where METHOD's rule, on transformers' log-probs, ends it. Returns how many
+    were stopped."""
     stopped = 0
     for prompt, output in zip(prompts(len(outputs), 30, seed=11), outputs, strict=True):
         report, tokens = output.extra_fields[REPORT], list(output.token_ids)
         student, teacher = (
-            log_probs_of(servers.models[name], prompt, tokens).topk(K).indices for name in ("student", "noisy")
+            log_probs_of(servers.models[name], prompt, tokens).topk(K).indices
+            for name in ("student", "noisy")
         )
         mask = torch.ones(1, len(tokens))
         events = overlap_events(overlap_ratio(student, teacher).unsqueeze(0), mask, 0.7)
@@ -280,16 +323,22 @@ def test_gated_responses_stop_where_the_rule_says(servers) -> None:
     outputs = gate_all(servers, 16)
     assert assert_offline_rule(servers, outputs) > 0
     reports = [output.extra_fields[REPORT] for output in outputs]
-    assert all(report.generated >= len(output.token_ids) for report, output in zip(reports, outputs, strict=True))
+    assert all(
+        report.generated >= len(output.token_ids)
+        for report, output in zip(reports, outputs, strict=True)
+    )
     assert not any(report.late or report.failed for report in reports)
 
 
 def test_a_weight_update_in_the_middle_interrupts_nobody(servers, monkeypatch) -> None:
-    """verl aborts what is being generated, then lets it go on: the response continues, its event count with it."""
+    """verl aborts what is being generated, then lets it go on: the response continues, its event
+    count with it."""
 
     asked = []
     follow = servers.client.follow
-    monkeypatch.setattr(servers.client, "follow", lambda *args, **kw: asked.append(args[0]) or follow(*args, **kw))
+    monkeypatch.setattr(
+        servers.client, "follow", lambda *args, **kw: asked.append(args[0]) or follow(*args, **kw)
+    )
 
     async def update() -> None:
         for _ in range(3):
@@ -304,7 +353,9 @@ def test_a_weight_update_in_the_middle_interrupts_nobody(servers, monkeypatch) -
 
 def test_a_server_that_hangs_costs_time_and_nothing_else(servers) -> None:
     """Its questions are asked of the others once the deadline is over, and soon it gets none."""
-    stopped = psutil.Process(ray.get(servers.teachers[2].__ray_call__.remote(lambda server: os.getpid())))
+    stopped = psutil.Process(
+        ray.get(servers.teachers[2].__ray_call__.remote(lambda server: os.getpid()))
+    )
     teacher, asked = servers.new_teacher(), contract.sequences(80)
     stopped.suspend()
     try:
@@ -325,7 +376,9 @@ def test_a_server_killed_while_it_scores_costs_nothing(servers) -> None:
     asked = [one for seed in range(100, 104) for one in contract.sequences(100, seed=seed)]
 
     async def main() -> list[Any]:
-        task = asyncio.ensure_future(contract.score(servers.teacher, asked, concurrency=64, retries=1))
+        task = asyncio.ensure_future(
+            contract.score(servers.teacher, asked, concurrency=64, retries=1)
+        )
         await asyncio.sleep(0.3)
         ray.kill(servers.teachers[2])
         return await task
@@ -342,7 +395,8 @@ def test_a_server_killed_while_it_scores_costs_nothing(servers) -> None:
 
 
 def test_teachers_killed_in_the_middle_cost_the_gate_and_nothing_else(servers) -> None:
-    """One replica of two, then the other. Last test of the module: afterwards there is no teacher."""
+    """One replica of two, then the other. Last test of the module: afterwards there is no
+    teacher."""
 
     def kill(which: int) -> Callable[[], Awaitable[None]]:
         async def kill_soon() -> None:
@@ -360,7 +414,8 @@ def test_teachers_killed_in_the_middle_cost_the_gate_and_nothing_else(servers) -
 
     first = checked(gate_all(servers, 16, kill(0)))
     assert any(report.failed for report in first)
-    assert not any(report.given_up for report in first)  # the next question, to the other, covers all tokens so far
+    # The next question, to the other, covers all tokens so far.
+    assert not any(report.given_up for report in first)
     second = checked(gate_all(servers, 16, kill(1)))
     assert any(report.given_up for report in second)
     third = gate_all(servers, 4)

@@ -1,4 +1,5 @@
-"""The real trainer: verl, Ray, TransferQueue and vLLM, on tiny models. Each run takes one to two minutes."""
+"""The real trainer: verl, Ray, TransferQueue and vLLM, on tiny models. Each run takes one to two
+minutes."""
 
 import json
 import re
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.e2e
 BUDGET = {"init": 32, "min": 16, "step": 16, "margin": 8}
 SAME = {
     "trainer.n_gpus_per_node": 2,
-    # 14 responses in mini-batches of 8: verl fills up with padding rows, and the second update has a ratio of its own.
+    # 14 responses in mini-batches of 8: verl fills up with padding rows, and the second update has
+    # a ratio of its own.
     "data.train_batch_size": 7,
     "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
     "trainer.total_training_steps": 5,
@@ -50,14 +52,17 @@ def resumed(inputs, tmp_path_factory):
     """The same run killed once step 3 is saved, then started again."""
     folder = tmp_path_factory.mktemp("resumed")
     tracker = folder / "checkpoints/latest_checkpointed_iteration.txt"
-    killed = harness.run(inputs, folder, SAME, kill_when=lambda: tracker.exists() and tracker.read_text() == "3")
+    killed = harness.run(
+        inputs, folder, SAME, kill_when=lambda: tracker.exists() and tracker.read_text() == "3"
+    )
     assert killed.returncode != 0
     return finished(harness.run(inputs, folder, SAME))
 
 
 @pytest.fixture(scope="session")
 def permuted(inputs, tmp_path_factory):
-    """A teacher whose vocabulary is permuted, a strategy that needs every pass, temperatures of both models."""
+    """A teacher whose vocabulary is permuted, a strategy that needs every pass, temperatures of
+    both models."""
     settings = {
         "prune_opd.teacher.path": inputs / "permuted",
         "prune_opd.teacher.temperature": 2.0,
@@ -90,7 +95,8 @@ def plain(inputs, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def gated(inputs, tmp_path_factory):
-    """A teacher that drifts from the student, a gate that stops what has, padding rows, two ranks."""
+    """A teacher that drifts from the student, a gate that stops what has, padding rows, two
+    ranks."""
     settings = SAME | {
         "prune_opd.teacher.path": inputs / "noisy",
         "prune_opd.gate.enable": True,
@@ -153,7 +159,7 @@ def finished(run):
     return run
 
 
-# ---------------------------------------------------------------------------------------------- teacher = student
+# -------------------------------------------------------------------------------- teacher = student
 
 
 def test_a_teacher_equal_to_the_student_never_drifts(same):
@@ -179,7 +185,14 @@ def test_validation_keeps_its_own_length(same):
 
 
 def test_the_banner_says_what_is_on(same):
-    for words in ("Prune-OPD", "only_stu, student_p, k = 16", "γ = 0.7", "w_drop = 0.01", "32 to start", "gate"):
+    for words in (
+        "Prune-OPD",
+        "only_stu, student_p, k = 16",
+        "γ = 0.7",
+        "w_drop = 0.01",
+        "32 to start",
+        "gate",
+    ):
         assert words in same.output
 
 
@@ -193,12 +206,19 @@ def test_metrics_are_those_of_the_dumped_tensors(same, permuted):
     for run in (same, permuted):
         for step, logged in enumerate(run.steps, 1):
             ranks = run.dump(step)
-            real = [(d, i) for d in ranks for i in range(len(d["lengths"])) if d["response_mask"][i].any()]
+            real = [
+                (d, i)
+                for d in ranks
+                for i in range(len(d["lengths"]))
+                if d["response_mask"][i].any()
+            ]
             length = 0.0
             totals = dict.fromkeys(("tokens", "overlap", "events", "reward"), 0.0)
             for d, i in real:
                 mask = d["response_mask"][i : i + 1]
-                overlap = overlap_ratio(d["student_topk_ids"][i : i + 1], d["teacher_topk_ids"][i : i + 1])
+                overlap = overlap_ratio(
+                    d["student_topk_ids"][i : i + 1], d["teacher_topk_ids"][i : i + 1]
+                )
                 events = overlap_events(overlap, mask, 0.7)
                 weights = reliability(events, mask, 0.01 if run is same else 0.1, 0.5)
                 length += weights.effective_length.item()
@@ -207,12 +227,18 @@ def test_metrics_are_those_of_the_dumped_tensors(same, permuted):
                 totals["events"] += events.sum().item()
                 totals["reward"] += d["candidate_advantages"][i].sum().item()
             assert logged["prune_opd/generated_tokens"] == totals["tokens"]
-            assert logged["prune_opd/overlap_ratio"] == pytest.approx(totals["overlap"] / totals["tokens"], abs=1e-5)
-            assert logged["prune_opd/event_rate"] == pytest.approx(totals["events"] / totals["tokens"], abs=1e-6)
+            assert logged["prune_opd/overlap_ratio"] == pytest.approx(
+                totals["overlap"] / totals["tokens"], abs=1e-5
+            )
+            assert logged["prune_opd/event_rate"] == pytest.approx(
+                totals["events"] / totals["tokens"], abs=1e-6
+            )
             assert logged["prune_opd/pruned_reward_mean"] == pytest.approx(
                 totals["reward"] / totals["tokens"], abs=1e-4
             )
-            assert logged["prune_opd/effective_response_length_mean"] == pytest.approx(length / len(real))
+            assert logged["prune_opd/effective_response_length_mean"] == pytest.approx(
+                length / len(real)
+            )
 
 
 def test_padding_rows_count_in_nothing(same):
@@ -222,7 +248,8 @@ def test_padding_rows_count_in_nothing(same):
 
 
 def test_the_records_say_what_the_metrics_say(same, permuted, gated):
-    """Sums by position come from the same tokens, and padding rows, which two of the runs have, are in neither."""
+    """Sums by position come from the same tokens, and padding rows, which two of the runs have, are
+    in neither."""
     for run in (same, permuted, gated):
         records, faults = read_steps(run.folder / "checkpoints/records")
         assert faults == []
@@ -232,15 +259,25 @@ def test_the_records_say_what_the_metrics_say(same, permuted, gated):
             where, tokens = record["positions"], record["tokens"]
             assert record["limit"] == metric["current_max_response_length"]
             assert record["next_limit"] == metric["next_max_response_length"]
-            assert record["length"]["mean"] == pytest.approx(metric["response_length/mean"], rel=1e-5)
+            assert record["length"]["mean"] == pytest.approx(
+                metric["response_length/mean"], rel=1e-5
+            )
             assert tokens["scored"] == sum(where["tokens"]) == metric["generated_tokens"]
-            assert tokens["generated"] == metric["generated_tokens"] + metric.get("gate/overshoot_tokens", 0)
+            assert tokens["generated"] == metric["generated_tokens"] + metric.get(
+                "gate/overshoot_tokens", 0
+            )
             assert tokens["reliable"] == metric["kept_tokens"]
             assert record["share"]["ended"] == pytest.approx(metric["ended_ratio"])
             assert record["share"]["gate"] == pytest.approx(metric.get("gate/stopped_ratio", 0))
-            means = {"overlap": "overlap_ratio", "events": "event_rate", "weight": "reliability_weight"}
+            means = {
+                "overlap": "overlap_ratio",
+                "events": "event_rate",
+                "weight": "reliability_weight",
+            }
             for name, mean in means.items():
-                total = sum(n * value for n, value in zip(where["tokens"], where[name], strict=True))
+                total = sum(
+                    n * value for n, value in zip(where["tokens"], where[name], strict=True)
+                )
                 assert total / tokens["scored"] == pytest.approx(metric[mean], rel=1e-4, abs=1e-6)
 
 
@@ -272,7 +309,7 @@ def test_samples_are_rows_of_the_dumped_tensors(same, permuted):
             )
 
 
-# ---------------------------------------------------------------------------------------------- resume
+# ------------------------------------------------------------------------------------------- resume
 
 
 def test_records_of_a_killed_run_go_on(resumed):
@@ -299,7 +336,7 @@ def test_fed_the_same_responses_a_restored_budget_takes_the_same_course(same, re
         assert budget.state_dict() == same.budget(step)
 
 
-# ---------------------------------------------------------------------------------------------- permuted teacher
+# --------------------------------------------------------------------------------- permuted teacher
 
 
 def test_an_unrelated_teacher_takes_the_limit_down_to_min(permuted):
@@ -320,13 +357,18 @@ def log_probs(model, dump, i, temperature=1.0):
 
 
 def test_every_pass_agrees_with_transformers(permuted, inputs):
-    """First step, before any update: ids and log-probs of both models, each at its own temperature."""
+    """First step, before any update: ids and log-probs of both models, each at its own
+    temperature."""
     (dump,) = permuted.dump(1)
     student = AutoModelForCausalLM.from_pretrained(inputs / "student")
     teacher = AutoModelForCausalLM.from_pretrained(inputs / "permuted")
     for i, length in enumerate(dump["lengths"].tolist()):
         s, t = (log_probs(model, dump, i, heat) for model, heat in ((student, 0.8), (teacher, 2.0)))
-        mine = {name: value[i, :length] for name, value in dump.items() if name.startswith(("student_", "teacher_"))}
+        mine = {
+            name: value[i, :length]
+            for name, value in dump.items()
+            if name.startswith(("student_", "teacher_"))
+        }
         close = {"atol": 1e-4, "rtol": 0}
         torch.testing.assert_close(mine["student_topk_log_probs"], s.topk(16).values, **close)
         torch.testing.assert_close(mine["teacher_topk_log_probs"], t.topk(16).values, **close)
@@ -346,7 +388,10 @@ def test_updated_weights_reach_the_rollout_servers(permuted, inputs):
     assert max(step["training/rollout_probs_diff_max"] for step in permuted.steps) < 1e-3
     before, (dump,) = AutoModelForCausalLM.from_pretrained(inputs / "student"), permuted.dump(5)
     length = int(dump["lengths"][0])
-    then, now = log_probs(before, dump, 0, 0.8).topk(16).values, dump["student_topk_log_probs"][0, :length]
+    then, now = (
+        log_probs(before, dump, 0, 0.8).topk(16).values,
+        dump["student_topk_log_probs"][0, :length],
+    )
     assert (then - now).abs().max() > 0.1  # far from the weights they were started with
 
 
@@ -361,11 +406,12 @@ def assert_loss_is_reward(run):
     assert first["actor/grad_norm"] > 0
 
 
-# ---------------------------------------------------------------------------------------------- the gate
+# ----------------------------------------------------------------------------------------- the gate
 
 
 def test_what_the_gate_stops_is_what_the_trainer_would_not_trust(gated):
-    """Every kept token is reliable by the trainer's own passes, and one event more would have ended it."""
+    """Every kept token is reliable by the trainer's own passes, and one event more would have ended
+    it."""
     for step, logged in enumerate(gated.steps, 1):
         stopped, kept = 0, []
         for dump in gated.dump(step):
@@ -373,7 +419,9 @@ def test_what_the_gate_stops_is_what_the_trainer_would_not_trust(gated):
                 mask = dump["response_mask"][i : i + 1]
                 if not mask.any():
                     continue  # padding
-                overlap = overlap_ratio(dump["student_topk_ids"][i : i + 1], dump["teacher_topk_ids"][i : i + 1])
+                overlap = overlap_ratio(
+                    dump["student_topk_ids"][i : i + 1], dump["teacher_topk_ids"][i : i + 1]
+                )
                 events = overlap_events(overlap, mask, 0.7)
                 assert reliability(events, mask, 0.2, 0.5).effective_length.item() == length
                 kept.append(length)
@@ -397,12 +445,15 @@ def test_validation_is_not_gated(gated):
     assert max(lengths) > max(gated.metric("gate/stop_position_mean"))
 
 
-# ---------------------------------------------------------------------------------------------- teacher servers
+# ---------------------------------------------------------------------------------- teacher servers
 
 
 def test_served_scores_agree_with_transformers(orphaned, inputs):
-    """Before any update: the fields a worker group would deliver, for every token of every response."""
-    student, teacher = (AutoModelForCausalLM.from_pretrained(inputs / name) for name in ("student", "noisy"))
+    """Before any update: the fields a worker group would deliver, for every token of every
+    response."""
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(inputs / name) for name in ("student", "noisy")
+    )
     checked = 0
     for dump in orphaned.dump(1):
         for i, length in enumerate(dump["lengths"].tolist()):
@@ -410,15 +461,28 @@ def test_served_scores_agree_with_transformers(orphaned, inputs):
                 continue  # padding
             checked += 1
             s, t = (log_probs(model, dump, i) for model in (student, teacher))
-            mine = {name: value[i, :length] for name, value in dump.items() if name.startswith("teacher_")}
+            mine = {
+                name: value[i, :length]
+                for name, value in dump.items()
+                if name.startswith("teacher_")
+            }
             close = {"atol": 1e-4, "rtol": 0}
-            ids, in_common = dump["student_topk_ids"][i, :length].long(), mine["teacher_on_student_ids"].isfinite()
+            ids, in_common = (
+                dump["student_topk_ids"][i, :length].long(),
+                mine["teacher_on_student_ids"].isfinite(),
+            )
             torch.testing.assert_close(mine["teacher_topk_log_probs"], t.topk(16).values, **close)
             torch.testing.assert_close(
-                mine["teacher_topk_log_probs"], t.gather(1, mine["teacher_topk_ids"].long()), **close
+                mine["teacher_topk_log_probs"],
+                t.gather(1, mine["teacher_topk_ids"].long()),
+                **close,
             )
-            torch.testing.assert_close(mine["teacher_on_student_ids"][in_common], t.gather(1, ids)[in_common], **close)
-            torch.testing.assert_close(dump["student_topk_log_probs"][i, :length], s.topk(16).values, **close)
+            torch.testing.assert_close(
+                mine["teacher_on_student_ids"][in_common], t.gather(1, ids)[in_common], **close
+            )
+            torch.testing.assert_close(
+                dump["student_topk_log_probs"][i, :length], s.topk(16).values, **close
+            )
             overlap = overlap_ratio(ids.unsqueeze(0), mine["teacher_topk_ids"].unsqueeze(0))
             torch.testing.assert_close(in_common.float().mean(-1), overlap[0])
             # What a worker group, which knows the teacher's log-prob of every token, would reward.
@@ -426,10 +490,17 @@ def test_served_scores_agree_with_transformers(orphaned, inputs):
             weights = reliability(overlap_events(overlap, mask, 0.7), mask, 0.1, 0.5).loss_weight
             top = ((ids, s), (t.topk(16).indices, t))
             own, theirs = (TopK(i.unsqueeze(0), of.gather(1, i).unsqueeze(0)) for i, of in top)
-            scores = Scores(ids[:, 0].unsqueeze(0), own, theirs, teacher_on_student=t.gather(1, ids).unsqueeze(0))
+            scores = Scores(
+                ids[:, 0].unsqueeze(0),
+                own,
+                theirs,
+                teacher_on_student=t.gather(1, ids).unsqueeze(0),
+            )
             reward = topk_reward(scores, strategy="intersection").reward
             torch.testing.assert_close(
-                dump["candidate_advantages"][i, :length], (reward * weights.unsqueeze(-1))[0], **close
+                dump["candidate_advantages"][i, :length],
+                (reward * weights.unsqueeze(-1))[0],
+                **close,
             )
     assert checked == 14
 
@@ -447,17 +518,22 @@ def test_a_dead_teacher_server_costs_nothing(orphaned):
 
 def test_without_any_teacher_left_the_run_stops_with_a_checkpoint(orphaned):
     assert orphaned.returncode not in (0, None)
-    message = next(line for line in orphaned.output.splitlines() if "lack the teacher's score" in line)
+    message = next(
+        line for line in orphaned.output.splitlines() if "lack the teacher's score" in line
+    )
     done = len(orphaned.steps)
     # A response may have its score before the server is gone.
     assert float(re.search(rf"step {done + 1}: ([\d.]+)% of the tokens", message)[1]) > 50
     assert "no teacher server is left" in message
     assert f"global_step_{done}," in message
-    assert (orphaned.folder / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(done)
+    assert (orphaned.folder / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(
+        done
+    )
 
 
 def test_the_stopped_run_goes_on_where_it_was(same, orphaned, adopted):
-    """With the prompts that an uninterrupted run has in these steps; the data's order is its seed's."""
+    """With the prompts that an uninterrupted run has in these steps; the data's order is its
+    seed's."""
     done = len(orphaned.steps)
     assert [step["training/global_step"] for step in adopted.steps] == list(range(done + 1, 9))
     assert done < 5
@@ -472,7 +548,7 @@ def test_the_stopped_run_goes_on_where_it_was(same, orphaned, adopted):
         assert step["prune_opd/teacher/computed_tokens"] == pytest.approx(by_gate)
 
 
-# ---------------------------------------------------------------------------------------------- plain OPD
+# ---------------------------------------------------------------------------------------- plain OPD
 
 
 def test_plain_opd_keeps_its_limit_and_weights(plain):
@@ -492,4 +568,6 @@ def test_ray_is_gone_afterwards(gated):
     import psutil
 
     folder = str(gated.folder.parent)
-    assert not [p for p in psutil.process_iter(["cmdline"]) if folder in " ".join(p.info["cmdline"] or [])]
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if folder in " ".join(p.info["cmdline"] or [])
+    ]

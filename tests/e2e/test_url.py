@@ -1,5 +1,5 @@
-"""A teacher behind a URL: a real `vllm serve` or SGLang server on loopback, asked by the client, by the start check and
-in training."""
+"""A teacher behind a URL: a real `vllm serve` or SGLang server on loopback, asked by the client, by
+the start check and in training."""
 
 import asyncio
 import os
@@ -41,7 +41,15 @@ def vllm_serve(model: str) -> list[str]:
 
 
 def sglang_server(model: str) -> list[str]:
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--api-key", KEY]
+    command = [
+        sys.executable,
+        "-m",
+        "sglang.launch_server",
+        "--model-path",
+        model,
+        "--api-key",
+        KEY,
+    ]
     return [*command, "--context-length", str(CONTEXT), "--host", "127.0.0.1"]
 
 
@@ -57,18 +65,29 @@ def is_free(port: int) -> bool:
 @contextmanager
 def serve(folder: Path, dtype: str) -> Iterator[SimpleNamespace]:
     """A server's URL, and the folders of student and teacher."""
-    port = next(port for port in range(21000, 22000) if is_free(port))  # SGLang takes the one 10,000 above, too
-    command = [*COMMAND[harness.ENGINE](str(folder / "noisy")), "--port", str(port), "--dtype", dtype]
+    # SGLang takes the one 10,000 above, too.
+    port = next(port for port in range(21000, 22000) if is_free(port))
+    command = [
+        *COMMAND[harness.ENGINE](str(folder / "noisy")),
+        "--port",
+        str(port),
+        "--dtype",
+        dtype,
+    ]
     environment = os.environ | {
         "TORCHDYNAMO_DISABLE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
     with (folder / f"{dtype}.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
     try:
         wait(f"http://127.0.0.1:{port}/health", process)
-        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", folder=folder, model=str(folder / "noisy"))
+        yield SimpleNamespace(
+            url=f"http://127.0.0.1:{port}", folder=folder, model=str(folder / "noisy")
+        )
     finally:
         harness.end_children(process)
 
@@ -114,14 +133,23 @@ def test_what_every_teacher_promises(server, check):
 
 
 def test_bfloat16_agrees_within_its_precision(server):
-    """The bound that docs/teachers.md states. Eight bits of mantissa: logits up to 16 are off by up to 1/16."""
+    """The bound that docs/teachers.md states. Eight bits of mantissa: logits up to 16 are off by up
+    to 1/16."""
     asked = contract.sequences(40)
     with serve(server.folder, "bfloat16") as coarse:
-        exact, rough = (asking(which, lambda teacher: contract.score(teacher, asked)) for which in (server, coarse))
+        exact, rough = (
+            asking(which, lambda teacher: contract.score(teacher, asked))
+            for which in (server, coarse)
+        )
     pairs = list(zip(exact, rough, strict=True))
     apart = np.concatenate([np.abs(x[1] - y[1]) for x, y in pairs])
-    shared = np.concatenate([[len({*a} & {*b}) / K for a, b in zip(x[0].ids, y[0].ids, strict=True)] for x, y in pairs])
-    print(f"log-probs differ by {apart.mean():.4f} on average, {apart.max():.3f} at most; {shared.mean():.3f}")
+    shared = np.concatenate(
+        [[len({*a} & {*b}) / K for a, b in zip(x[0].ids, y[0].ids, strict=True)] for x, y in pairs]
+    )
+    print(
+        f"log-probs differ by {apart.mean():.4f} on average, {apart.max():.3f} at most;"
+        f" {shared.mean():.3f}"
+    )
     assert apart.mean() < 0.05
     assert apart.max() < 0.5
     assert shared.mean() > 0.9
@@ -173,7 +201,9 @@ def swapped(server):
 
     def checked(url, texts, student):
         decode, (a, b) = student.tokenizer.decode, list(texts)[:2]
-        student.tokenizer = SimpleNamespace(decode=lambda ids: decode([{a: b, b: a}.get(ids[0], ids[0])]))
+        student.tokenizer = SimpleNamespace(
+            decode=lambda ids: decode([{a: b, b: a}.get(ids[0], ids[0])])
+        )
         original(url, texts, student)
 
     return checked
@@ -203,12 +233,20 @@ def test_training_with_it(server, tmp_path, monkeypatch):
     assert run.returncode == 0, run.output[-5000:]
     assert run.metric("teacher/missing_ratio") == [0, 0]
     assert KEY not in run.output
-    student, teacher = (AutoModelForCausalLM.from_pretrained(server.folder / name) for name in ("student", "noisy"))
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(server.folder / name) for name in ("student", "noisy")
+    )
     (dump,) = run.dump(1)
     for i, length in enumerate(dump["lengths"].tolist()):
         prompt, response = dump["prompts"][i], dump["responses"][i, :length].long()
         prompt = prompt[prompt != student.config.pad_token_id]
         with torch.no_grad():
-            log_probs = teacher(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            log_probs = (
+                teacher(torch.cat([prompt, response])[None])
+                .logits[0, len(prompt) - 1 : -1]
+                .log_softmax(-1)
+            )
         own = log_probs.gather(1, response[:, None])[:, 0]
-        torch.testing.assert_close(dump["teacher_sampled_log_probs"][i, :length], own, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            dump["teacher_sampled_log_probs"][i, :length], own, atol=1e-4, rtol=0
+        )

@@ -29,7 +29,11 @@ Compose = Callable[..., DictConfig]
 
 def run(script: str, *arguments: str, python: Path, **environment: str) -> str:
     """What the interpreter that a script calls prints."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("STUDENT", "TEACHER", "RECIPE")}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("STUDENT", "TEACHER", "RECIPE")
+    }
     done = subprocess.run(
         ["bash", str(PAPER / f"{script}.sh"), *arguments],
         env={**inherited, "PYTHON": str(python), "DATA_DIR": "data", **environment},
@@ -43,14 +47,17 @@ def run(script: str, *arguments: str, python: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stands in for the interpreter: starting verl takes seconds, and the arguments are all that a script decides."""
+    """Stands in for the interpreter: starting verl takes seconds, and the arguments are all that a
+    script decides."""
     path = tmp_path_factory.mktemp("bin") / "python"
     path.write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
     path.chmod(0o755)
     return path
 
 
-def resolve(compose: Compose, echo: Path, script: str, *arguments: str, **environment: str) -> dict[str, Any]:
+def resolve(
+    compose: Compose, echo: Path, script: str, *arguments: str, **environment: str
+) -> dict[str, Any]:
     """The configuration a script would start verl with."""
     module, name, *overrides = run(script, *arguments, python=echo, **environment).splitlines()
     assert (module, name) == ("-m", "verl.trainer.main_ppo")
@@ -71,7 +78,11 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     """Nested keys as dotted ones."""
     if not isinstance(node, dict):
         return {prefix: node}
-    return {key: value for name in node for key, value in flat(node[name], f"{prefix}.{name}".lstrip(".")).items()}
+    return {
+        key: value
+        for name in node
+        for key, value in flat(node[name], f"{prefix}.{name}".lstrip(".")).items()
+    }
 
 
 def test_every_script_is_tested() -> None:
@@ -86,20 +97,43 @@ def test_settings_are_accepted(config: Callable[[str], DictConfig], script: str)
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_training_is_as_in_the_paper(config: Callable[[str], DictConfig], script: str) -> None:
     found = config(script)
-    actor, rollout, data = found.actor_rollout_ref.actor, found.actor_rollout_ref.rollout, found.data
-    assert (data.train_batch_size, rollout.n, actor.ppo_mini_batch_size, actor.ppo_epochs) == (64, 4, 64, 1)
-    assert (actor.optim.lr, actor.optim.lr_scheduler_type, actor.optim.lr_warmup_steps_ratio) == (1e-6, "constant", 0)
-    assert (actor.grad_clip, actor.optim.clip_grad, actor.fsdp_config.model_dtype) == (1.0, 1.0, "fp32")
+    actor, rollout, data = (
+        found.actor_rollout_ref.actor,
+        found.actor_rollout_ref.rollout,
+        found.data,
+    )
+    assert (data.train_batch_size, rollout.n, actor.ppo_mini_batch_size, actor.ppo_epochs) == (
+        64,
+        4,
+        64,
+        1,
+    )
+    assert (actor.optim.lr, actor.optim.lr_scheduler_type, actor.optim.lr_warmup_steps_ratio) == (
+        1e-6,
+        "constant",
+        0,
+    )
+    assert (actor.grad_clip, actor.optim.clip_grad, actor.fsdp_config.model_dtype) == (
+        1.0,
+        1.0,
+        "fp32",
+    )
     assert (rollout.temperature, rollout.top_p, rollout.tensor_model_parallel_size) == (1.0, 1, 1)
     assert (data.max_prompt_length, data.max_response_length) == (1024, 31744)
     assert (found.trainer.nnodes, found.trainer.n_gpus_per_node) == (1, 8)
-    assert (found.trainer.total_epochs, found.trainer.total_training_steps, found.trainer.test_freq) == (1, 203, 20)
+    assert (
+        found.trainer.total_epochs,
+        found.trainer.total_training_steps,
+        found.trainer.test_freq,
+    ) == (1, 203, 20)
     thinking = data.apply_chat_template_kwargs.get("enable_thinking")
     assert thinking == (False if "qwen3" in script else None)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_memory_and_disk_are_used_sparingly(config: Callable[[str], DictConfig], script: str) -> None:
+def test_memory_and_disk_are_used_sparingly(
+    config: Callable[[str], DictConfig], script: str
+) -> None:
     found = config(script)
     share = found.actor_rollout_ref.rollout.gpu_memory_utilization
     assert share == (0.7 if script.startswith("r1_7b_from_skywork") else 0.75)
@@ -111,13 +145,26 @@ def test_memory_and_disk_are_used_sparingly(config: Callable[[str], DictConfig],
 def test_validation_is_as_in_the_paper(config: Callable[[str], DictConfig], script: str) -> None:
     found = config(script)
     rollout, sampling = found.actor_rollout_ref.rollout, found.actor_rollout_ref.rollout.val_kwargs
-    assert (sampling.n, sampling.do_sample, sampling.temperature, sampling.top_p) == (16, True, 1.0, 0.95)
+    assert (sampling.n, sampling.do_sample, sampling.temperature, sampling.top_p) == (
+        16,
+        True,
+        1.0,
+        0.95,
+    )
     assert (rollout.response_length, rollout.max_model_len) == (31744, 1024 + 31744)
-    assert [Path(file).stem for file in found.data.val_files] == ["amc23", "aime24", "aime25", "hmmt24", "hmmt25"]
+    assert [Path(file).stem for file in found.data.val_files] == [
+        "amc23",
+        "aime24",
+        "aime25",
+        "hmmt24",
+        "hmmt25",
+    ]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_pass_holds_the_longest_sequence(config: Callable[[str], DictConfig], script: str) -> None:
+def test_every_pass_holds_the_longest_sequence(
+    config: Callable[[str], DictConfig], script: str
+) -> None:
     node = config(script).actor_rollout_ref
     assert node.actor.use_dynamic_bsz
     assert node.rollout.log_prob_use_dynamic_bsz
@@ -134,7 +181,12 @@ def test_every_pass_holds_the_longest_sequence(config: Callable[[str], DictConfi
 def test_method_is_as_in_the_paper(config: Callable[[str], DictConfig], pair: str) -> None:
     ours = load_config(config(pair).prune_opd)
     budget, drift = ours.budget.build(31744), ours.drift
-    assert (ours.topk, ours.strategy, ours.weighting, ours.teacher.temperature) == (16, "only_stu", "student_p", 1.0)
+    assert (ours.topk, ours.strategy, ours.weighting, ours.teacher.temperature) == (
+        16,
+        "only_stu",
+        "student_p",
+        1.0,
+    )
     assert (drift.enable, drift.metric, drift.threshold) == (True, "overlap_ratio", 0.7)
     assert (drift.w_drop, drift.w_base) == (0.01, 0.5)
     assert (budget.limit, budget.min, budget.max) == (FIRST_LIMIT[pair], 1024, 12288)
@@ -166,7 +218,9 @@ def test_verl_takes_the_command(resolved: dict[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_files_are_named_by_absolute_paths(config: Callable[[str], DictConfig], script: str) -> None:
+def test_files_are_named_by_absolute_paths(
+    config: Callable[[str], DictConfig], script: str
+) -> None:
     """The trainer's process has neither the shell's folder nor its variables."""
     data, folder = config(script).data, Path.cwd() / "data"
     assert data.train_files == str(folder / "dapo_math_17k.parquet")
@@ -180,7 +234,9 @@ def test_nothing_of_a_script_is_resolved_elsewhere(compose: Compose, echo: Path)
 
 def test_environment_and_arguments_win(compose: Compose, echo: Path) -> None:
     lr = "actor_rollout_ref.actor.optim.lr=2e-6"
-    found = resolve(compose, echo, "r1_1.5b_from_justrl_opd", lr, STUDENT="here", TEACHER="there", GPUS="4")
+    found = resolve(
+        compose, echo, "r1_1.5b_from_justrl_opd", lr, STUDENT="here", TEACHER="there", GPUS="4"
+    )
     assert found["actor_rollout_ref"]["model"]["path"] == "here"
     assert found["prune_opd"]["teacher"]["path"] == "there"
     assert found["actor_rollout_ref"]["actor"]["optim"]["lr"] == 2e-6

@@ -1,4 +1,5 @@
-"""The made-up run is one that `report` reads, and the pictures are of the whole page and tell what does not fit."""
+"""The made-up run is one that `report` reads, and the pictures are of the whole page and tell what
+does not fit."""
 
 import shutil
 import subprocess
@@ -21,7 +22,9 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
 
 
 def page(file: Path, body: str) -> Path:
-    head = '<!doctype html><meta name="viewport" content="width=device-width"><body style="margin:0">'
+    head = (
+        '<!doctype html><meta name="viewport" content="width=device-width"><body style="margin:0">'
+    )
     file.write_text(head + body)
     return file
 
@@ -33,7 +36,9 @@ def test_report_reads_the_made_up_run(tmp_path):
     assert (found.last, found.sampled(), found.faults) == (20, [1, 20], ())
     assert list(found.accuracies()) == ["made_up"]
     stops = [one["spent"] for one in token_views([found])["samples"] if one["spent"]]
-    assert min(stops) < 500 < max(stops), "one at the beginning, one beyond the tokens that a page begins with"
+    assert min(stops) < 500 < max(stops), (
+        "one at the beginning, one beyond the tokens that a page begins with"
+    )
 
 
 @browser
@@ -45,7 +50,12 @@ def test_pictures_are_as_wide_as_was_asked_and_follow_the_scheme(tmp_path):
     done = run("screenshots.py", file, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     found = {shot.name: Image.open(shot).convert("RGB") for shot in tmp_path.glob("*.png")}
-    assert sorted(found) == ["a-dark-1280.png", "a-dark-390.png", "a-light-1280.png", "a-light-390.png"]
+    assert sorted(found) == [
+        "a-dark-1280.png",
+        "a-dark-390.png",
+        "a-light-1280.png",
+        "a-light-390.png",
+    ]
     assert found["a-light-1280.png"].width == 1280
     assert found["a-light-390.png"].width == 2 * 390
     assert found["a-light-390.png"].height > 2 * 1500
@@ -65,7 +75,9 @@ def test_pictures_say_what_is_wider_than_the_page(tmp_path):
 
 @browser
 def test_a_heading_that_is_not_there_is_one_sentence(tmp_path):
-    done = run("screenshots.py", page(tmp_path / "a.html", "x"), "--out", tmp_path, "--from", "Nothing")
+    done = run(
+        "screenshots.py", page(tmp_path / "a.html", "x"), "--out", tmp_path, "--from", "Nothing"
+    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--from: got 'Nothing', allowed: a heading of" in done.stderr
 

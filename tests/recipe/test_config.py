@@ -89,7 +89,7 @@ def load(**changes: object) -> PruneOPDConfig:
     return load_config(node)
 
 
-# ------------------------------------------------------------------------------------------------ defaults
+# ----------------------------------------------------------------------------------------- defaults
 
 
 def test_class_defaults_are_the_papers():
@@ -112,10 +112,19 @@ def test_yaml_has_the_same_keys_and_values(composed):
 
 def test_loading_keeps_what_was_given():
     changed = load(
-        topk=32, strategy="union", drift__w_drop=0.02, budget__max=4000, teacher__override_config={"a": 1}, dump_dir="d"
+        topk=32,
+        strategy="union",
+        drift__w_drop=0.02,
+        budget__max=4000,
+        teacher__override_config={"a": 1},
+        dump_dir="d",
     )
     assert (changed.topk, changed.strategy, changed.dump_dir) == (32, "union", "d")
-    assert (changed.drift.w_drop, changed.budget.max, changed.teacher.override_config) == (0.02, 4000, {"a": 1})
+    assert (changed.drift.w_drop, changed.budget.max, changed.teacher.override_config) == (
+        0.02,
+        4000,
+        {"a": 1},
+    )
     assert isinstance(changed, PruneOPDConfig)
     assert isinstance(changed.drift, DriftConfig)
 
@@ -144,7 +153,9 @@ def test_recipe_sets_verls_keys(composed, key, value):
 
 
 def test_command_line_beats_the_recipe(compose):
-    config = compose("+recipe=prune_opd", "prune_opd.topk=32", "prune_opd.teacher.path=T", "algorithm.gamma=0.5")
+    config = compose(
+        "+recipe=prune_opd", "prune_opd.topk=32", "prune_opd.teacher.path=T", "algorithm.gamma=0.5"
+    )
     assert config.prune_opd.topk == 32
     assert config.algorithm.gamma == 0.5
     assert config.prune_opd.drift.threshold == 0.7
@@ -157,7 +168,9 @@ def test_teacher_takes_the_students_model_overrides(compose):
 
 
 def test_teachers_servers_take_the_rollouts_dtype(compose):
-    config = compose("+recipe=prune_opd", "prune_opd.teacher.path=T", "actor_rollout_ref.rollout.dtype=float32")
+    config = compose(
+        "+recipe=prune_opd", "prune_opd.teacher.path=T", "actor_rollout_ref.rollout.dtype=float32"
+    )
     assert load_config(config.prune_opd).teacher.server.dtype == "float32"
 
 
@@ -175,7 +188,9 @@ def test_plain_opd_differs_in_the_two_switches_alone(compose, composed):
 
 
 def test_fixed_length_is_plain_opd_with_a_limit_of_ones_own(compose):
-    config = compose("+recipe=opd_fixed_length", "prune_opd.teacher.path=T", "prune_opd.budget.max=300")
+    config = compose(
+        "+recipe=opd_fixed_length", "prune_opd.teacher.path=T", "prune_opd.budget.max=300"
+    )
     plain = compose("+recipe=opd", "prune_opd.teacher.path=T", "prune_opd.budget.max=300")
     assert config == plain
 
@@ -186,11 +201,12 @@ def test_fixed_length_must_be_given(compose):
         load_config(config.prune_opd)
 
 
-# ------------------------------------------------------------------------------------------------ budget
+# ------------------------------------------------------------------------------------------- budget
 
 
 @pytest.mark.parametrize(
-    ("response_length", "expected"), [(96, (96, 96, 96)), (4096, (1024, 1024, 4096)), (31744, (1024, 1024, 12288))]
+    ("response_length", "expected"),
+    [(96, (96, 96, 96)), (4096, (1024, 1024, 4096)), (31744, (1024, 1024, 12288))],
 )
 def test_default_budget_fits_the_rollout(response_length, expected):
     budget = BudgetConfig().build(response_length)
@@ -245,7 +261,7 @@ def test_bounds_that_do_not_fit_are_refused(given, message):
         BudgetConfig(**given).build(8192)
 
 
-# ------------------------------------------------------------------------------------------------ gate
+# --------------------------------------------------------------------------------------------- gate
 
 
 RULES = {
@@ -258,7 +274,9 @@ RULES = {
 
 
 def gate_of(kind: str) -> GateConfig:
-    return GateConfig(kind=kind, min_tokens=7, window=40, rate=0.25, run_length=9, increase=0.125, chunk=32)
+    return GateConfig(
+        kind=kind, min_tokens=7, window=40, rate=0.25, run_length=9, increase=0.125, chunk=32
+    )
 
 
 def test_every_kind_of_gate_has_a_case_here():
@@ -291,7 +309,16 @@ def test_a_gate_tells_its_rule(kind):
 
 @pytest.mark.parametrize(
     ("limit", "chunk"),
-    [(1, 64), (512, 64), (4096, 64), (4097, 128), (8192, 128), (8193, 256), (12288, 256), (31744, 512)],
+    [
+        (1, 64),
+        (512, 64),
+        (4096, 64),
+        (4097, 128),
+        (8192, 128),
+        (8193, 256),
+        (12288, 256),
+        (31744, 512),
+    ],
 )
 def test_a_chunk_is_chosen_by_the_limit(limit, chunk):
     assert GateConfig().chunk_for(limit) == chunk
@@ -299,16 +326,25 @@ def test_a_chunk_is_chosen_by_the_limit(limit, chunk):
     assert GateConfig(chunk=7).chunk_for(limit) == 7
 
 
-@pytest.mark.parametrize(("chunk", "limit"), [(None, 100_000), (16, 2048), (96, 12288), (64, 8192), (1, 128)])
+@pytest.mark.parametrize(
+    ("chunk", "limit"), [(None, 100_000), (16, 2048), (96, 12288), (64, 8192), (1, 128)]
+)
 def test_a_chunk_that_suits_the_limit_is_no_matter(chunk, limit):
     assert GateConfig(chunk=chunk).warning(limit) is None
 
 
-@pytest.mark.parametrize(("chunk", "limit", "asked"), [(64, 12288, 192), (16, 12288, 768), (1, 129, 129)])
+@pytest.mark.parametrize(
+    ("chunk", "limit", "asked"), [(64, 12288, 192), (16, 12288, 768), (1, 129, 129)]
+)
 def test_a_small_chunk_on_long_responses_is_warned_of(chunk, limit, asked):
     warning = GateConfig(chunk=chunk).warning(limit)
     chosen = {12288: 256, 129: 64}[limit]
-    for part in (f"prune_opd.gate.chunk: {chunk} ", f"{asked} times", f"{asked // 2} times", f"would take {chosen}"):
+    for part in (
+        f"prune_opd.gate.chunk: {chunk} ",
+        f"{asked} times",
+        f"{asked // 2} times",
+        f"would take {chosen}",
+    ):
         assert part in warning
 
 
@@ -328,7 +364,9 @@ WITH_A_GATE = [
 ]
 
 
-@pytest.mark.parametrize(("given", "key", "allowed"), WITH_A_GATE, ids=[key for _, key, _ in WITH_A_GATE])
+@pytest.mark.parametrize(
+    ("given", "key", "allowed"), WITH_A_GATE, ids=[key for _, key, _ in WITH_A_GATE]
+)
 def test_what_cannot_go_with_a_gate_is_refused(given, key, allowed):
     load(**given)
     with pytest.raises(ValueError, match=rf"^prune_opd\.{key}: got ") as refused:
@@ -337,13 +375,18 @@ def test_what_cannot_go_with_a_gate_is_refused(given, key, allowed):
 
 
 @pytest.mark.parametrize(
-    "given", [{"drift__w_drop": 0, "gate__kind": "windowed"}, {"teacher__temperature": 0.7}, {"drift__enable": False}]
+    "given",
+    [
+        {"drift__w_drop": 0, "gate__kind": "windowed"},
+        {"teacher__temperature": 0.7},
+        {"drift__enable": False},
+    ],
 )
 def test_what_a_gate_does_not_need_may_be_anything(given):
     assert load(gate__enable=True, **given).gate.enable
 
 
-# ------------------------------------------------------------------------------------------------ home of the teacher
+# ------------------------------------------------------------------------------ home of the teacher
 
 
 URLS = ["http://10.0.0.1:8000", "https://teacher.example:8443"]
@@ -364,10 +407,13 @@ def test_servers_are_refused_where_the_students_candidates_are_scored(strategy, 
     if strategy in ("only_tch", "intersection", "sampled"):
         assert at_home(home, strategy=strategy).strategy == strategy
     else:
-        with pytest.raises(ValueError, match=rf"^prune_opd\.strategy: got '{strategy}', allowed: ") as refused:
+        with pytest.raises(
+            ValueError, match=rf"^prune_opd\.strategy: got '{strategy}', allowed: "
+        ) as refused:
             at_home(home, strategy=strategy)
         allowed = (
-            f"only_tch, intersection, sampled with teacher.home={home}, which cannot score the student's candidates"
+            f"only_tch, intersection, sampled with teacher.home={home}, which cannot score the"
+            " student's candidates"
         )
         assert str(refused.value).endswith(allowed)
 
@@ -383,7 +429,9 @@ WITH_SERVERS = [
 ]
 
 
-@pytest.mark.parametrize(("given", "found", "allowed"), WITH_SERVERS, ids=[found for _, found, _ in WITH_SERVERS])
+@pytest.mark.parametrize(
+    ("given", "found", "allowed"), WITH_SERVERS, ids=[found for _, found, _ in WITH_SERVERS]
+)
 def test_what_cannot_go_with_servers_is_refused(given, found, allowed):
     load(strategy="sampled", **given)
     with pytest.raises(ValueError, match=rf"^prune_opd\.{found}, allowed: {allowed}"):
@@ -402,20 +450,26 @@ def test_what_cannot_go_with_servers_is_refused(given, found, allowed):
 )
 def test_servers_are_needed_by_the_gate_and_by_their_home(home, gate, starts, asks, serves):
     config = at_home(home, gate__enable=gate)
-    assert (config.starts_servers, config.asks_servers, config.teacher.serves) == (starts, asks, serves)
+    assert (config.starts_servers, config.asks_servers, config.teacher.serves) == (
+        starts,
+        asks,
+        serves,
+    )
 
 
 def test_a_gate_needs_servers_of_the_run():
     """It asks again and again about one sequence, which an API does not know."""
     with pytest.raises(
-        ValueError, match=r"^prune_opd\.gate\.enable: got True, allowed: false with teacher\.home=url: "
+        ValueError,
+        match=r"^prune_opd\.gate\.enable: got True, allowed: false with teacher\.home=url: ",
     ):
         at_home("url", gate__enable=True)
 
 
 def test_servers_of_somebody_else_report_probabilities_at_temperature_1():
     with pytest.raises(
-        ValueError, match=r"^prune_opd\.teacher\.temperature: got 0\.7, allowed: 1 with teacher\.home=url"
+        ValueError,
+        match=r"^prune_opd\.teacher\.temperature: got 0\.7, allowed: 1 with teacher\.home=url",
     ):
         at_home("url", teacher__temperature=0.7)
 
@@ -455,13 +509,17 @@ def test_urls_come_from_the_command_line(compose):
 @pytest.mark.parametrize("before", [[], URLS])
 @pytest.mark.parametrize("home", ["worker_group", "url"])
 def test_urls_have_scheme_and_host_and_no_more(url, before, home):
-    with pytest.raises(ValueError, match="allowed: http://host:port or https://host:port and nothing else") as refused:
+    with pytest.raises(
+        ValueError, match="allowed: http://host:port or https://host:port and nothing else"
+    ) as refused:
         at_home(home, teacher__url__urls=[*before, url])
     assert str(refused.value).startswith(f"prune_opd.teacher.url.urls: got {url!r}, ")
 
 
 def test_a_teacher_behind_urls_needs_one():
-    with pytest.raises(ValueError, match=r"^prune_opd\.teacher\.url\.urls: got \[\], allowed: at least one http://"):
+    with pytest.raises(
+        ValueError, match=r"^prune_opd\.teacher\.url\.urls: got \[\], allowed: at least one http://"
+    ):
         at_home("url", teacher__url__urls=[])
 
 
@@ -471,7 +529,7 @@ def test_servers_keep_what_was_given():
     assert (server.replicas, server.engine_kwargs, server.block_size) == (2, {"a": 1}, 16)
 
 
-# ------------------------------------------------------------------------------------------------ refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 REFUSED = [
@@ -537,7 +595,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "allowed"), REFUSED, ids=[f"{key}={value}" for key, value, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"), REFUSED, ids=[f"{key}={value}" for key, value, _ in REFUSED]
+)
 def test_values_out_of_range_are_refused(key, value, allowed):
     with pytest.raises(ValueError, match="prune_opd") as refused:
         load(**{key.replace(".", "__"): value})
@@ -581,7 +641,10 @@ EDGES = [
 
 @pytest.mark.parametrize(("key", "value"), EDGES)
 def test_values_at_the_edge_are_allowed(key, value):
-    assert OmegaConf.select(OmegaConf.structured(load(**{key.replace(".", "__"): value})), key) == value
+    assert (
+        OmegaConf.select(OmegaConf.structured(load(**{key.replace(".", "__"): value})), key)
+        == value
+    )
 
 
 @pytest.mark.parametrize(
@@ -627,18 +690,21 @@ def test_a_broken_reference_inside_the_whole_configuration_is_named_once():
 
 
 @pytest.mark.parametrize(
-    "key", ["topK", "drift.gamma", "budget.maximum", "teacher.name", "teacher.url.api_key", "gate.on"]
+    "key",
+    ["topK", "drift.gamma", "budget.maximum", "teacher.name", "teacher.url.api_key", "gate.on"],
 )
 def test_unknown_keys_are_refused(key):
     with pytest.raises(ValueError, match=rf"^prune_opd\.{key}: .*{key.split('.')[-1]}"):
         load(**{key.replace(".", "__"): 1})
 
 
-# ------------------------------------------------------------------------------------------------ banner
+# ------------------------------------------------------------------------------------------- banner
 
 
 def test_banner_tells_what_is_on():
-    config = load(drift__w_drop=0.03, drift__threshold=0.6, budget__max=4000, topk=8, strategy="union")
+    config = load(
+        drift__w_drop=0.03, drift__threshold=0.6, budget__max=4000, topk=8, strategy="union"
+    )
     text = config.describe(config.budget.build(8192))
     weights, limit = "w_drop = 0.03, w_base = 0.5", "1024 to start, 1024 to 4000"
     for part in ("T (", "union, student_p, k = 8", "γ = 0.6", weights, limit):
@@ -651,10 +717,14 @@ def test_banner_tells_the_gates_rule():
     assert "  gate      cumulative, w_drop = 0.03, every 32 tokens" in text.splitlines()
 
 
-@pytest.mark.parametrize(("longest", "said"), [(4096, "64 tokens"), (12288, "64 tokens, 256 at a limit of 12288")])
+@pytest.mark.parametrize(
+    ("longest", "said"), [(4096, "64 tokens"), (12288, "64 tokens, 256 at a limit of 12288")]
+)
 def test_banner_tells_the_chunks_in_force(longest, said):
     config = load(gate__enable=True, budget__max=longest, budget__init=1024)
-    assert config.describe(config.budget.build(longest)).splitlines()[-1].endswith(f", every {said}")
+    assert (
+        config.describe(config.budget.build(longest)).splitlines()[-1].endswith(f", every {said}")
+    )
 
 
 @pytest.mark.parametrize(
@@ -669,12 +739,20 @@ def test_banner_tells_the_chunks_in_force(longest, said):
 )
 def test_banner_tells_where_the_teacher_is(home, gate, said):
     config = at_home(home, gate__enable=gate)
-    assert f"  teacher   T ({said}, temperature 1.0)" in config.describe(config.budget.build(8192)).splitlines()
+    assert (
+        f"  teacher   T ({said}, temperature 1.0)"
+        in config.describe(config.budget.build(8192)).splitlines()
+    )
 
 
 def test_banner_tells_what_is_off():
     config = load(drift__enable=False, budget__enable=False, drift__metric="teacher_top_p_accept")
     text = config.describe(config.budget.build(8192))
-    for part in ("weights   off", "off: fixed at 8192 tokens", "teacher_top_p_accept, top_p = 0.95", "gate      off"):
+    for part in (
+        "weights   off",
+        "off: fixed at 8192 tokens",
+        "teacher_top_p_accept, top_p = 0.95",
+        "gate      off",
+    ):
         assert part in text
     assert "w_drop" not in text

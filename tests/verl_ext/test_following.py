@@ -31,7 +31,10 @@ def test_chunks_end_where_prompt_and_response_are_a_multiple(prompt: int, step: 
 def test_a_chunk_is_reported_as_soon_as_it_is_whole() -> None:
     following = Following(3, 16, chunk=8)
     found = {count: following.due(count, finished=False) for count in range(1, 15)}
-    assert {count: part for count, part in found.items() if part} == {5: slice(0, 5), 13: slice(5, 13)}
+    assert {count: part for count, part in found.items() if part} == {
+        5: slice(0, 5),
+        13: slice(5, 13),
+    }
 
 
 def test_a_response_that_ends_with_a_chunk_has_no_empty_one() -> None:

@@ -14,7 +14,15 @@ from verl.workers.rollout.replica import TokenOutput
 from verl_ext.rollout import client
 from verl_ext.rollout.client import FollowingClient, GrowingSequence, ScoringClient
 from verl_ext.rollout.rotation import PATIENCE
-from verl_ext.rollout.rows import BadQuestion, BadScore, Chunk, DeadServer, NoServer, Score, TopKRows
+from verl_ext.rollout.rows import (
+    BadQuestion,
+    BadScore,
+    Chunk,
+    DeadServer,
+    NoServer,
+    Score,
+    TopKRows,
+)
 from verl_ext.rollout.scoring import ResponseScorer, ScoreReport
 
 K, VOCAB, PROMPT, LENGTH = 3, 100, 5, 80
@@ -33,7 +41,8 @@ def remote(answer: Any) -> SimpleNamespace:
 
 
 def through_ray(cause: Exception) -> RayTaskError:
-    """An actor's exception as its caller gets it: of its own class and of Ray's, its text behind a traceback."""
+    """An actor's exception as its caller gets it: of its own class and of Ray's, its text behind a
+    traceback."""
     traceback = f"Traceback (most recent call last):\n  File ...\n{type(cause).__name__}: {cause}"
     return RayTaskError("method", traceback, cause, "title", 1, "0.0.0.0").as_instanceof_cause()
 
@@ -42,7 +51,13 @@ class Balancer:
     """Stands for verl's load balancer."""
 
     def __init__(self, **servers: Any):
-        self.servers, self.acquired, self.released, self.fields, self.removed = servers, [], [], [], []
+        self.servers, self.acquired, self.released, self.fields, self.removed = (
+            servers,
+            [],
+            [],
+            [],
+            [],
+        )
         self.acquire_server, self.release_server = remote(self._acquire), remote(self._release)
         self.remove_servers = remote(self._remove)
         self.require_acquire_fields = remote(lambda: ["prompt_ids"])
@@ -66,29 +81,42 @@ class Balancer:
 
 
 class Server:
-    """A teacher with a row of its own for every token; ``faults`` are what it does instead, one a question."""
+    """A teacher with a row of its own for every token; ``faults`` are what it does instead, one a
+    question."""
 
     def __init__(self, *faults: Any):
         rng = np.random.default_rng(0)
         shape = (LENGTH + 1, K)
-        self.rows = TopKRows(rng.integers(0, VOCAB, shape, dtype=np.int32), -3 - rng.random(shape).astype(np.float32))
-        self.faults, self.questions, self.score = list(faults), [], SimpleNamespace(remote=self._score)
+        self.rows = TopKRows(
+            rng.integers(0, VOCAB, shape, dtype=np.int32), -3 - rng.random(shape).astype(np.float32)
+        )
+        self.faults, self.questions, self.score = (
+            list(faults),
+            [],
+            SimpleNamespace(remote=self._score),
+        )
         self.sampled = rng.standard_normal(LENGTH).astype(np.float32)
         self.private = 0
 
-    def _score(self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int) -> asyncio.Future:
+    def _score(
+        self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int
+    ) -> asyncio.Future:
         self.questions.append((len(token_ids), start, sequence_id, private))
         assert topk == K
         rows, sampled = self.rows[start : len(token_ids) + 1], self.sampled[start : len(token_ids)]
         future = asyncio.get_running_loop().create_future()
         fault = self.faults.pop(0) if self.faults else None
         if fault is None:
-            future.set_result(Score(rows[:-1], sampled, len(token_ids) - start, rows[-1:], self.private))
+            future.set_result(
+                Score(rows[:-1], sampled, len(token_ids) - start, rows[-1:], self.private)
+            )
         elif isinstance(fault, Exception):
             future.set_exception(fault)
         elif fault != "silence":
             rows = fault(rows)
-            future.set_result(Score(rows[:-1], sampled, len(token_ids) - start, rows[-1:], self.private))
+            future.set_result(
+                Score(rows[:-1], sampled, len(token_ids) - start, rows[-1:], self.private)
+            )
         return future
 
 
@@ -108,10 +136,12 @@ def run(balancer: Balancer, body: Any) -> None:
 
 
 def same(rows: TopKRows, expected: TopKRows) -> bool:
-    return np.array_equal(rows.ids, expected.ids) and np.array_equal(rows.log_probs, expected.log_probs)
+    return np.array_equal(rows.ids, expected.ids) and np.array_equal(
+        rows.log_probs, expected.log_probs
+    )
 
 
-# ------------------------------------------------------------------------------------------------ growing sequences
+# -------------------------------------------------------------------------------- growing sequences
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -128,7 +158,9 @@ def test_every_token_gets_its_row_once_and_in_order(seed: int):
     run(Balancer(a=server), body)
     assert [length for length, *_ in server.questions] == lengths
     # The row of the token after the last came with the answer before.
-    assert [start for _, start, *_ in server.questions] == [PROMPT] + [length + 1 for length in lengths[:-1]]
+    assert [start for _, start, *_ in server.questions] == [PROMPT] + [
+        length + 1 for length in lengths[:-1]
+    ]
 
 
 def cut(rows: TopKRows) -> TopKRows:
@@ -148,7 +180,9 @@ FAULTS = [
 
 @pytest.mark.parametrize(("fault", "error"), FAULTS, ids=["raises", "too_short", "foreign"])
 @pytest.mark.parametrize("first", [True, False])
-def test_after_an_error_nothing_has_changed(monkeypatch, fault: Any, error: type[Exception], first: bool):
+def test_after_an_error_nothing_has_changed(
+    monkeypatch, fault: Any, error: type[Exception], first: bool
+):
     monkeypatch.setattr(ray, "cancel", lambda reference: None)
     server = Server(*([] if first else [None]), fault)
 
@@ -203,7 +237,9 @@ def test_past_the_deadline_the_question_stays_open_and_its_answer_comes_first():
 
 def test_a_load_balancer_that_never_answers_is_past_the_deadline_too():
     balancer = Balancer(a=Server())
-    balancer.acquire_server = SimpleNamespace(remote=lambda **kwargs: asyncio.get_running_loop().create_future())
+    balancer.acquire_server = SimpleNamespace(
+        remote=lambda **kwargs: asyncio.get_running_loop().create_future()
+    )
 
     async def body(sequence: GrowingSequence) -> None:
         with pytest.raises(TimeoutError, match=r"^no answer within 0\.01 s$"):
@@ -220,7 +256,8 @@ def test_an_open_question_is_withdrawn_with_its_sequence(monkeypatch, error: typ
     balancer = Balancer(a=Server("silence"))
 
     async def body(sequence: GrowingSequence) -> None:
-        deadline, patience = (0.01, 60) if error is TimeoutError else (60, 0.01)  # or the caller goes away
+        # Or the caller goes away.
+        deadline, patience = (0.01, 60) if error is TimeoutError else (60, 0.01)
         with pytest.raises(error):
             await asyncio.wait_for(sequence.score(list(range(30)), deadline), patience)
         assert not cancelled
@@ -230,7 +267,9 @@ def test_an_open_question_is_withdrawn_with_its_sequence(monkeypatch, error: typ
     assert balancer.released == balancer.acquired
 
 
-@pytest.mark.parametrize("death", [ActorDiedError(), DeadServer("its engine")], ids=["actor", "engine"])
+@pytest.mark.parametrize(
+    "death", [ActorDiedError(), DeadServer("its engine")], ids=["actor", "engine"]
+)
 def test_a_dead_server_leaves_the_rotation_and_another_takes_over(death: Exception):
     dead, alive = Server(None, death), Server()
     balancer = Balancer(a=dead, b=alive)
@@ -324,7 +363,7 @@ def test_an_error_of_the_caller_releases_the_server():
     assert balancer.released == balancer.acquired
 
 
-# ------------------------------------------------------------------------------------------------ whole sequences
+# ---------------------------------------------------------------------------------- whole sequences
 
 
 def ask(balancer: Balancer, *patience: float) -> list[Any]:
@@ -378,7 +417,9 @@ def test_a_server_that_is_silent_again_and_again_leaves_the_rotation(monkeypatch
     assert len(cancelled) == PATIENCE  # the server need not go on
 
 
-@pytest.mark.parametrize("fault", [RuntimeError("out of memory"), ActorUnavailableError("", None)], ids=str)
+@pytest.mark.parametrize(
+    "fault", [RuntimeError("out of memory"), ActorUnavailableError("", None)], ids=str
+)
 def test_a_server_that_fails_is_asked_again_where_there_is_no_other(fault: Exception):
     balancer = Balancer(a=Server(*[fault] * 9))
     assert kinds(ask(balancer, *[9] * 10)) == [*[type(fault)] * 9, Score]
@@ -394,7 +435,9 @@ def test_a_question_that_is_at_fault_is_not_held_against_the_server():
     assert not balancer.removed
 
 
-@pytest.mark.parametrize("death", [ActorDiedError(), through_ray(DeadServer("its engine"))], ids=["actor", "engine"])
+@pytest.mark.parametrize(
+    "death", [ActorDiedError(), through_ray(DeadServer("its engine"))], ids=["actor", "engine"]
+)
 def test_a_dead_server_is_dropped_at_once(death: Exception):
     balancer = Balancer(a=Server(death))
     first, second = ask(balancer, 9, 9)
@@ -408,17 +451,22 @@ def test_a_dead_server_is_dropped_at_once(death: Exception):
 def test_a_drop_is_not_waited_for(fault: Exception | None):
     """The balancer may be as dead as the server."""
     balancer = Balancer(a=Server(fault))
-    never = SimpleNamespace(remote=lambda *args, **kwargs: asyncio.get_running_loop().create_future())
+    never = SimpleNamespace(
+        remote=lambda *args, **kwargs: asyncio.get_running_loop().create_future()
+    )
     balancer.remove_servers = balancer.release_server = never
     assert kinds(ask(balancer, 9)) == [Score if fault is None else DeadServer]
 
 
 @pytest.mark.parametrize(
-    "fault", [RuntimeError("out of memory"), ActorUnavailableError("", None), ActorDiedError(), "silence"], ids=str
+    "fault",
+    [RuntimeError("out of memory"), ActorUnavailableError("", None), ActorDiedError(), "silence"],
+    ids=str,
 )
 @pytest.mark.parametrize("seed", range(5))
 def test_one_good_server_is_enough_for_all_responses(monkeypatch, fault: Any, seed: int):
-    """A server that fails at once is always the least busy one: it must not get every question there is."""
+    """A server that fails at once is always the least busy one: it must not get every question
+    there is."""
     monkeypatch.setattr("verl_ext.rollout.scoring.PAUSE", 0.0)
     monkeypatch.setattr(ray, "cancel", lambda reference: None)
     random.seed(seed)
@@ -436,7 +484,11 @@ def test_one_good_server_is_enough_for_all_responses(monkeypatch, fault: Any, se
     ]
 
     async def main() -> list[ScoreReport]:
-        asked = [scorer.score(list(range(20)), list(range(20, 30))) for scorer in scorers for _ in range(16)]
+        asked = [
+            scorer.score(list(range(20)), list(range(20, 30)))
+            for scorer in scorers
+            for _ in range(16)
+        ]
         return [report for _, _, report in await asyncio.gather(*asked)]
 
     reports = asyncio.run(main())
@@ -445,10 +497,12 @@ def test_one_good_server_is_enough_for_all_responses(monkeypatch, fault: Any, se
     assert len(good.questions) == 128  # nothing was scored twice
 
 
-# ------------------------------------------------------------------------------------------------ followed responses
+# ------------------------------------------------------------------------------- followed responses
 
 
-CHUNKS = [Chunk([1, 2], TopKRows(np.zeros((2, K)), np.zeros((2, K))), np.zeros(2)) for _ in range(3)]
+CHUNKS = [
+    Chunk([1, 2], TopKRows(np.zeros((2, K)), np.zeros((2, K))), np.zeros(2)) for _ in range(3)
+]
 OUTPUT = TokenOutput(token_ids=[1, 2] * 3, stop_reason="completed")
 
 
@@ -475,7 +529,9 @@ class Rollout:
             yield future
 
 
-CONFIG = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=SimpleNamespace(full_determinism=False)))
+CONFIG = SimpleNamespace(
+    actor_rollout_ref=SimpleNamespace(rollout=SimpleNamespace(full_determinism=False))
+)
 
 
 def follow(balancer: Balancer, abort: bool = False) -> tuple[list[Chunk], TokenOutput | None]:
@@ -485,7 +541,9 @@ def follow(balancer: Balancer, abort: bool = False) -> tuple[list[Chunk], TokenO
         chunks = []
         following = FollowingClient(CONFIG, balancer)
         try:
-            async with following.follow("r", [7, 8], {"max_tokens": 9}, topk=K, chunk=2) as response:
+            async with following.follow(
+                "r", [7, 8], {"max_tokens": 9}, topk=K, chunk=2
+            ) as response:
                 async for chunk in response:
                     assert response.output is None
                     chunks.append(chunk)
@@ -506,7 +564,12 @@ def test_a_followed_response_gives_its_chunks_and_then_its_output():
     assert output is OUTPUT
     (call,) = server.calls
     assert call.pop("request_id") != "r"  # every turn is a request of its own
-    assert call == {"prompt_ids": [7, 8], "sampling_params": {"max_tokens": 9}, "topk": K, "chunk": 2}
+    assert call == {
+        "prompt_ids": [7, 8],
+        "sampling_params": {"max_tokens": 9},
+        "topk": K,
+        "chunk": 2,
+    }
     assert (balancer.acquired, balancer.released) == ([("a", "r")], [("a", "r")])
     assert balancer.fields == [{"prompt_ids": [7, 8]}]  # what the balancer declares
 

@@ -39,7 +39,9 @@ def test_a_score_of_no_tokens_has_the_next_ones_row_alone():
     check_score(score(0), 0, K, VOCAB)
 
 
-@pytest.mark.parametrize("given", [score(N - 1), score(N + 1), score(0), score(N, K - 1), score(N, K + 1)])
+@pytest.mark.parametrize(
+    "given", [score(N - 1), score(N + 1), score(0), score(N, K - 1), score(N, K + 1)]
+)
 def test_a_score_of_another_shape_is_refused(given: Score):
     with pytest.raises(BadScore, match=r"rows of shape .*, expected \(3, 4\)"):
         check_score(given, N, K, VOCAB)
@@ -55,7 +57,12 @@ def test_a_growing_sequence_needs_the_next_tokens_row(ahead: TopKRows | None):
 
 def test_ids_and_log_probs_must_have_one_shape():
     with pytest.raises(BadScore, match="rows of shape"):
-        check_score(Score(TopKRows(rows(N).ids, rows(N + 1).log_probs), score().sampled, 1, rows(1)), N, K, VOCAB)
+        check_score(
+            Score(TopKRows(rows(N).ids, rows(N + 1).log_probs), score().sampled, 1, rows(1)),
+            N,
+            K,
+            VOCAB,
+        )
 
 
 @pytest.mark.parametrize(("check", "more"), [(check_shape, ()), (check_score, (VOCAB,))])

@@ -52,13 +52,18 @@ def test_the_least_busy_is_asked() -> None:
 
 
 def test_among_equals_it_is_nobodys_turn_first() -> None:
-    """Every rollout worker has a rotation of its own: together they must not all begin with the same server."""
+    """Every rollout worker has a rotation of its own: together they must not all begin with the
+    same server."""
     first = Counter(ask(Rotation(["a", "b", "c", "d"])) for _ in range(400))
     assert set(first) == {*"abcd"}
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), asyncio.CancelledError()], ids=["error", "deadline"])
-def test_one_that_failed_rests_while_others_are_left(clock: SimpleNamespace, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error", [RuntimeError("out of memory"), asyncio.CancelledError()], ids=["error", "deadline"]
+)
+def test_one_that_failed_rests_while_others_are_left(
+    clock: SimpleNamespace, error: BaseException
+) -> None:
     servers = Rotation(["a", "b"])
     ask_until(servers, "a", error)
     with servers.turn(), servers.turn():  # however busy the others are

@@ -69,20 +69,32 @@ class Teacher:
 
 def scorer_of(teacher: Teacher, **changes: Any) -> ResponseScorer:
     return ResponseScorer(
-        teacher, **{"topk": K, "vocab_size": VOCAB, "concurrency": 4, "deadline": FOREVER, "retries": 2} | changes
+        teacher,
+        **{"topk": K, "vocab_size": VOCAB, "concurrency": 4, "deadline": FOREVER, "retries": 2}
+        | changes,
     )
 
 
-def score(scorer: ResponseScorer, prompt: list[int], response: list[int]) -> tuple[TopKRows, np.ndarray, ScoreReport]:
+def score(
+    scorer: ResponseScorer, prompt: list[int], response: list[int]
+) -> tuple[TopKRows, np.ndarray, ScoreReport]:
     rows, sampled, report = asyncio.run(scorer.score(prompt, response))
     assert rows.ids.shape == rows.log_probs.shape == (len(response), K)
     assert sampled.shape == (len(response),)
-    assert (rows.ids.dtype, rows.log_probs.dtype, sampled.dtype) == (np.int32, np.float32, np.float32)
+    assert (rows.ids.dtype, rows.log_probs.dtype, sampled.dtype) == (
+        np.int32,
+        np.float32,
+        np.float32,
+    )
     return rows, sampled, report
 
 
 def check(
-    rows: TopKRows, sampled: np.ndarray, prompt: list[int], response: list[int], missing: tuple[int, ...] = ()
+    rows: TopKRows,
+    sampled: np.ndarray,
+    prompt: list[int],
+    response: list[int],
+    missing: tuple[int, ...] = (),
 ) -> None:
     """Every token has its own row, or none at all."""
     for t, token in enumerate(response):
@@ -108,7 +120,9 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         made.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(scoring.asyncio, "sleep", lambda seconds: pause(seconds) if seconds else sleep(0))
+    monkeypatch.setattr(
+        scoring.asyncio, "sleep", lambda seconds: pause(seconds) if seconds else sleep(0)
+    )
     return made
 
 
@@ -139,7 +153,7 @@ def test_about_an_empty_response_nobody_is_asked() -> None:
     assert report == ScoreReport()
 
 
-# ------------------------------------------------------------------------------------------------ faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def too_short(answer: Score) -> Score:
@@ -147,7 +161,11 @@ def too_short(answer: Score) -> Score:
 
 
 def of_another_k(answer: Score) -> Score:
-    return Score(TopKRows(answer.rows.ids[:, 1:], answer.rows.log_probs[:, 1:]), answer.sampled, answer.computed)
+    return Score(
+        TopKRows(answer.rows.ids[:, 1:], answer.rows.log_probs[:, 1:]),
+        answer.sampled,
+        answer.computed,
+    )
 
 
 def of_fewer_tokens(answer: Score) -> Score:
@@ -168,7 +186,9 @@ NAMES = ["raises", "raises_nothing", "silent", "too_short", "another_k", "fewer_
 
 @pytest.mark.parametrize(("fault", "counts", "error"), FAULTS, ids=NAMES)
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_question_that_failed_is_asked_again(fault: Any, counts: tuple[int, int], error: str, times: int) -> None:
+def test_a_question_that_failed_is_asked_again(
+    fault: Any, counts: tuple[int, int], error: str, times: int
+) -> None:
     teacher = Teacher(*[fault] * times)
     rows, sampled, report = score(
         scorer_of(teacher, deadline=0.01 if fault == "silence" else FOREVER), PROMPT, RESPONSE
@@ -220,7 +240,12 @@ def test_a_pause_before_a_retry_is_twice_as_long_as_the_one_before(pauses: list[
 def test_what_no_server_could_answer_is_asked_once(pauses: list[float]) -> None:
     teacher = Teacher(BadQuestion("a sequence of 99 tokens, the context allows 98"))
     _, _, report = score(scorer_of(teacher), PROMPT, RESPONSE)
-    assert (report.missing, report.failed, len(teacher.questions), pauses) == (len(RESPONSE), 1, 1, [])
+    assert (report.missing, report.failed, len(teacher.questions), pauses) == (
+        len(RESPONSE),
+        1,
+        1,
+        [],
+    )
 
 
 @pytest.mark.parametrize("before", [(), (LOST,)])
@@ -247,14 +272,18 @@ def test_a_cancelled_caller_is_no_fault_of_the_teacher() -> None:
     assert (len(teacher.questions), teacher.cancelled) == (1, 1)
 
 
-# ------------------------------------------------------------------------------------------------ bad rows
+# ----------------------------------------------------------------------------------------- bad rows
 
 
 def spoilt(t: int, name: str, value: float) -> Callable[[Score], Score]:
     """An answer with one bad value."""
 
     def spoil(answer: Score) -> Score:
-        ids, log_probs, sampled = answer.rows.ids.copy(), answer.rows.log_probs.copy(), answer.sampled.copy()
+        ids, log_probs, sampled = (
+            answer.rows.ids.copy(),
+            answer.rows.log_probs.copy(),
+            answer.sampled.copy(),
+        )
         if name == "sampled":
             sampled[t] = value
         else:
@@ -288,7 +317,9 @@ def test_a_bad_row_is_missing_and_the_others_are_kept(name: str, value: float, t
 
 @pytest.mark.parametrize(("name", "value"), [("log_probs", np.nan), ("ids", VOCAB)])
 def test_the_row_of_the_token_that_would_come_next_does_not_matter(name: str, value: float) -> None:
-    rows, sampled, report = score(scorer_of(Teacher(spoilt(len(RESPONSE), name, value))), PROMPT, RESPONSE)
+    rows, sampled, report = score(
+        scorer_of(Teacher(spoilt(len(RESPONSE), name, value))), PROMPT, RESPONSE
+    )
     check(rows, sampled, PROMPT, RESPONSE)
     assert report.missing == 0
 
@@ -300,13 +331,15 @@ def test_the_largest_id_is_one_below_the_vocabulary() -> None:
 
 
 def test_a_token_the_teacher_holds_to_be_impossible_has_a_row() -> None:
-    rows, sampled, report = score(scorer_of(Teacher(spoilt(1, "sampled", -np.inf))), PROMPT, RESPONSE)
+    rows, sampled, report = score(
+        scorer_of(Teacher(spoilt(1, "sampled", -np.inf))), PROMPT, RESPONSE
+    )
     assert report.missing == 0
     assert sampled[1] == -np.inf
     assert rows.ids[1].tolist() == row([*PROMPT, RESPONSE[0]])
 
 
-# ------------------------------------------------------------------------------------------------ many responses
+# ----------------------------------------------------------------------------------- many responses
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -349,7 +382,9 @@ def test_it_can_be_sent_to_another_process_before_it_is_used() -> None:
 def test_times_are_those_of_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first question to the last, retries included."""
     teacher, clock = Teacher(LOST, "silence"), iter(range(100, 200))
-    monkeypatch.setattr(scoring, "time", SimpleNamespace(time=lambda: 10 * len(teacher.questions) + next(clock)))
+    monkeypatch.setattr(
+        scoring, "time", SimpleNamespace(time=lambda: 10 * len(teacher.questions) + next(clock))
+    )
     _, _, report = score(scorer_of(teacher, deadline=0.01), PROMPT, RESPONSE)
     assert (report.began, report.ended) == (100, 131)
 

@@ -1,4 +1,5 @@
-"""What our server does with SGLang's outputs, the engine being scripted. Importing SGLang takes seconds."""
+"""What our server does with SGLang's outputs, the engine being scripted. Importing SGLang takes
+seconds."""
 
 import asyncio
 import os
@@ -32,27 +33,40 @@ K, VOCAB = 3, 40
 
 
 class Text:
-    """Sampled tokens and, for each, what SGLang reports: the token's log-prob, and the K most likely by rank."""
+    """Sampled tokens and, for each, what SGLang reports: the token's log-prob, and the K most
+    likely by rank."""
 
     def __init__(self, length: int, seed: int = 0):
         rng = np.random.default_rng(seed)
         self.top = np.argsort(rng.random((length, VOCAB)), axis=1)[:, :K]
         self.log_probs = -np.sort(rng.random((length, K)).astype(np.float32))
         column = rng.integers(0, K + 1, length)  # K: the token is none of them
-        self.tokens = [int(row[c]) if c < K else VOCAB + 1 for row, c in zip(self.top, column, strict=True)]
+        self.tokens = [
+            int(row[c]) if c < K else VOCAB + 1 for row, c in zip(self.top, column, strict=True)
+        ]
         self.sampled = np.array(
-            [row[c] if c < K else -9 for row, c in zip(self.log_probs, column, strict=True)], dtype=np.float32
+            [row[c] if c < K else -9 for row, c in zip(self.log_probs, column, strict=True)],
+            dtype=np.float32,
         )
 
     def entries(self, part: slice) -> tuple[list[Any], list[Any]]:
-        own = [(float(v), t, None) for v, t in zip(self.sampled[part], self.tokens[part], strict=True)]
+        own = [
+            (float(v), t, None) for v, t in zip(self.sampled[part], self.tokens[part], strict=True)
+        ]
         rows = zip(self.log_probs[part], self.top[part], strict=True)
         return own, [[(float(v), int(i), None) for v, i in zip(*row, strict=True)] for row in rows]
 
-    def output(self, count: int, finish: dict[str, Any] | None = None, prompt: int = 5) -> dict[str, Any]:
+    def output(
+        self, count: int, finish: dict[str, Any] | None = None, prompt: int = 5
+    ) -> dict[str, Any]:
         """The cumulative output of a request after ``count`` tokens."""
         own, top = self.entries(slice(0, count))
-        info = {"finish_reason": finish, "output_token_logprobs": own, "output_top_logprobs": top, "cached_tokens": 2}
+        info = {
+            "finish_reason": finish,
+            "output_token_logprobs": own,
+            "output_top_logprobs": top,
+            "cached_tokens": 2,
+        }
         return {"output_ids": self.tokens[:count], "meta_info": info}
 
 
@@ -70,12 +84,14 @@ def check_chunks(chunks: list[Chunk], text: Text, count: int) -> None:
     rows = TopKRows.join(*(chunk.rows for chunk in chunks))
     np.testing.assert_array_equal(rows.ids, text.top[:count])
     np.testing.assert_array_equal(rows.log_probs, text.log_probs[:count])
-    np.testing.assert_array_equal(np.concatenate([c.sampled_log_probs for c in chunks]), text.sampled[:count])
+    np.testing.assert_array_equal(
+        np.concatenate([c.sampled_log_probs for c in chunks]), text.sampled[:count]
+    )
     assert rows.ids.dtype == np.int32
     assert rows.log_probs.dtype == np.float32
 
 
-# ------------------------------------------------------------------------------------------------ following
+# ---------------------------------------------------------------------------------------- following
 
 
 @pytest.mark.parametrize("step", [1, 5, 30])
@@ -86,14 +102,16 @@ def test_chunks_hold_every_token_once(step: int) -> None:
     check_chunks(drain(following), text, 50)
 
 
-@pytest.mark.parametrize("info", [{}, {"output_token_logprobs": None}, {"output_token_logprobs": []}])
+@pytest.mark.parametrize(
+    "info", [{}, {"output_token_logprobs": None}, {"output_token_logprobs": []}]
+)
 def test_an_abort_before_the_first_token_reports_nothing(info: dict[str, Any]) -> None:
     following = Following(4, K, chunk=8)
     observe(following, info, finished=True)
     assert following.queue.empty()
 
 
-# ------------------------------------------------------------------------------------------------ the manager
+# -------------------------------------------------------------------------------------- the manager
 
 
 class Manager:
@@ -106,7 +124,9 @@ class Manager:
         self.requests: list[GenerateReqInput] = []
         self.aborted: list[str] = []
 
-    async def generate_request(self, request: GenerateReqInput, http: Any = None) -> AsyncIterator[dict[str, Any]]:
+    async def generate_request(
+        self, request: GenerateReqInput, http: Any = None
+    ) -> AsyncIterator[dict[str, Any]]:
         self.requests.append(request)
         length = len(self.text.tokens)
         while self.silent:
@@ -117,7 +137,8 @@ class Manager:
                 yield self.text.output(count)
         output = self.text.output(length, self.finish)
         if self.finish is ABORT:
-            output["output_ids"] = output["output_ids"][-1:]  # as of a response that waited for memory
+            # As of a response that waited for memory.
+            output["output_ids"] = output["output_ids"][-1:]
         yield output
 
     def abort_request(self, rid: str) -> None:
@@ -125,7 +146,9 @@ class Manager:
 
 
 def request(rid: str = "r") -> GenerateReqInput:
-    return GenerateReqInput(rid=rid, input_ids=[1] * 5, sampling_params={"temperature": 0.5}, return_logprob=False)
+    return GenerateReqInput(
+        rid=rid, input_ids=[1] * 5, sampling_params={"temperature": 0.5}, return_logprob=False
+    )
 
 
 async def outputs(manager: FollowedManager, asked: GenerateReqInput) -> list[Any]:
@@ -136,7 +159,11 @@ def test_requests_nobody_follows_are_untouched() -> None:
     asked, manager = request(), Manager(Text(20))
     (output,) = asyncio.run(outputs(FollowedManager(manager), asked))
     assert output == manager.text.output(20, LENGTH)
-    assert (asked.stream, asked.return_logprob, asked.sampling_params) == (False, False, {"temperature": 0.5})
+    assert (asked.stream, asked.return_logprob, asked.sampling_params) == (
+        False,
+        False,
+        {"temperature": 0.5},
+    )
 
 
 @pytest.mark.parametrize("finish", [LENGTH, ABORT])
@@ -159,7 +186,7 @@ def test_all_else_is_the_managers() -> None:
     assert FollowedManager(Manager(Text(3))).context_len == Manager.context_len
 
 
-# ------------------------------------------------------------------------------------------------ the server
+# --------------------------------------------------------------------------------------- the server
 
 
 class Server(TopKSGLangServer):
@@ -168,8 +195,17 @@ class Server(TopKSGLangServer):
     lora_as_adapter = False
 
     def __init__(self, manager: Manager, **config: Any):
-        given = {"logprobs_mode": "raw_logprobs", "max_model_len": 90, "enable_rollout_routing_replay": False}
-        given |= {"response_length": 50, "prompt_length": 40, "mtp": None, "skip_tokenizer_init": True}
+        given = {
+            "logprobs_mode": "raw_logprobs",
+            "max_model_len": 90,
+            "enable_rollout_routing_replay": False,
+        }
+        given |= {
+            "response_length": 50,
+            "prompt_length": 40,
+            "mtp": None,
+            "skip_tokenizer_init": True,
+        }
         self.config = SimpleNamespace(**given | config)
         self.tokenizer_manager = FollowedManager(manager)
         self._disaggregation_role, self.replica_rank, self.global_steps = "null", 0, 7
@@ -218,7 +254,9 @@ def test_a_reader_who_goes_away_ends_the_request() -> None:
 
 
 def test_processed_log_probs_cannot_be_followed() -> None:
-    with pytest.raises(ValueError, match=r"^rollout.logprobs_mode: got 'processed_logprobs', allowed to follow"):
+    with pytest.raises(
+        ValueError, match=r"^rollout.logprobs_mode: got 'processed_logprobs', allowed to follow"
+    ):
         asyncio.run(followed(Server(Manager(Text(3)), logprobs_mode="processed_logprobs")))
 
 
@@ -244,13 +282,16 @@ def test_the_engine_is_told_which_log_probs_to_report(monkeypatch, mode: str) ->
     assert isinstance(server.tokenizer_manager, FollowedManager)
 
 
-# ------------------------------------------------------------------------------------------------ scoring
+# ------------------------------------------------------------------------------------------ scoring
 
 
 class Prefill(Manager):
-    """Answers a question about a prompt as SGLang does: rows from ``logprob_start_len`` on, the first of them empty."""
+    """Answers a question about a prompt as SGLang does: rows from ``logprob_start_len`` on, the
+    first of them empty."""
 
-    async def generate_request(self, request: GenerateReqInput, http: Any = None) -> AsyncIterator[dict[str, Any]]:
+    async def generate_request(
+        self, request: GenerateReqInput, http: Any = None
+    ) -> AsyncIterator[dict[str, Any]]:
         self.requests.append(request)
         while self.silent:
             await asyncio.sleep(1)
@@ -282,11 +323,16 @@ def test_rows_are_those_from_the_start_to_the_next_token(start: int) -> None:
     assert (score.computed, score.private) == (16, 0)
     (asked,) = manager.requests
     assert asked.sampling_params == {"max_new_tokens": 1, "temperature": 1.0}
-    assert (asked.return_logprob, asked.logprob_start_len, asked.top_logprobs_num) == (True, start - 1, K)
+    assert (asked.return_logprob, asked.logprob_start_len, asked.top_logprobs_num) == (
+        True,
+        start - 1,
+        K,
+    )
 
 
 @pytest.mark.parametrize(
-    ("length", "context", "allowed"), [(89, 100, True), (90, 100, False), (53, 60, True), (54, 60, False)]
+    ("length", "context", "allowed"),
+    [(89, 100, True), (90, 100, False), (53, 60, True), (54, 60, False)],
 )
 def test_a_sequence_beyond_the_context_is_refused(length: int, context: int, allowed: bool) -> None:
     manager = Prefill(Text(100))
@@ -295,7 +341,9 @@ def test_a_sequence_beyond_the_context_is_refused(length: int, context: int, all
     if allowed:
         asyncio.run(score)
     else:
-        with pytest.raises(ValueError, match=rf"of {length} tokens, the engine's context allows {length - 1}$"):
+        with pytest.raises(
+            ValueError, match=rf"of {length} tokens, the engine's context allows {length - 1}$"
+        ):
             asyncio.run(score)
         assert manager.requests == []
 
@@ -311,7 +359,7 @@ def test_an_asker_who_goes_away_ends_the_scoring() -> None:
     assert manager.aborted == [manager.requests[0].rid]
 
 
-# ------------------------------------------------------------------------------------------------ verl's registry
+# ---------------------------------------------------------------------------------- verl's registry
 
 
 def test_verl_starts_our_servers_under_its_own_name() -> None:

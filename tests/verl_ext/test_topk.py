@@ -33,7 +33,7 @@ def pieces(request, monkeypatch):
     monkeypatch.setattr(topk, "ROWS_AT_A_TIME", request.param)
 
 
-# ------------------------------------------------------------------------------------------------ log-probs
+# ---------------------------------------------------------------------------------------- log-probs
 
 
 @pytest.mark.usefixtures("pieces")
@@ -42,7 +42,8 @@ def test_top_log_probs_agree_with_log_softmax(vocab_size):
     logits = random_logits()
     ids, log_probs = top_log_probs(logits, K, vocab_size)
     assert (ids.dtype, log_probs.dtype) == (torch.int32, torch.float32)
-    expected = logits.log_softmax(-1)[:, :vocab_size].sort(descending=True, dim=-1)  # the normaliser takes all V
+    # The normaliser takes all V.
+    expected = logits.log_softmax(-1)[:, :vocab_size].sort(descending=True, dim=-1)
     assert torch.equal(ids.long(), expected.indices[:, :K])
     torch.testing.assert_close(log_probs, expected.values[:, :K])
 
@@ -71,10 +72,14 @@ def test_one_model_twice_overlaps_fully_on_tied_logits():
 @pytest.mark.parametrize("vocab_size", [1000, 997])
 @pytest.mark.parametrize("k", [1, 16, 64])
 def test_ranking_in_the_logits_dtype_is_that_of_float32_ties_included(dtype, vocab_size, k):
-    logits = (torch.randn(2 * N, 1000, generator=torch.Generator().manual_seed(4)) * 8).round().to(dtype) / 8
+    logits = (torch.randn(2 * N, 1000, generator=torch.Generator().manual_seed(4)) * 8).round().to(
+        dtype
+    ) / 8
     ranked = logits[:, :vocab_size].sort(-1, descending=True).values
     assert (ranked[:, k - 1] == ranked[:, k]).any()  # a tie that decides who is in
-    assert torch.equal(top_log_probs(logits, k, vocab_size)[0], top_log_probs(logits.float(), k, vocab_size)[0])
+    assert torch.equal(
+        top_log_probs(logits, k, vocab_size)[0], top_log_probs(logits.float(), k, vocab_size)[0]
+    )
 
 
 @pytest.mark.usefixtures("pieces")
@@ -97,7 +102,7 @@ def test_ids_without_a_row_have_probability_zero():
     assert logits.grad.isfinite().all()
 
 
-# ------------------------------------------------------------------------------------------------ gradient
+# ----------------------------------------------------------------------------------------- gradient
 
 
 def head(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,7 +220,9 @@ def test_a_leaf_keeps_its_values(view):
     assert torch.equal(leaf, plain)
 
 
-@pytest.mark.parametrize("shape", [lambda x: (2 * x).T.contiguous().T, lambda x: (2 * x)[:1].expand(N, V)])
+@pytest.mark.parametrize(
+    "shape", [lambda x: (2 * x).T.contiguous().T, lambda x: (2 * x)[:1].expand(N, V)]
+)
 def test_logits_that_are_not_contiguous(shape):
     weight, plain = (random_logits().requires_grad_() for _ in range(2))
     loss_at(shape(weight), True).backward()
@@ -242,18 +249,27 @@ def test_autocast_changes_nothing():
         log_probs = log_probs_at(logits, some_ids()[:, :4], overwrite=True)
         ranked = top_log_probs(logits, K, V)
     torch.testing.assert_close(log_probs, plain_log_probs(theirs))
-    torch.testing.assert_close(ranked[1], theirs.float().log_softmax(-1).gather(-1, ranked[0].long()))
+    torch.testing.assert_close(
+        ranked[1], theirs.float().log_softmax(-1).gather(-1, ranked[0].long())
+    )
     (log_probs * UPSTREAM[:, :4].float()).sum().backward()
     plain_loss(theirs).backward()
     torch.testing.assert_close(weight.grad, plain.grad)
 
 
 def peak_bytes(work: Callable[[], object], file: Path) -> int:
-    """Most bytes allocated at once beyond those at the beginning, by torch's own account of every allocation."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    """Most bytes allocated at once beyond those at the beginning, by torch's own account of every
+    allocation."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         work()
     profile.export_chrome_trace(str(file))
-    events = [event for event in json.loads(file.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    events = [
+        event
+        for event in json.loads(file.read_text())["traceEvents"]
+        if event["name"] == "[memory]"
+    ]
     changes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
     return max(accumulate(changes))
 
@@ -269,8 +285,13 @@ def test_the_update_holds_the_logits_and_little_more(dtype, tmp_path):
         return lambda: loss(weight.expand(rows, vocabulary).clone()).backward()
 
     size = rows * vocabulary * weight.itemsize
-    ours = peak_bytes(update(lambda logits: log_probs_at(logits, ids, overwrite=True).sum()), tmp_path / "ours.json")
-    kept = peak_bytes(update(lambda logits: log_probs_at(logits, ids).sum()), tmp_path / "kept.json")
+    ours = peak_bytes(
+        update(lambda logits: log_probs_at(logits, ids, overwrite=True).sum()),
+        tmp_path / "ours.json",
+    )
+    kept = peak_bytes(
+        update(lambda logits: log_probs_at(logits, ids).sum()), tmp_path / "kept.json"
+    )
     plain = lambda logits: logits.float().log_softmax(-1).gather(-1, ids.long()).sum()  # noqa: E731
     theirs = peak_bytes(update(plain), tmp_path / "plain.json")
     assert 1 <= ours / size < 1.3
@@ -278,7 +299,7 @@ def test_the_update_holds_the_logits_and_little_more(dtype, tmp_path):
     assert theirs / size > 2.9  # so the account sees what is there
 
 
-# ------------------------------------------------------------------------------------------------ jagged fields
+# ------------------------------------------------------------------------------------ jagged fields
 
 PROMPTS, RESPONSES = (3, 1, 5, 2), (2, 4, 1, 3)
 
@@ -291,7 +312,10 @@ def jagged(rows: list[torch.Tensor]) -> torch.Tensor:
 def batch() -> TensorDict:
     """Four sequences: ``input_ids``, ``responses`` and a field of K ids per response token."""
     generator = torch.Generator().manual_seed(3)
-    sequences = [torch.randint(0, V, (p + r,), generator=generator) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    sequences = [
+        torch.randint(0, V, (p + r,), generator=generator)
+        for p, r in zip(PROMPTS, RESPONSES, strict=True)
+    ]
     ids = [torch.randint(0, V, (r, K), generator=generator, dtype=torch.int32) for r in RESPONSES]
     fields = {
         "input_ids": jagged(sequences),
@@ -316,7 +340,11 @@ def test_scoring_rows_are_those_before_each_response_token(batch):
 
 
 def test_scoring_rows_of_an_empty_response():
-    assert scoring_rows(torch.tensor([0, 3, 5, 9]), torch.tensor([0, 2, 2, 3])).tolist() == [0, 1, 7]
+    assert scoring_rows(torch.tensor([0, 3, 5, 9]), torch.tensor([0, 2, 2, 3])).tolist() == [
+        0,
+        1,
+        7,
+    ]
 
 
 def test_spread_puts_values_on_their_scoring_rows(batch):
@@ -340,7 +368,9 @@ def test_collect_takes_the_scoring_rows(batch, shape):
 
 
 def test_collect_is_the_inverse_of_spread(batch):
-    field = collect(spread(batch["chosen"], batch["input_ids"]), batch["input_ids"], batch["responses"])
+    field = collect(
+        spread(batch["chosen"], batch["input_ids"]), batch["input_ids"], batch["responses"]
+    )
     assert torch.equal(field.values(), batch["chosen"].values())
     assert torch.equal(field.offsets(), batch["chosen"].offsets())
 
@@ -350,16 +380,21 @@ def test_join_columns_keeps_their_order():
     assert join_columns(output | {"other/0": output["x/0"]}, "x").tolist() == [list(range(12))] * 5
 
 
-# ------------------------------------------------------------------------------------------------ engine protocol
+# ---------------------------------------------------------------------------------- engine protocol
 
 
-def engine(loss_fn: TopKPass, logits: torch.Tensor, data: TensorDict) -> tuple[dict[str, torch.Tensor], tuple]:
+def engine(
+    loss_fn: TopKPass, logits: torch.Tensor, data: TensorDict
+) -> tuple[dict[str, torch.Tensor], tuple]:
     """What verl's engine does: columns from the logits (1, S, V), made jagged; then the loss."""
     columns = loss_fn(student_logits=logits.unsqueeze(0), data=data, data_format="thd")
     assert all(column.shape == (1, len(logits)) for column in columns.values())
-    assert all(column.squeeze(0).is_contiguous() for column in columns.values())  # NCCL gathers no other
+    # NCCL gathers no other.
+    assert all(column.squeeze(0).is_contiguous() for column in columns.values())
     offsets = data["input_ids"].offsets()
-    output = {n: torch.nested.nested_tensor_from_jagged(c.squeeze(0), offsets) for n, c in columns.items()}
+    output = {
+        n: torch.nested.nested_tensor_from_jagged(c.squeeze(0), offsets) for n, c in columns.items()
+    }
     return output, loss_fn(model_output=output, data=data, dp_group=None)
 
 
@@ -377,7 +412,9 @@ def logits(batch) -> torch.Tensor:
 
 def test_scoring_returns_the_requested_columns(batch, logits):
     with torch.no_grad():
-        output, (loss, metrics) = engine(TopKPass(), logits, with_request(batch, topk=K, vocab_size=9, at="chosen"))
+        output, (loss, metrics) = engine(
+            TopKPass(), logits, with_request(batch, topk=K, vocab_size=9, at="chosen")
+        )
     assert {name.split("/")[0] for name in output} == {"top_ids", "top_log_probs", "log_probs_at"}
     ids, log_probs = top_log_probs(logits, K, 9)
     assert torch.equal(join_columns(output, "top_ids"), ids)
@@ -392,7 +429,10 @@ def test_scoring_returns_the_requested_columns(batch, logits):
 
 @pytest.mark.parametrize(
     ("request_", "names"),
-    [({"topk": 2, "vocab_size": V}, {"top_ids", "top_log_probs"}), ({"at": "chosen"}, {"log_probs_at"})],
+    [
+        ({"topk": 2, "vocab_size": V}, {"top_ids", "top_log_probs"}),
+        ({"at": "chosen"}, {"log_probs_at"}),
+    ],
 )
 def test_only_what_is_requested_is_returned(batch, logits, request_, names):
     with torch.no_grad():
@@ -424,7 +464,9 @@ def test_a_trained_model_scores_without_its_objective(batch, logits):
         raise AssertionError("a scoring pass has no loss")
 
     with torch.no_grad():
-        _, (loss, _) = engine(TopKPass(objective), logits, with_request(batch, topk=K, vocab_size=V))
+        _, (loss, _) = engine(
+            TopKPass(objective), logits, with_request(batch, topk=K, vocab_size=V)
+        )
     assert loss.item() == 0
 
 
@@ -435,7 +477,12 @@ def test_request_pass_sets_the_engines_flags(batch, sampled):
     request = Request(topk=K, vocab_size=V)
     topk.request_pass(batch, request, sampled=sampled, entropy=True)
     flags = ("distillation_use_topk", "distillation_only", "calculate_entropy", "compute_loss")
-    assert [tu.get_non_tensor_data(batch, flag, None) for flag in flags] == [True, not sampled, True, True]
+    assert [tu.get_non_tensor_data(batch, flag, None) for flag in flags] == [
+        True,
+        not sampled,
+        True,
+        True,
+    ]
     assert batch[REQUEST] == request
 
 

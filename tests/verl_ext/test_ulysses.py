@@ -1,4 +1,5 @@
-"""verl's FSDP2 engine on two gloo ranks: sequence parallelism changes nothing in what a pass returns and trains."""
+"""verl's FSDP2 engine on two gloo ranks: sequence parallelism changes nothing in what a pass
+returns and trains."""
 
 import os
 import subprocess
@@ -16,18 +17,25 @@ PROGRAM = Path(__file__).with_name("ulysses_rank.py")
 SECONDS = 300
 """Half a minute is enough on idle cores, nearly all of it imports."""
 
-pytestmark = pytest.mark.skipif(not cpu.no_accelerator(), reason="this PyTorch is built for an accelerator")
+pytestmark = pytest.mark.skipif(
+    not cpu.no_accelerator(), reason="this PyTorch is built for an accelerator"
+)
 
 
 def run(commands: list[list[str]], folder: Path) -> list[str]:
-    """Run side by side; what each printed. None outlives this function, and one that fails ends the others."""
+    """Run side by side; what each printed. None outlives this function, and one that fails ends the
+    others."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     logs = [folder / f"log_{i}.txt" for i in range(len(commands))]
     processes = []
     try:
         for command, log in zip(commands, logs, strict=True):
             with log.open("w") as file:
-                processes.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment))
+                processes.append(
+                    subprocess.Popen(
+                        command, stdout=file, stderr=subprocess.STDOUT, env=environment
+                    )
+                )
         deadline = time.monotonic() + SECONDS
         while any(process.poll() is None for process in processes):
             if any(process.returncode for process in processes) or time.monotonic() > deadline:
@@ -42,9 +50,12 @@ def run(commands: list[list[str]], folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Without parallelism, of all sequences: each data-parallel rank had half; then with it, of each rank."""
+    """Without parallelism, of all sequences: each data-parallel rank had half; then with it, of
+    each rank."""
     folder = tmp_path_factory.mktemp("ulysses")
-    logs = run([[sys.executable, str(PROGRAM), str(folder), str(rank)] for rank in range(2)], folder)
+    logs = run(
+        [[sys.executable, str(PROGRAM), str(folder), str(rank)] for rank in range(2)], folder
+    )
     files = [folder / f"answers_{rank}.pt" for rank in range(2)]
     if not all(file.is_file() for file in files):
         pytest.fail("\n\n".join(log[-3000:] for log in logs))
@@ -52,11 +63,17 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     halves = [found["data parallel"] for found in (first, second)]
     whole = {name: halves[0][name] + halves[1][name] for name in halves[0] if name != "gradient"}
     whole["gradient"] = halves[0]["gradient"]
-    return {"plain": whole, "rank 0": first["sequence parallel"], "rank 1": second["sequence parallel"]}
+    return {
+        "plain": whole,
+        "rank 0": first["sequence parallel"],
+        "rank 1": second["sequence parallel"],
+    }
 
 
 @pytest.mark.parametrize("rank", ["rank 0", "rank 1"])
-@pytest.mark.parametrize("name", ["top_ids", "top_log_probs", "log_probs_at", "log_probs", "entropy"])
+@pytest.mark.parametrize(
+    "name", ["top_ids", "top_log_probs", "log_probs_at", "log_probs", "entropy"]
+)
 def test_a_scoring_pass_returns_the_same(answers, name, rank):
     plain, parallel = answers["plain"][name], answers[rank][name]
     assert len(plain) == len(parallel) == 4

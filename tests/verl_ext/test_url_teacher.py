@@ -1,4 +1,5 @@
-"""A teacher behind URLs, asked over real connections. The servers are ours and answer as vLLM's and SGLang's do."""
+"""A teacher behind URLs, asked over real connections. The servers are ours and answer as vLLM's and
+SGLang's do."""
 
 import asyncio
 import datetime
@@ -29,7 +30,8 @@ both = pytest.mark.parametrize("dialect", ["vllm", "sglang"])
 
 @functools.cache
 def distribution(before: tuple[int, ...]) -> tuple[list[int], list[float]]:
-    """All ids by falling probability, and their log-probs, after some tokens; none like those after others."""
+    """All ids by falling probability, and their log-probs, after some tokens; none like those after
+    others."""
     rng = np.random.default_rng((len(before), *before))
     log_probs = -np.sort(rng.random(VOCAB)) * 9
     log_probs -= np.log(np.exp(log_probs).sum())
@@ -61,7 +63,10 @@ def vllm_answer(body: dict[str, Any]) -> Any:
     for t in range(1, len(token_ids)):
         ids, log_probs = distribution(tuple(token_ids[:t]))
         ranks = [ids.index(token_ids[t]), *range(topk)]
-        values = [{"logprob": log_probs[r], "rank": r + 1, "decoded_token": text_of(ids[r])} for r in ranks]
+        values = [
+            {"logprob": log_probs[r], "rank": r + 1, "decoded_token": text_of(ids[r])}
+            for r in ranks
+        ]
         entries.append({str(ids[r]): value for r, value in zip(ranks, values, strict=True)})
     return {"id": "cmpl-1", "choices": [{"index": 0, "text": "x", "prompt_logprobs": entries}]}
 
@@ -72,9 +77,16 @@ def sglang_answer(body: dict[str, Any]) -> Any:
 
     def triple(t: int, rank: int) -> list[Any]:
         ids, log_probs = distribution(tuple(token_ids[:t]))
-        return [log_probs[rank], ids[rank], text_of(ids[rank]) if body["return_text_in_logprobs"] else None]
+        return [
+            log_probs[rank],
+            ids[rank],
+            text_of(ids[rank]) if body["return_text_in_logprobs"] else None,
+        ]
 
-    places = [(t, distribution(tuple(token_ids[:t]))[0].index(token_ids[t])) for t in range(start, len(token_ids))]
+    places = [
+        (t, distribution(tuple(token_ids[:t]))[0].index(token_ids[t]))
+        for t in range(start, len(token_ids))
+    ]
     own: list[Any] = [triple(t, rank) for t, rank in places]
     top: list[Any] = [[triple(t, rank) for rank in range(topk)] for t, _ in places]
     for row, token in zip(own, token_ids[start:], strict=True):
@@ -89,7 +101,8 @@ MODELS = {"object": "list", "data": [{"id": MODEL, "max_model_len": CONTEXT}, {"
 
 
 class Server:
-    """Knows a distribution for every context; ``faults`` are what it does instead, one a question."""
+    """Knows a distribution for every context; ``faults`` are what it does instead, one a
+    question."""
 
     def __init__(self, dialect: str, *faults: Any, models: Any = None):
         self.dialect, self.faults, self.models = dialect, list(faults), models
@@ -150,7 +163,9 @@ async def close(teacher: UrlTeacher) -> None:
         await teacher._session.close()
 
 
-async def asked(teacher: UrlTeacher, token_ids: list[int] = TEXT, start: int = 7, topk: int = K) -> Score:
+async def asked(
+    teacher: UrlTeacher, token_ids: list[int] = TEXT, start: int = 7, topk: int = K
+) -> Score:
     """An answer that passed the check of its shape, as any that is used."""
     score = await teacher.score(token_ids, start, topk)
     check_shape(score, len(token_ids) - start, topk)
@@ -160,11 +175,20 @@ async def asked(teacher: UrlTeacher, token_ids: list[int] = TEXT, start: int = 7
 def check(score: Score, token_ids: list[int], start: int, topk: int = K) -> None:
     """Every token from ``start`` on has the row of its own context."""
     rows = [distribution(tuple(token_ids[:t])) for t in range(start, len(token_ids))]
-    own = [log_probs[ids.index(token)] for (ids, log_probs), token in zip(rows, token_ids[start:], strict=True)]
+    own = [
+        log_probs[ids.index(token)]
+        for (ids, log_probs), token in zip(rows, token_ids[start:], strict=True)
+    ]
     np.testing.assert_array_equal(score.rows.ids, [ids[:topk] for ids, _ in rows])
-    np.testing.assert_array_equal(score.rows.log_probs, np.float32([values[:topk] for _, values in rows]))
+    np.testing.assert_array_equal(
+        score.rows.log_probs, np.float32([values[:topk] for _, values in rows])
+    )
     np.testing.assert_array_equal(score.sampled, np.float32(own))
-    assert (score.rows.ids.dtype, score.rows.log_probs.dtype, score.sampled.dtype) == (np.int32, np.float32, np.float32)
+    assert (score.rows.ids.dtype, score.rows.log_probs.dtype, score.sampled.dtype) == (
+        np.int32,
+        np.float32,
+        np.float32,
+    )
     assert (score.computed, score.ahead, score.private) == (len(token_ids), None, 0)
 
 
@@ -176,7 +200,7 @@ async def until(condition: Callable[[], bool]) -> None:
     await asyncio.wait_for(wait(), 60)
 
 
-# ------------------------------------------------------------------------------------------------ answers
+# ------------------------------------------------------------------------------------------ answers
 
 
 def test_every_dialect_is_spoken_here() -> None:
@@ -186,7 +210,9 @@ def test_every_dialect_is_spoken_here() -> None:
 @both
 @pytest.mark.parametrize("start", [1, 2, 7, 19])
 @pytest.mark.parametrize("topk", [1, K, 5])
-def test_rows_are_those_of_the_tokens_from_the_start_on(dialect: str, start: int, topk: int) -> None:
+def test_rows_are_those_of_the_tokens_from_the_start_on(
+    dialect: str, start: int, topk: int
+) -> None:
     score = run(lambda teacher: asked(teacher, start=start, topk=topk), Server(dialect))
     check(score, TEXT, start, topk)
 
@@ -218,8 +244,18 @@ def test_vllm_is_asked_with_ids() -> None:
     server = Server("vllm")
     run(asked, server)
     ((method, path, headers, body),) = server.requests
-    assert (method, path, headers["Content-Type"]) == ("POST", "/v1/completions", "application/json")
-    assert body == {"model": MODEL, "prompt": TEXT, "max_tokens": 1, "temperature": 0, "prompt_logprobs": K}
+    assert (method, path, headers["Content-Type"]) == (
+        "POST",
+        "/v1/completions",
+        "application/json",
+    )
+    assert body == {
+        "model": MODEL,
+        "prompt": TEXT,
+        "max_tokens": 1,
+        "temperature": 0,
+        "prompt_logprobs": K,
+    }
 
 
 @pytest.mark.parametrize("start", [1, 7])
@@ -240,7 +276,8 @@ def test_sglang_is_asked_with_ids(start: int) -> None:
 
 
 def rows_in(answer: Any) -> tuple[list[Any], list[Any]]:
-    """The lists of an answer that hold the tokens themselves and their candidates, one and the same with vLLM."""
+    """The lists of an answer that hold the tokens themselves and their candidates, one and the same
+    with vLLM."""
     if "choices" in answer:
         entries = answer["choices"][0]["prompt_logprobs"]
         return entries, entries
@@ -265,7 +302,7 @@ def test_a_token_without_a_log_prob_of_its_own_is_no_number(dialect: str) -> Non
     assert np.isfinite(score.rows.log_probs).all()
 
 
-# ------------------------------------------------------------------------------------------------ no use
+# ------------------------------------------------------------------------------------------- no use
 
 
 def edit(change: Callable[[list[Any], list[Any]], Any]) -> Callable[[Any], Any]:
@@ -305,14 +342,21 @@ NO_USE = {
     "empty": lambda answer: {},
     "error": lambda answer: {"error": {"message": "overloaded"}},
     "other dialect": lambda answer: (sglang_answer if "choices" in answer else vllm_answer)(
-        {"input_ids": TEXT, "logprob_start_len": 6, "top_logprobs_num": K, "return_text_in_logprobs": True}
+        {
+            "input_ids": TEXT,
+            "logprob_start_len": 6,
+            "top_logprobs_num": K,
+            "return_text_in_logprobs": True,
+        }
         | {"prompt": TEXT, "prompt_logprobs": K}
     ),
     "not asked for": lambda answer: {"choices": [{"prompt_logprobs": None}], "meta_info": {}},
     "no choice": lambda answer: {"choices": [], "meta_info": None},
     "no rows": edit(lambda own, top: (own.clear(), top.clear())),
     "too short": edit(lambda own, top: (own.pop(), None if own is top else top.pop())),
-    "too long": edit(lambda own, top: (own.append(own[-1]), None if own is top else top.append(top[-1]))),
+    "too long": edit(
+        lambda own, top: (own.append(own[-1]), None if own is top else top.append(top[-1]))
+    ),
     "row too few": edit(lambda own, top: top.pop()),
     "row of nothing": edit(lambda own, top: top.__setitem__(-1, None)),
     "row of text": edit(lambda own, top: top.__setitem__(-1, "text")),
@@ -321,7 +365,9 @@ NO_USE = {
         lambda own, top: top.__setitem__(-1, dict.fromkeys(top[-1]) if own is top else [None] * K)
     ),
     "candidates without keys": edit(
-        lambda own, top: top.__setitem__(-1, {key: {} for key in top[-1]} if own is top else [[]] * K)
+        lambda own, top: top.__setitem__(
+            -1, {key: {} for key in top[-1]} if own is top else [[]] * K
+        )
     ),
     "fewer candidates": fewer_candidates,
     "one candidate less": one_candidate_less,
@@ -361,7 +407,7 @@ def test_a_refusal_names_the_dialect(dialect: str) -> None:
         run(asked, Server(dialect, lambda answer: {}))
 
 
-# ------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @both
@@ -370,9 +416,13 @@ def test_an_error_names_the_server_its_status_and_its_reason(dialect: str, statu
     """And tells what the question is to blame for from what the server is."""
 
     async def body(teacher: UrlTeacher) -> None:
-        with pytest.raises(BadQuestion if status in (400, 413, 422) else aiohttp.ClientError) as error:
+        with pytest.raises(
+            BadQuestion if status in (400, 413, 422) else aiohttp.ClientError
+        ) as error:
             await teacher.score(TEXT, 7, K)
-        assert str(error.value) == f"{teacher.urls[0]}{PATHS[dialect]} answers {status}: no such luck"
+        assert (
+            str(error.value) == f"{teacher.urls[0]}{PATHS[dialect]} answers {status}: no such luck"
+        )
         check(await asked(teacher), TEXT, 7)
 
     run(body, Server(dialect, status), api_key=KEY)
@@ -411,7 +461,7 @@ def test_a_server_that_is_not_there_is_an_error(dialect: str) -> None:
     asyncio.run(main())
 
 
-# ------------------------------------------------------------------------------------------------ the key
+# ------------------------------------------------------------------------------------------ the key
 
 
 @both
@@ -422,7 +472,9 @@ def test_the_key_is_a_bearer_token_of_every_request(dialect: str) -> None:
 
     server = Server(dialect)
     run(body, server, api_key=KEY)
-    assert [headers.get("Authorization") for _, _, headers, _ in server.requests] == [f"Bearer {KEY}"] * 3
+    assert [headers.get("Authorization") for _, _, headers, _ in server.requests] == [
+        f"Bearer {KEY}"
+    ] * 3
 
 
 @both
@@ -450,7 +502,7 @@ def test_the_key_is_in_no_error_even_where_the_server_repeats_it(dialect: str) -
     assert KEY not in f"{error.value} {error.value!r}"
 
 
-# ------------------------------------------------------------------------------------------------ many servers
+# ------------------------------------------------------------------------------------- many servers
 
 
 def counts(*servers: Server) -> list[int]:
@@ -473,11 +525,16 @@ def test_many_questions_are_under_way_at_once() -> None:
 
 async def outcomes(teacher: UrlTeacher, count: int) -> list[type]:
     """Of questions one after another."""
-    return [type((await asyncio.gather(asked(teacher), return_exceptions=True))[0]) for _ in range(count)]
+    return [
+        type((await asyncio.gather(asked(teacher), return_exceptions=True))[0])
+        for _ in range(count)
+    ]
 
 
 @both
-@pytest.mark.parametrize("fault", [500, 429, (), "no JSON"], ids=["error", "busy", "hangs up", "garbage"])
+@pytest.mark.parametrize(
+    "fault", [500, 429, (), "no JSON"], ids=["error", "busy", "hangs up", "garbage"]
+)
 def test_where_a_server_fails_the_others_are_asked(dialect: str, fault: Any) -> None:
     servers = [Server(dialect, *[fault] * 99), Server(dialect), Server(dialect)]
 
@@ -492,7 +549,10 @@ def test_where_a_server_fails_the_others_are_asked(dialect: str, fault: Any) -> 
 
 def test_a_lone_server_is_asked_again_whatever_it_did() -> None:
     server = Server("vllm", *[500] * 9)
-    assert run(lambda teacher: outcomes(teacher, 11), server) == [aiohttp.ClientError] * 9 + [Score] * 2
+    assert (
+        run(lambda teacher: outcomes(teacher, 11), server)
+        == [aiohttp.ClientError] * 9 + [Score] * 2
+    )
 
 
 @both
@@ -511,7 +571,7 @@ def test_a_server_that_is_never_heard_of_is_out(dialect: str) -> None:
     run(body, server)
 
 
-# ------------------------------------------------------------------------------------------------ other processes
+# ---------------------------------------------------------------------------------- other processes
 
 
 @both
@@ -538,10 +598,12 @@ def test_it_can_be_sent_after_it_has_examined(dialect: str) -> None:
     run(body, Server(dialect))
 
 
-# ------------------------------------------------------------------------------------------------ examination
+# -------------------------------------------------------------------------------------- examination
 
 
-def examined(server: Server, probe: list[int] = TEXT, **given: Any) -> tuple[dict[str, int | None], dict[int, str]]:
+def examined(
+    server: Server, probe: list[int] = TEXT, **given: Any
+) -> tuple[dict[str, int | None], dict[int, str]]:
     return run(lambda teacher: teacher.examine(teacher.urls[0], probe, K), server, **given)
 
 
@@ -568,7 +630,9 @@ def test_where_the_model_is_not_served_nothing_is_scored(dialect: str) -> None:
 
 
 @both
-@pytest.mark.parametrize("fault", ["fewer candidates", "one candidate less", "too short", "too long", "empty"])
+@pytest.mark.parametrize(
+    "fault", ["fewer candidates", "one candidate less", "too short", "too long", "empty"]
+)
 def test_an_examination_refuses_answers_that_would_be_no_use(dialect: str, fault: str) -> None:
     with pytest.raises(BadScore):
         examined(Server(dialect, NO_USE[fault]))
@@ -579,7 +643,9 @@ def test_an_examination_refuses_logits(dialect: str) -> None:
     """vLLM reports them where it is started with another logprobs_mode."""
 
     def logits(answer: Any) -> Any:
-        return json.loads(re.sub(r"-\d+\.\d+", lambda number: str(20 + float(number[0])), json.dumps(answer)))
+        return json.loads(
+            re.sub(r"-\d+\.\d+", lambda number: str(20 + float(number[0])), json.dumps(answer))
+        )
 
     with pytest.raises(BadScore, match="logits"):
         examined(Server(dialect, logits))
@@ -624,7 +690,7 @@ def test_a_server_of_the_other_dialect_does_not_know_the_path() -> None:
     asyncio.run(main())
 
 
-# ------------------------------------------------------------------------------------------------ https
+# -------------------------------------------------------------------------------------------- https
 
 
 def by_cryptography(key_file: Path, certificate_file: Path) -> None:
@@ -636,7 +702,9 @@ def by_cryptography(key_file: Path, certificate_file: Path) -> None:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "teacher")])
     now, day = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(days=1)
     address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    )
     builder = builder.serial_number(1).not_valid_before(now - day).not_valid_after(now + day)
     certificate = builder.add_extension(address, critical=False).sign(key, hashes.SHA256())
     encoding = serialization.Encoding.PEM
@@ -646,8 +714,26 @@ def by_cryptography(key_file: Path, certificate_file: Path) -> None:
 
 
 def by_openssl(key_file: Path, certificate_file: Path) -> None:
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=teacher"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key_file), "-out", str(certificate_file)]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=teacher",
+    ]
+    command += [
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        str(key_file),
+        "-out",
+        str(certificate_file),
+    ]
     subprocess.run(command, check=True, capture_output=True)
 
 
@@ -677,11 +763,15 @@ async def over_https(certificate: tuple[Path, Path], dialect: str, ca_file: Path
 
 
 @both
-def test_a_certificate_of_ones_own_is_trusted_where_it_is_given(certificate: tuple[Path, Path], dialect: str) -> None:
+def test_a_certificate_of_ones_own_is_trusted_where_it_is_given(
+    certificate: tuple[Path, Path], dialect: str
+) -> None:
     check(asyncio.run(over_https(certificate, dialect, certificate[0])), TEXT, 7)
 
 
 @both
-def test_a_certificate_nobody_knows_is_an_error(certificate: tuple[Path, Path], dialect: str) -> None:
+def test_a_certificate_nobody_knows_is_an_error(
+    certificate: tuple[Path, Path], dialect: str
+) -> None:
     with pytest.raises(aiohttp.ClientError, match="certificate"):
         asyncio.run(over_https(certificate, dialect, None))

@@ -1,4 +1,5 @@
-"""What our server does with vLLM's outputs, the engine being scripted. Importing vLLM takes seconds."""
+"""What our server does with vLLM's outputs, the engine being scripted. Importing vLLM takes
+seconds."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +14,8 @@ import torch
 
 from verl_ext.rollout.rows import Chunk, DeadServer, Score, TopKRows
 
-pytest.importorskip("vllm.v1", reason="vLLM is not installed")  # with SGLang verl puts a stand-in in its place
+# With SGLang verl puts a stand-in in its place.
+pytest.importorskip("vllm.v1", reason="vLLM is not installed")
 
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 from vllm import SamplingParams
@@ -24,22 +26,32 @@ from vllm.v1.outputs import LogprobsTensors
 
 from verl_ext.rollout import register, vllm_server
 from verl_ext.rollout.following import Following
-from verl_ext.rollout.vllm_server import FollowedEngine, TailLogprobs, TopKHttpServer, TopKReplica, observe
+from verl_ext.rollout.vllm_server import (
+    FollowedEngine,
+    TailLogprobs,
+    TopKHttpServer,
+    TopKReplica,
+    observe,
+)
 
 K, VOCAB = 3, 40
 
 
 class Text:
-    """Sampled tokens and, for each, the row vLLM reports: the token itself, then the K most likely."""
+    """Sampled tokens and, for each, the row vLLM reports: the token itself, then the K most
+    likely."""
 
     def __init__(self, length: int, seed: int = 0):
         rng = np.random.default_rng(seed)
         self.top = np.argsort(rng.random((length, VOCAB)), axis=1)[:, :K]
         self.log_probs = -np.sort(rng.random((length, K)).astype(np.float32))
         column = rng.integers(0, K + 1, length)  # K: the token is none of them
-        self.tokens = [int(row[c]) if c < K else VOCAB + 1 for row, c in zip(self.top, column, strict=True)]
+        self.tokens = [
+            int(row[c]) if c < K else VOCAB + 1 for row, c in zip(self.top, column, strict=True)
+        ]
         self.sampled = np.array(
-            [row[c] if c < K else -9 for row, c in zip(self.log_probs, column, strict=True)], dtype=np.float32
+            [row[c] if c < K else -9 for row, c in zip(self.log_probs, column, strict=True)],
+            dtype=np.float32,
         )
         assert {*column} == {*range(K + 1)}
 
@@ -51,7 +63,8 @@ class Text:
             values = [self.sampled[t].item(), *self.log_probs[t].tolist()]
             append_logprobs_for_next_position(flat, ids, values, [None] * (K + 1), 1, K)
         return SimpleNamespace(
-            outputs=[SimpleNamespace(token_ids=self.tokens[:count], logprobs=flat)], finished=finished
+            outputs=[SimpleNamespace(token_ids=self.tokens[:count], logprobs=flat)],
+            finished=finished,
         )
 
 
@@ -65,12 +78,14 @@ def check_chunks(chunks: list[Chunk], text: Text, count: int) -> None:
     rows = TopKRows.join(*(chunk.rows for chunk in chunks))
     np.testing.assert_array_equal(rows.ids, text.top[:count])
     np.testing.assert_array_equal(rows.log_probs, text.log_probs[:count])
-    np.testing.assert_array_equal(np.concatenate([c.sampled_log_probs for c in chunks]), text.sampled[:count])
+    np.testing.assert_array_equal(
+        np.concatenate([c.sampled_log_probs for c in chunks]), text.sampled[:count]
+    )
     assert rows.ids.dtype == np.int32
     assert rows.log_probs.dtype == np.float32
 
 
-# ------------------------------------------------------------------------------------------------ following
+# ---------------------------------------------------------------------------------------- following
 
 
 def test_a_row_has_k_candidates_whether_or_not_the_token_is_among_them() -> None:
@@ -96,7 +111,7 @@ def test_an_abort_before_the_first_token_reports_nothing() -> None:
     assert following.queue.empty()
 
 
-# ------------------------------------------------------------------------------------------------ the engine
+# --------------------------------------------------------------------------------------- the engine
 
 
 class Engine:
@@ -107,7 +122,9 @@ class Engine:
     def __init__(self, text: Text):
         self.text, self.params, self.aborted, self.closed = text, [], [], False
 
-    async def generate(self, prompt: Any, params: SamplingParams, request_id: str, **kwargs: Any) -> AsyncIterator[Any]:
+    async def generate(
+        self, prompt: Any, params: SamplingParams, request_id: str, **kwargs: Any
+    ) -> AsyncIterator[Any]:
         self.params.append((params, kwargs))
         length = len(self.text.tokens)
         try:
@@ -159,7 +176,7 @@ def test_all_else_is_the_engines() -> None:
         _ = followed.no_such_method
 
 
-# ------------------------------------------------------------------------------------------------ prompt rows
+# -------------------------------------------------------------------------------------- prompt rows
 
 
 def tail_of(wanted: int) -> TailLogprobs:
@@ -169,13 +186,18 @@ def tail_of(wanted: int) -> TailLogprobs:
 
 
 @pytest.mark.parametrize("start", [17, 18, 29, 30])
-@pytest.mark.parametrize("first", [1, 17], ids=["a row for every token", "a row for every token that was computed"])
+@pytest.mark.parametrize(
+    "first", [1, 17], ids=["a row for every token", "a row for every token that was computed"]
+)
 def test_the_tail_is_kept_whatever_vllms_model_runner_hands_over(start: int, first: int) -> None:
-    """16 of 30 tokens are cached. The older runner begins with the row of token 1, the newer with that of token 17."""
+    """16 of 30 tokens are cached. The older runner begins with the row of token 1, the newer with
+    that of token 17."""
     length = 30
     ids, log_probs = torch.randint(VOCAB, (length, K + 1)), torch.randn(length, K + 1)
     tail = tail_of(length - start)
-    tail._update_prompt_logprobs(LogprobsTensors(ids[first:], log_probs[first:], torch.zeros(length - first)))
+    tail._update_prompt_logprobs(
+        LogprobsTensors(ids[first:], log_probs[first:], torch.zeros(length - first))
+    )
     # The first column is the token itself.
     np.testing.assert_array_equal(tail.rows.ids, ids[start:, 1:].numpy())
     np.testing.assert_array_equal(tail.rows.log_probs, log_probs[start:, 1:].numpy())
@@ -184,11 +206,13 @@ def test_the_tail_is_kept_whatever_vllms_model_runner_hands_over(start: int, fir
 
 def test_the_processor_has_the_fields_we_pass_on() -> None:
     own = {"wanted", "topk"}
-    assert {field.name for field in fields(TailLogprobs)} == {field.name for field in fields(LogprobsProcessor)} | own
+    assert {field.name for field in fields(TailLogprobs)} == {
+        field.name for field in fields(LogprobsProcessor)
+    } | own
     assert "_update_prompt_logprobs" in vars(LogprobsProcessor)
 
 
-# ------------------------------------------------------------------------------------------------ the server
+# --------------------------------------------------------------------------------------- the server
 
 
 class Server(TopKHttpServer):
@@ -199,8 +223,12 @@ class Server(TopKHttpServer):
         self.engine = FollowedEngine(Engine(text or Text(20)))
         self.error: Exception | None = None
 
-    async def generate(self, prompt_ids: list[int], sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
-        async for _ in self.engine.generate(prompt_ids, SamplingParams(**sampling_params), request_id, **kwargs):
+    async def generate(
+        self, prompt_ids: list[int], sampling_params: Any, request_id: str, **kwargs: Any
+    ) -> Any:
+        async for _ in self.engine.generate(
+            prompt_ids, SamplingParams(**sampling_params), request_id, **kwargs
+        ):
             if self.error is not None:
                 raise self.error
         return "output"
@@ -211,7 +239,9 @@ def test_follow_gives_chunks_and_then_what_generate_returns() -> None:
     server = Server(text)
 
     async def body() -> list[Any]:
-        return [item async for item in server.follow([1] * 5, {"max_tokens": 20}, "r", K, 8, priority=3)]
+        return [
+            item async for item in server.follow([1] * 5, {"max_tokens": 20}, "r", K, 8, priority=3)
+        ]
 
     *chunks, output = asyncio.run(body())
     assert output == "output"
@@ -255,7 +285,10 @@ def test_processed_log_probs_cannot_be_followed() -> None:
         async for _ in Server(logprobs_mode="processed_logprobs").follow([1], {}, "r", K, 8):
             pass
 
-    with pytest.raises(ValueError, match=r"logprobs_mode: got 'processed_logprobs', allowed to follow: 'raw_logprobs'"):
+    with pytest.raises(
+        ValueError,
+        match=r"logprobs_mode: got 'processed_logprobs', allowed to follow: 'raw_logprobs'",
+    ):
         asyncio.run(body())
 
 
@@ -266,7 +299,8 @@ def test_abort_reaches_the_engine() -> None:
 
 
 class Scoring(Server):
-    """Our server with a scripted prefix cache: how many tokens each key has. Blocks are of one token."""
+    """Our server with a scripted prefix cache: how many tokens each key has. Blocks are of one
+    token."""
 
     def __init__(self, shared: int = 0):
         super().__init__()
@@ -332,7 +366,9 @@ def test_a_sequence_beyond_the_context_is_refused(length: int, allowed: bool) ->
     if allowed:
         asyncio.run(Scoring().score([1] * length, 1, K, "s"))
     else:
-        with pytest.raises(ValueError, match="a sequence of 100 tokens, the engine's context allows 99"):
+        with pytest.raises(
+            ValueError, match="a sequence of 100 tokens, the engine's context allows 99"
+        ):
             asyncio.run(Scoring().score([1] * length, 1, K, "s"))
 
 
@@ -345,7 +381,9 @@ class Prefill:
 
     async def add_request(self, request_id: str, prompt: Any, params: SamplingParams) -> Any:
         self.requests.append((prompt, params))
-        processor = LogprobsProcessor.from_new_request(None, SimpleNamespace(sampling_params=params))
+        processor = LogprobsProcessor.from_new_request(
+            None, SimpleNamespace(sampling_params=params)
+        )
         state = SimpleNamespace(logprobs_processor=processor)
         self.output_processor.request_states[f"internal-{request_id}"] = state
         return SimpleNamespace(request_id=f"internal-{request_id}", get=lambda: self._get(state))
@@ -355,11 +393,18 @@ class Prefill:
         length, text = len(self.requests[-1][0]["prompt_token_ids"]), self.text
         ids = torch.tensor(np.c_[text.tokens, text.top][1:length])
         log_probs = torch.tensor(np.c_[text.sampled, text.log_probs][1:length])
-        state.logprobs_processor._update_prompt_logprobs(LogprobsTensors(ids, log_probs, torch.zeros(len(ids))))
+        state.logprobs_processor._update_prompt_logprobs(
+            LogprobsTensors(ids, log_probs, torch.zeros(len(ids)))
+        )
         flat = FlatLogprobs()
-        next_ids, next_log_probs = [0, *text.top[length].tolist()], [0.0, *text.log_probs[length].tolist()]
+        next_ids, next_log_probs = (
+            [0, *text.top[length].tolist()],
+            [0.0, *text.log_probs[length].tolist()],
+        )
         append_logprobs_for_next_position(flat, next_ids, next_log_probs, [None] * (K + 1), 1, K)
-        return SimpleNamespace(finished=True, outputs=[SimpleNamespace(logprobs=flat)], num_cached_tokens=8)
+        return SimpleNamespace(
+            finished=True, outputs=[SimpleNamespace(logprobs=flat)], num_cached_tokens=8
+        )
 
     async def abort(self, request_id: str, internal: bool) -> None:
         self.aborted.append((request_id, internal))
@@ -388,7 +433,8 @@ def test_rows_are_those_from_the_start_to_the_next_token(start: int) -> None:
     ((prompt, params),) = engine.requests
     assert "cache_salt" not in prompt
     assert (params.max_tokens, params.prompt_logprobs, params.logprobs) == (1, K, K)
-    assert params.skip_reading_prefix_cache is False  # vLLM's default with prompt log-probs reads no cache
+    # vLLM's default with prompt log-probs reads no cache.
+    assert params.skip_reading_prefix_cache is False
 
 
 def test_a_private_score_has_a_key() -> None:
@@ -421,7 +467,7 @@ def test_an_engine_that_died_is_told_from_a_server_that_errs() -> None:
         asyncio.run(server.score([1] * 20, 9, K, "s"))
 
 
-# ------------------------------------------------------------------------------------------------ verl's registry
+# ---------------------------------------------------------------------------------- verl's registry
 
 
 def test_verl_starts_our_servers_under_its_own_name(monkeypatch) -> None:

@@ -1,7 +1,9 @@
-"""One of two ranks that put a batch through verl's FSDP2 engine, without and with sequence parallelism.
+"""One of two ranks that put a batch through verl's FSDP2 engine, without and with sequence
+parallelism.
 
-``python ulysses_rank.py FOLDER RANK`` meets the other rank in FOLDER and leaves there what it found,
-``answers_RANK.pt``. The model is made on the spot: Qwen2, 2 layers of width 32, random weights.
+``python ulysses_rank.py FOLDER RANK`` meets the other rank in FOLDER and leaves there what it
+found, ``answers_RANK.pt``. The model is made on the spot: Qwen2, 2 layers of width 32, random
+weights.
 """
 
 import sys
@@ -27,20 +29,27 @@ PROMPTS, RESPONSES = (3, 5, 2, 6), (6, 4, 8, 3)  # 37 tokens: the last rank's ro
 ATTENTION = "sdpa_over_ulysses"
 
 
-def attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any) -> Any:
-    """torch's attention over packed sequences between verl's all-to-alls, as verl does with flash-attention.
+def attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any
+) -> Any:
+    """torch's attention over packed sequences between verl's all-to-alls, as verl does with
+    flash-attention.
 
     Shapes: query, key and value (1, heads, rows of this rank, width).
     """
     position_ids = kwargs["position_ids"]
     parallel = ulysses.get_ulysses_sequence_parallel_world_size() > 1
     if parallel:
-        gathered = (ulysses.gather_seq_scatter_heads(x, seq_dim=2, head_dim=1) for x in (query, key, value))
+        gathered = (
+            ulysses.gather_seq_scatter_heads(x, seq_dim=2, head_dim=1) for x in (query, key, value)
+        )
         query, key, value = gathered
         position_ids = ulysses.all_gather_tensor(position_ids[0])[None]
     sequence = (position_ids[0] == 0).cumsum(0)
     seen = (sequence[:, None] == sequence).tril()
-    out = F.scaled_dot_product_attention(query, key, value, seen, scale=kwargs["scaling"], enable_gqa=True)
+    out = F.scaled_dot_product_attention(
+        query, key, value, seen, scale=kwargs["scaling"], enable_gqa=True
+    )
     if parallel:
         out = ulysses.gather_heads_scatter_seq(out, head_dim=1, seq_dim=2)
     return out.transpose(1, 2).contiguous(), None
@@ -102,19 +111,36 @@ def engine_of(folder: Path, parallel: int) -> Any:
 def batch(sequences: list[int]) -> TensorDict:
     """The sequences of a rank, as the trainer hands them over."""
     generator = torch.Generator().manual_seed(1)
-    fields: dict[str, list[Tensor]] = {name: [] for name in ("input_ids", "position_ids", "loss_mask", "responses")}
+    fields: dict[str, list[Tensor]] = {
+        name: [] for name in ("input_ids", "position_ids", "loss_mask", "responses")
+    }
     fields |= {"chosen": [], "upstream": []}
     for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         ids = torch.randint(0, V, (prompt + response,), generator=generator)
         chosen = torch.randint(0, V, (response, K), generator=generator, dtype=torch.int32)
         upstream = torch.randn(response, K, generator=generator)
         if i in sequences:
-            row = (ids, torch.arange(len(ids)), torch.ones(response, dtype=torch.long), ids[prompt:], chosen, upstream)
+            row = (
+                ids,
+                torch.arange(len(ids)),
+                torch.ones(response, dtype=torch.long),
+                ids[prompt:],
+                chosen,
+                upstream,
+            )
             for values, value in zip(fields.values(), row, strict=True):
                 values.append(value)
-    nested = {name: torch.nested.nested_tensor(rows, layout=torch.jagged) for name, rows in fields.items()}
+    nested = {
+        name: torch.nested.nested_tensor(rows, layout=torch.jagged) for name, rows in fields.items()
+    }
     data = TensorDict(nested, batch_size=len(sequences))
-    tu.assign_non_tensor(data, use_remove_padding=True, max_token_len_per_gpu=32, use_dynamic_bsz=True, temperature=1.0)
+    tu.assign_non_tensor(
+        data,
+        use_remove_padding=True,
+        max_token_len_per_gpu=32,
+        use_dynamic_bsz=True,
+        temperature=1.0,
+    )
     return data
 
 
@@ -133,17 +159,25 @@ def answers(engine: Any, sequences: list[int]) -> dict[str, Any]:
     with engine.eval_mode():
         output = engine.infer_batch(data, loss_function=loss_fn)["model_output"]
     names = ("top_ids", "top_log_probs", "log_probs_at")
-    fields = {name: collect(join_columns(output, name), data["input_ids"], data["responses"]) for name in names}
+    fields = {
+        name: collect(join_columns(output, name), data["input_ids"], data["responses"])
+        for name in names
+    }
     fields["entropy"] = output["entropy"]
     # verl's row of a last token is about the first of the sequence packed behind it.
-    fields["log_probs"] = torch.nested.nested_tensor([row[:-1] for row in output["log_probs"].unbind()])
+    fields["log_probs"] = torch.nested.nested_tensor(
+        [row[:-1] for row in output["log_probs"].unbind()]
+    )
 
     data = batch(sequences)
     request_pass(data, Request(at="chosen"), sampled=False)
     with engine.train_mode():
         engine.optimizer_zero_grad()
         engine.forward_backward_batch(data, loss_fn)
-        grads = {name: full(parameter.grad).clone() for name, parameter in engine.module.named_parameters()}
+        grads = {
+            name: full(parameter.grad).clone()
+            for name, parameter in engine.module.named_parameters()
+        }
     return {name: list(field.unbind()) for name, field in fields.items()} | {"gradient": grads}
 
 
@@ -152,7 +186,9 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def main(folder: Path, rank: int) -> None:
-    distributed.init_process_group("cpu:gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+    distributed.init_process_group(
+        "cpu:gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS
+    )
     distributed.all_gather_into_tensor = as_nccl(distributed.all_gather_into_tensor)
     AttentionInterface.register(ATTENTION, attention)
     AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)

@@ -1,4 +1,5 @@
-"""verl, Ray and vLLM on a machine without an accelerator. Never active where PyTorch is built for one.
+"""verl, Ray and vLLM on a machine without an accelerator. Never active where PyTorch is built for
+one.
 
 This module imports neither verl nor vLLM: it is loaded while they load their plugins.
 """
@@ -9,15 +10,16 @@ import torch
 def no_accelerator() -> bool:
     """Whether this PyTorch is built without an accelerator.
 
-    The build is asked, not the devices: a CPU-only head node of a GPU cluster sees no device either, and must stay on
-    verl's own platform.
+    The build is asked, not the devices: a CPU-only head node of a GPU cluster sees no device
+    either, and must stay on verl's own platform.
     """
     built_for = (torch.version.cuda, torch.version.hip, getattr(torch.version, "xpu", None))
     return not any(built_for) and not hasattr(torch, "npu")
 
 
 def disable_onednn_packing() -> None:
-    """vLLM plugin (``vllm.general_plugins``): keep the weights of linear layers where a weight update can find them.
+    """vLLM plugin (``vllm.general_plugins``): keep the weights of linear layers where a weight
+    update can find them.
 
     vLLM's CPU layers drop ``weight`` after packing it for oneDNN, and a later weight sync hangs.
     """

@@ -1,4 +1,5 @@
-"""A CPU platform for verl (``verl.plugin.platform``): device "cpu", backend gloo, GPU slots that are only logical."""
+"""A CPU platform for verl (``verl.plugin.platform``): device "cpu", backend gloo, GPU slots that
+are only logical."""
 
 import contextlib
 import os
@@ -14,7 +15,8 @@ from verl_ext.cpu import no_accelerator
 
 ENVIRONMENT = {
     "VERL_ENGINE_DEVICE": "cuda",  # verl registers its FSDP engines for cuda and npu only
-    "TORCHDYNAMO_DISABLE": "1",  # compilation would cost 20 s at the first generation of a tiny model
+    # Compilation would cost 20 s at the first generation of a tiny model.
+    "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB per engine; vLLM's default would be half of the machine
 }
@@ -22,7 +24,8 @@ ENVIRONMENT = {
 
 
 def activate() -> None:
-    """Register the platform with verl and set the environment it needs. Called by the plugin, before verl looks."""
+    """Register the platform with verl and set the environment it needs. Called by the plugin,
+    before verl looks."""
     from verl.plugin.platform.platform_manager import PlatformRegistry
     from verl.utils import distributed
 
@@ -36,7 +39,9 @@ def _default_to_gloo(distributed: Any) -> None:
     """verl would ask torch for the backend "cpu:gloo,cpu:gloo", which it refuses."""
     stock = distributed.initialize_global_process_group_ray
 
-    def initialize_global_process_group_ray(timeout_second: int | None = None, backend: str | None = None) -> None:
+    def initialize_global_process_group_ray(
+        timeout_second: int | None = None, backend: str | None = None
+    ) -> None:
         stock(timeout_second, backend or "cpu:gloo")
 
     distributed.initialize_global_process_group_ray = initialize_global_process_group_ray
@@ -53,7 +58,12 @@ def _device_module() -> ModuleType:
     total = psutil.virtual_memory().total
     nothing = {
         name: lambda *args, **kwargs: None
-        for name in ("empty_cache", "ipc_collect", "set_per_process_memory_fraction", "reset_peak_memory_stats")
+        for name in (
+            "empty_cache",
+            "ipc_collect",
+            "set_per_process_memory_fraction",
+            "reset_peak_memory_stats",
+        )
     }
     module.__dict__.update(
         nothing,
@@ -75,8 +85,8 @@ def _device_module() -> ModuleType:
 class CPUPlatform(PlatformBase):
     """The accelerator interface of verl answered for a CPU.
 
-    Ray's "GPU" resource is kept as the unit of placement, so ``trainer.n_gpus_per_node`` counts logical slots
-    (``+ray_kwargs.ray_init.num_gpus=N`` declares them).
+    Ray's "GPU" resource is kept as the unit of placement, so ``trainer.n_gpus_per_node`` counts
+    logical slots (``+ray_kwargs.ray_init.num_gpus=N`` declares them).
     """
 
     device_name = "cpu"
@@ -95,7 +105,8 @@ class CPUPlatform(PlatformBase):
         return no_accelerator()
 
     def current_device(self) -> torch.device:
-        """A torch.device: verl passes it to ``Tensor.to``, where an index would mean an accelerator."""
+        """A torch.device: verl passes it to ``Tensor.to``, where an index would mean an
+        accelerator."""
         return torch.device("cpu")
 
     def device_count(self) -> int:

@@ -1,4 +1,5 @@
-"""Rollout servers that can be followed token by token, and teachers that score a sequence while it grows."""
+"""Rollout servers that can be followed token by token, and teachers that score a sequence while it
+grows."""
 
 from typing import Any
 
@@ -13,7 +14,9 @@ def register(engine: str) -> None:
 
     To be called in the process that starts the servers.
     """
-    replica.RolloutReplicaRegistry.register(engine, {"vllm": _load_vllm, "sglang": _load_sglang}[engine])
+    replica.RolloutReplicaRegistry.register(
+        engine, {"vllm": _load_vllm, "sglang": _load_sglang}[engine]
+    )
 
 
 def _load_vllm() -> Any:

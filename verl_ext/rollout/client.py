@@ -1,4 +1,5 @@
-"""Clients of the servers: one follows responses, one lets a teacher score sequences while they grow."""
+"""Clients of the servers: one follows responses, one lets a teacher score sequences while they
+grow."""
 
 import asyncio
 import logging
@@ -21,11 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 class FollowedResponse:
-    """A response that is being generated: iterate over its chunks, ``abort`` it, take its ``output`` in the end."""
+    """A response that is being generated: iterate over its chunks, ``abort`` it, take its
+    ``output`` in the end."""
 
     def __init__(self, server: ActorHandle, request_id: str, **arguments: Any):
         self._server, self._request_id = server, request_id
-        self._stream = server.follow.options(num_returns="streaming").remote(request_id=request_id, **arguments)
+        self._stream = server.follow.options(num_returns="streaming").remote(
+            request_id=request_id, **arguments
+        )
         self.output: TokenOutput | None = None
         """What ``generate`` would have returned, once the iteration is over."""
 
@@ -55,7 +59,11 @@ class FollowingClient(LLMServerClient):
 
     @asynccontextmanager
     async def follow(
-        self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], **arguments: Any
+        self,
+        request_id: str,
+        prompt_ids: list[int],
+        sampling_params: dict[str, Any],
+        **arguments: Any,
     ) -> AsyncIterator[FollowedResponse]:
         """One response, on the server that verl's load balancer chooses.
 
@@ -63,7 +71,8 @@ class FollowingClient(LLMServerClient):
             request_id: for sticky routing.
             prompt_ids: as in ``generate``.
             sampling_params: as in ``generate``.
-            **arguments: ``topk`` and ``chunk`` of the server's ``follow``, and what its ``generate`` takes.
+            **arguments: ``topk`` and ``chunk`` of the server's ``follow``, and what its
+                ``generate`` takes.
         """
         arguments |= {"prompt_ids": prompt_ids, "sampling_params": sampling_params}
         server_id, server = await self._acquire_server(request_id, **arguments)
@@ -77,15 +86,19 @@ class FollowingClient(LLMServerClient):
 
 
 class ScoringClient(LLMServerClient):
-    """verl's client of a teacher's servers, which can score a sequence whole, or again and again while it grows.
+    """verl's client of a teacher's servers, which can score a sequence whole, or again and again
+    while it grows.
 
     Args:
         config: verl's configuration.
-        load_balancer_handle: verl's load balancer over the servers, for sequences that grow and stay with one of them.
+        load_balancer_handle: verl's load balancer over the servers, for sequences that grow and
+            stay with one of them.
         servers: their handles by the names that the load balancer has for them.
     """
 
-    def __init__(self, config: Any, load_balancer_handle: ActorHandle, servers: dict[str, ActorHandle]):
+    def __init__(
+        self, config: Any, load_balancer_handle: ActorHandle, servers: dict[str, ActorHandle]
+    ):
         super().__init__(config, load_balancer_handle)
         self._servers, self._rotation = servers, Rotation(list(servers), self._leave_balancer)
 
@@ -93,7 +106,9 @@ class ScoringClient(LLMServerClient):
         self._load_balancer.remove_servers.remote([name])
 
     @asynccontextmanager
-    async def sequence(self, prompt_length: int, topk: int, vocab_size: int) -> AsyncIterator["GrowingSequence"]:
+    async def sequence(
+        self, prompt_length: int, topk: int, vocab_size: int
+    ) -> AsyncIterator["GrowingSequence"]:
         """One sequence: it stays with the replica that holds its prefix.
 
         Args:
@@ -110,8 +125,8 @@ class ScoringClient(LLMServerClient):
     async def score(self, token_ids: list[int], start: int, topk: int) -> Score:
         """Score a whole sequence once, on the replica whose turn it is.
 
-        verl's load balancer is not asked: it knows nothing of failures, and a replica that fails fast is always the
-        least busy one.
+        verl's load balancer is not asked: it knows nothing of failures, and a replica that fails
+        fast is always the least busy one.
 
         Args:
             token_ids: prompt and response.
@@ -125,12 +140,15 @@ class ScoringClient(LLMServerClient):
         """
         with self._rotation.turn() as name:
             try:
-                return await self.ask((name, self._servers[name]), token_ids, start, topk, uuid4().hex, 0)
+                return await self.ask(
+                    (name, self._servers[name]), token_ids, start, topk, uuid4().hex, 0
+                )
             except ValueError as error:
                 raise BadQuestion(str(error)) from error
 
     async def ask(self, server: tuple[str, ActorHandle], *question: Any) -> Score:
-        """The answer of one replica; a dead one is asked no more: verl's load balancer does not look.
+        """The answer of one replica; a dead one is asked no more: verl's load balancer does not
+        look.
 
         Raises:
             DeadServer: it will not come back.
@@ -163,23 +181,25 @@ class GrowingSequence:
     private: int = 0
 
     def __post_init__(self) -> None:
-        self._ahead: TopKRows | None = None  # the row of the token after the scored ones, which comes with an answer
+        self._ahead: TopKRows | None = (
+            None  # the row of the token after the scored ones, which comes with an answer
+        )
         self._server: tuple[str, ActorHandle] | None = None
         self._question: tuple[asyncio.Future[Score], int] | None = None
 
     async def score(self, token_ids: list[int], deadline: float) -> TopKRows:
         """The teacher's rows of tokens that were not scored yet.
 
-        A question that is not answered in time stays open, and the next call waits for its answer first: asked again,
-        the teacher would do the work twice just when it has too much.
+        A question that is not answered in time stays open, and the next call waits for its answer
+        first: asked again, the teacher would do the work twice just when it has too much.
 
         Args:
             token_ids: the whole sequence so far, longer than at the last call.
             deadline: seconds to wait for the answer.
 
         Returns:
-            One row per token from ``scored`` on, to the end of the sequence or to where it was when a late question was
-            asked. After an error nothing has changed.
+            One row per token from ``scored`` on, to the end of the sequence or to where it was when
+            a late question was asked. After an error nothing has changed.
 
         Raises:
             TimeoutError: no answer in time.
@@ -213,7 +233,9 @@ class GrowingSequence:
         if self._server is None:
             self._server = await self.client._acquire_server(self.sequence_id)
         try:
-            return await self.client.ask(self._server, token_ids, start, self.topk, self.sequence_id, self.private)
+            return await self.client.ask(
+                self._server, token_ids, start, self.topk, self.sequence_id, self.private
+            )
         except DeadServer:
             self._server = None
             raise

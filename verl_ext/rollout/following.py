@@ -15,8 +15,9 @@ from verl_ext.rollout.rows import Chunk
 class Following:
     """The reader's end of a response: whole chunks go into ``queue`` while the engine goes on.
 
-    A chunk ends where prompt and response together are a multiple of ``chunk`` tokens, so that a teacher whose cache
-    block divides ``chunk`` never computes a token twice. The last one ends with the response.
+    A chunk ends where prompt and response together are a multiple of ``chunk`` tokens, so that a
+    teacher whose cache block divides ``chunk`` never computes a token twice. The last one ends with
+    the response.
     """
 
     def __init__(self, prompt_length: int, topk: int, chunk: int):
@@ -39,8 +40,11 @@ class Following:
         begin, self._reported = self._reported, end
         return slice(begin, end)
 
-    async def until(self, generation: Coroutine[Any, Any, TokenOutput]) -> AsyncGenerator[Chunk | TokenOutput, None]:
-        """The chunks as they come, then what ``generation`` returns. Closed early, it cancels the generation.
+    async def until(
+        self, generation: Coroutine[Any, Any, TokenOutput]
+    ) -> AsyncGenerator[Chunk | TokenOutput, None]:
+        """The chunks as they come, then what ``generation`` returns. Closed early, it cancels the
+        generation.
 
         Raises:
             Exception: what ``generation`` raised.

@@ -21,8 +21,9 @@ PATIENCE = 3
 class Rotation:
     """Servers that share questions: the least busy is asked, at random among equals.
 
-    One that fails rests for ``REST`` seconds, in which it is asked only if all rest. One that is not heard of until the
-    deadline ``PATIENCE`` times in a row is out for good, like one that is known to be dead.
+    One that fails rests for ``REST`` seconds, in which it is asked only if all rest. One that is
+    not heard of until the deadline ``PATIENCE`` times in a row is out for good, like one that is
+    known to be dead.
 
     Args:
         names: of the servers.
@@ -37,14 +38,17 @@ class Rotation:
 
     @contextmanager
     def turn(self) -> Iterator[str]:
-        """The server to ask. What ends the block says how it did; the deadline ends it as a cancellation.
+        """The server to ask. What ends the block says how it did; the deadline ends it as a
+        cancellation.
 
         Raises:
             NoServer: none is left.
         """
         if not self.names:
             raise NoServer("no teacher server is left")
-        name = min(self.names, key=lambda name: (self._rest(name), self._busy[name], random.random()))
+        name = min(
+            self.names, key=lambda name: (self._rest(name), self._busy[name], random.random())
+        )
         self._busy[name] += 1
         try:
             yield name

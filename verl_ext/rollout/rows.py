@@ -1,6 +1,7 @@
 """What a server says about tokens: the k most likely ids and their log-probs, one row per token.
 
-Shapes: N tokens, K candidates. Row of token t: the distribution that token t was, or would be, drawn from.
+Shapes: N tokens, K candidates. Row of token t: the distribution that token t was, or would be,
+drawn from.
 """
 
 from dataclasses import dataclass
@@ -9,24 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 RAW = "raw_logprobs"
-"""``rollout.logprobs_mode`` under which top-p and temperature leave the reported distribution alone."""
+"""``rollout.logprobs_mode`` under which top-p and temperature leave the reported distribution
+alone."""
 
 RESERVED = {"vllm": 1, "sglang": 7}
-"""Tokens of an engine's context that a sequence to score must leave free. One is generated to no purpose; SGLang keeps
-some more (``max_req_input_len`` in its tp_worker.py)."""
+"""Tokens of an engine's context that a sequence to score must leave free. One is generated to no
+purpose; SGLang keeps some more (``max_req_input_len`` in its tp_worker.py)."""
 MOST_MASS = 1.01
-"""Sum of the probabilities of K candidates; rounding alone stays below it. Logits, which servers can be started to
-report, do not."""
+"""Sum of the probabilities of K candidates; rounding alone stays below it. Logits, which servers
+can be started to report, do not."""
 
 
 @dataclass(frozen=True)
 class TopKRows:
-    """Exactly K candidates per token by falling probability, whether or not the token itself is among them."""
+    """Exactly K candidates per token by falling probability, whether or not the token itself is
+    among them."""
 
     ids: NDArray[np.int32]
     """(N, K)."""
     log_probs: NDArray[np.float32]
-    """(N, K) log-softmax over the full vocabulary, of the unprocessed distribution (temperature 1, no top-p)."""
+    """(N, K) log-softmax over the full vocabulary, of the unprocessed distribution (temperature 1,
+    no top-p)."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -38,7 +42,8 @@ class TopKRows:
     def join(*parts: "TopKRows") -> "TopKRows":
         """The rows of all ``parts``, in order."""
         return TopKRows(
-            np.concatenate([part.ids for part in parts]), np.concatenate([part.log_probs for part in parts])
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.log_probs for part in parts]),
         )
 
 
@@ -63,9 +68,11 @@ class Score:
     computed: int
     """Tokens the engine ran through its model for it."""
     ahead: TopKRows | None = None
-    """(1, K), the token that would come next; None from a teacher that scores finished sequences only."""
+    """(1, K), the token that would come next; None from a teacher that scores finished sequences
+    only."""
     private: int = 0
-    """Which prefix cache of its own this sequence has, 0 for the shared one, see ``TopKHttpServer.score``."""
+    """Which prefix cache of its own this sequence has, 0 for the shared one, see
+    ``TopKHttpServer.score``."""
 
 
 class DeadServer(RuntimeError):
@@ -99,7 +106,10 @@ def check_shape(score: Score, tokens: int, topk: int) -> None:
     if ids.shape != expected or log_probs.shape != expected:
         raise BadScore(f"rows of shape {ids.shape} and {log_probs.shape}, expected {expected}")
     if score.sampled.shape != (tokens,):
-        raise BadScore(f"log-probs of the tokens themselves of shape {score.sampled.shape}, expected {(tokens,)}")
+        raise BadScore(
+            f"log-probs of the tokens themselves of shape {score.sampled.shape}, expected"
+            f" {(tokens,)}"
+        )
 
 
 def good_rows(rows: TopKRows, vocab_size: int) -> NDArray[np.bool_]:
@@ -111,7 +121,8 @@ def good_rows(rows: TopKRows, vocab_size: int) -> NDArray[np.bool_]:
 
 
 def check_score(score: Score, tokens: int, topk: int, vocab_size: int) -> TopKRows:
-    """Refuse an answer about a growing sequence that is too short, not finite or no candidate of the vocabulary.
+    """Refuse an answer about a growing sequence that is too short, not finite or no candidate of
+    the vocabulary.
 
     Args:
         score: the answer.
@@ -126,14 +137,18 @@ def check_score(score: Score, tokens: int, topk: int, vocab_size: int) -> TopKRo
         BadScore: says what is wrong.
     """
     check_shape(score, tokens, topk)
-    if score.ahead is None or score.ahead.ids.shape != (1, topk) or score.ahead.log_probs.shape != (1, topk):
+    if (
+        score.ahead is None
+        or score.ahead.ids.shape != (1, topk)
+        or score.ahead.log_probs.shape != (1, topk)
+    ):
         raise BadScore("no row of the token that would come next")
     rows = TopKRows.join(score.rows, score.ahead)
     if not np.isfinite(rows.log_probs).all():
         raise BadScore("a log-prob that is not finite")
     if not good_rows(rows, vocab_size).all():
         raise BadScore(
-            f"ids from {rows.ids.min()} to {rows.ids.max()}, expected 0 to {vocab_size - 1}, and log-probs up to "
-            f"{rows.log_probs.max():.3g}, expected those of one distribution"
+            f"ids from {rows.ids.min()} to {rows.ids.max()}, expected 0 to {vocab_size - 1}, and"
+            f" log-probs up to {rows.log_probs.max():.3g}, expected those of one distribution"
         )
     return rows

@@ -1,7 +1,7 @@
 """Responses scored whole by a teacher that serves, each as soon as it is complete.
 
-Bounded, so that a slow teacher does not pile up work; retried, so that a failing replica does not cost rows; and what
-is still missing after that is said to be missing, never made up.
+Bounded, so that a slow teacher does not pile up work; retried, so that a failing replica does not
+cost rows; and what is still missing after that is said to be missing, never made up.
 
 Shapes: R tokens of the response, K candidates.
 """
@@ -87,8 +87,8 @@ class ResponseScorer:
             response_ids: R tokens; none gives no rows and asks nobody.
 
         Returns:
-            (R, K) rows, (R,) log-probs of the tokens themselves, and how it went. Rows the teacher did not give hold
-            ``MISSING_ID`` and ``MISSING``.
+            (R, K) rows, (R,) log-probs of the tokens themselves, and how it went. Rows the teacher
+            did not give hold ``MISSING_ID`` and ``MISSING``.
         """
         report = ScoreReport(missing=len(response_ids))
         rows, sampled = _missing(len(response_ids), self.topk)
@@ -100,7 +100,10 @@ class ResponseScorer:
         report.ended = time.time()
         if answer is not None:
             good = good_rows(answer.rows, self.vocab_size) & ~np.isnan(answer.sampled)
-            rows.ids[good], rows.log_probs[good] = answer.rows.ids[good], answer.rows.log_probs[good]
+            rows.ids[good], rows.log_probs[good] = (
+                answer.rows.ids[good],
+                answer.rows.log_probs[good],
+            )
             sampled[good] = answer.sampled[good]
             report.missing = int((~good).sum())
         return rows, sampled, report
@@ -110,7 +113,9 @@ class ResponseScorer:
             if tries:
                 await asyncio.sleep(PAUSE * 2 ** (tries - 1))
             try:
-                answer = await asyncio.wait_for(self.teacher.score(token_ids, start, self.topk), self.deadline)
+                answer = await asyncio.wait_for(
+                    self.teacher.score(token_ids, start, self.topk), self.deadline
+                )
                 report.computed += answer.computed
                 check_shape(answer, len(token_ids) - start, self.topk)
                 return answer
@@ -128,6 +133,7 @@ class ResponseScorer:
 
 def _missing(count: int, topk: int) -> tuple[TopKRows, NDArray[np.float32]]:
     rows = TopKRows(
-        np.full((count, topk), MISSING_ID, dtype=np.int32), np.full((count, topk), MISSING, dtype=np.float32)
+        np.full((count, topk), MISSING_ID, dtype=np.int32),
+        np.full((count, topk), MISSING, dtype=np.float32),
     )
     return rows, np.full(count, MISSING, dtype=np.float32)

@@ -1,4 +1,5 @@
-"""verl's SGLang server with the methods of ``vllm_server``: ``follow`` a response, ``score`` a growing sequence.
+"""verl's SGLang server with the methods of ``vllm_server``: ``follow`` a response, ``score`` a
+growing sequence.
 
 Everything else (weight sync, memory, LoRA, radix cache) is verl's, inherited.
 """
@@ -22,16 +23,21 @@ from verl_ext.rollout.following import Following
 from verl_ext.rollout.rows import RAW, RESERVED, Chunk, Score, TopKRows
 
 ORIGINAL = "SGLANG_RETURN_ORIGINAL_LOGPROB"
-"""Environment variable of SGLang's processes: log-probs are those before temperature, top-p and top-k."""
+"""Environment variable of SGLang's processes: log-probs are those before temperature, top-p and
+top-k."""
 MESSAGES = 16
-"""Messages per chunk from SGLang's scheduler. Each costs as much as some tokens; few of them make a chunk late."""
+"""Messages per chunk from SGLang's scheduler. Each costs as much as some tokens; few of them make a
+chunk late."""
 Entries = list[tuple[float, int, Any]]
 """(log-prob, id, text) as SGLang gives them."""
 
 
 def read_rows(rows: list[Entries], topk: int) -> TopKRows:
-    """SGLang's candidates, which come by rank whether or not the token itself is among them, as (N, K)."""
-    values = np.array([[(value, token) for value, token, *_ in row] for row in rows], dtype=np.float64)
+    """SGLang's candidates, which come by rank whether or not the token itself is among them, as (N,
+    K)."""
+    values = np.array(
+        [[(value, token) for value, token, *_ in row] for row in rows], dtype=np.float64
+    )
     values = values.reshape(len(rows), topk, 2)
     return TopKRows(values[:, :, 1].astype(np.int32), values[:, :, 0].astype(np.float32))
 
@@ -43,7 +49,8 @@ def read_sampled(entries: Entries) -> NDArray[np.float32]:
 
 def observe(following: Following, info: dict[str, Any], finished: bool) -> None:
     """Report what is new in the cumulative ``meta_info`` of a request."""
-    sampled: Entries = info.get("output_token_logprobs") or []  # none: aborted before the first token
+    # none: aborted before the first token.
+    sampled: Entries = info.get("output_token_logprobs") or []
     due = following.due(len(sampled), finished)
     if due is not None:
         rows = read_rows(info["output_top_logprobs"][due], following.topk)
@@ -52,7 +59,8 @@ def observe(following: Following, info: dict[str, Any], finished: bool) -> None:
 
 
 class FollowedManager:
-    """SGLang's tokenizer manager as verl's server sees it: requests that somebody follows report what they generate."""
+    """SGLang's tokenizer manager as verl's server sees it: requests that somebody follows report
+    what they generate."""
 
     def __init__(self, manager: Any):
         self._manager = manager
@@ -61,14 +69,21 @@ class FollowedManager:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._manager, name)
 
-    async def generate_request(self, request: GenerateReqInput, http: Any = None) -> AsyncIterator[dict[str, Any]]:
-        """See ``TokenizerManager.generate_request``. Of a followed request only the last output comes out."""
+    async def generate_request(
+        self, request: GenerateReqInput, http: Any = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """See ``TokenizerManager.generate_request``. Of a followed request only the last output
+        comes out."""
         following = self.followed.get(request.rid)
         if following is None:
             async for output in self._manager.generate_request(request, http):
                 yield output
             return
-        request.stream, request.return_logprob, request.top_logprobs_num = True, True, following.topk
+        request.stream, request.return_logprob, request.top_logprobs_num = (
+            True,
+            True,
+            following.topk,
+        )
         request.sampling_params["stream_interval"] = max(1, following.chunk // MESSAGES)
         finished = False
         try:
@@ -103,13 +118,17 @@ class TopKSGLangServer(SGLangHttpServer):
         chunk: int,
         **kwargs: Any,
     ) -> AsyncIterator[Chunk | TokenOutput]:
-        """See ``TopKHttpServer.follow``. SGLang knows no priority of a request, so that one is not passed on.
+        """See ``TopKHttpServer.follow``. SGLang knows no priority of a request, so that one is not
+        passed on.
 
         Raises:
             ValueError: the engine reports processed log-probs.
         """
         if self.config.logprobs_mode != RAW:
-            raise ValueError(f"rollout.logprobs_mode: got {self.config.logprobs_mode!r}, allowed to follow: {RAW!r}")
+            raise ValueError(
+                f"rollout.logprobs_mode: got {self.config.logprobs_mode!r}, allowed to follow:"
+                f" {RAW!r}"
+            )
         kwargs.pop("priority", None)
         following = Following(len(prompt_ids), topk, chunk)
         self.tokenizer_manager.followed[request_id] = following
@@ -125,15 +144,22 @@ class TopKSGLangServer(SGLangHttpServer):
         """See ``TopKHttpServer.abort``."""
         self.tokenizer_manager.abort_request(request_id)
 
-    async def score(self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0) -> Score:
-        """See ``TopKHttpServer.score``. SGLang computes every row it is asked for, so no cache is ever private.
+    async def score(
+        self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0
+    ) -> Score:
+        """See ``TopKHttpServer.score``. SGLang computes every row it is asked for, so no cache is
+        ever private.
 
         Raises:
             ValueError: the sequence is longer than the engine's context.
         """
-        most = min(self.config.max_model_len - 1, self.tokenizer_manager.context_len - RESERVED["sglang"])
+        most = min(
+            self.config.max_model_len - 1, self.tokenizer_manager.context_len - RESERVED["sglang"]
+        )
         if len(token_ids) > most:
-            raise ValueError(f"score: a sequence of {len(token_ids)} tokens, the engine's context allows {most}")
+            raise ValueError(
+                f"score: a sequence of {len(token_ids)} tokens, the engine's context allows {most}"
+            )
         request = GenerateReqInput(
             rid=uuid4().hex,
             input_ids=token_ids,
@@ -143,7 +169,9 @@ class TopKSGLangServer(SGLangHttpServer):
             top_logprobs_num=topk,
         )
         try:
-            info = (await anext(self.tokenizer_manager.generate_request(request, None)))["meta_info"]
+            info = (await anext(self.tokenizer_manager.generate_request(request, None)))[
+                "meta_info"
+            ]
         except asyncio.CancelledError:  # the asker went away
             self.tokenizer_manager.abort_request(request.rid)
             raise

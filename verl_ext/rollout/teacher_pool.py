@@ -1,6 +1,8 @@
-"""verl's pool of teacher servers, built on a copy of the configuration: ``distillation`` itself stays off.
+"""verl's pool of teacher servers, built on a copy of the configuration: ``distillation`` itself
+stays off.
 
-With ``distillation.enabled`` verl would replace the actor's loss and score every finished response once more.
+With ``distillation.enabled`` verl would replace the actor's loss and score every finished response
+once more.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +20,8 @@ from verl_ext.rollout.client import ScoringClient
 class TeacherPool:
     """One teacher on ``replicas`` servers of ``tensor_model_parallel_size`` devices each.
 
-    ``engine`` is one of ``verl_ext.rollout.ENGINES``. SGLang has no block size: its cache holds tokens.
+    ``engine`` is one of ``verl_ext.rollout.ENGINES``. SGLang has no block size: its cache holds
+    tokens.
     """
 
     path: str
@@ -42,7 +45,9 @@ class TeacherPool:
             return [devices]
         return [gpus_per_node] * (devices // gpus_per_node)
 
-    def start(self, config: DictConfig, resource_pool: RayResourcePool, gpus_per_node: int) -> MultiTeacherModelManager:
+    def start(
+        self, config: DictConfig, resource_pool: RayResourcePool, gpus_per_node: int
+    ) -> MultiTeacherModelManager:
         """Start the servers and wait for them.
 
         Args:
@@ -56,8 +61,14 @@ class TeacherPool:
             "enabled": True,
             "n_gpus_per_node": nodes[0],
             "nnodes": len(nodes),
-            "distillation_loss": {"loss_mode": "forward_kl_topk", "topk": self.topk},  # verl's way to ask for top-k
-            "teacher_models": {"teacher_model": {"model_path": self.path, "inference": self._inference()}},
+            # verl's way to ask for top-k.
+            "distillation_loss": {
+                "loss_mode": "forward_kl_topk",
+                "topk": self.topk,
+            },
+            "teacher_models": {
+                "teacher_model": {"model_path": self.path, "inference": self._inference()}
+            },
         }
         copied = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         copied.distillation = OmegaConf.merge(copied.distillation, settings)
@@ -73,7 +84,8 @@ class TeacherPool:
             "response_length": self.max_response_length,
             "max_model_len": self.max_prompt_length + self.max_response_length + 1,
             "max_num_batched_tokens": self.max_num_batched_tokens,
-            "max_num_seqs": min(1024, self.max_num_batched_tokens),  # vLLM wants no more sequences than tokens
+            # VLLM wants no more sequences than tokens.
+            "max_num_seqs": min(1024, self.max_num_batched_tokens),
             "enforce_eager": self.enforce_eager,
             "enable_prefix_caching": True,
             "enable_sleep_mode": False,  # the devices are its own
@@ -93,5 +105,7 @@ class TeacherPool:
     def client(config: DictConfig, manager: MultiTeacherModelManager) -> ScoringClient:
         """Client of the servers that ``start`` has started."""
         (teacher,) = manager.load_balancer_handle
-        servers = zip(manager.server_addresses[teacher], manager.server_handles[teacher], strict=True)
+        servers = zip(
+            manager.server_addresses[teacher], manager.server_handles[teacher], strict=True
+        )
         return ScoringClient(config, manager.load_balancer_handle[teacher], dict(servers))

@@ -1,7 +1,8 @@
-"""A teacher behind a URL: inference servers that somebody else runs, asked over HTTP. Token ids in and out, never text.
+"""A teacher behind a URL: inference servers that somebody else runs, asked over HTTP. Token ids in
+and out, never text.
 
-vLLM answers on its OpenAI-compatible ``/v1/completions``, SGLang on its native ``/generate``, which alone returns the
-top-k ids of a prompt.
+vLLM answers on its OpenAI-compatible ``/v1/completions``, SGLang on its native ``/generate``, which
+alone returns the top-k ids of a prompt.
 
 Shapes: N tokens, K candidates.
 """
@@ -34,11 +35,16 @@ class Dialect(ABC):
     path: str
 
     @abstractmethod
-    def question(self, model: str, token_ids: list[int], start: int, topk: int, texts: bool) -> dict[str, Any]:
-        """Body of a request for the rows of the tokens from ``start`` on, with the ``texts`` of tokens if wanted."""
+    def question(
+        self, model: str, token_ids: list[int], start: int, topk: int, texts: bool
+    ) -> dict[str, Any]:
+        """Body of a request for the rows of the tokens from ``start`` on, with the ``texts`` of
+        tokens if wanted."""
 
     @abstractmethod
-    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float | None, Candidates]]:
+    def rows(
+        self, answer: Any, token_ids: list[int], start: int, topk: int
+    ) -> list[tuple[float | None, Candidates]]:
         """(log-prob of the token itself, its K candidates) per token from ``start`` on."""
 
     @abstractmethod
@@ -51,14 +57,29 @@ class VLLM(Dialect):
 
     path = "/v1/completions"
 
-    def question(self, model: str, token_ids: list[int], start: int, topk: int, texts: bool) -> dict[str, Any]:
-        """See ``Dialect``. The server sends texts and rows of the whole prompt, whatever ``start`` is."""
-        return {"model": model, "prompt": token_ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": topk}
+    def question(
+        self, model: str, token_ids: list[int], start: int, topk: int, texts: bool
+    ) -> dict[str, Any]:
+        """See ``Dialect``. The server sends texts and rows of the whole prompt, whatever ``start``
+        is."""
+        return {
+            "model": model,
+            "prompt": token_ids,
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": topk,
+        }
 
-    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float | None, Candidates]]:
-        """See ``Dialect``. An entry holds the token itself and the K of rank 1 to K, which may be one or two keys."""
+    def rows(
+        self, answer: Any, token_ids: list[int], start: int, topk: int
+    ) -> list[tuple[float | None, Candidates]]:
+        """See ``Dialect``. An entry holds the token itself and the K of rank 1 to K, which may be
+        one or two keys."""
         entries = answer["choices"][0]["prompt_logprobs"][start:]
-        return [_vllm_row(entry, token, topk) for entry, token in zip(entries, token_ids[start:], strict=True)]
+        return [
+            _vllm_row(entry, token, topk)
+            for entry, token in zip(entries, token_ids[start:], strict=True)
+        ]
 
     def texts(self, answer: Any) -> dict[int, str]:
         """See ``Dialect``."""
@@ -81,8 +102,11 @@ class SGLang(Dialect):
 
     path = "/generate"
 
-    def question(self, model: str, token_ids: list[int], start: int, topk: int, texts: bool) -> dict[str, Any]:
-        """See ``Dialect``. The first row of an answer is always empty, so it begins one token early."""
+    def question(
+        self, model: str, token_ids: list[int], start: int, topk: int, texts: bool
+    ) -> dict[str, Any]:
+        """See ``Dialect``. The first row of an answer is always empty, so it begins one token
+        early."""
         return {
             "input_ids": token_ids,
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
@@ -92,20 +116,28 @@ class SGLang(Dialect):
             "return_text_in_logprobs": texts,
         }
 
-    def rows(self, answer: Any, token_ids: list[int], start: int, topk: int) -> list[tuple[float | None, Candidates]]:
+    def rows(
+        self, answer: Any, token_ids: list[int], start: int, topk: int
+    ) -> list[tuple[float | None, Candidates]]:
         """See ``Dialect``."""
         info = answer["meta_info"]
         own, top = info["input_token_logprobs"][1:], info["input_top_logprobs"][1:]
-        # SGLang reports the last id of the vocabulary as 0 (scheduler_output_processor_mixin.py), its log-prob rightly.
+        # SGLang reports the last id of the vocabulary as 0 (scheduler_output_processor_mixin.py),
+        # its log-prob rightly.
         if len(own) != len(token_ids) - start or any(
             i not in (token, 0) for (_, i, *_), token in zip(own, token_ids[start:], strict=True)
         ):
             raise ValueError("rows of other tokens")
-        return [(log_prob, [(i, value) for value, i, *_ in row]) for (log_prob, *_), row in zip(own, top, strict=True)]
+        return [
+            (log_prob, [(i, value) for value, i, *_ in row])
+            for (log_prob, *_), row in zip(own, top, strict=True)
+        ]
 
     def texts(self, answer: Any) -> dict[int, str]:
         """See ``Dialect``."""
-        return {i: text for row in answer["meta_info"]["input_top_logprobs"][1:] for _, i, text in row}
+        return {
+            i: text for row in answer["meta_info"]["input_top_logprobs"][1:] for _, i, text in row
+        }
 
 
 DIALECTS: dict[str, Dialect] = {"vllm": VLLM(), "sglang": SGLang()}
@@ -144,13 +176,17 @@ class UrlTeacher:
         with self._rotation.turn() as url:
             return self._read(await self.ask(url, token_ids, start, topk), token_ids, start, topk)
 
-    async def ask(self, url: str, token_ids: list[int], start: int, topk: int, texts: bool = False) -> Any:
+    async def ask(
+        self, url: str, token_ids: list[int], start: int, topk: int, texts: bool = False
+    ) -> Any:
         """The answer of one server as it came."""
         dialect = DIALECTS[self.dialect]
         question = dialect.question(self.model, token_ids, start, topk, texts)
         return await self._json("POST", url + dialect.path, question)
 
-    async def examine(self, url: str, probe: list[int], topk: int) -> tuple[dict[str, int | None], dict[int, str]]:
+    async def examine(
+        self, url: str, probe: list[int], topk: int
+    ) -> tuple[dict[str, int | None], dict[int, str]]:
         """What a server serves, and how it writes the tokens of its answer about ``probe``.
 
         Args:
@@ -172,7 +208,10 @@ class UrlTeacher:
             score = self._read(answer, probe, 1, topk)
             check_shape(score, len(probe) - 1, topk)
             if not good_rows(score.rows, np.iinfo(np.int32).max).all():
-                raise BadScore("numbers that are no log-probs of one distribution: is it started to report logits?")
+                raise BadScore(
+                    "numbers that are no log-probs of one distribution: is it started to report"
+                    " logits?"
+                )
             return models, dialect.texts(answer)
         finally:
             await self._session.close()
@@ -182,14 +221,19 @@ class UrlTeacher:
         try:
             rows = DIALECTS[self.dialect].rows(answer, token_ids, start, topk)
             candidates = _array([row for _, row in rows], topk)
-            sampled = np.array([np.nan if own is None else own for own, _ in rows], dtype=np.float32)
+            sampled = np.array(
+                [np.nan if own is None else own for own, _ in rows], dtype=np.float32
+            )
         except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise BadScore(f"an answer that is not {self.dialect}'s ({type(error).__name__}: {error})") from error
+            raise BadScore(
+                f"an answer that is not {self.dialect}'s ({type(error).__name__}: {error})"
+            ) from error
         return Score(candidates, sampled, len(token_ids))
 
     @functools.cached_property
     def _session(self) -> aiohttp.ClientSession:
-        """Made where it is used: this object is sent to other processes, and a session belongs to its event loop."""
+        """Made where it is used: this object is sent to other processes, and a session belongs to
+        its event loop."""
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         trust = ssl.create_default_context()
         if self.certificates:
@@ -212,7 +256,8 @@ class UrlTeacher:
                         f"{url} answers {response.status}: {reason[:300]}"
                     )
                 return await response.json(content_type=None)
-        except aiohttp.ServerTimeoutError as error:  # it is a TimeoutError too, which would pass for the deadline's
+        # It is a TimeoutError too, which would pass for the deadline's.
+        except aiohttp.ServerTimeoutError as error:
             raise aiohttp.ClientError(f"{url} cannot be reached within {CONNECT} s") from error
         except (aiohttp.ClientError, BadQuestion):  # they are a ValueError too, or may be
             raise

@@ -1,4 +1,5 @@
-"""verl's vLLM server with two more methods: ``follow`` a response while it is generated, ``score`` a growing sequence.
+"""verl's vLLM server with two more methods: ``follow`` a response while it is generated, ``score``
+a growing sequence.
 
 Everything else (weight sync, sleep, admission, LoRA, prefix cache) is verl's, inherited.
 """
@@ -44,15 +45,19 @@ def _chunk(token_ids: list[int], logprobs: FlatLogprobs, begin: int, end: int, t
     return Chunk(token_ids, TopKRows(ids[:, 1:], log_probs[:, 1:]), log_probs[:, 0])
 
 
-def _flat_rows(logprobs: FlatLogprobs, begin: int, end: int, topk: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions begin to end: the token itself in column 0, then the K most likely, whether it is among them or not."""
+def _flat_rows(
+    logprobs: FlatLogprobs, begin: int, end: int, topk: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions begin to end: the token itself in column 0, then the K most likely, whether it is
+    among them or not."""
     part, shape = slice(begin * (topk + 1), end * (topk + 1)), (end - begin, topk + 1)
     ids = np.array(logprobs.token_ids[part], dtype=np.int32).reshape(shape)
     return ids, np.array(logprobs.logprobs[part], dtype=np.float32).reshape(shape)
 
 
 class FollowedEngine:
-    """vLLM's engine as verl's server sees it: requests that somebody follows report what they generate."""
+    """vLLM's engine as verl's server sees it: requests that somebody follows report what they
+    generate."""
 
     def __init__(self, engine: Any):
         self._engine = engine
@@ -75,12 +80,15 @@ class FollowedEngine:
             if following is not None:
                 observe(following, output)
                 if output.finished and output.outputs:
-                    output.outputs[0].logprobs = _sampled_alone(output.outputs[0].logprobs, following.topk)
+                    output.outputs[0].logprobs = _sampled_alone(
+                        output.outputs[0].logprobs, following.topk
+                    )
             yield output
 
 
 def _sampled_alone(logprobs: FlatLogprobs, topk: int) -> list[dict[int, Logprob]]:
-    """What verl reads of log-probs. Left flat, it would have an object made of each of the K + 1, 8 µs per token."""
+    """What verl reads of log-probs. Left flat, it would have an object made of each of the K + 1, 8
+    µs per token."""
     column = slice(None, None, topk + 1)
     sampled = zip(logprobs.token_ids[column], logprobs.logprobs[column], strict=True)
     return [{token: Logprob(log_prob)} for token, log_prob in sampled]
@@ -88,11 +96,13 @@ def _sampled_alone(logprobs: FlatLogprobs, topk: int) -> list[dict[int, Logprob]
 
 @dataclass
 class TailLogprobs(LogprobsProcessor):
-    """Keeps the last rows of a prompt, as arrays; vLLM's own would turn every row of the prompt into objects.
+    """Keeps the last rows of a prompt, as arrays; vLLM's own would turn every row of the prompt
+    into objects.
 
-    Counted from the end, because only that is the same in vLLM's two model runners: the older one hands over a row for
-    every token but the first, those of cached tokens with whatever was in memory, the newer one only what it computed.
-    Both do so in one piece, when the prompt is through.
+    Counted from the end, because only that is the same in vLLM's two model runners: the older one
+    hands over a row for every token but the first, those of cached tokens with whatever was in
+    memory, the newer one only what it computed. Both do so in one piece, when the prompt is
+    through.
     """
 
     wanted: int = 0
@@ -100,7 +110,10 @@ class TailLogprobs(LogprobsProcessor):
 
     def __post_init__(self) -> None:
         shape = (0, self.topk + 1)
-        self._ids, self._log_probs = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32)
+        self._ids, self._log_probs = (
+            np.zeros(shape, dtype=np.int32),
+            np.zeros(shape, dtype=np.float32),
+        )
 
     @property
     def rows(self) -> TopKRows:
@@ -136,7 +149,8 @@ class TopKHttpServer(vLLMHttpServer):
         chunk: int,
         **kwargs: Any,
     ) -> AsyncIterator[Chunk | TokenOutput]:
-        """verl's ``generate``, which reports chunks on the way and ends with what ``generate`` returns.
+        """verl's ``generate``, which reports chunks on the way and ends with what ``generate``
+        returns.
 
         Args:
             prompt_ids: as in ``generate``.
@@ -150,12 +164,16 @@ class TopKHttpServer(vLLMHttpServer):
             ValueError: the engine reports processed log-probs, or fewer than ``topk``.
         """
         if self.config.logprobs_mode != RAW:
-            raise ValueError(f"rollout.logprobs_mode: got {self.config.logprobs_mode!r}, allowed to follow: {RAW!r}")
+            raise ValueError(
+                f"rollout.logprobs_mode: got {self.config.logprobs_mode!r}, allowed to follow:"
+                f" {RAW!r}"
+            )
         following = Following(len(prompt_ids), topk, chunk)
         self.engine.followed[request_id] = following
         generation = self.generate(prompt_ids, sampling_params, request_id, **kwargs)
         try:
-            async with aclosing(following.until(generation)) as items:  # verl's generate aborts what is cancelled
+            # verl's generate aborts what is cancelled.
+            async with aclosing(following.until(generation)) as items:
                 async for item in items:
                     yield item
         finally:
@@ -165,13 +183,17 @@ class TopKHttpServer(vLLMHttpServer):
         """End a followed response where it is. What it has so far is still reported."""
         await self.engine.abort(request_id)
 
-    async def score(self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0) -> Score:
-        """Rows of the tokens from ``start`` on and of the token that would follow, at the cost of the uncached tail.
+    async def score(
+        self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0
+    ) -> Score:
+        """Rows of the tokens from ``start`` on and of the token that would follow, at the cost of
+        the uncached tail.
 
-        vLLM computes no row for a token whose predecessor is in its prefix cache. A sequence scored before has only
-        tokens before ``start`` there, its next token's row having come with the last answer. Where another sequence,
-        or a question without a usable answer, has left more, the score is made again under a cache key of its own;
-        ``private``, the number of that key, is to be passed from then on.
+        vLLM computes no row for a token whose predecessor is in its prefix cache. A sequence scored
+        before has only tokens before ``start`` there, its next token's row having come with the
+        last answer. Where another sequence, or a question without a usable answer, has left more,
+        the score is made again under a cache key of its own; ``private``, the number of that key,
+        is to be passed from then on.
 
         Args:
             token_ids: prompt and response so far.
@@ -186,7 +208,9 @@ class TopKHttpServer(vLLMHttpServer):
         """
         most = self.config.max_model_len - 1
         if len(token_ids) > most:
-            raise ValueError(f"score: a sequence of {len(token_ids)} tokens, the engine's context allows {most}")
+            raise ValueError(
+                f"score: a sequence of {len(token_ids)} tokens, the engine's context allows {most}"
+            )
         computed = 0
         while True:
             cache_salt = f"{sequence_id}/{private}" if private else None
@@ -199,7 +223,8 @@ class TopKHttpServer(vLLMHttpServer):
     async def _tail(
         self, token_ids: list[int], start: int, topk: int, cache_salt: str | None
     ) -> tuple[TailLogprobs, TopKRows, int]:
-        """The rows, the next token's, and the number of cached tokens: rows up to that one are not valid."""
+        """The rows, the next token's, and the number of cached tokens: rows up to that one are not
+        valid."""
         params = SamplingParams(
             max_tokens=1,
             prompt_logprobs=topk,
@@ -214,7 +239,9 @@ class TopKHttpServer(vLLMHttpServer):
         try:
             output, tail = await self._read(prompt, params, len(token_ids) - start)
         except EngineDeadError as error:
-            raise DeadServer(f"the engine of {self._server_address}:{self._server_port} is dead") from error
+            raise DeadServer(
+                f"the engine of {self._server_address}:{self._server_port} is dead"
+            ) from error
         ids, log_probs = _flat_rows(output.outputs[0].logprobs, 0, 1, topk)
         return tail, TopKRows(ids[:, 1:], log_probs[:, 1:]), output.num_cached_tokens or 0
 

@@ -1,4 +1,5 @@
-"""The attention of student and teacher: that it can be imported here, and goes with sequence parallelism."""
+"""The attention of student and teacher: that it can be imported here, and goes with sequence
+parallelism."""
 
 import importlib
 import logging
@@ -57,10 +58,13 @@ class Attention:
 def attentions(config: DictConfig, prune_opd: PruneOPDConfig) -> Iterator[Attention]:
     """The attention in force for each model that a worker holds.
 
-    verl passes on ``override_config.attn_implementation``, one name or one for each part of a model.
+    verl passes on ``override_config.attn_implementation``, one name or one for each part of a
+    model.
     """
     node = config.actor_rollout_ref
-    models: list[tuple[str, str, Any]] = [("actor_rollout_ref.model", "actor", node.model.override_config)]
+    models: list[tuple[str, str, Any]] = [
+        ("actor_rollout_ref.model", "actor", node.model.override_config)
+    ]
     if not prune_opd.teacher.serves:
         models.append(("prune_opd.teacher", "ref", prune_opd.teacher.override_config))
     for key, part, override in models:
@@ -76,20 +80,24 @@ def attentions(config: DictConfig, prune_opd: PruneOPDConfig) -> Iterator[Attent
 
 
 def check_sequence_parallelism(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
-    """Check that ranks which share a sequence see all of it. verl teaches that to flash attention alone.
+    """Check that ranks which share a sequence see all of it. verl teaches that to flash attention
+    alone.
 
     Raises:
-        ValueError: an attention, or padded batches, with ``ulysses_sequence_parallel_size`` above 1.
+        ValueError: an attention, or padded batches, with ``ulysses_sequence_parallel_size`` above
+            1.
     """
     for one in attentions(config, prune_opd):
         if one.ranks > 1 and one.base in BLIND:
             raise ValueError(
-                f"{one.key}: got {one.name!r}, allowed with {one.ranks_key}={one.ranks}: a flash attention, or one of "
-                "your own that gathers the sequence, because each rank would attend to its own part alone"
+                f"{one.key}: got {one.name!r}, allowed with {one.ranks_key}={one.ranks}: a flash"
+                " attention, or one of your own that gathers the sequence, because each rank would"
+                " attend to its own part alone"
             )
         if one.ranks > 1 and not config.actor_rollout_ref.model.use_remove_padding:
             raise ValueError(
-                f"actor_rollout_ref.model.use_remove_padding: got False, allowed with {one.ranks_key}={one.ranks}: True"
+                "actor_rollout_ref.model.use_remove_padding: got False, allowed with"
+                f" {one.ranks_key}={one.ranks}: True"
             )
 
 
@@ -116,17 +124,22 @@ def _check_flash(one: Attention, device: str) -> None:
 
     if device == "cpu":
         raise ValueError(
-            f"{one.key}: got {one.found} which needs a GPU, allowed with trainer.device=cpu: sdpa or eager; "
-            "+platform=cpu sets sdpa"
+            f"{one.key}: got {one.found} which needs a GPU, allowed with trainer.device=cpu: sdpa"
+            " or eager; +platform=cpu sets sdpa"
         )
     if is_torch_npu_available() or is_kernels_available():
-        return  # Ascend has its own, and transformers takes kernels of the hub in place of a missing package
+        # Ascend has its own, and transformers takes kernels of the hub in place of a missing
+        # package.
+        return
     if reason := _why_not(FLASH[one.base]):
         plus = "+" if one.key.startswith("actor_rollout_ref.") else ""  # verl's node is empty
-        other = f"; or choose {plus}{one.key}=sdpa, which is slower and goes without sequence parallelism"
+        other = (
+            f"; or choose {plus}{one.key}=sdpa, which is slower and goes without sequence"
+            " parallelism"
+        )
         raise ValueError(
-            f"{one.key}: got {one.found} which cannot be imported ({reason}): install it on every node, "
-            f"{INSTALL if one.base == VERLS else f'the package of {FLASH[one.base]}'}{other}"
+            f"{one.key}: got {one.found} which cannot be imported ({reason}): install it on every"
+            f" node, {INSTALL if one.base == VERLS else f'the package of {FLASH[one.base]}'}{other}"
         )
 
 
@@ -144,8 +157,8 @@ def _check_kernel(one: Attention) -> None:
 
     if not is_kernels_available():
         raise ValueError(
-            f"{one.key}: got {one.name!r}, a kernel of the hub, which needs the package kernels: pip install kernels, "
-            "on every node"
+            f"{one.key}: got {one.name!r}, a kernel of the hub, which needs the package kernels:"
+            " pip install kernels, on every node"
         )
 
 
@@ -155,20 +168,24 @@ def _check_known(one: Attention) -> None:
     known = ["eager", *(name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name)]
     if one.base not in known:
         raise ValueError(
-            f"{one.key}: got {one.name!r}, allowed: {', '.join(sorted(known))}, a kernel of the hub, or one that "
-            "actor_rollout_ref.model.external_lib registers with transformers.AttentionInterface"
+            f"{one.key}: got {one.name!r}, allowed: {', '.join(sorted(known))}, a kernel of the"
+            " hub, or one that actor_rollout_ref.model.external_lib registers with"
+            " transformers.AttentionInterface"
         )
 
 
 def warn_of_slow_log_probs(config: DictConfig) -> None:
-    """Say what a missing flash-attn costs beside attention: verl takes log-probs from its Triton kernel."""
+    """Say what a missing flash-attn costs beside attention: verl takes log-probs from its Triton
+    kernel."""
     from verl.utils import torch_functional
 
     if config.trainer.device == "cuda" and not (
-        torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE or torch_functional.NPU_CROSS_ENTROPY_LOSS_AVAILABLE
+        torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE
+        or torch_functional.NPU_CROSS_ENTROPY_LOSS_AVAILABLE
     ):
         logger.warning(
-            "flash_attn cannot be imported: verl takes the log-probs of sampled tokens in a Python loop over tokens "
-            "(logprobs_from_logits_v2) instead of one Triton kernel, so the scoring passes are slower; %s",
+            "flash_attn cannot be imported: verl takes the log-probs of sampled tokens in a Python"
+            " loop over tokens (logprobs_from_logits_v2) instead of one Triton kernel, so the"
+            " scoring passes are slower; %s",
             INSTALL,
         )

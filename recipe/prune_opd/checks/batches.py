@@ -1,4 +1,5 @@
-"""How batches are cut into mini-batches, ranks and micro-batches; verl asserts it after the first whole rollout."""
+"""How batches are cut into mini-batches, ranks and micro-batches; verl asserts it after the first
+whole rollout."""
 
 import logging
 import math
@@ -47,7 +48,8 @@ class Batches:
 
     @property
     def filled(self) -> int:
-        """Responses that are passed through the models: verl adds empty ones up to whole mini-batches."""
+        """Responses that are passed through the models: verl adds empty ones up to whole
+        mini-batches."""
         return -(-self.given // self.mini) * self.mini
 
 
@@ -74,9 +76,13 @@ def warn_of_empty_responses(config: DictConfig) -> None:
     batches = Batches.of(config)
     if batches.filled > batches.given:
         logger.warning(
-            "data.train_batch_size=%d is no multiple of %s=%d: verl fills each batch of %d responses up with %d empty "
-            "ones, which pass through the models as well",
-            *(config.data.train_batch_size, MINI, config.actor_rollout_ref.actor.ppo_mini_batch_size),
+            "data.train_batch_size=%d is no multiple of %s=%d: verl fills each batch of %d"
+            " responses up with %d empty ones, which pass through the models as well",
+            *(
+                config.data.train_batch_size,
+                MINI,
+                config.actor_rollout_ref.actor.ppo_mini_batch_size,
+            ),
             *(batches.given, batches.filled - batches.given),
         )
 
@@ -86,13 +92,14 @@ def _check_generations(config: DictConfig) -> None:
     fetched, prompts = config.data.gen_batch_size, config.data.train_batch_size
     if fetched is not None and prompts % fetched:
         raise ValueError(
-            f"data.gen_batch_size: got {fetched}, allowed: null or a divisor of data.train_batch_size, {prompts}"
+            f"data.gen_batch_size: got {fetched}, allowed: null or a divisor of"
+            f" data.train_batch_size, {prompts}"
         )
     rollout = config.actor_rollout_ref.rollout
     if rollout.name == "vllm" and rollout.max_num_batched_tokens < rollout.max_num_seqs:
         raise ValueError(
-            f"{ROLLOUT}.max_num_batched_tokens: got {rollout.max_num_batched_tokens}, allowed with vLLM: at least "
-            f"{ROLLOUT}.max_num_seqs, {rollout.max_num_seqs}"
+            f"{ROLLOUT}.max_num_batched_tokens: got {rollout.max_num_batched_tokens}, allowed with"
+            f" vLLM: at least {ROLLOUT}.max_num_seqs, {rollout.max_num_seqs}"
         )
 
 
@@ -119,9 +126,10 @@ def _check_shares(config: DictConfig, batches: Batches, models: list[str]) -> No
         rows = batches.mini if name == "actor" else batches.filled
         if rows % ranks:
             raise ValueError(
-                f"{MINI}: got {batches.mini // samples}, allowed: a multiple of {ranks // math.gcd(ranks, samples)}, "
-                f"so that with {ROLLOUT}.n={samples} the {ranks} data-parallel ranks of actor_rollout_ref.{name} "
-                f"({WORLD} / ulysses_sequence_parallel_size) take equal shares"
+                f"{MINI}: got {batches.mini // samples}, allowed: a multiple of"
+                f" {ranks // math.gcd(ranks, samples)}, so that with {ROLLOUT}.n={samples} the"
+                f" {ranks} data-parallel ranks of actor_rollout_ref.{name} ({WORLD} /"
+                " ulysses_sequence_parallel_size) take equal shares"
             )
 
 
@@ -139,14 +147,16 @@ class Pass:
         return f"actor_rollout_ref.{self.node}.{name}"
 
     def check_tokens(self, config: DictConfig, longest: int) -> None:
-        """Micro-batches by tokens hold the longest sequence; verl would stop when the limit has grown to it."""
+        """Micro-batches by tokens hold the longest sequence; verl would stop when the limit has
+        grown to it."""
         name = f"{self.prefix}_max_token_len_per_gpu"
         tokens = config.actor_rollout_ref[self.node][name]
         ranks = sequence_parallel_size(config.actor_rollout_ref[self.model])
         if tokens is None or tokens * ranks < longest:
             raise ValueError(
-                f"{self.key(name)}: got {tokens}, allowed: at least {-(-longest // ranks)}, that is "
-                f"data.max_prompt_length + prune_opd.budget.max = {longest} over {ranks} sequence-parallel ranks"
+                f"{self.key(name)}: got {tokens}, allowed: at least {-(-longest // ranks)}, that is"
+                f" data.max_prompt_length + prune_opd.budget.max = {longest} over"
+                f" {ranks} sequence-parallel ranks"
             )
 
     def check_responses(self, config: DictConfig, responses: int) -> None:
@@ -155,8 +165,8 @@ class Pass:
         size = config.actor_rollout_ref[self.node][name]
         if size is None or responses % size:
             raise ValueError(
-                f"{self.key(name)}: got {size}, allowed with {self.key(self.switch)}=false: a divisor of {responses}, "
-                f"the responses of a rank"
+                f"{self.key(name)}: got {size}, allowed with {self.key(self.switch)}=false: a"
+                f" divisor of {responses}, the responses of a rank"
             )
 
 
@@ -167,7 +177,9 @@ PASSES = (
 )
 
 
-def _check_micro_batches(config: DictConfig, batches: Batches, longest: int, models: list[str]) -> None:
+def _check_micro_batches(
+    config: DictConfig, batches: Batches, longest: int, models: list[str]
+) -> None:
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     if rollout.log_prob_use_dynamic_bsz != actor.use_dynamic_bsz:
         raise ValueError(

@@ -38,7 +38,9 @@ def check_code(config: DictConfig) -> None:
             load_extern_object(path, name)
         except Exception as error:  # the user's code
             cause = error.__cause__ or error
-            raise ValueError(f"{key}: {name!r} cannot be loaded from {path} ({reason_of(cause)})") from error
+            raise ValueError(
+                f"{key}: {name!r} cannot be loaded from {path} ({reason_of(cause)})"
+            ) from error
 
 
 def _named(config: DictConfig) -> Iterator[tuple[str, str, str]]:
@@ -48,4 +50,8 @@ def _named(config: DictConfig) -> Iterator[tuple[str, str, str]]:
             yield key, path, OmegaConf.select(config, f"{key.removesuffix('.path')}.name")
     if OmegaConf.select(config, "reward.reward_manager.source") == "importlib":
         manager = config.reward.reward_manager
-        yield "reward.reward_manager.module.path", OmegaConf.select(manager, "module.path"), manager.name
+        yield (
+            "reward.reward_manager.module.path",
+            OmegaConf.select(manager, "module.path"),
+            manager.name,
+        )

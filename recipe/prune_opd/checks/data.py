@@ -1,7 +1,8 @@
 """Data files, read row by row before a run: prompts, and what a reward function needs of a row.
 
-Files may hold millions of rows. Only the columns that matter are read, in batches, and the rows of a batch are told
-apart by the shape of their values alone; one row of each shape is then looked at closely.
+Files may hold millions of rows. Only the columns that matter are read, in batches, and the rows of
+a batch are told apart by the shape of their values alone; one row of each shape is then looked at
+closely.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,7 +47,8 @@ class Data:
     prompts: list[Prompt] = field(default_factory=list)
     """A prompt of every set of roles and shapes."""
     sources: dict[Any, str] = field(default_factory=dict)
-    """``data_source`` -> key, file and row of the first that has it; empty where it was not asked for."""
+    """``data_source`` -> key, file and row of the first that has it; empty where it was not asked
+    for."""
 
     def take(self, where: str, column: str, value: Any, rules: "Rules") -> None:
         """Judge a value, and keep it.
@@ -71,7 +73,8 @@ def check_data(config: DictConfig, reader: str | None) -> Data:
         reader: who reads ``data_source`` and ``reward_model``, see ``scoring.reads_rows``.
 
     Returns:
-        Prompts and sources of both; empty where a dataset class of the user's own reads them. Remote files stay unread.
+        Prompts and sources of both; empty where a dataset class of the user's own reads them.
+        Remote files stay unread.
 
     Raises:
         ValueError: names key, file and row, what was found and what is allowed.
@@ -102,20 +105,25 @@ def _named(config: DictConfig, key: str) -> list[str]:
 
 
 def _check_together(key: str, files: list[Path], parts: list[Data]) -> None:
-    """verl joins the files of a key by the library ``datasets``, for which a column must have one type in all files."""
+    """verl joins the files of a key by the library ``datasets``, for which a column must have one
+    type in all files."""
     import datasets
 
     first: dict[str, tuple[Path, Any]] = {}
     for file, part in zip(files, parts, strict=True) if len(files) > 1 else ():
         for name, kind in datasets.Features.from_arrow_schema(part.schema).items():
             other, known = first.setdefault(name, (file, kind))
-            rows = [datasets.Dataset.from_dict({name: [None]}, datasets.Features({name: one})) for one in (known, kind)]
+            rows = [
+                datasets.Dataset.from_dict({name: [None]}, datasets.Features({name: one}))
+                for one in (known, kind)
+            ]
             try:
                 datasets.concatenate_datasets(rows)
             except ValueError as error:
                 raise ValueError(
-                    f"{key}: column {name!r} is {shown(kind)} in {file} and {shown(known)} in {other}, allowed: one "
-                    "type in all files, because verl joins them; write them by one library in one format"
+                    f"{key}: column {name!r} is {shown(kind)} in {file} and {shown(known)} in"
+                    f" {other}, allowed: one type in all files, because verl joins them; write them"
+                    " by one library in one format"
                 ) from error
 
 
@@ -123,10 +131,13 @@ def _check_enough(config: DictConfig, rows: int) -> None:
     """A batch that is not full is dropped, and an epoch without a batch trains nothing."""
     most, needed = config.data.get("train_max_samples", -1), config.data.train_batch_size
     if rows < needed:
-        raise ValueError(f"data.train_files: {rows} prompts, allowed: at least data.train_batch_size, {needed}")
+        raise ValueError(
+            f"data.train_files: {rows} prompts, allowed: at least data.train_batch_size, {needed}"
+        )
     if 0 < most < needed:
         raise ValueError(
-            f"data.train_max_samples: got {most}, allowed: at least data.train_batch_size, {needed}, or -1 for all"
+            f"data.train_max_samples: got {most}, allowed: at least data.train_batch_size,"
+            f" {needed}, or -1 for all"
         )
 
 
@@ -137,10 +148,12 @@ def check_file(key: str, file: Path, prompt_key: str, reader: str | None = None)
         key: what the file was given as, for messages.
         file: .parquet, .json or .jsonl.
         prompt_key: column of the prompts.
-        reader: who reads ``data_source`` and ``reward_model`` of every row; None: nobody, they are not looked at.
+        reader: who reads ``data_source`` and ``reward_model`` of every row; None: nobody, they are
+            not looked at.
 
     Raises:
-        ValueError: the file is not there, unreadable or empty, lacks a column, or a row is not as it should be.
+        ValueError: the file is not there, unreadable or empty, lacks a column, or a row is not as
+            it should be.
     """
     check_readable(f"{key}: ", file, FORMATS)
     source = _open(key, file)
@@ -157,26 +170,33 @@ def check_file(key: str, file: Path, prompt_key: str, reader: str | None = None)
     return data
 
 
-def _check_columns(key: str, file: Path, source: "_Source", prompt_key: str, reader: str | None) -> None:
+def _check_columns(
+    key: str, file: Path, source: "_Source", prompt_key: str, reader: str | None
+) -> None:
     names = source.schema.names
     columns = f"its columns: {names}"
     if prompt_key not in names:
         raise ValueError(f"{key}: {file} has no column {prompt_key!r} (data.prompt_key), {columns}")
     for column in REWARD_COLUMNS if reader else ():
         if column not in names:
-            raise ValueError(f"{key}: {file} has no column {column!r}, which {reader} needs, {columns}")
+            raise ValueError(
+                f"{key}: {file} has no column {column!r}, which {reader} needs, {columns}"
+            )
     extra = source.schema.field("extra_info").type if "extra_info" in names else None
     if extra is not None and not _may_hold_objects(extra):
-        raise ValueError(f"{key}: {file} has a column 'extra_info' of type {extra}, allowed: objects")
+        raise ValueError(
+            f"{key}: {file} has a column 'extra_info' of type {extra}, allowed: objects"
+        )
     if not source.rows:
         raise ValueError(f"{key}: {file} holds no prompts")
     if key == "data.train_files" and "agent_name" in names:
         raise ValueError(
-            f"{key}: {file} has a column 'agent_name', which would bypass the response limit; remove the column"
+            f"{key}: {file} has a column 'agent_name', which would bypass the response limit;"
+            " remove the column"
         )
 
 
-# ------------------------------------------------------------------------------------------------ rules
+# -------------------------------------------------------------------------------------------- rules
 
 
 def _rules(prompt_key: str, reader: str | None) -> Rules:
@@ -191,7 +211,11 @@ def _rules(prompt_key: str, reader: str | None) -> Rules:
         return f"allowed: an object with ground_truth, which {reader} needs"
 
     def source_fault(value: Any) -> str | None:
-        return f"allowed: text, which {reader} needs" if strict and not isinstance(value, str) else None
+        return (
+            f"allowed: text, which {reader} needs"
+            if strict and not isinstance(value, str)
+            else None
+        )
 
     return {prompt_key: prompt_fault, "reward_model": truth_fault, "data_source": source_fault}
 
@@ -199,14 +223,20 @@ def _rules(prompt_key: str, reader: str | None) -> Rules:
 def is_chat(prompt: Any) -> bool:
     """Whether a prompt is a list of turns with role and content."""
     known = isinstance(prompt, list) and bool(prompt)
-    return known and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
+    return known and all(
+        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt
+    )
 
 
 def prompt_fault(prompt: Any) -> str | None:
     """What keeps a prompt from being answered, and what is allowed; None where nothing does."""
     if not is_chat(prompt):
         first = prompt[0] if isinstance(prompt, list) and prompt else None
-        other = " instead of from and value" if isinstance(first, dict) and {"from", "value"} <= first.keys() else ""
+        other = (
+            " instead of from and value"
+            if isinstance(first, dict) and {"from", "value"} <= first.keys()
+            else ""
+        )
         return f"allowed: a list of messages with role and content{other}"
     for number, turn in enumerate(prompt):
         role, content = turn["role"], turn["content"]
@@ -217,8 +247,9 @@ def prompt_fault(prompt: Any) -> str | None:
     last = prompt[-1]
     if last["role"] not in LAST_ROLES:
         return (
-            f"which ends with a turn of {last['role']}, allowed: a last turn of {' or '.join(LAST_ROLES)}, which the "
-            "model answers; an answer belongs into reward_model.ground_truth"
+            f"which ends with a turn of {last['role']}, allowed: a last turn of"
+            f" {' or '.join(LAST_ROLES)}, which the model answers; an answer belongs into"
+            " reward_model.ground_truth"
         )
     if not last["content"] or not str(last["content"]).strip():
         return "whose last turn is empty, allowed: text"
@@ -231,7 +262,7 @@ def shown(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-# ------------------------------------------------------------------------------------------------ rows
+# --------------------------------------------------------------------------------------------- rows
 
 
 @dataclass(frozen=True)
@@ -288,19 +319,25 @@ def _open_parquet(key: str, file: Path) -> _Source:
 
 
 def _open_json(key: str, file: Path) -> _Source:
-    """As verl does, by the library ``datasets``, which keeps a copy of the file as Arrow in its cache."""
+    """As verl does, by the library ``datasets``, which keeps a copy of the file as Arrow in its
+    cache."""
     import datasets
 
     try:
         rows = datasets.load_dataset("json", data_files=str(file), split="train")
     except (datasets.exceptions.DatasetGenerationError, StopIteration, ValueError) as error:
         reason = reason_of(error.__cause__ or error)
-        raise ValueError(f"{key}: {file} is no readable JSON file, or an empty one ({reason})") from error
+        raise ValueError(
+            f"{key}: {file} is no readable JSON file, or an empty one ({reason})"
+        ) from error
     schema = rows.features.arrow_schema
 
     def batches(columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         read = rows.select_columns(columns)
-        arrow, mixed = read.with_format("arrow"), [name for name in columns if not regular(schema.field(name).type)]
+        arrow, mixed = (
+            read.with_format("arrow"),
+            [name for name in columns if not regular(schema.field(name).type)],
+        )
         for start in range(0, len(rows), BATCH):
             part = slice(start, start + BATCH)
             table, decoded = arrow[part], read[part] if mixed else {}
@@ -314,4 +351,6 @@ def _may_hold_objects(kind: Any) -> bool:
     """Whether values of an Arrow type may be read as dictionaries."""
     import pyarrow as pa
 
-    return pa.types.is_struct(kind) or pa.types.is_null(kind) or isinstance(kind, pa.BaseExtensionType)
+    return (
+        pa.types.is_struct(kind) or pa.types.is_null(kind) or isinstance(kind, pa.BaseExtensionType)
+    )

@@ -9,7 +9,8 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 """Beginning of the text that Git LFS leaves in the place of a file that was not fetched."""
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 WEIGHTS = ("*.safetensors", "*.bin")
-"""Patterns of what transformers reads in a model's folder; weights of the second where there are none of the first."""
+"""Patterns of what transformers reads in a model's folder; weights of the second where there are
+none of the first."""
 
 
 def local_path(path: str) -> str:
@@ -25,7 +26,8 @@ def is_remote(path: str) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, in one line: the first of its message, with its class where that says more."""
+    """What an exception says, in one line: the first of its message, with its class where that says
+    more."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, KeyError):
         return f"{first} is missing"
@@ -53,7 +55,8 @@ def check_readable(what: str, path: Path, allowed: str) -> None:
         allowed: what should be there.
 
     Raises:
-        ValueError: there is nothing, a folder, a device, something unreadable, or a Git LFS pointer; names the path.
+        ValueError: there is nothing, a folder, a device, something unreadable, or a Git LFS
+            pointer; names the path.
     """
     try:
         mode = path.stat().st_mode
@@ -62,11 +65,16 @@ def check_readable(what: str, path: Path, allowed: str) -> None:
         if not stat.S_ISREG(mode):
             raise ValueError(f"{what}{path} is a pipe or a device, allowed: {allowed}")
         if lfs_pointer(path):
-            raise ValueError(f"{what}{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+            raise ValueError(
+                f"{what}{path} is a Git LFS pointer, not the file itself: fetch it with git lfs"
+                " pull"
+            )
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{what}{path} does not exist, allowed: {allowed}") from error
     except OSError as error:
-        raise ValueError(f"{what}{path} cannot be read ({error.strerror}), allowed: {allowed}") from error
+        raise ValueError(
+            f"{what}{path} cannot be read ({error.strerror}), allowed: {allowed}"
+        ) from error
 
 
 def refuse_pointer(key: str, file: Path) -> None:
@@ -76,7 +84,9 @@ def refuse_pointer(key: str, file: Path) -> None:
         ValueError: it is a Git LFS pointer; names the key and the file.
     """
     if lfs_pointer(file):
-        raise ValueError(f"{key}: {file} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+        raise ValueError(
+            f"{key}: {file} is a Git LFS pointer, not the file itself: fetch it with git lfs pull"
+        )
 
 
 def refuse_pointers(key: str, folder: str, weights: bool = False) -> None:
@@ -92,6 +102,8 @@ def refuse_pointers(key: str, folder: str, weights: bool = False) -> None:
     """
     patterns = WEIGHTS if weights else MODEL_FILES
     found = [sorted(filter(Path.is_file, Path(folder).glob(pattern))) for pattern in patterns]
-    needed = next(filter(None, found), []) if weights else functools.reduce(operator.iadd, found, [])
+    needed = (
+        next(filter(None, found), []) if weights else functools.reduce(operator.iadd, found, [])
+    )
     for file in needed:
         refuse_pointer(key, file)

@@ -8,7 +8,13 @@ from omegaconf import DictConfig, OmegaConf
 from recipe.prune_opd.checks.code import check_code, import_libraries
 from recipe.prune_opd.checks.data import Prompt, check_data, shown
 from recipe.prune_opd.checks.files import refuse_pointers
-from recipe.prune_opd.checks.models import Model, check_pair, check_rollout_context, check_server_context, render
+from recipe.prune_opd.checks.models import (
+    Model,
+    check_pair,
+    check_rollout_context,
+    check_server_context,
+    render,
+)
 from recipe.prune_opd.checks.scoring import GRADING, grades_here, reads_rows
 from recipe.prune_opd.config import PruneOPDConfig, load_config
 
@@ -24,8 +30,8 @@ class Inputs:
 
 
 def check_inputs(config: DictConfig) -> Inputs:
-    """Check files: the data, row by row, the models' configurations, tokenizers and the student's chat template; and a
-    teacher's URLs. Loads no weights.
+    """Check files: the data, row by row, the models' configurations, tokenizers and the student's
+    chat template; and a teacher's URLs. Loads no weights.
 
     Raises:
         ValueError: names the key and the file, what was found and what is needed.
@@ -44,7 +50,11 @@ def check_inputs(config: DictConfig) -> Inputs:
         OmegaConf.select(model, "custom_chat_template"),
     )
     teacher = Model(
-        "prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code, None, None
+        "prune_opd.teacher.path",
+        str(prune_opd.teacher.path),
+        prune_opd.teacher.trust_remote_code,
+        None,
+        None,
     )
     for one in (student,) if prune_opd.teacher.home == "url" else (student, teacher):
         refuse_pointers(one.key, one.path, weights=True)
@@ -58,34 +68,43 @@ def check_inputs(config: DictConfig) -> Inputs:
 
 
 def check_template(student: Model, prompts: list[Prompt], kwargs: dict[str, Any]) -> None:
-    """Check that the student's chat template takes a prompt of every set of roles and shapes. The teacher renders none.
+    """Check that the student's chat template takes a prompt of every set of roles and shapes. The
+    teacher renders none.
 
     Raises:
         ValueError: there is no template, or it refuses a prompt; names the model or the row.
     """
     if not student.tokenizer.chat_template:
         raise ValueError(
-            f"{student.key}: {student.path} has no chat template, needed to build its prompts; copy the "
-            "chat_template.jinja of a model of its family into its folder, the teacher's for instance"
+            f"{student.key}: {student.path} has no chat template, needed to build its prompts; copy"
+            " the chat_template.jinja of a model of its family into its folder, the teacher's for"
+            " instance"
         )
     for prompt in prompts:
         try:
             render(student, prompt.messages, kwargs)
         except ValueError as error:
             raise ValueError(
-                f"{prompt.where} holds {shown(prompt.messages)}, which the chat template of {student.path} refuses "
-                f"({error}); correct the prompts or the template"
+                f"{prompt.where} holds {shown(prompt.messages)}, which the chat template of"
+                f" {student.path} refuses ({error}); correct the prompts or the template"
             ) from error
 
 
-def _check_servers(config: DictConfig, prune_opd: PruneOPDConfig, student: Model, teacher: Model) -> None:
+def _check_servers(
+    config: DictConfig, prune_opd: PruneOPDConfig, student: Model, teacher: Model
+) -> None:
     """Servers refuse what a training pass would bear."""
     budget = prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
-    engine = prune_opd.teacher.url.api if prune_opd.teacher.home == "url" else prune_opd.teacher.server.engine
+    engine = (
+        prune_opd.teacher.url.api
+        if prune_opd.teacher.home == "url"
+        else prune_opd.teacher.server.engine
+    )
     longest = config.data.max_prompt_length + budget.max
     check_server_context(teacher, longest, engine)
     if prune_opd.teacher.home == "url":
-        from recipe.prune_opd.teacher.urls import check_urls  # its client imports verl's, which takes seconds
+        # Its client imports verl's, which takes seconds.
+        from recipe.prune_opd.teacher.urls import check_urls
 
         vocabulary = min(student.vocab_size, teacher.vocab_size)
         check_urls(prune_opd.teacher, prune_opd.topk, student, vocabulary, longest)

@@ -1,6 +1,8 @@
-"""Two models that must fit each other, known by configuration, tokenizer and chat template, without their weights.
+"""Two models that must fit each other, known by configuration, tokenizer and chat template, without
+their weights.
 
-The rules are functions of their own, so that the start check and ``doctor`` word them each in its way.
+The rules are functions of their own, so that the start check and ``doctor`` word them each in its
+way.
 """
 
 import logging
@@ -19,7 +21,8 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SCALED = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling that make a longer context of ``max_position_embeddings``."""
 KEPT_FREE = {"sglang": 1}
-"""Tokens of the context that verl's rollout server leaves free behind a response, by engine; 0 for the others."""
+"""Tokens of the context that verl's rollout server leaves free behind a response, by engine; 0 for
+the others."""
 
 
 class Model:
@@ -34,7 +37,8 @@ class Model:
         template: chat template in place of the tokenizer's own.
 
     Raises:
-        ValueError: there is no such folder, or it holds no configuration with tokenizer, or a Git LFS pointer.
+        ValueError: there is no such folder, or it holds no configuration with tokenizer, or a Git
+            LFS pointer.
     """
 
     def __init__(
@@ -58,8 +62,11 @@ class Model:
         try:
             hf_config = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code)
             # As it is: verl would fill in a missing padding token, and say so each time.
-            tokens = hf_tokenizer(tokenizer, correct_pad_token=False, trust_remote_code=trust_remote_code)
-        except Exception as error:  # what reads a tokenizer raises KeyError, and the tokenizers library plain Exception
+            tokens = hf_tokenizer(
+                tokenizer, correct_pad_token=False, trust_remote_code=trust_remote_code
+            )
+        # What reads a tokenizer raises KeyError, and the tokenizers library plain Exception.
+        except Exception as error:
             raise ValueError(
                 f"{key}: {path} holds no model configuration with tokenizer ({reason_of(error)})"
             ) from error
@@ -68,7 +75,9 @@ class Model:
         self.config, self.tokenizer = hf_config.get_text_config(), tokens
         self.vocab_size: int = self.config.vocab_size
         self.context: int | None = getattr(self.config, "max_position_embeddings", None)
-        self.tokens: dict[int, str] = {number: token for token, number in tokens.get_vocab().items()}
+        self.tokens: dict[int, str] = {
+            number: token for token, number in tokens.get_vocab().items()
+        }
         self.ends = _ends(key, path, get_generation_config(config, trust_remote_code), tokens)
 
     def names(self, ids: Iterable[int]) -> str:
@@ -93,8 +102,11 @@ def _here(key: str, path: str) -> str:
         copy = copy_to_local(folder)
     except Exception as error:  # of whatever serves a remote path
         raise ValueError(f"{key}: {path} cannot be copied here ({reason_of(error)})") from error
-    if is_remote(path) and not Path(copy).is_dir():  # the program that copies failed, and verl did not look
-        raise ValueError(f"{key}: {path} cannot be copied here (there is no folder {copy} afterwards)")
+    # The program that copies failed, and verl did not look.
+    if is_remote(path) and not Path(copy).is_dir():
+        raise ValueError(
+            f"{key}: {path} cannot be copied here (there is no folder {copy} afterwards)"
+        )
     refuse_pointers(key, copy)
     return copy
 
@@ -109,13 +121,13 @@ def _ends(key: str, path: str, generation_config: Any, tokenizer: Any) -> set[in
     for end in given if isinstance(given, list) else [given]:
         if end is not None and not isinstance(end, int):
             raise ValueError(
-                f"{key}: {path} has the eos_token_id {given!r} in its generation settings, allowed: a token's number, "
-                "or a list of them"
+                f"{key}: {path} has the eos_token_id {given!r} in its generation settings, allowed:"
+                " a token's number, or a list of them"
             )
     return end_tokens(generation_config, tokenizer)
 
 
-# ------------------------------------------------------------------------------------------------ rules
+# -------------------------------------------------------------------------------------------- rules
 
 
 def end_tokens(generation_config: Any, tokenizer: Any) -> set[int]:
@@ -132,7 +144,11 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> set[int]:
 
 def different_tokens(student: Model, teacher: Model) -> list[int]:
     """Ids both tokenizers know and mean another token by, sorted."""
-    return sorted(i for i in student.tokens.keys() & teacher.tokens.keys() if student.tokens[i] != teacher.tokens[i])
+    return sorted(
+        i
+        for i in student.tokens.keys() & teacher.tokens.keys()
+        if student.tokens[i] != teacher.tokens[i]
+    )
 
 
 def without_row(model: Model, rows: int) -> list[int]:
@@ -146,7 +162,8 @@ def wrong_ends(model: Model) -> list[int]:
 
 
 def scaled_context(model: Model) -> int | None:
-    """Tokens of context with the scaling of rotary embeddings, as vLLM counts them; None where nothing is known."""
+    """Tokens of context with the scaling of rotary embeddings, as vLLM counts them; None where
+    nothing is known."""
     rope = getattr(model.config, "rope_parameters", None) or {}
     kind, factor = rope.get("rope_type"), rope.get("factor", 1.0)
     if model.context is None or kind not in SCALED:
@@ -169,12 +186,14 @@ def render(model: Model, messages: Any, kwargs: Mapping[str, Any], prompt: bool 
     if not model.tokenizer.chat_template:
         raise ValueError("there is no chat template")
     try:
-        return model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **kwargs)
+        return model.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=prompt, **kwargs
+        )
     except Exception as error:  # a template may fail in any way that Python code may
         raise ValueError(reason_of(error)) from error
 
 
-# ------------------------------------------------------------------------------------------------ start
+# -------------------------------------------------------------------------------------------- start
 
 
 def check_pair(student: Model, teacher: Model, topk: int) -> None:
@@ -185,28 +204,32 @@ def check_pair(student: Model, teacher: Model, topk: int) -> None:
     """
     vocabulary = min(student.vocab_size, teacher.vocab_size)
     if topk > vocabulary:
-        raise ValueError(f"prune_opd.topk: got {topk}, allowed: at most the common vocabulary, {vocabulary}")
+        raise ValueError(
+            f"prune_opd.topk: got {topk}, allowed: at most the common vocabulary, {vocabulary}"
+        )
     different = different_tokens(student, teacher)
     if different:
         first = different[0]
         raise ValueError(
-            f"{teacher.key}: {len(different)} of {len(student.tokens.keys() & teacher.tokens.keys())} token ids mean "
-            f"another token than in {student.path}, the first is {first}: {teacher.tokens[first]!r} against "
-            f"{student.tokens[first]!r}; teacher and student must share one tokenizer"
+            f"{teacher.key}: {len(different)} of"
+            f" {len(student.tokens.keys() & teacher.tokens.keys())} token ids mean another token"
+            f" than in {student.path}, the first is {first}: {teacher.tokens[first]!r} against"
+            f" {student.tokens[first]!r}; teacher and student must share one tokenizer"
         )
     for model in (student, teacher):
         beyond = without_row(student, model.vocab_size)
         if beyond:
             raise ValueError(
-                f"{model.key}: {model.path} has {model.vocab_size} rows in its embedding, too few for {len(beyond)} of "
-                f"the tokens that the student may read or write, the first is {student.names(beyond[:1])}; allowed: a "
-                "row for each"
+                f"{model.key}: {model.path} has {model.vocab_size} rows in its embedding, too few"
+                f" for {len(beyond)} of the tokens that the student may read or write, the first is"
+                f" {student.names(beyond[:1])}; allowed: a row for each"
             )
     _check_ends(student)
     if student.ends != teacher.ends:
         logger.warning(
-            "the student ends a response with token %s, the teacher with %s: the teacher rates the student's end as "
-            "unlikely, so responses tend to grow until the limit cuts them; see docs/troubleshooting.md",
+            "the student ends a response with token %s, the teacher with %s: the teacher rates the"
+            " student's end as unlikely, so responses tend to grow until the limit cuts them; see"
+            " docs/troubleshooting.md",
             student.names(student.ends),
             teacher.names(teacher.ends),
         )
@@ -220,8 +243,9 @@ def _check_ends(student: Model) -> None:
     wrong = wrong_ends(student)
     if wrong:
         raise ValueError(
-            f"{student.key}: {student.path} ends a response with token {student.names(student.ends)}, of which "
-            f"{', '.join(map(str, wrong))} is no token with a row in its embedding; correct {where}"
+            f"{student.key}: {student.path} ends a response with token"
+            f" {student.names(student.ends)}, of which {', '.join(map(str, wrong))} is no token"
+            f" with a row in its embedding; correct {where}"
         )
 
 
@@ -236,33 +260,37 @@ def check_server_context(teacher: Model, longest: int, engine: str) -> None:
     needed = longest + RESERVED[engine]
     if teacher.context is not None and teacher.context < needed:
         raise ValueError(
-            f"{teacher.key}: {teacher.path} has a context of {teacher.context} tokens, needed on {engine} servers: "
-            f"{needed}, that is data.max_prompt_length + prune_opd.budget.max + {RESERVED[engine]}"
+            f"{teacher.key}: {teacher.path} has a context of {teacher.context} tokens, needed on"
+            f" {engine} servers: {needed}, that is data.max_prompt_length + prune_opd.budget.max +"
+            f" {RESERVED[engine]}"
         )
 
 
 def check_rollout_context(config: DictConfig, student: Model) -> None:
     """verl cuts what a response has beyond the context without a word, so it would count as ended.
 
-    verl counts ``max_position_embeddings`` as it stands in the configuration, without rotary scaling.
+    verl counts ``max_position_embeddings`` as it stands in the configuration, without rotary
+    scaling.
 
     Raises:
         ValueError: prompt and response together do not fit.
     """
     model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
-    overrides = OmegaConf.select(model, "override_config.model_config") or model.override_config or {}
+    overrides = (
+        OmegaConf.select(model, "override_config.model_config") or model.override_config or {}
+    )
     context = overrides.get("max_position_embeddings") or student.context
     if context is None:
         raise ValueError(
-            f"{student.key}: {student.path} has no max_position_embeddings in its configuration, needed by verl's "
-            "rollout servers"
+            f"{student.key}: {student.path} has no max_position_embeddings in its configuration,"
+            " needed by verl's rollout servers"
         )
     limit, what = context, f"the context of {student.path}, its max_position_embeddings"
     if rollout.max_model_len is not None:
         if rollout.max_model_len > context:
             raise ValueError(
-                f"actor_rollout_ref.rollout.max_model_len: got {rollout.max_model_len}, allowed: at most {context}, "
-                f"{what}"
+                f"actor_rollout_ref.rollout.max_model_len: got {rollout.max_model_len}, allowed: at"
+                f" most {context}, {what}"
             )
         limit, what = rollout.max_model_len, "actor_rollout_ref.rollout.max_model_len"
     free = KEPT_FREE.get(rollout.name, 0)
@@ -270,7 +298,7 @@ def check_rollout_context(config: DictConfig, student: Model) -> None:
     if rollout.response_length > most:
         kept = f" less {free} that {rollout.name} keeps free," if free else ","
         raise ValueError(
-            f"data.max_response_length: got {rollout.response_length}, allowed with data.max_prompt_length="
-            f"{rollout.prompt_length}: at most {most}, because both must fit into {limit} tokens{kept} {what}; verl "
-            "would cut longer responses without a word"
+            f"data.max_response_length: got {rollout.response_length}, allowed with"
+            f" data.max_prompt_length={rollout.prompt_length}: at most {most}, because both must"
+            f" fit into {limit} tokens{kept} {what}; verl would cut longer responses without a word"
         )

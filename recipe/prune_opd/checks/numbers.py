@@ -1,4 +1,5 @@
-"""Numbers of verl that a run depends on: of the right kind and in their range, where verl would fail later, or not."""
+"""Numbers of verl that a run depends on: of the right kind and in their range, where verl would
+fail later, or not."""
 
 import math
 from collections.abc import Callable

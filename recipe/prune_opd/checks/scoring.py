@@ -1,4 +1,5 @@
-"""Who scores responses: verl's reward function, this package's or one of the user's, and what it must know of a row."""
+"""Who scores responses: verl's reward function, this package's or one of the user's, and what it
+must know of a row."""
 
 import contextlib
 import io
@@ -14,34 +15,43 @@ PREPARED = ("math_dapo", "MATH-500", "AIME24", "AIME25", "AMC23", "HMMT24", "HMM
 SCORER, NAMED_SCORER = "the reward function", "reward.custom_reward_function"
 """Who reads a row: verl's reward function or this package's, or one of the user's."""
 NAMED = ("reward.custom_reward_function.path", "custom_reward_function.path")
-"""Where a reward function is named: verl's key, and its old one, which a trainer's own process no longer has."""
+"""Where a reward function is named: verl's key, and its old one, which a trainer's own process no
+longer has."""
 
 
 def reads_rows(config: DictConfig) -> str | None:
     """Who reads ``data_source`` and ``reward_model`` of every row, for messages.
 
-    verl scores every response, in training and in validation, although the scores are not trained on.
+    verl scores every response, in training and in validation, although the scores are not trained
+    on.
 
     Returns:
-        ``SCORER`` or ``NAMED_SCORER``; None where a reward model or a reward manager of the user's reads what it likes.
+        ``SCORER`` or ``NAMED_SCORER``; None where a reward model or a reward manager of the user's
+        reads what it likes.
     """
     named = _first(config, NAMED)
-    if _first(config, ("reward.reward_manager.source", "reward_model.reward_loop_source"), "register"):
+    if _first(
+        config, ("reward.reward_manager.source", "reward_model.reward_loop_source"), "register"
+    ):
         return None
-    if named is None and _first(config, ("reward.reward_model.enable", "reward_model.enable"), False):
+    if named is None and _first(
+        config, ("reward.reward_model.enable", "reward_model.enable"), False
+    ):
         return None
     return SCORER if named in (None, GRADING) else NAMED_SCORER
 
 
 def grades_here(config: DictConfig, sources: Mapping[Any, str]) -> bool:
-    """Whether this package's reward function must take the place of verl's, which does not know the data.
+    """Whether this package's reward function must take the place of verl's, which does not know the
+    data.
 
     Args:
         config: verl's composed configuration.
         sources: ``data_source`` -> where the first row with it is.
 
     Raises:
-        ValueError: no reward function is named, and neither of the two knows all rows; names one that is not known.
+        ValueError: no reward function is named, and neither of the two knows all rows; names one
+            that is not known.
     """
     if _first(config, NAMED) is not None or reads_rows(config) is None:
         return False
@@ -50,16 +60,19 @@ def grades_here(config: DictConfig, sources: Mapping[Any, str]) -> bool:
     if not unknown or not foreign:
         return bool(unknown)
     lost = next((source for source in unknown if source not in PREPARED), None)
-    give = f"give reward.custom_reward_function.path, {GRADING} for mathematical answers in \\boxed{{}}"
+    give = (
+        f"give reward.custom_reward_function.path, {GRADING} for mathematical answers in"
+        " \\boxed{}"
+    )
     if lost is not None:
         raise ValueError(
-            f"{sources[lost]} has the data_source {lost!r}, for which verl has no reward function, nor are these rows "
-            f"of the command prepare; {give}"
+            f"{sources[lost]} has the data_source {lost!r}, for which verl has no reward function,"
+            f" nor are these rows of the command prepare; {give}"
         )
     raise ValueError(
-        f"{sources[unknown[0]]} has the data_source {unknown[0]!r}, for which verl has no reward function, and "
-        f"{sources[foreign[0]]} has {foreign[0]!r}, which is not of the command prepare; one function scores all "
-        f"rows: {give}"
+        f"{sources[unknown[0]]} has the data_source {unknown[0]!r}, for which verl has no reward"
+        f" function, and {sources[foreign[0]]} has {foreign[0]!r}, which is not of the command"
+        f" prepare; one function scores all rows: {give}"
     )
 
 
@@ -80,6 +93,7 @@ def verl_scores(source: Any) -> bool:
 
 
 def _first(config: DictConfig, keys: tuple[str, ...], default: Any = None) -> Any:
-    """The first value at one of the keys that is neither null nor the default; None where there is none."""
+    """The first value at one of the keys that is neither null nor the default; None where there is
+    none."""
     values = (OmegaConf.select(config, key) for key in keys)
     return next((value for value in values if value is not None and value != default), None)

@@ -1,4 +1,5 @@
-"""Settings of verl that are refused, each in one sentence. docs/configuration.md lists every refusal."""
+"""Settings of verl that are refused, each in one sentence. docs/configuration.md lists every
+refusal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from recipe.prune_opd.config import ENGINES, PruneOPDConfig, load_config
 
 @dataclass(frozen=True)
 class Setting:
-    """A verl key that this method ignores or cannot go with, unless it has one of the allowed values."""
+    """A verl key that this method ignores or cannot go with, unless it has one of the allowed
+    values."""
 
     key: str
     allowed: tuple[Any, ...]
@@ -24,44 +26,112 @@ class Setting:
 
 SETTINGS = (
     Setting("trainer.use_v1", (True,), "the trainer is built on verl's V1 trainer"),
-    Setting("trainer.v1.trainer_mode", ("prune_opd",), "another trainer would train on task rewards"),
+    Setting(
+        "trainer.v1.trainer_mode", ("prune_opd",), "another trainer would train on task rewards"
+    ),
     Setting("algorithm.adv_estimator", ("prune_opd",), "the reward is given per candidate token"),
-    Setting("algorithm.use_kl_in_reward", (False,), "the reference model is the teacher, its KL is the reward"),
+    Setting(
+        "algorithm.use_kl_in_reward",
+        (False,),
+        "the reference model is the teacher, its KL is the reward",
+    ),
     Setting("algorithm.gamma", (1.0,), "the advantage is not discounted"),
     Setting("algorithm.lam", (1.0,), "the advantage is not discounted"),
-    Setting("algorithm.use_pf_ppo", (False,), "it reweighs responses by task rewards, which are not trained on"),
-    Setting("algorithm.filter_groups.enable", (False,), "it drops prompts by task rewards, which are not trained on"),
-    Setting("algorithm.rollout_correction.bypass_mode", (False,), "old log-probs come from the trainer's own pass"),
-    Setting("algorithm.rollout_correction.rollout_is", (None,), "candidates are not sampled, so have no such weight"),
-    Setting("algorithm.rollout_correction.rollout_rs", (None,), "the loss mask must stay that of the generated tokens"),
+    Setting(
+        "algorithm.use_pf_ppo",
+        (False,),
+        "it reweighs responses by task rewards, which are not trained on",
+    ),
+    Setting(
+        "algorithm.filter_groups.enable",
+        (False,),
+        "it drops prompts by task rewards, which are not trained on",
+    ),
+    Setting(
+        "algorithm.rollout_correction.bypass_mode",
+        (False,),
+        "old log-probs come from the trainer's own pass",
+    ),
+    Setting(
+        "algorithm.rollout_correction.rollout_is",
+        (None,),
+        "candidates are not sampled, so have no such weight",
+    ),
+    Setting(
+        "algorithm.rollout_correction.rollout_rs",
+        (None,),
+        "the loss mask must stay that of the generated tokens",
+    ),
     Setting("trainer.resume_mode", ("auto", "disable", "resume_path"), "verl has no other"),
     Setting("critic.enable", (False, None), "the advantage has no baseline"),
-    Setting("trainer.critic_warmup", (0,), "there is no critic to warm up, and the student would not be trained"),
+    Setting(
+        "trainer.critic_warmup",
+        (0,),
+        "there is no critic to warm up, and the student would not be trained",
+    ),
     Setting("distillation.enabled", (False,), "it would replace the actor's loss"),
     Setting(f"{ACTOR}.strategy", ("fsdp", "fsdp2"), "the scoring pass reads FSDP's logits"),
-    Setting(f"{ACTOR}.use_kl_loss", (False,), "the reference model is the teacher, its KL is the reward"),
+    Setting(
+        f"{ACTOR}.use_kl_loss", (False,), "the reference model is the teacher, its KL is the reward"
+    ),
     Setting(f"{ACTOR}.entropy_coeff", (0,), "the loss has no entropy term"),
-    Setting(f"{ACTOR}.calculate_entropy", (False,), "the update does not compute it; actor/entropy is always logged"),
-    Setting(f"{ACTOR}.calculate_sum_pi_squared", (False,), "it is for a baseline, and the advantage has none"),
-    Setting(f"{ACTOR}.loss_agg_mode", ("token-mean",), "the loss is divided by the number of generated tokens"),
-    Setting(f"{ACTOR}.policy_loss.loss_mode", ("vanilla",), "the loss is the clipped one over candidates"),
+    Setting(
+        f"{ACTOR}.calculate_entropy",
+        (False,),
+        "the update does not compute it; actor/entropy is always logged",
+    ),
+    Setting(
+        f"{ACTOR}.calculate_sum_pi_squared",
+        (False,),
+        "it is for a baseline, and the advantage has none",
+    ),
+    Setting(
+        f"{ACTOR}.loss_agg_mode",
+        ("token-mean",),
+        "the loss is divided by the number of generated tokens",
+    ),
+    Setting(
+        f"{ACTOR}.policy_loss.loss_mode",
+        ("vanilla",),
+        "the loss is the clipped one over candidates",
+    ),
     Setting(f"{ACTOR}.use_prefix_grouper", (False,), "it takes another path through the model"),
-    Setting(f"{ACTOR}.pad_to_length", (False,), "rows of padded logits would not match the candidates"),
-    Setting("actor_rollout_ref.ref.pad_to_length", (False,), "rows of padded logits would not match the candidates"),
-    Setting("actor_rollout_ref.model.use_fused_kernels", (False,), "fused kernels never show the logits"),
-    Setting(f"{ACTOR}.checkpoint.async_save", (False,), "FSDP has none, and verl would not find the checkpoint again"),
+    Setting(
+        f"{ACTOR}.pad_to_length", (False,), "rows of padded logits would not match the candidates"
+    ),
+    Setting(
+        "actor_rollout_ref.ref.pad_to_length",
+        (False,),
+        "rows of padded logits would not match the candidates",
+    ),
+    Setting(
+        "actor_rollout_ref.model.use_fused_kernels", (False,), "fused kernels never show the logits"
+    ),
+    Setting(
+        f"{ACTOR}.checkpoint.async_save",
+        (False,),
+        "FSDP has none, and verl would not find the checkpoint again",
+    ),
     Setting("actor_rollout_ref.hybrid_engine", (True,), "the trainer is synchronous and colocated"),
     Setting(f"{ROLLOUT}.name", ("vllm", "sglang", "trtllm"), "verl has no other"),
     Setting(f"{ROLLOUT}.mode", ("async",), "verl has no other"),
     Setting(f"{ROLLOUT}.pipeline_model_parallel_size", (1,), "verl's rollout has no pipeline"),
     Setting(f"{ROLLOUT}.multi_turn.enable", (False,), "the limit acts on single-turn responses"),
-    Setting(f"{ROLLOUT}.agent.default_agent_loop", ("prune_opd",), "another agent loop would not see the limit"),
+    Setting(
+        f"{ROLLOUT}.agent.default_agent_loop",
+        ("prune_opd",),
+        "another agent loop would not see the limit",
+    ),
 )
 
 
 GATE_SETTINGS = (
     Setting(f"{ROLLOUT}.name", ENGINES, "the servers of other engines cannot be followed"),
-    Setting(f"{ROLLOUT}.disaggregation.enabled", (False, None), "a followed response stays on one server"),
+    Setting(
+        f"{ROLLOUT}.disaggregation.enabled",
+        (False, None),
+        "a followed response stays on one server",
+    ),
 )
 """As ``SETTINGS``, with ``prune_opd.gate.enable``."""
 
@@ -76,21 +146,27 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
         ValueError: the first key that is not allowed, what it holds, what is allowed and why.
     """
     if OmegaConf.select(config, "prune_opd") is None:
-        raise ValueError("prune_opd: the configuration has no such node, start with +recipe=prune_opd")
+        raise ValueError(
+            "prune_opd: the configuration has no such node, start with +recipe=prune_opd"
+        )
     typed = load_config(config.prune_opd)
     for setting in SETTINGS + (GATE_SETTINGS if typed.gate.enable else ()):
         found = OmegaConf.select(config, setting.key)
         if found not in setting.allowed:
             allowed = " or ".join(str(value) for value in setting.allowed)
             wanted = "prune_opd.gate.enable" if setting in GATE_SETTINGS else "prune_opd"
-            raise ValueError(f"{setting.key}: got {found!r}, allowed with {wanted}: {allowed}, because {setting.why}")
+            raise ValueError(
+                f"{setting.key}: got {found!r}, allowed with {wanted}: {allowed}, because"
+                f" {setting.why}"
+            )
     check_numbers(config)
     _check_folders(config)
     budget = typed.budget.build(config.actor_rollout_ref.rollout.response_length)
     if typed.teacher.serves and config.trainer.del_local_ckpt_after_load:
         raise ValueError(
-            f"trainer.del_local_ckpt_after_load: got True, allowed with prune_opd.teacher.home={typed.teacher.home}: "
-            "False, because a run that loses its teacher goes back to the checkpoint it came from"
+            "trainer.del_local_ckpt_after_load: got True, allowed with"
+            f" prune_opd.teacher.home={typed.teacher.home}: False, because a run that loses its"
+            " teacher goes back to the checkpoint it came from"
         )
     if typed.starts_servers:
         _check_servers(config, typed)
@@ -108,16 +184,17 @@ def _check_folders(config: DictConfig) -> None:
     resumed = config.trainer.resume_from_path
     if config.trainer.resume_mode == "resume_path" and "global_step_" not in str(resumed):
         raise ValueError(
-            f"trainer.resume_from_path: got {resumed!r}, allowed with trainer.resume_mode=resume_path: "
-            "a folder global_step_N"
+            f"trainer.resume_from_path: got {resumed!r}, allowed with"
+            " trainer.resume_mode=resume_path: a folder global_step_N"
         )
     given = OmegaConf.to_container(config.data)  # nothing resolved
     assert isinstance(given, dict)
     folder = given.get("benchmarks")
     if "${data.benchmarks}" in str(given["val_files"]) and not Path(str(folder)).is_absolute():
         raise ValueError(
-            f"data.benchmarks: got {'no value' if folder == '???' else repr(folder)}, allowed: the absolute "
-            "path of the folder that prepare wrote, because the trainer may run in another folder or on another machine"
+            f"data.benchmarks: got {'no value' if folder == '???' else repr(folder)}, allowed: the"
+            " absolute path of the folder that prepare wrote, because the trainer may run in"
+            " another folder or on another machine"
         )
 
 
@@ -127,34 +204,46 @@ def _check_servers(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
     devices = server.replicas * server.tensor_model_parallel_size
     if devices > per_node and (devices % per_node or per_node % server.tensor_model_parallel_size):
         raise ValueError(
-            f"prune_opd.teacher.server: got {server.replicas} replicas of {server.tensor_model_parallel_size} devices, "
-            f"allowed: at most trainer.n_gpus_per_node, {per_node}, together, or whole nodes of whole replicas"
+            f"prune_opd.teacher.server: got {server.replicas} replicas of"
+            f" {server.tensor_model_parallel_size} devices, allowed: at most"
+            f" trainer.n_gpus_per_node, {per_node}, together, or whole nodes of whole replicas"
         )
     _check_engine("prune_opd.teacher.server.engine_kwargs", server.engine_kwargs, prune_opd)
 
 
 def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
-    """The rollout must report what the gate asks, and verl must not compare log-probs of two distributions."""
+    """The rollout must report what the gate asks, and verl must not compare log-probs of two
+    distributions."""
     rollout = config.actor_rollout_ref.rollout
     engine = rollout.engine_kwargs.get(rollout.name) or {}
     _check_engine(f"{ROLLOUT}.engine_kwargs.{rollout.name}", engine, prune_opd)
     plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
     if rollout.calculate_log_probs and not plain:
         raise ValueError(
-            f"{ROLLOUT}.calculate_log_probs: got True, allowed with prune_opd.gate.enable: False where the rollout has "
-            "a temperature, top_p or top_k, because the servers then report the unprocessed distribution"
+            f"{ROLLOUT}.calculate_log_probs: got True, allowed with prune_opd.gate.enable: False"
+            " where the rollout has a temperature, top_p or top_k, because the servers then report"
+            " the unprocessed distribution"
         )
 
 
 def _check_engine(key: str, arguments: Mapping[str, Any], prune_opd: PruneOPDConfig) -> None:
     """Arguments of an engine go past the keys that verl and this recipe set."""
-    topk, needed_by = prune_opd.topk, "gate.enable" if prune_opd.gate.enable else "teacher.home=server"
+    topk, needed_by = (
+        prune_opd.topk,
+        "gate.enable" if prune_opd.gate.enable else "teacher.home=server",
+    )
     mode, most = arguments.get("logprobs_mode"), arguments.get("max_logprobs")
     if mode not in (None, "raw_logprobs"):
-        raise ValueError(f"{key}.logprobs_mode: got {mode!r}, allowed with prune_opd.{needed_by}: 'raw_logprobs'")
+        raise ValueError(
+            f"{key}.logprobs_mode: got {mode!r}, allowed with prune_opd.{needed_by}: 'raw_logprobs'"
+        )
     if arguments.get("incremental_streaming_output"):
-        raise ValueError(f"{key}.incremental_streaming_output: got True, allowed with prune_opd.{needed_by}: False")
+        raise ValueError(
+            f"{key}.incremental_streaming_output: got True, allowed with prune_opd.{needed_by}:"
+            " False"
+        )
     if most is not None and 0 <= most < topk:
         raise ValueError(
-            f"{key}.max_logprobs: got {most}, allowed with prune_opd.{needed_by}: at least prune_opd.topk, {topk}"
+            f"{key}.max_logprobs: got {most}, allowed with prune_opd.{needed_by}: at least"
+            f" prune_opd.topk, {topk}"
         )

@@ -1,6 +1,8 @@
-"""The shape of a value: its types, keys and roles, what is null and what is blank, but no other text.
+"""The shape of a value: its types, keys and roles, what is null and what is blank, but no other
+text.
 
-Two rows of one shape are alike to a chat template and to the checks, so of millions of rows a few are worth a look.
+Two rows of one shape are alike to a chat template and to the checks, so of millions of rows a few
+are worth a look.
 """
 
 from collections.abc import Iterator
@@ -14,7 +16,8 @@ FIELDS, ITEMS = "\x1f", "\x1e"
 
 
 def first_of_each(values: Any, exact: bool = False) -> Iterator[tuple[Any, int]]:
-    """Every shape among the values, and the number of the first value that has it, in the order of these numbers.
+    """Every shape among the values, and the number of the first value that has it, in the order of
+    these numbers.
 
     Args:
         values: (N,) Arrow array, or a list.
@@ -77,11 +80,16 @@ def _role(values: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    return pc.fill_null(pc.cast(values, pa.string()), NULL) if _is_text(values.type) else marks_of(values)
+    return (
+        pc.fill_null(pc.cast(values, pa.string()), NULL)
+        if _is_text(values.type)
+        else marks_of(values)
+    )
 
 
 def regular(kind: Any) -> bool:
-    """Whether an Arrow type is made of texts, numbers, lists and structs, all of which ``marks_of`` reads."""
+    """Whether an Arrow type is made of texts, numbers, lists and structs, all of which ``marks_of``
+    reads."""
     import pyarrow as pa
 
     if _is_list(kind):

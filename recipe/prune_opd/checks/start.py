@@ -1,7 +1,7 @@
 """What ends the driver with one sentence before Ray starts or a model is loaded.
 
-The trainer runs the same checks in its own process, so a configuration that reaches verl by another way, or a cluster
-whose files and packages the driver does not have, is checked as well.
+The trainer runs the same checks in its own process, so a configuration that reaches verl by another
+way, or a cluster whose files and packages the driver does not have, is checked as well.
 """
 
 import os
@@ -27,12 +27,16 @@ class StartCheck(Callback):
                 check_attention(config, typed)
                 check_inputs(config)
         except Exception as error:
-            # Not foreseen, from a model's own code, say: as fatal. OmegaConf's messages have several lines.
+            # Not foreseen, from a model's own code, say: as fatal. OmegaConf's messages have
+            # several lines.
             name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             # Hydra turns exceptions of callbacks into warnings and goes on; SystemExit is none.
             sys.exit(f"prune_opd cannot start: {name}{' '.join(str(error).split())}")
 
 
 def _remote_cluster(config: DictConfig) -> bool:
-    """Whether the trainer may run on another machine, whose files and packages this one need not have."""
-    return bool(os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address"))
+    """Whether the trainer may run on another machine, whose files and packages this one need not
+    have."""
+    return bool(
+        os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address")
+    )

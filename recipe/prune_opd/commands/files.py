@@ -1,4 +1,5 @@
-"""Files that a command is given: what keeps one from being read, in a sentence, before anything is made of it."""
+"""Files that a command is given: what keeps one from being read, in a sentence, before anything is
+made of it."""
 
 import json
 import os
@@ -23,7 +24,8 @@ def check_model(key: str, path: str, names: tuple[str, ...] = MODEL_FILES) -> No
         names: patterns of the files that will be read.
 
     Raises:
-        ValueError: a file in the place of a folder, or a file in it that cannot be read or is a Git LFS pointer.
+        ValueError: a file in the place of a folder, or a file in it that cannot be read or is a Git
+            LFS pointer.
     """
     folder = Path(path).expanduser()
     if os.path.isfile(folder):
@@ -48,7 +50,8 @@ def check_pair(student: str, teacher: str, data: Path | None, weights: bool = Tr
 
 
 def json_lines(what: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """Where a line is, for messages, and what it holds, of every line of a .jsonl file that is not blank.
+    """Where a line is, for messages, and what it holds, of every line of a .jsonl file that is not
+    blank.
 
     Raises:
         ValueError: a line is no JSON in UTF-8; names the file and the line.

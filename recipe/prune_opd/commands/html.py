@@ -1,11 +1,14 @@
-"""Self-contained HTML pages: matplotlib figures as inline SVG, jinja2 templates, no file or address outside the page.
+"""Self-contained HTML pages: matplotlib figures as inline SVG, jinja2 templates, no file or address
+outside the page.
 
-Draw figures in matplotlib's own black and white: black becomes the page's ink and white its paper, in light and dark.
-Lines take their colours from ``SERIES``, which the page's style replaces in the same way. What a template gets is
-escaped; text in a figure is escaped too, and never read as mathematics, so names may come from anywhere. Control
-characters, which neither XML nor a browser takes, become visible.
+Draw figures in matplotlib's own black and white: black becomes the page's ink and white its paper,
+in light and dark. Lines take their colours from ``SERIES``, which the page's style replaces in the
+same way. What a template gets is escaped; text in a figure is escaped too, and never read as
+mathematics, so names may come from anywhere. Control characters, which neither XML nor a browser
+takes, become visible.
 
-Not with ``pyplot``, whose state is global, and not with logarithmic axes, whose labels are mathematics.
+Not with ``pyplot``, whose state is global, and not with logarithmic axes, whose labels are
+mathematics.
 """
 
 import hashlib
@@ -25,7 +28,8 @@ from matplotlib.text import Text
 TEMPLATES = Path(__file__).parent / "templates"
 
 SERIES = ("#2a6fdb", "#d9622b", "#1f9d6b", "#b13fa0", "#a5811a", "#4aa3c7", "#c2334d", "#6b6f7b")
-"""Colours of lines in order, apart from each other for the colour-blind too. In the page: ``var(--series-0)``, ..."""
+"""Colours of lines in order, apart from each other for the colour-blind too. In the page:
+``var(--series-0)``, ..."""
 INK, PAPER = "#000000", "#ffffff"
 
 _VARIABLES: dict[str, str] = {INK: "currentColor", PAPER: "var(--paper)"}
@@ -40,30 +44,39 @@ _STYLE: dict[Any, Any] = {
     "grid.color": INK,
     "legend.frameon": False,
 }
-_SAVED: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "page", "path.simplify_threshold": 0.5}
+_SAVED: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "page",
+    "path.simplify_threshold": 0.5,
+}
 
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def printable(text: str) -> str:
-    """Text with pictures of its control characters, and a mark for what is no character: half of one, for instance."""
-    return CONTROL.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
+    """Text with pictures of its control characters, and a mark for what is no character: half of
+    one, for instance."""
+    return CONTROL.sub(
+        lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text
+    )
 
 
 def new_figure(width: float = 4.4, height: float = 2.7) -> Figure:
     """An empty figure, with ``figure.subplots()`` to draw on.
 
     Args:
-        width: in inches of 72 CSS pixels. The page scales a figure to its column, text included: keep near the default,
-            with which text on a phone and on a laptop is about 11 pixels high.
+        width: in inches of 72 CSS pixels. The page scales a figure to its column, text included:
+            keep near the default, with which text on a phone and on a laptop is about 11 pixels
+            high.
         height: in the same.
     """
     return Figure((width, height), layout="constrained")
 
 
 def style() -> Any:
-    """Context in which to make the axes of figures, so that all look alike: ``with style(): axes = fig.subplots()``."""
+    """Context in which to make the axes of figures, so that all look alike: ``with style(): axes =
+    fig.subplots()``."""
     return mpl.rc_context(_STYLE)
 
 
@@ -94,7 +107,11 @@ def render(template: str, **values: Any) -> str:
     """
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals["series_count"] = len(SERIES)
     return printable(environment.get_template(template).render(**values))
@@ -106,23 +123,32 @@ def series_colour(index: int) -> str:
 
 
 def series_line(index: int) -> Mapping[str, Any]:
-    """Colour and dashes of the index-th line, for ``axes.plot``; lines of one colour have other dashes."""
+    """Colour and dashes of the index-th line, for ``axes.plot``; lines of one colour have other
+    dashes."""
     dashes = ("-", "--", ":", "-.")
     return {"color": series_colour(index), "linestyle": dashes[index // len(SERIES) % len(dashes)]}
 
 
-# ------------------------------------------------------------------------------------------------ SVG
+# ---------------------------------------------------------------------------------------------- SVG
 
 
 def _inline(svg: str, label: str) -> Markup:
-    """matplotlib's document as an element of a page: no names of its own, no fixed size, no colours of its own."""
+    """matplotlib's document as an element of a page: no names of its own, no fixed size, no colours
+    of its own."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
-            if _bare(child.tag) in ("metadata", "style"):  # a style inside would act on the whole page
+            # A style inside would act on the whole page.
+            if _bare(child.tag) in (
+                "metadata",
+                "style",
+            ):
                 parent.remove(child)
-    used = set(re.findall(r"#([\w.-]+)", " ".join(value for e in root.iter() for value in _references(e))))
-    prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]  # figures with one prefix are equal: nothing can clash
+    used = set(
+        re.findall(r"#([\w.-]+)", " ".join(value for e in root.iter() for value in _references(e)))
+    )
+    # Figures with one prefix are equal: nothing can clash.
+    prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]
     for element in root.iter():
         element.tag = _bare(element.tag)
         given = {_bare(name): value for name, value in element.attrib.items()}
@@ -132,7 +158,9 @@ def _inline(svg: str, label: str) -> Markup:
         if element.tag != "text":
             element.text = None
         element.attrib.clear()
-        element.attrib.update({name: _adapted(name, value, prefix) for name, value in given.items()})
+        element.attrib.update(
+            {name: _adapted(name, value, prefix) for name, value in given.items()}
+        )
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
     root.attrib |= {"class": "figure", "role": "img", "aria-label": label}
@@ -145,8 +173,14 @@ def _bare(name: str) -> str:
 
 
 def _references(element: ElementTree.Element) -> list[str]:
-    found = [value for name, value in element.attrib.items() if _bare(name) == "href" and value.startswith("#")]
-    return found + [part for value in element.attrib.values() for part in re.findall(r"url\((#[^)]+)\)", value)]
+    found = [
+        value
+        for name, value in element.attrib.items()
+        if _bare(name) == "href" and value.startswith("#")
+    ]
+    return found + [
+        part for value in element.attrib.values() for part in re.findall(r"url\((#[^)]+)\)", value)
+    ]
 
 
 def _adapted(name: str, value: str, prefix: str) -> str:

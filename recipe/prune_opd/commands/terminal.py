@@ -8,8 +8,8 @@ if TYPE_CHECKING:
 
 
 def console(**settings: Any) -> "Console":
-    """The terminal. Names, paths and tokens may come from anywhere: what they hold is text, never rich's markup nor the
-    name of an emoji.
+    """The terminal. Names, paths and tokens may come from anywhere: what they hold is text, never
+    rich's markup nor the name of an emoji.
     """
     from rich.console import Console
 

@@ -1,10 +1,12 @@
 r"""Grades of mathematical answers: a reward function for verl that reads the last ``\boxed{}``.
 
-``reward.custom_reward_function.path=pkg://recipe.prune_opd.grading``; ``+recipe=prune_opd_eval`` sets it.
+``reward.custom_reward_function.path=pkg://recipe.prune_opd.grading``; ``+recipe=prune_opd_eval``
+sets it.
 
-A response goes through five steps, a module each: ``answers`` finds the answer, ``notation`` writes it in one kind of
-LaTeX, ``reading`` makes a value of it (with math-verify's parser), ``equality`` compares it with the ground truth's
-value, and ``graders`` runs the last three in processes with limits.
+A response goes through five steps, a module each: ``answers`` finds the answer, ``notation`` writes
+it in one kind of LaTeX, ``reading`` makes a value of it (with math-verify's parser), ``equality``
+compares it with the ground truth's value, and ``graders`` runs the last three in processes with
+limits.
 """
 
 from typing import Any
@@ -16,7 +18,8 @@ from recipe.prune_opd.grading.verdicts import NO_TRUTH, RIGHT, UNREAD
 __all__ = ["PROCESSES", "TOKENS", "TRUNCATED", "UNREAD", "compare", "compute_score", "read_answer"]
 
 TOKENS, TRUNCATED = "response_tokens", "truncated"
-"""Keys of a validation response's ``extra_info``, set by our agent loop: its tokens, and whether the limit cut it."""
+"""Keys of a validation response's ``extra_info``, set by our agent loop: its tokens, and whether
+the limit cut it."""
 
 SHOWN = 200
 """Characters of an answer that are kept in the result."""
@@ -39,14 +42,17 @@ def compute_score(
         data_source: the row's field of that name.
         solution_str: the response as text.
         ground_truth: the row's ``reward_model.ground_truth``.
-        extra_info: the row's field of that name, with ``TOKENS`` and ``TRUNCATED`` where our agent loop generated it.
-        seconds: processor time for the comparison; ``reward.custom_reward_function.reward_kwargs.seconds``.
+        extra_info: the row's field of that name, with ``TOKENS`` and ``TRUNCATED`` where our agent
+            loop generated it.
+        seconds: processor time for the comparison;
+            ``reward.custom_reward_function.reward_kwargs.seconds``.
         **kwargs: what verl passes besides; not used.
 
     Returns:
-        ``score`` 1.0 or 0.0; ``acc`` the same as bool; ``pred`` the answer's first 200 characters; ``unread`` one of
-        ``UNREAD`` or ""; ``data_source``, and ``tokens`` and ``truncated`` (None where not known), because verl's
-        validation dumps hold nothing of them but what the reward function returns.
+        ``score`` 1.0 or 0.0; ``acc`` the same as bool; ``pred`` the answer's first 200 characters;
+        ``unread`` one of ``UNREAD`` or ""; ``data_source``, and ``tokens`` and ``truncated`` (None
+        where not known), because verl's validation dumps hold nothing of them but what the reward
+        function returns.
 
     Raises:
         RuntimeError: math-verify is not installed, or no process could be started.

@@ -1,4 +1,5 @@
-r"""Answers in responses: the last ``\boxed{}``, or the last line ``Answer: ...`` where the prompt asks for one."""
+r"""Answers in responses: the last ``\boxed{}``, or the last line ``Answer: ...`` where the prompt
+asks for one."""
 
 import re
 
@@ -19,7 +20,8 @@ BETWEEN = re.compile(rf"(?:{SPACE})*(?:{COMMA})(?:{SPACE}|{COMMA})*")
 
 LABEL = r"(?:the\s+|my\s+|our\s+)?(?:final\s+|correct\s+)?answer[*_\s]*"
 LINE_START = re.compile(
-    rf"(?im)^[ \t>#*_`$\[\](){{}}\\-]*(?:\\(?:text|textbf|mathbf)\{{)?{LABEL}(?:(?:is\s*)?[:：=]|(?<=\n))"
+    r"(?im)^["
+    rf" \t>#*_`$\[\](){{}}\\-]*(?:\\(?:text|textbf|mathbf)\{{)?{LABEL}(?:(?:is\s*)?[:：=]|(?<=\n))"
 )
 ANYWHERE = re.compile(r"(?i)\banswer[*_\s]*[:：]")
 SENTENCE = re.compile(r"(?i)\banswer\s+(?:\w+\s+){0,4}?is\b[:：]?")
@@ -36,10 +38,12 @@ def read_answer(response: str, data_source: str = "") -> tuple[str, str]:
 
     Args:
         response: text of any length.
-        data_source: with one of ``ANSWER_LINES`` the last line ``Answer: ...`` counts before the last box.
+        data_source: with one of ``ANSWER_LINES`` the last line ``Answer: ...`` counts before the
+            last box.
 
     Returns:
-        Content of the last ``\boxed{}``, or of several that are a list, and "", or "" and why there is none.
+        Content of the last ``\boxed{}``, or of several that are a list, and "", or "" and why there
+        is none.
     """
     if data_source not in ANSWER_LINES:
         return last_box(response)
@@ -56,13 +60,16 @@ def _read_line(response: str) -> tuple[str, str]:
     boxed = last_box(response)
     if boxed[1] != NO_BOX:
         return boxed
-    sentences = (_content(response, match.end()) for match in reversed(list(SENTENCE.finditer(response))))
+    sentences = (
+        _content(response, match.end()) for match in reversed(list(SENTENCE.finditer(response)))
+    )
     found = next((sentence for sentence in sentences if sentence), line)
     return boxed if found is None else _checked(found)
 
 
 def answer_line(response: str) -> str | None:
-    """What follows the last ``Answer:`` that is followed by an answer and not by words; None if there is none."""
+    """What follows the last ``Answer:`` that is followed by an answer and not by words; None if
+    there is none."""
     matches = [list(label.finditer(response)) for label in LABELS]
     for match in (*reversed(matches[0]), *reversed(matches[1])):
         content = _content(response, match.end())
@@ -89,7 +96,8 @@ def _content(response: str, start: int) -> str:
 
 
 def last_box(text: str) -> tuple[str, str]:
-    r"""Content of the last ``\boxed{}`` or ``\fbox{}``, and "" or why it cannot be read. Linear in the text.
+    r"""Content of the last ``\boxed{}`` or ``\fbox{}``, and "" or why it cannot be read. Linear in
+    the text.
 
     Boxes before it belong to it if nothing but commas or ``and`` is between them.
     """

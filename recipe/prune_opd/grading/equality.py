@@ -16,7 +16,8 @@ WORD = re.compile(r"\(?\s*(?:\\text\{\(?[A-Za-z .]+\)?\}|[A-Za-z ]+)\s*\)?")
 
 
 def same(truth: Value, found: Value) -> bool:
-    """Whether an answer is the ground truth. The truth's form decides what counts: ``x=5`` is right for ``5``."""
+    """Whether an answer is the ground truth. The truth's form decides what counts: ``x=5`` is right
+    for ``5``."""
     if truth.text == found.text or _same_word(truth, found):
         return True
     if isinstance(truth, Word) or isinstance(found, Word):
@@ -78,7 +79,9 @@ def _coordinates(listing: Value, group: Value) -> Sequence[Value] | None:
     by_name = {
         item.terms[0].text: item.terms[-1]
         for item in listing.items
-        if isinstance(item, Relation) and item.signs == ("=",) and re.fullmatch("[a-z]", item.terms[0].text)
+        if isinstance(item, Relation)
+        and item.signs == ("=",)
+        and re.fullmatch("[a-z]", item.terms[0].text)
     }
     whole = len(by_name) == len(listing.items) and (group.opening, group.closing) == ("(", ")")
     return [by_name[name] for name in sorted(by_name)] if whole else None
@@ -120,8 +123,13 @@ def _only_item(value: Value) -> Value:
 def _is_name(value: Value) -> bool:
     """Whether a term is a letter, a product of letters, a call of a function, or a word."""
     if isinstance(value, Quantity):
-        return all(node.is_Symbol or node.is_Mul or node.is_Add for node in [value.expression, *value.expression.args])
-    return isinstance(value, Word) or (isinstance(value, Group) and all(_is_name(item) for item in value.items))
+        return all(
+            node.is_Symbol or node.is_Mul or node.is_Add
+            for node in [value.expression, *value.expression.args]
+        )
+    return isinstance(value, Word) or (
+        isinstance(value, Group) and all(_is_name(item) for item in value.items)
+    )
 
 
 def _same_quantity(truth: Quantity, found: Quantity) -> bool:
@@ -147,12 +155,22 @@ def _same_angle(truth: Quantity, found: Quantity) -> bool:
 def _same_number(truth: Quantity, found: Quantity, one, other) -> bool:  # type: ignore[no-untyped-def]
     if equal(one, other):
         return True
-    if isinstance(one, MatrixBase) or isinstance(other, MatrixBase) or one.free_symbols or other.free_symbols:
+    if (
+        isinstance(one, MatrixBase)
+        or isinstance(other, MatrixBase)
+        or one.free_symbols
+        or other.free_symbols
+    ):
         return False
-    sides = [(one, truth.decimals, other, found.decimals), (other, found.decimals, one, truth.decimals)]
+    sides = [
+        (one, truth.decimals, other, found.decimals),
+        (other, found.decimals, one, truth.decimals),
+    ]
     return any(
         rounds_to(number, decimals + 2 * percent, exact)
-        for (number, decimals, exact, more), percent in zip(sides, (truth.percent, found.percent), strict=True)
+        for (number, decimals, exact, more), percent in zip(
+            sides, (truth.percent, found.percent), strict=True
+        )
         if decimals is not None and (more is None or decimals <= more)
     )
 
@@ -186,7 +204,9 @@ def _distinct(items: Sequence[Value]) -> list[Value]:
 
 
 def _same_sequence(truth: Sequence[Value], found: Sequence[Value]) -> bool:
-    return len(truth) == len(found) and all(same(one, other) for one, other in zip(truth, found, strict=True))
+    return len(truth) == len(found) and all(
+        same(one, other) for one, other in zip(truth, found, strict=True)
+    )
 
 
 def _same_group(truth: Group, found: Group) -> bool:
@@ -242,5 +262,7 @@ def _same_link(one: tuple, other: tuple) -> bool:
 def _names(value: Value) -> set[str]:
     if isinstance(value, Quantity):
         return {symbol.name.lower() for symbol in value.expression.free_symbols}
-    inner = getattr(value, "terms", ()) or getattr(value, "items", ()) or getattr(value, "parts", ())
+    inner = (
+        getattr(value, "terms", ()) or getattr(value, "items", ()) or getattr(value, "parts", ())
+    )
     return set().union(*(_names(item) for item in inner))

@@ -1,8 +1,9 @@
 """Processes that compare answers, with limits of time and memory.
 
-verl calls reward functions in threads of its reward workers, where signals, math-verify's own way to stop, do not work.
-So answers are compared in processes of our own, each of which lets the kernel end it when an answer takes too long:
-that also stops a huge power inside one C call, and a grader whose parent is gone.
+verl calls reward functions in threads of its reward workers, where signals, math-verify's own way
+to stop, do not work. So answers are compared in processes of our own, each of which lets the kernel
+end it when an answer takes too long: that also stops a huge power inside one C call, and a grader
+whose parent is gone.
 """
 
 import contextlib
@@ -22,13 +23,15 @@ from recipe.prune_opd.grading.verdicts import RIGHT, TOO_HARD, UNPARSED
 SECONDS = 5.0
 """Processor time for one comparison."""
 REAL_SECONDS = 10
-"""Wall-clock time for one comparison, as a multiple of its processor time: the machine may be busy."""
+"""Wall-clock time for one comparison, as a multiple of its processor time: the machine may be
+busy."""
 MEMORY = 4 * 2**30
 """Bytes of address space for one grader."""
 FIRST = ((r"\frac{1}{2}", "0.3"), (r"2\sqrt{3}+1", r"2\sqrt{3}-\pi"), ("(1,2)", "(x^2,3)"))
 """Pairs that a grader compares before any other."""
 PROCESSES = 2
-"""Most graders beside one process that grades. verl starts ``reward.num_workers`` such processes, 8 by default."""
+"""Most graders beside one process that grades. verl starts ``reward.num_workers`` such processes, 8
+by default."""
 
 
 def compare(answer: str, truth: str, seconds: float = SECONDS) -> str:
@@ -43,8 +46,8 @@ def compare(answer: str, truth: str, seconds: float = SECONDS) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without dollar signs and white space, but where that keeps apart: ``2 3/4`` is not ``23/4``, nor ``1, 234``
-    a number.
+    """Text without dollar signs and white space, but where that keeps apart: ``2 3/4`` is not
+    ``23/4``, nor ``1, 234`` a number.
     """
     spaced = " ".join(text.replace("$", " ").split())
     return re.sub(r"(?<![\w.])(?<!\d,) | (?![\w.])", "", spaced)
@@ -55,7 +58,10 @@ class _Grader:
 
     def __init__(self) -> None:
         code = f"from {__name__} import serve; serve()"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
@@ -67,7 +73,9 @@ class _Grader:
         if not self._read():
             installed = find_spec("math_verify") is not None
             reason = (
-                f"exit code {self.process.wait()}" if installed else "math-verify is missing: pip install math-verify"
+                f"exit code {self.process.wait()}"
+                if installed
+                else "math-verify is missing: pip install math-verify"
             )
             raise RuntimeError(f"no grader could be started, {reason}")
 
@@ -135,7 +143,8 @@ def serve() -> None:
 
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no verdict
-    for pair in FIRST:  # imports and first uses of the parser take a second, which no answer should pay for
+    # Imports and first uses of the parser take a second, which no answer should pay for.
+    for pair in FIRST:
         judge(*pair)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     print("ready", file=channel, flush=True)

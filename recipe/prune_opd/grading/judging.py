@@ -1,4 +1,5 @@
-"""A verdict on one answer, without limits of time or memory: ``graders`` runs it in processes that have them."""
+"""A verdict on one answer, without limits of time or memory: ``graders`` runs it in processes that
+have them."""
 
 import functools
 import re
@@ -14,9 +15,11 @@ from recipe.prune_opd.grading.verdicts import NO_TRUTH, RIGHT, UNPARSED, WRONG
 RUN_TOGETHER = re.compile(r"[^\s,]+(?:,\d{3})+[^\s,]*")
 CHOICE = re.compile(r"(?:\\text\{\s*\(([A-E])\)\s*\}|\(([A-E])\))\s*(?=[^\s,;])")
 LABELLED = re.compile(
-    r"(?:\\text\{)?\s*(?:option|choice)?\s*\(?\s*([A-E])\s*(?:[:.)](?!\W*(?:and|or|[A-E])\b|\s*[,;/&+-])|\}|$)", re.I
+    r"(?:\\text\{)?\s*(?:option|choice)?\s*\(?\s*([A-E])\s*(?:[:.)](?!\W*(?:and|or|[A-E])\b|\s*[,;/&+-])|\}|$)",
+    re.I,
 )
-"""The letter of a choice, before its value or alone: ``\\text{C: 204}``, ``B) 204``, ``Option B``."""
+"""The letter of a choice, before its value or alone: ``\\text{C: 204}``, ``B) 204``, ``Option
+B``."""
 LETTER = re.compile(r"[(\s]*(?:\\text\{\s*\(?)?[A-E][)\s}]*")
 SIGN = re.compile(r"\\pm(?![A-Za-z])")
 

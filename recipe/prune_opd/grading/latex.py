@@ -1,4 +1,5 @@
-"""Helpers on LaTeX text: balanced braces, commands and their arguments, what stands outside of brackets."""
+"""Helpers on LaTeX text: balanced braces, commands and their arguments, what stands outside of
+brackets."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ CLOSING = {"}", ")", "]", r"\}", r"\rfloor", r"\rceil", r"\rangle", r"\end"}
 
 
 def closing_brace(text: str, start: int, stop: int | None = None) -> int | None:
-    """Position of the brace that closes the group whose content begins at ``start``; None if none does."""
+    """Position of the brace that closes the group whose content begins at ``start``; None if none
+    does."""
     depth = 1
     for brace in BRACE.finditer(text, start, len(text) if stop is None else stop):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
@@ -46,7 +48,9 @@ def argument(text: str, start: int) -> tuple[str, int] | None:
     return text[start], start + 1
 
 
-def replace_command(text: str, names: str, arguments: int, build: Callable[..., str], braces: bool = False) -> str:
+def replace_command(
+    text: str, names: str, arguments: int, build: Callable[..., str], braces: bool = False
+) -> str:
     r"""Text with every ``\name{..}..`` replaced.
 
     Args:

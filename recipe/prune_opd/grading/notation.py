@@ -1,33 +1,122 @@
 r"""Notation of answers: what people and models write, as the LaTeX that ``reading`` understands.
 
-Nothing here decides what an answer means: ``4√2``, ``4*sqrt(2)`` and ``\mathbf{4\sqrt2}`` become ``4\sqrt{2}``.
+Nothing here decides what an answer means: ``4√2``, ``4*sqrt(2)`` and ``\mathbf{4\sqrt2}`` become
+``4\sqrt{2}``.
 """
 
 import ast
 import re
 import unicodedata
 
-from recipe.prune_opd.grading.latex import closing_brace, closing_parenthesis, replace_command, split_outside
+from recipe.prune_opd.grading.latex import (
+    closing_brace,
+    closing_parenthesis,
+    replace_command,
+    split_outside,
+)
 
 CHARACTERS = {
-    **{"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ", "∗": "*", "÷": "/"},
-    **{"−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt "},
-    **{"∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le "},
-    **{"⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≃": r"\approx ", "∈": r"\in ", "∉": r"\notin "},
-    **{"∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ", "∅": r"\emptyset ", "°": r"^\circ ", "º": r"^\circ "},
-    **{"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℕ": r"\mathbb{N}", "ℂ": r"\mathbb{C}"},
-    **{"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle "},
-    **{"′": "'", "’": "'", "“": '"', "”": '"', "⁄": "/", "∀": r"\forall ", "∑": r"\sum ", "∫": r"\int "},
-    **{"→": r"\to ", "∧": r"\text{ and }", "∨": r"\text{ or }", "¢": r"\text{ cents}", "€": "", "£": "", "¥": ""},
-    **{"「": "", "」": "", "。": ".", "、": ",", "𝑒": "e", "ⅇ": "e", "ⅈ": "i", "ϕ": r"\phi ", "𝜋": r"\pi ", "ℯ": "e"},
+    **{
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "⋅": r"\cdot ",
+        "∙": r"\cdot ",
+        "•": r"\cdot ",
+        "∗": "*",
+        "÷": "/",
+    },
+    **{
+        "−": "-",
+        "–": "-",
+        "—": "-",
+        "‐": "-",
+        "‑": "-",
+        "±": r"\pm ",
+        "∓": r"\mp ",
+        "√": r"\sqrt ",
+    },
+    **{
+        "∛": r"\sqrt[3] ",
+        "∜": r"\sqrt[4] ",
+        "∞": r"\infty ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "⩽": r"\le ",
+    },
+    **{
+        "⩾": r"\ge ",
+        "≠": r"\ne ",
+        "≈": r"\approx ",
+        "≃": r"\approx ",
+        "∈": r"\in ",
+        "∉": r"\notin ",
+    },
+    **{
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∖": r"\setminus ",
+        "∅": r"\emptyset ",
+        "°": r"^\circ ",
+        "º": r"^\circ ",
+    },
+    **{
+        "ℝ": r"\mathbb{R}",
+        "ℤ": r"\mathbb{Z}",
+        "ℚ": r"\mathbb{Q}",
+        "ℕ": r"\mathbb{N}",
+        "ℂ": r"\mathbb{C}",
+    },
+    **{
+        "⌊": r"\lfloor ",
+        "⌋": r"\rfloor ",
+        "⌈": r"\lceil ",
+        "⌉": r"\rceil ",
+        "⟨": r"\langle ",
+        "⟩": r"\rangle ",
+    },
+    **{
+        "′": "'",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+        "⁄": "/",
+        "∀": r"\forall ",
+        "∑": r"\sum ",
+        "∫": r"\int ",
+    },
+    **{
+        "→": r"\to ",
+        "∧": r"\text{ and }",
+        "∨": r"\text{ or }",
+        "¢": r"\text{ cents}",
+        "€": "",
+        "£": "",
+        "¥": "",
+    },
+    **{
+        "「": "",
+        "」": "",
+        "。": ".",
+        "、": ",",
+        "𝑒": "e",
+        "ⅇ": "e",
+        "ⅈ": "i",
+        "ϕ": r"\phi ",
+        "𝜋": r"\pi ",
+        "ℯ": "e",
+    },
 }
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix")
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢₖ", "0123456789+-()nik")
 RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
 LOWERED = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢₖ]+")
-GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega"
+GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi"
+    " chi psi omega"
+)
 FUNCTIONS = (
-    "arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh sin cos tan cot sec csc ln log exp lim max min gcd lcm"
+    "arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh sin cos tan cot sec csc ln log exp"
+    " lim max min gcd lcm"
 )
 
 SEPARATOR = r"(?:\\[,;:! ]|\{,\}|,\\!\s*)"
@@ -39,21 +128,37 @@ LAYOUT = re.compile(
     r"vspace\*?\s*\{[^{}]*\}|label\s*\{[^{}]*\}|tag\*?\s*\{[^{}]*\}|phantom\s*\{[^{}]*\}|unicode\{[^{}]*\})(?![A-Za-z])"
 )
 SPACES = re.compile(
-    r"(?<!\\)\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace)(?![A-Za-z])|(?<!\\)\\[,;:!> \n]|~"
+    r"(?<!\\)\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace)(?![A-Za-z])|(?<!\\)\\[,;:!>"
+    r" \n]|~"
 )
 DECORATIONS = (
     "boldsymbol|pmb|bm|underline|uline|mathbf|mathit|mathsf|mathtt|mathnormal|mathbin|mathrel|mathord|emph|ensuremath|"
     "boxed|fbox|framebox|displaylines|bf|underbar|textup|mathstrut|hl|symbf|symrm|symbfup|smash|mathop"
 )
-TEXTS = "text|textbf|textit|textrm|textsf|texttt|textsc|textnormal|textsl|mbox|hbox|mathrm|operatorname|operatorname\\*"
+TEXTS = (
+    "text|textbf|textit|textrm|textsf|texttt|textsc|textnormal|textsl|mbox|hbox|mathrm"
+    "|operatorname|operatorname\\*"
+)
 COLOURS = "textcolor|colorbox|color|fcolorbox"
 DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$")
 UPRIGHT = re.compile(r"[ei]|\\?(?:up)?pi|\\[A-Za-z]+", re.ASCII)
 PLAIN_TEXT = re.compile(r"[\d\s.,:;/+*^()%=<>$-]*")
 ROW = "\ue000"
 SYNONYMS = {
-    **{r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\sfrac": r"\frac", r"\nicefrac": r"\frac"},
-    **{r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge"},
+    **{
+        r"\dfrac": r"\frac",
+        r"\tfrac": r"\frac",
+        r"\cfrac": r"\frac",
+        r"\sfrac": r"\frac",
+        r"\nicefrac": r"\frac",
+    },
+    **{
+        r"\dbinom": r"\binom",
+        r"\tbinom": r"\binom",
+        r"\leq": r"\le",
+        r"\leqslant": r"\le",
+        r"\geq": r"\ge",
+    },
     **{
         r"\geqslant": r"\ge",
         r"\neq": r"\ne",
@@ -63,19 +168,86 @@ SYNONYMS = {
         r"\textdegree": r"^\circ",
         r"\deg": r"^\circ",
     },
-    **{r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(", r"\rparen": ")"},
-    **{r"\uppi": r"\pi", r"\Pi": r"\Pi", r"\mathpi": r"\pi", r"\e": "e", r"\exponentialE": "e", r"\imath": "i"},
-    **{r"\imaginaryI": "i", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\mid": "|", r"\div": "/"},
-    **{r"\ast": "*", r"\star": "*", r"\cdotp": r"\cdot", r"\bullet": r"\cdot", r"\colon": ":", r"\slash": "/"},
-    **{r"\land": r"\and", r"\wedge": r"\and", r"\lor": r"\or", r"\vee": r"\or", r"\varnothing": r"\emptyset"},
-    **{r"\ldots": r"\dots", r"\cdots": r"\dots", r"\R": r"\mathbb{R}", r"\Z": r"\mathbb{Z}", r"\N": r"\mathbb{N}"},
-    **{r"\Reals": r"\mathbb{R}", r"\reals": r"\mathbb{R}", r"\backslash": r"\setminus", r"\percent": "%"},
-    **{r"\%": "%", r"\$": "", r"\&": r"\and", r"\#": "", r"\dollar": "", r"\pounds": "", r"\euro": ""},
-    **{r"\bigcup": r"\cup", r"\bigcap": r"\cap", r"\textdollar": "", r"\checkmark": "", r"\cr": ROW},
-    **{r"\simeq": r"\approx", r"\doteq": "=", r"\varphi": r"\phi", r"\lg": r"\log", r"\infin": r"\infty"},
+    **{
+        r"\lbrace": r"\{",
+        r"\rbrace": r"\}",
+        r"\lbrack": "[",
+        r"\rbrack": "]",
+        r"\lparen": "(",
+        r"\rparen": ")",
+    },
+    **{
+        r"\uppi": r"\pi",
+        r"\Pi": r"\Pi",
+        r"\mathpi": r"\pi",
+        r"\e": "e",
+        r"\exponentialE": "e",
+        r"\imath": "i",
+    },
+    **{
+        r"\imaginaryI": "i",
+        r"\lvert": "|",
+        r"\rvert": "|",
+        r"\vert": "|",
+        r"\mid": "|",
+        r"\div": "/",
+    },
+    **{
+        r"\ast": "*",
+        r"\star": "*",
+        r"\cdotp": r"\cdot",
+        r"\bullet": r"\cdot",
+        r"\colon": ":",
+        r"\slash": "/",
+    },
+    **{
+        r"\land": r"\and",
+        r"\wedge": r"\and",
+        r"\lor": r"\or",
+        r"\vee": r"\or",
+        r"\varnothing": r"\emptyset",
+    },
+    **{
+        r"\ldots": r"\dots",
+        r"\cdots": r"\dots",
+        r"\R": r"\mathbb{R}",
+        r"\Z": r"\mathbb{Z}",
+        r"\N": r"\mathbb{N}",
+    },
+    **{
+        r"\Reals": r"\mathbb{R}",
+        r"\reals": r"\mathbb{R}",
+        r"\backslash": r"\setminus",
+        r"\percent": "%",
+    },
+    **{
+        r"\%": "%",
+        r"\$": "",
+        r"\&": r"\and",
+        r"\#": "",
+        r"\dollar": "",
+        r"\pounds": "",
+        r"\euro": "",
+    },
+    **{
+        r"\bigcup": r"\cup",
+        r"\bigcap": r"\cap",
+        r"\textdollar": "",
+        r"\checkmark": "",
+        r"\cr": ROW,
+    },
+    **{
+        r"\simeq": r"\approx",
+        r"\doteq": "=",
+        r"\varphi": r"\phi",
+        r"\lg": r"\log",
+        r"\infin": r"\infty",
+    },
 }
 NAME = re.compile(r"\\(?:[A-Za-z]+|[%$&#])")
-ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|center|math|cases)\*?\}")
+ENVIRONMENT = re.compile(
+    r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|center|math|cases)\*?\}"
+)
 NEXT_ANSWER = re.compile(r"\\\\(?=\s*[^\s&=<>\\])(?!\s*\\?[A-Za-z]*\s*$)")
 """A line's end, in an environment of several, before a line that does not go on with a sign."""
 DOLLARS = re.compile(r"\\\$\s*((?:[\d.,! ]|\{,\}|\\[,!])+)")
@@ -83,7 +255,21 @@ TAGS = re.compile(r"</?(?:b|i|u|em|strong|answer|br|p|span|div|code|center)\s*/?
 MEASURES = re.compile(
     r"(?<=\d)\s*(?:平方|立方)?(?:个|元|种|次|人|天|年|米|厘米|千米|公里|度|小时|分钟|秒|名|本|只|条|张|岁|项|组|对)$"
 )
-NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+NUMERALS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
 REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 MIXED = re.compile(r"(?<![\d.^_{])(\d+)(?:\s|~|\\[ ,;:])+(\d+)\s*/\s*(\d+)(?![\d.])")
 SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
@@ -115,13 +301,19 @@ def canonical(text: str) -> str:
 
 
 def _amount(text: str) -> str:
-    r"""``\$5.40`` as ``5.40\text{ dollars}``, and a number without the Chinese word of its measure."""
+    r"""``\$5.40`` as ``5.40\text{ dollars}``, and a number without the Chinese word of its
+    measure."""
     dollars = DOLLARS.fullmatch(text.strip())
-    return rf"{dollars[1].rstrip('., ')}\text{{ dollars}}" if dollars else MEASURES.sub("", text.strip())
+    return (
+        rf"{dollars[1].rstrip('., ')}\text{{ dollars}}"
+        if dollars
+        else MEASURES.sub("", text.strip())
+    )
 
 
 def _rows(text: str) -> str:
-    r"""Text whose only double backslashes are a matrix's rows, as ``ROW``; its brackets are one kind's."""
+    r"""Text whose only double backslashes are a matrix's rows, as ``ROW``; its brackets are one
+    kind's."""
     if not re.search(r"matrix|\{array\}", text):
         if ENVIRONMENT.search(text):
             text = re.sub(r"&\s*(?=[=<>\\])", "", NEXT_ANSWER.sub(", ", text))
@@ -132,11 +324,14 @@ def _rows(text: str) -> str:
     text = text.replace(r"\end{array}", r"\end{pmatrix}")
     text = re.sub(rf"{ROW}\s*(?=\\end\{{pmatrix\}})", "", text)
     left, right = r"(?:\\left\s*)?[(\[]\s*", r"\s*(?:\\right\s*)?[)\]]"
-    return re.sub(rf"{left}(\\begin\{{pmatrix\}}.*?\\end\{{pmatrix\}}){right}", r"\1", text, flags=re.DOTALL)
+    return re.sub(
+        rf"{left}(\\begin\{{pmatrix\}}.*?\\end\{{pmatrix\}}){right}", r"\1", text, flags=re.DOTALL
+    )
 
 
 def _unlisted(text: str) -> str:
-    """What a Python list in text form holds: ``['70']``. Its backslashes may or may not be doubled."""
+    """What a Python list in text form holds: ``['70']``. Its backslashes may or may not be
+    doubled."""
     text = text.strip()
     if not re.fullmatch(r"\[\s*(['\"]).*\1\s*,?\s*\]", text, re.DOTALL):
         return text
@@ -194,7 +389,11 @@ def _undecorated(text: str) -> str:
     text = re.sub(r"\\(?:left|right)\s*\.", " ", text)
     text = SPACES.sub(" ", LAYOUT.sub(" ", replace_command(text, DECORATIONS, 1, str, braces=True)))
     text = replace_command(text, TEXTS, 1, _text, braces=True)
-    text = re.sub(r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}", r"\\text{\1/\2}", text)
+    text = re.sub(
+        r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}\s*\}",
+        r"\\text{\1/\2}",
+        text,
+    )
     text = re.sub(r"(?:^|(?<=\\cup)|(?<=\\in))\s*\](?=[^\[\]()]*,[^\[\]()]*[\[\]])", " (", text)
     text = re.sub(r"(?<=[\[(])([^\[\]()]*,[^\[\]()]*)\[(?=\s*(?:$|\\cup))", r"\1)", text)
     text = re.sub(r"(\\mathbb\s*\{?R\}?)\s*[-/]\s*(?=\\\{)", r"\1\\setminus ", text)
@@ -223,8 +422,14 @@ def _text(content: str) -> str:
 
 def _plain(text: str) -> str:
     """Plain text's functions, powers and words as LaTeX's."""
-    text = re.sub(r"\*\*(?=\s*[\w(\\+-])", "^", re.sub(r"^\s*\*\*|\*\*\s*$", "", text)).replace('"', "")
-    text = re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\.+-])", r" \\cdot ", text).replace("**", "").replace("*", "")
+    text = re.sub(r"\*\*(?=\s*[\w(\\+-])", "^", re.sub(r"^\s*\*\*|\*\*\s*$", "", text)).replace(
+        '"', ""
+    )
+    text = (
+        re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\.+-])", r" \\cdot ", text)
+        .replace("**", "")
+        .replace("*", "")
+    )
     text = MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", text)
     text = re.sub(r"(?<![\w.)}^])(\d+)\s*/\s*(\d+)\s+(?=[A-Za-z\\(])", r"\\frac{\1}{\2} ", text)
@@ -245,7 +450,11 @@ def _plain(text: str) -> str:
     text = re.sub(rf"(?<![\\A-Za-z])({names})(?![A-Za-z])(?=\s*[\w(\\^])", r"\\\1 ", text)
     greek = "|".join(GREEK.split())
     text = re.sub(rf"(?<![\\A-Za-z])({greek})(?![A-Za-z])", r"\\\1 ", text)
-    text = re.sub(r"(?<![\\A-Za-z])(?:n?C|n?Cr|binom|comb)\(\s*(\w+)\s*,\s*(\w+)\s*\)", r"\\binom{\1}{\2}", text)
+    text = re.sub(
+        r"(?<![\\A-Za-z])(?:n?C|n?Cr|binom|comb)\(\s*(\w+)\s*,\s*(\w+)\s*\)",
+        r"\\binom{\1}{\2}",
+        text,
+    )
     text = CHOOSE.sub(_binomial, text)
     text = re.sub(r"(?<![\\A-Za-z])abs\s*\(([^()]*)\)", r"|\1|", text)
     text = re.sub(r"(?<![\\A-Za-z])(floor|ceil)\s*\(([^()]*)\)", r"\\l\1 \2\\r\1 ", text)
@@ -255,7 +464,8 @@ def _plain(text: str) -> str:
 
 
 def _arguments(text: str) -> str:
-    r"""Text whose fractions, roots and powers have braces: ``\frac12``, ``\sqrt(2)``, ``x^(1/2)``, ``2^10``."""
+    r"""Text whose fractions, roots and powers have braces: ``\frac12``, ``\sqrt(2)``, ``x^(1/2)``,
+    ``2^10``."""
     text = re.sub(r"\\(sqrt)\s*\[([^\[\]]*)\]\s*", r"\\\1[\2]", text)
     text = _parenthesised(text, r"\\sqrt(?:\[[^\[\]]*\])?\s*|\^\s*|\\exp\s*")
     text = re.sub(r"(\\sqrt(?:\[[^\[\]]*\])?)\s*(\d+(?:\.\d+)?)", r"\1{\2}", text)
@@ -265,7 +475,9 @@ def _arguments(text: str) -> str:
     text = replace_command(text, "binom", 2, lambda top, bottom: rf"\binom{{{top}}}{{{bottom}}}")
     text = _choose(text)
     text = replace_command(text, "exp", 1, lambda power: rf"e^{{{power}}}", braces=True)
-    text = re.sub(r"([A-Za-z]|(?<![\d.])\d+)!\s*(?=\^)", r"(\1!)", re.sub(r"_\s*(\d+)", r"_{\1}", text))
+    text = re.sub(
+        r"([A-Za-z]|(?<![\d.])\d+)!\s*(?=\^)", r"(\1!)", re.sub(r"_\s*(\d+)", r"_{\1}", text)
+    )
     text = re.sub(r"\^\s*(\d+(?:\.\d+)?|[+-]\s*(?:\d+(?:\.\d+)?|[A-Za-z]))", r"^{\1}", text)
     return _groups(text)
 
@@ -307,13 +519,18 @@ def _choose(text: str) -> str:
 
 
 def _groups(text: str) -> str:
-    """Text with braces that belong to no command as parentheses, or a set's if there is a comma in them."""
+    """Text with braces that belong to no command as parentheses, or a set's if there is a comma in
+    them."""
     pattern, position = re.compile(r"(?:^|(?<=[-+*/=,;(|\s\d{]))\{"), 0
     while match := pattern.search(text, position):
         before = text[: match.start()].rstrip()
         end = closing_brace(text, match.end())
         position = match.end()
-        if end is None or before.endswith(("^", "_", "}", "]")) or re.search(r"\\[A-Za-z]+$", before):
+        if (
+            end is None
+            or before.endswith(("^", "_", "}", "]"))
+            or re.search(r"\\[A-Za-z]+$", before)
+        ):
             continue
         content = text[match.end() : end]
         left, right = ("\\{", "\\}") if len(split_outside(content, {","})[0]) > 1 else ("(", ")")
@@ -323,13 +540,18 @@ def _groups(text: str) -> str:
 
 
 def _stripped(text: str) -> str:
-    """Text without what surrounds an answer: a full stop, a line break, signs of equality, asterisks."""
+    """Text without what surrounds an answer: a full stop, a line break, signs of equality,
+    asterisks."""
     before = None
     while before != text:
         before = text
         text = re.sub(r"^'(.*)'$", r"\1", text.strip().strip("`~*_#").strip())
-        text = re.sub(r"(?:\\\\|\\|[.,;:?]|\\(?:dots|newline|par|qed|blacksquare|square))+\s*$", "", text)
         text = re.sub(
-            r"^(?:=|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|:|\\therefore|\\implies|\\Rightarrow)\s*", "", text
+            r"(?:\\\\|\\|[.,;:?]|\\(?:dots|newline|par|qed|blacksquare|square))+\s*$", "", text
+        )
+        text = re.sub(
+            r"^(?:=|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|:|\\therefore|\\implies|\\Rightarrow)\s*",
+            "",
+            text,
         )
     return text

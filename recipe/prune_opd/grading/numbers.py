@@ -1,7 +1,8 @@
-"""Equality of expressions: exact where both sides are rational, else to a thousand digits, relative to their size.
+"""Equality of expressions: exact where both sides are rational, else to a thousand digits, relative
+to their size.
 
-Expressions with letters are compared at points, where their letters are real numbers: there two different expressions
-of the kinds that answers have do not agree by chance.
+Expressions with letters are compared at points, where their letters are real numbers: there two
+different expressions of the kinds that answers have do not agree by chance.
 """
 
 import functools
@@ -35,11 +36,13 @@ from sympy import (
 )
 
 DIGITS, MOST_DIGITS = 400, 1000
-"""Digits that sympy is asked for, more than ``NOTHING`` has zeros, and to which it works to find them."""
+"""Digits that sympy is asked for, more than ``NOTHING`` has zeros, and to which it works to find
+them."""
 NOTHING = Float("1e-300")
 """Difference, relative to the numbers' size, that is none."""
 INEXACT = 6
-"""Decimals and significant digits that a decimal needs to stand for a number that it does not equal."""
+"""Decimals and significant digits that a decimal needs to stand for a number that it does not
+equal."""
 
 MOST_BITS = 3_000_000
 """Size of a power's value, and most whose factorial is taken."""
@@ -62,7 +65,11 @@ def equal(one: Expr, other: Expr) -> bool:
 
 
 def _equal_matrices(one: Expr, other: Expr) -> bool:
-    if not isinstance(one, MatrixBase) or not isinstance(other, MatrixBase) or one.shape != other.shape:
+    if (
+        not isinstance(one, MatrixBase)
+        or not isinstance(other, MatrixBase)
+        or one.shape != other.shape
+    ):
         return False
     return all(equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -77,7 +84,11 @@ def _evaluated(expression: Expr) -> Expr:
 def _check_size(expression: Expr) -> None:
     """Raise MemoryError for a power or factorial that would take seconds to write down."""
     for node in postorder_traversal(expression):
-        if isinstance(node, Pow) and node.is_number and not (node.exp.is_Integer and abs(node.exp) < 100):
+        if (
+            isinstance(node, Pow)
+            and node.is_number
+            and not (node.exp.is_Integer and abs(node.exp) < 100)
+        ):
             size = node.exp.evalf(15) * log(abs(node.base.evalf(15)) + 2, 2).evalf(15)
         elif isinstance(node, factorial) and node.args[0].is_number:
             size = node.args[0].evalf(15)
@@ -112,7 +123,8 @@ def one_case(one: Expr, other: Expr) -> tuple[Expr, Expr]:
     if all(name == name.lower() for name in names):
         return one, other
     small = [
-        side.xreplace({symbol: Symbol(symbol.name.lower()) for symbol in side.free_symbols}) for side in (one, other)
+        side.xreplace({symbol: Symbol(symbol.name.lower()) for symbol in side.free_symbols})
+        for side in (one, other)
     ]
     return small[0], small[1]
 
@@ -131,14 +143,19 @@ def equal_numbers(one: Expr, other: Expr) -> bool:
     difference = (one - other).evalf(DIGITS, maxn=MOST_DIGITS)
     if difference == 0:
         return True
-    if not difference.is_number or difference.has(nan, zoo) or difference.evalf().atoms(Sum, Product):
+    if (
+        not difference.is_number
+        or difference.has(nan, zoo)
+        or difference.evalf().atoms(Sum, Product)
+    ):
         return bool(simplify(one - other) == 0)
     size = max(_size(one), _size(other))
     return bool(abs(difference) <= max(NOTHING * size, Float(f"1e-{MOST_DIGITS}")))
 
 
 def _far_apart(one: Expr, other: Expr) -> bool:
-    """Whether two approximate numbers cannot be the same, which is quicker than to know that they are."""
+    """Whether two approximate numbers cannot be the same, which is quicker than to know that they
+    are."""
     if not (one.is_Float and other.is_Float) or one == 0 or other == 0:
         return False
     return bool(abs(one - other) > Float("1e-6") * abs(one))
@@ -151,7 +168,8 @@ def _size(number: Expr) -> Float:
 def rounds_to(number: Expr, decimals: int, exact: Expr) -> bool:
     """Whether a decimal stands for a number that has more digits, or none that end.
 
-    It has to agree in six decimals and in six significant digits, and to be no more than its last digit away.
+    It has to agree in six decimals and in six significant digits, and to be no more than its last
+    digit away.
 
     Args:
         number: a decimal as a fraction.
@@ -181,10 +199,13 @@ def _equal_functions(one: Expr, other: Expr) -> bool:
 
 
 def points(*expressions: Expr) -> Iterator[Point]:
-    """Values for all letters of some expressions: positive ones, ones of either sign, and integers."""
+    """Values for all letters of some expressions: positive ones, ones of either sign, and
+    integers."""
     letters = sorted(set().union(*(side.free_symbols for side in expressions)), key=str)
     whole = any(_is_discrete(node) for side in expressions for node in preorder_traversal(side))
-    whole |= any(side.has(floor, ceiling) for side in expressions) and {str(one) for one in letters} <= set("ijkmn")
+    whole |= any(side.has(floor, ceiling) for side in expressions) and {
+        str(one) for one in letters
+    } <= set("ijkmn")
     positive = whole or any(side.has(I) for side in expressions)
     chance = random.Random(0)
     for number in range(8):
@@ -199,12 +220,18 @@ def points(*expressions: Expr) -> Iterator[Point]:
 def _is_discrete(node: Expr) -> bool:
     if isinstance(node, Sum | Product | factorial | binomial | Mod):
         return bool(node.free_symbols)
-    return isinstance(node, Pow) and bool(node.base.is_extended_negative) and bool(node.exp.free_symbols)
+    return (
+        isinstance(node, Pow)
+        and bool(node.base.is_extended_negative)
+        and bool(node.exp.free_symbols)
+    )
 
 
 def value_at(expression: Expr, point: Point) -> Expr | None:
     """Value at a point; None if it is no real number there although no imaginary unit occurs."""
-    if not expression.has(I) and not all(_is_real(node, point) for node in preorder_traversal(expression)):
+    if not expression.has(I) and not all(
+        _is_real(node, point) for node in preorder_traversal(expression)
+    ):
         return None
     value = _evaluated(expression.xreplace(point))
     return None if value.has(nan, zoo, oo) else value
@@ -225,7 +252,8 @@ def _is_real(node: Expr, point: Point) -> bool:
 
 
 def proportional(one: Expr, other: Expr, positive: bool) -> bool:
-    """Whether two expressions with letters differ by a constant factor, so that they are 0 for the same values.
+    """Whether two expressions with letters differ by a constant factor, so that they are 0 for the
+    same values.
 
     Args:
         one: is 0 where an equation holds.
@@ -238,7 +266,9 @@ def proportional(one: Expr, other: Expr, positive: bool) -> bool:
     if not one.free_symbols or one.free_symbols != other.free_symbols:
         return False
     pairs = ((value_at(one, point), value_at(other, point)) for point in points(one, other))
-    known = [(a, b) for a, b in pairs if a is not None and b is not None and not (a.is_zero or b.is_zero)]
+    known = [
+        (a, b) for a, b in pairs if a is not None and b is not None and not (a.is_zero or b.is_zero)
+    ]
     if len(known) < 2:
         return False
     a, b = known[0]

@@ -1,7 +1,7 @@
 r"""Reading of answers: text as a ``Value``.
 
-The structure (lists, sets, tuples, relations) is read here; single expressions are left to latex2sympy, the parser of
-math-verify.
+The structure (lists, sets, tuples, relations) is read here; single expressions are left to
+latex2sympy, the parser of math-verify.
 """
 
 import re
@@ -26,17 +26,30 @@ from recipe.prune_opd.grading.values import (
 )
 
 LISTS = {",": ",", ";": ",", r"\and": "and", r"\or": "or"}
-SIGNS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\in": "in", r"\notin": "not in"}
+SIGNS = {
+    "=": "=",
+    "<": "<",
+    ">": ">",
+    r"\le": "<=",
+    r"\ge": ">=",
+    r"\ne": "!=",
+    r"\in": "in",
+    r"\notin": "not in",
+}
 SIGNS |= {r"\approx": "=", r"\equiv": "=", r"\to": "=", r"\mapsto": "=", r"\coloneqq": "="}
 BEFORE = {"=", r"\in", r"\approx", r"\equiv", r"\to", r"\mapsto", r"\coloneqq"}
 CONDITIONS = {"<", ">", "<=", ">=", "!=", "in", "not in"}
 OPERATORS = {r"\cup", r"\cap", r"\setminus"}
-ALL_REALS = re.compile(r"(?:\\text\{)?\s*(?:all |the |set of )*real(?: numbers|s)\s*\}?", re.IGNORECASE)
+ALL_REALS = re.compile(
+    r"(?:\\text\{)?\s*(?:all |the |set of )*real(?: numbers|s)\s*\}?", re.IGNORECASE
+)
 NAMED_SET = re.compile(r"\\mathbb\s*\{?\s*[RZQNC]\s*\}?|\\emptyset")
 
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?!\d)")
 BASE = re.compile(r"\(?\s*(-?\d+)\s*\)?\s*_\s*\{?\s*(?:\\text\{\s*)?([A-Za-z]{3,}|\d+)\s*\}?\s*\}?")
-NAMED_BASE = re.compile(r"(\d)\s*(?:_\{?)?\s*(?:\\text\{)?\s*\(?(?:in )?base[\s~}]*(\d+|[a-z]+)[\s)}]*$")
+NAMED_BASE = re.compile(
+    r"(\d)\s*(?:_\{?)?\s*(?:\\text\{)?\s*\(?(?:in )?base[\s~}]*(\d+|[a-z]+)[\s)}]*$"
+)
 DECIMAL = re.compile(r"[(\s]*[+-]?\s*\d*\.(\d+)[)\s]*")
 POINT = re.compile(r"^[A-Z]'?\s*(?=\([^()]*,.*\)$)")
 TIME = re.compile(r"\d{1,2}\s*:\s*\d\d(?:\s*(?:\\text\{)?\s*[ap]\.?m\.?\s*\}?)?", re.IGNORECASE)
@@ -44,7 +57,16 @@ LETTERS = re.compile(r"(?:\\text\{[^{}]*\}|[A-Za-z\s.,'()-])+")
 WORDS = {"yes", "no", "true", "false", "even", "odd", "none"}
 """Words that are no product of letters."""
 DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?")
-NUMERALS = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
+NUMERALS = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+}
 NUMERALS |= {"ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16"}
 CONVERSION = ConversionConfig(lowercase_symbols=False)
 
@@ -76,7 +98,8 @@ def _read(text: str) -> Value:
 
 
 def _joined_thousands(text: str) -> str:
-    """Text without the commas of ``1,234``; in a list only if spaces tell them from the commas between."""
+    """Text without the commas of ``1,234``; in a list only if spaces tell them from the commas
+    between."""
     number = split_unit(text)[0]
     alone = THOUSANDS.fullmatch(re.sub(r"\.\d+$", "", number.strip(" %")))
     if alone or (", " in text and re.search(r"\d,\d{3}(?!\d)", text)):
@@ -96,7 +119,8 @@ def _signs(text: str) -> list[Value]:
 
 
 def _without_conditions(items: list[Value]) -> list[Value]:
-    r"""Items without the relations at the end that only say which letters are meant: ``2^n, n \ge 1``."""
+    r"""Items without the relations at the end that only say which letters are meant: ``2^n, n \ge
+    1``."""
 
     def condition(item: Value) -> bool:
         return isinstance(item, Relation) and bool(CONDITIONS & set(item.signs))
@@ -140,12 +164,15 @@ def _single(text: str) -> Value:
 
 
 def _ratio(text: str) -> Value | None:
-    """``2:4:6`` as what it is to 1, so that it equals ``1:2:3``; None for a ratio of two, which is a fraction."""
+    """``2:4:6`` as what it is to 1, so that it equals ``1:2:3``; None for a ratio of two, which is
+    a fraction."""
     pieces = split_outside(text, {":"})[0]
     if len(pieces) < 3:
         return None
     first = pieces[0].strip()
-    return Group(text, ":", tuple(quantity(f"\\frac{{{piece.strip()}}}{{{first}}}") for piece in pieces), ":")
+    return Group(
+        text, ":", tuple(quantity(f"\\frac{{{piece.strip()}}}{{{first}}}") for piece in pieces), ":"
+    )
 
 
 def _left_side(text: str) -> Value:
@@ -179,7 +206,9 @@ def _bracketed(text: str) -> Value | None:
 
 def _set(text: str, content: str) -> Value:
     builder, found = split_outside(content, {"|", ":"})
-    if len(found) == 1 and re.fullmatch(r"\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\{?R\}?\s*)?", builder[0]):
+    if len(found) == 1 and re.fullmatch(
+        r"\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\{?R\}?\s*)?", builder[0]
+    ):
         return _read(builder[1])
     inner = _read(content)
     items = inner.items if isinstance(inner, Listing) else (inner,)
@@ -215,7 +244,8 @@ def quantity(text: str) -> Value:
 
 
 def parse_expression(text: str) -> Expr | MatrixBase:
-    """Expression of one text, unevaluated; decimals as exact fractions, the letter i as the imaginary unit.
+    """Expression of one text, unevaluated; decimals as exact fractions, the letter i as the
+    imaginary unit.
 
     Raises:
         UnreadableError: latex2sympy cannot parse it, or it divides by 0.
@@ -229,7 +259,9 @@ def parse_expression(text: str) -> Expr | MatrixBase:
     text = re.sub(r"(?<=[\d)])\s*(?=\()|(?<=\))\s*(?=\d|\\frac)", r" \\cdot ", text)
     text = re.sub(r"(?<![A-Za-z\\])([abcdeklmnrstuvwxyz])\s*(?=\()", r"\1 \\cdot ", text)
     try:
-        found = latex2sympy(text, is_real=None, normalization_config=None, conversion_config=CONVERSION)
+        found = latex2sympy(
+            text, is_real=None, normalization_config=None, conversion_config=CONVERSION
+        )
         found = _exact(found)
     except (MemoryError, RecursionError):
         raise
@@ -244,7 +276,9 @@ def parse_expression(text: str) -> Expr | MatrixBase:
 
 def _exact(expression: Expr) -> Expr:
     floats = {number: Rational(str(number)) for number in expression.atoms(Float)}
-    functions = {call: Symbol(str(call).replace(" ", "")) for call in expression.atoms(AppliedUndef)}
+    functions = {
+        call: Symbol(str(call).replace(" ", "")) for call in expression.atoms(AppliedUndef)
+    }
     imaginary = {Symbol("i"): I} if Symbol("i") in expression.free_symbols else {}
     replaced = {**floats, **functions, **imaginary}
     return expression.xreplace(replaced) if replaced else expression

@@ -58,12 +58,17 @@ def is_region(value: Value) -> bool:
 
 
 def _parts(region: Set) -> tuple[list[Interval], list[Expr]] | None:
-    """Intervals from left to right, and single points; None for a set that sympy does not write as these."""
+    """Intervals from left to right, and single points; None for a set that sympy does not write as
+    these."""
     parts = region.args if isinstance(region, Union) else (region,)
     if not all(isinstance(part, Interval | FiniteSet) or part == EmptySet for part in parts):
         return None
-    intervals = sorted((part for part in parts if isinstance(part, Interval)), key=lambda part: part.start.evalf())
-    return intervals, [point for part in parts if isinstance(part, FiniteSet) for point in part.args]
+    intervals = sorted(
+        (part for part in parts if isinstance(part, Interval)), key=lambda part: part.start.evalf()
+    )
+    return intervals, [
+        point for part in parts if isinstance(part, FiniteSet) for point in part.args
+    ]
 
 
 def _same_parts(intervals: list, points: list, others: list, other_points: list) -> bool:
@@ -100,18 +105,25 @@ def as_set(value: Value) -> Set | None:
 
 def _region(region: Region) -> Set | None:
     if not region.operators:
-        return EmptySet if "emptyset" in region.text else NAMED_SETS[re.sub(r"\\mathbb|[{}\s]", "", region.text)]
+        return (
+            EmptySet
+            if "emptyset" in region.text
+            else NAMED_SETS[re.sub(r"\\mathbb|[{}\s]", "", region.text)]
+        )
     parts = [as_set(part) for part in region.parts]
     if any(part is None for part in parts):
         return None
     found = parts[0]
     for operator, part in zip(region.operators, parts[1:], strict=True):
-        found = {r"\cup": Union, r"\cap": Intersection, r"\setminus": Complement}[operator](found, part)
+        found = {r"\cup": Union, r"\cap": Intersection, r"\setminus": Complement}[operator](
+            found, part
+        )
     return found
 
 
 def _listed(listing: Listing) -> Set | None:
-    """A finite set, or what several inequalities say; a comma means both if there are numbers that meet both."""
+    """A finite set, or what several inequalities say; a comma means both if there are numbers that
+    meet both."""
     parts = [as_set(item) for item in listing.items]
     if any(part is None for part in parts):
         return None
@@ -123,7 +135,9 @@ def _listed(listing: Listing) -> Set | None:
 
 def _solutions(relation: Relation) -> Set | None:
     """The numbers for which an inequality of one letter holds."""
-    if not all(isinstance(term, Quantity) for term in relation.terms) or not set(relation.signs) <= set(SIGNS):
+    if not all(isinstance(term, Quantity) for term in relation.terms) or not set(
+        relation.signs
+    ) <= set(SIGNS):
         return None
     terms = [term.expression for term in relation.terms if isinstance(term, Quantity)]
     letters: set[Symbol] = set().union(*(term.free_symbols for term in terms))

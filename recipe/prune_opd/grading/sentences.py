@@ -1,28 +1,38 @@
-r"""Sentences around an answer: ``\text{The values are } ..`` before it, ``\text{ for all } n`` behind it."""
+r"""Sentences around an answer: ``\text{The values are } ..`` before it, ``\text{ for all } n``
+behind it."""
 
 import re
 
 from recipe.prune_opd.grading.latex import split_outside
 
-PHRASE = re.compile(r"\\text\{([^{}]*)\}\s*[:=]?\s*(?=\S)|([A-Za-z'’]+(?:[ ,]+[A-Za-z'’]+)*\s*:?)\s+(?=\S)")
+PHRASE = re.compile(
+    r"\\text\{([^{}]*)\}\s*[:=]?\s*(?=\S)|([A-Za-z'’]+(?:[ ,]+[A-Za-z'’]+)*\s*:?)\s+(?=\S)"
+)
 LEADS = re.compile(
     r"(?:so|thus|hence|therefore|exactly|only|just|precisely|approximately|about|both|total|point)\s*|"
-    r".*(?:\b(?:is|are|be|equals?|equal to|gives|get|has|have|answers?|values?|solutions?|result)\s*[:=]?|[:=])\s*",
+    r".*(?:\b(?:is|are|be|equals?|equal"
+    r" to|gives|get|has|have|answers?|values?|solutions?|result)\s*[:=]?|[:=])\s*",
     re.IGNORECASE | re.DOTALL,
 )
 DENIES = re.compile(
-    r"\b(?:not|no|n't|never|less|more|greater|fewer|than|least|most|except|minus|negative)\b", re.IGNORECASE
+    r"\b(?:not|no|n't|never|less|more|greater|fewer|than|least|most|except|minus|negative)\b",
+    re.IGNORECASE,
 )
 WORDS = (
-    "for|where|with|when|whenever|if|such that|provided|given|assuming|because|since|whose|in which|only if|iff|unless"
+    "for|where|with|when|whenever|if|such that|provided|given|assuming|because|since|whose|in"
+    " which|only if|iff|unless"
 )
-MODULUS = r"\\pmod(?![A-Za-z])|\(\s*\\?(?:b?mod|\\text\{mod\})|\\text\{\(mod\}|(?<=[\d\s])mod(?=\s*\d)"
+MODULUS = (
+    r"\\pmod(?![A-Za-z])|\(\s*\\?(?:b?mod|\\text\{mod\})|\\text\{\(mod\}|(?<=[\d\s])mod(?=\s*\d)"
+)
 ANY = r",\s*[a-z]\s*\\?(?:text\{)?\s*(?:is )?(?:any|an|a) (?:\w+ )*(?:integer|number|constant|real)"
 CONDITION = re.compile(
     rf"{ANY}|\s*[,;]?\s*(?:\\text\{{\s*[(,]?\s*({WORDS})\b|(?<![A-Za-z\\])({WORDS})(?![A-Za-z])|\\forall(?![A-Za-z])|{MODULUS})",
     re.IGNORECASE,
 )
-NOTE = re.compile(r"(?<=[\s\d)}])\(([^()]*(?:\\(?:ge|le|in|ne)(?![A-Za-z])|[<>=]|\\text\{)[^()]*)\)\s*$")
+NOTE = re.compile(
+    r"(?<=[\s\d)}])\(([^()]*(?:\\(?:ge|le|in|ne)(?![A-Za-z])|[<>=]|\\text\{)[^()]*)\)\s*$"
+)
 MODULI = re.compile(MODULUS)
 DECIDES = re.compile(r"\b(?:if|when|whenever|provided|unless|iff)\b", re.IGNORECASE)
 
@@ -37,7 +47,10 @@ def without_prose(text: str) -> tuple[str, str]:
     if not match or not re.search(r"[\w)}]", text[: match.start()]):
         return text, ""
     main, condition = text[: match.start()], text[match.start() :].strip(" ,;")
-    if len(CONDITION.findall(condition)) > 1 and len(split_outside(condition, {",", ";", r"\and", r"\or"})[0]) > 1:
+    if (
+        len(CONDITION.findall(condition)) > 1
+        and len(split_outside(condition, {",", ";", r"\and", r"\or"})[0]) > 1
+    ):
         return text, ""  # several cases, each with its own
     return main.strip(" ,;"), condition
 
@@ -55,11 +68,16 @@ def _without_lead(text: str) -> str:
 
 
 def contradict(one: str, other: str) -> bool:
-    """Whether two conditions are different ones that decide: ``if n is even`` and ``if n is odd``."""
+    """Whether two conditions are different ones that decide: ``if n is even`` and ``if n is
+    odd``."""
     if (
         not one
         or not other
-        or not ((MODULI.match(one) and MODULI.match(other)) or DECIDES.search(one) or DECIDES.search(other))
+        or not (
+            (MODULI.match(one) and MODULI.match(other))
+            or DECIDES.search(one)
+            or DECIDES.search(other)
+        )
     ):
         return False
     return _plain(one) != _plain(other)

@@ -11,11 +11,45 @@ WORDS = re.compile(
 )
 """What comes before words that end an answer, the words, their power."""
 BARE = {
-    *("mm", "cm", "dm", "km", "in", "ft", "yd", "mi", "mg", "kg", "lb", "lbs", "oz", "ml", "sec", "hr", "hrs", "min"),
-    *("mph", "kmh", "rpm", "inch", "inches", "feet", "foot", "day", "days", "cent", "cents", "deg", "degree"),
+    *(
+        "mm",
+        "cm",
+        "dm",
+        "km",
+        "in",
+        "ft",
+        "yd",
+        "mi",
+        "mg",
+        "kg",
+        "lb",
+        "lbs",
+        "oz",
+        "ml",
+        "sec",
+        "hr",
+        "hrs",
+        "min",
+    ),
+    *(
+        "mph",
+        "kmh",
+        "rpm",
+        "inch",
+        "inches",
+        "feet",
+        "foot",
+        "day",
+        "days",
+        "cent",
+        "cents",
+        "deg",
+        "degree",
+    ),
     *("degrees", "unit", "units", "sq", "cubic", "usd", "yen", "men", "pts"),
 }
-"""Units without ``\\text`` that are no product of letters. Words of four letters behind a space are none either."""
+"""Units without ``\\text`` that are no product of letters. Words of four letters behind a space are
+none either."""
 LETTERS = {"in", "ft", "mi", "hr", "lb", "oz", "mg", "ml", "dm", "yd"}
 """Those that are a product behind other letters: ``2\\pi hr``."""
 DEGREES = re.compile(r"(.*?)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\\text\{[^{}]*\}|[CFK])?", re.DOTALL)
@@ -23,26 +57,100 @@ FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 ORDINAL = re.compile(
     r"((?<![\d.])\d+)\s*-?\s*(?:\^\s*\{?\s*)?(?:\\text\{\s*-?(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))\s*\}?"
 )
-MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+MULTIPLES = {
+    "hundred": 100,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+}
 QUALIFIERS = {
-    *("or", "more", "less", "fewer", "greater", "least", "most", "not", "to", "plus", "minus", "times", "than", "and"),
+    *(
+        "or",
+        "more",
+        "less",
+        "fewer",
+        "greater",
+        "least",
+        "most",
+        "not",
+        "to",
+        "plus",
+        "minus",
+        "times",
+        "than",
+        "and",
+    ),
     *("between", "below", "above", "under", "over", "by", "factorial", "half", "divided"),
-    *("halves", "thirds", "quarters", "fourths", "fifths", "sixths", "eighths", "tenths", "hundredths"),
+    *(
+        "halves",
+        "thirds",
+        "quarters",
+        "fourths",
+        "fifths",
+        "sixths",
+        "eighths",
+        "tenths",
+        "hundredths",
+    ),
 }
 """Words that say that the number alone is not the answer."""
-POWERS = {"square": "2", "sq": "2", "sq.": "2", "squared": "2", "cubic": "3", "cu": "3", "cu.": "3", "cubed": "3"}
+POWERS = {
+    "square": "2",
+    "sq": "2",
+    "sq.": "2",
+    "squared": "2",
+    "cubic": "3",
+    "cu": "3",
+    "cu.": "3",
+    "cubed": "3",
+}
 SYMBOLS = {
-    **{"millimeter": "mm", "millimetre": "mm", "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m"},
-    **{"kilometer": "km", "kilometre": "km", "inch": "in", "inches": "in", "foot": "ft", "feet": "ft", "yard": "yd"},
-    **{"mile": "mi", "gram": "g", "kilogram": "kg", "pound": "lb", "liter": "L", "litre": "L", "degree": "°"},
-    **{"second": "s", "minute": "min", "hour": "h", "sec": "s", "hr": "h", "hrs": "h", "lbs": "lb", "cent": "cents"},
+    **{
+        "millimeter": "mm",
+        "millimetre": "mm",
+        "centimeter": "cm",
+        "centimetre": "cm",
+        "meter": "m",
+        "metre": "m",
+    },
+    **{
+        "kilometer": "km",
+        "kilometre": "km",
+        "inch": "in",
+        "inches": "in",
+        "foot": "ft",
+        "feet": "ft",
+        "yard": "yd",
+    },
+    **{
+        "mile": "mi",
+        "gram": "g",
+        "kilogram": "kg",
+        "pound": "lb",
+        "liter": "L",
+        "litre": "L",
+        "degree": "°",
+    },
+    **{
+        "second": "s",
+        "minute": "min",
+        "hour": "h",
+        "sec": "s",
+        "hr": "h",
+        "hrs": "h",
+        "lbs": "lb",
+        "cent": "cents",
+    },
     **{"deg": "°", "degrees": "°", "dollar": "dollars", "usd": "dollars", "percentage": "%"},
 }
 """Names of units that are as common as their symbols."""
 
 
 def split_unit(answer: str) -> tuple[str, str]:
-    r"""A number and the unit behind it, ``cm^2`` for ``5\text{ square centimeters}``; "" where there is none.
+    r"""A number and the unit behind it, ``cm^2`` for ``5\text{ square centimeters}``; "" where
+    there is none.
 
     Args:
         answer: in the notation of ``canonical``.
@@ -53,7 +161,11 @@ def split_unit(answer: str) -> tuple[str, str]:
         scale = re.sub(r"\\text|[{}\s]", "", degrees[2] or "")
         return degrees[1], "°" + (scale if scale in ("C", "F", "K") else "")
     match = WORDS.fullmatch(answer)
-    if not match or not NUMBER.search(match["number"]) or match["number"].rstrip().endswith(("^", "_")):
+    if (
+        not match
+        or not NUMBER.search(match["number"])
+        or match["number"].rstrip().endswith(("^", "_"))
+    ):
         return answer, ""
     if not _is_unit(match["number"], match["words"], answer[match.end("number") :]):
         return answer, ""
@@ -80,7 +192,9 @@ def _is_unit(number: str, words: str, rest: str) -> bool:
 
 
 def _unit(words: list[str], power: str) -> str:
-    words = [word for word in words if word.lower() not in ("of", "in")] if len(words) > 2 else words
+    words = (
+        [word for word in words if word.lower() not in ("of", "in")] if len(words) > 2 else words
+    )
     if len(words) > 1 and words[0].lower() in POWERS:
         power = POWERS[words.pop(0).lower()]
     elif len(words) > 1 and words[-1].lower() in POWERS:

@@ -41,7 +41,8 @@ class Quantity(Value):
 
 @dataclass(frozen=True)
 class Listing(Value):
-    """Several answers in any order. ``kind`` is ``{}`` for a set, else ``or``, ``and`` or a comma between them."""
+    """Several answers in any order. ``kind`` is ``{}`` for a set, else ``or``, ``and`` or a comma
+    between them."""
 
     items: tuple[Value, ...]
     kind: str
@@ -58,7 +59,8 @@ class Group(Value):
 
 @dataclass(frozen=True)
 class Region(Value):
-    """Sets joined by union, intersection or difference, or a named set such as the reals (no operators)."""
+    """Sets joined by union, intersection or difference, or a named set such as the reals (no
+    operators)."""
 
     parts: tuple[Value, ...]
     operators: tuple[str, ...]

@@ -1,1 +1,2 @@
-"""The method: formulas of tensors and small state. Imports torch and nothing of the recipe above it."""
+"""The method: formulas of tensors and small state. Imports torch and nothing of the recipe above
+it."""

@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 RESUME = (
-    "resume from an earlier checkpoint (trainer.resume_from_path), or start from the weights of this one "
-    "(actor_rollout_ref.model.path) with trainer.resume_mode=disable"
+    "resume from an earlier checkpoint (trainer.resume_from_path), or start from the weights of"
+    " this one (actor_rollout_ref.model.path) with trainer.resume_mode=disable"
 )
 """What to do about a state that cannot be read."""
 
 
 class ResponseBudget:
-    """Batch-wise limit M on the response length, moved by how many responses stay reliable up to it.
+    """Batch-wise limit M on the response length, moved by how many responses stay reliable up to
+    it.
 
-    A response *hits* where its effective length reaches ``boundary = max(min, M - margin)``. Where the share of hits is
-    ``hit_ratio`` or more the limit grows by ``step``, at most to ``max``; after ``patience`` batches in a row below it,
-    the limit shrinks by ``step``, at least to ``min``. All lengths are in tokens.
+    A response *hits* where its effective length reaches ``boundary = max(min, M - margin)``. Where
+    the share of hits is ``hit_ratio`` or more the limit grows by ``step``, at most to ``max``;
+    after ``patience`` batches in a row below it, the limit shrinks by ``step``, at least to
+    ``min``. All lengths are in tokens.
 
     Args:
         init: limit of the first batch, clipped into [min, max].
@@ -29,7 +31,8 @@ class ResponseBudget:
         patience: batches below ``hit_ratio`` until the limit shrinks.
 
     Raises:
-        ValueError: unless 0 < min <= max, step >= 1, 0 <= hit_ratio <= 1, margin >= 0 and patience >= 1.
+        ValueError: unless 0 < min <= max, step >= 1, 0 <= hit_ratio <= 1, margin >= 0 and patience
+            >= 1.
     """
 
     def __init__(
@@ -61,7 +64,8 @@ class ResponseBudget:
         """Take in a batch that was generated under ``limit`` and move the limit for the next one.
 
         Args:
-            effective_lengths: E of every real sequence (padding sequences left out), any iterable of numbers.
+            effective_lengths: E of every real sequence (padding sequences left out), any iterable
+                of numbers.
 
         Returns:
             Metrics by the names of the paper's release.
@@ -71,7 +75,10 @@ class ResponseBudget:
         """
         lengths = [int(length) for length in effective_lengths]
         if not lengths:
-            raise ValueError("ResponseBudget.update: needs the effective length of at least one sequence, got none")
+            raise ValueError(
+                "ResponseBudget.update: needs the effective length of at least one sequence, got"
+                " none"
+            )
         current = self._limit
         boundary = max(self.min, current - self.margin)
         hits = sum(length >= boundary for length in lengths) / len(lengths)
@@ -104,21 +111,23 @@ class ResponseBudget:
         """Go on from ``state_dict()``'s answer.
 
         Raises:
-            ValueError: a value is missing or of another kind, or the saved limit does not fit into this budget's
-                [min, max]: resumed with other bounds. The budget is then as before.
+            ValueError: a value is missing or of another kind, or the saved limit does not fit into
+                this budget's [min, max]: resumed with other bounds. The budget is then as before.
         """
         limit, no_hit_steps = (_saved(state, name) for name in ("limit", "no_hit_steps"))
         if not self.min <= limit <= self.max:
             raise ValueError(
-                f"prune_opd.budget: the checkpoint's limit is {limit}, outside min = {self.min} and "
-                f"max = {self.max}; resume with bounds that contain it"
+                f"prune_opd.budget: the checkpoint's limit is {limit}, outside min = {self.min} and"
+                f" max = {self.max}; resume with bounds that contain it"
             )
         self._limit, self._no_hit_steps = limit, no_hit_steps
 
 
 def _saved(state: Any, name: str) -> int:
     if not isinstance(state, dict):
-        raise ValueError(f"budget: got {state!r:.60}, allowed: an object with limit and no_hit_steps")
+        raise ValueError(
+            f"budget: got {state!r:.60}, allowed: an object with limit and no_hit_steps"
+        )
     if name not in state:
         raise ValueError(f"budget.{name} is missing, found: {', '.join(state) or 'nothing'}")
     value = state[name]
@@ -131,7 +140,8 @@ def load_state(file: Path, budget: ResponseBudget) -> None:
     """Go on from the state file beside a checkpoint: ``{"budget": state_dict()}``.
 
     Raises:
-        ValueError: it cannot be read, is not such a file, or does not fit this budget; names the file.
+        ValueError: it cannot be read, is not such a file, or does not fit this budget; names the
+            file.
     """
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
@@ -139,7 +149,9 @@ def load_state(file: Path, budget: ResponseBudget) -> None:
         raise ValueError(f"{file} cannot be read ({error.strerror}): {RESUME}") from error
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{file} is no JSON ({reason}), it was cut off or changed: {RESUME}") from error
+        raise ValueError(
+            f"{file} is no JSON ({reason}), it was cut off or changed: {RESUME}"
+        ) from error
     if not isinstance(state, dict) or "budget" not in state:
         raise ValueError(f"{file} has no budget, it was changed or is of another version: {RESUME}")
     try:

@@ -1,7 +1,9 @@
-"""Where do student and teacher part, and how much is a token worth after that? (METHOD: paper sections 3.1-3.2)
+"""Where do student and teacher part, and how much is a token worth after that? (METHOD: paper
+sections 3.1-3.2)
 
 Shapes: B sequences, T response positions, K candidates per position.
-A response token is scored by the logits of the position before it; the caller aligns rows accordingly.
+A response token is scored by the logits of the position before it; the caller aligns rows
+accordingly.
 """
 
 import math
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
     from recipe.prune_opd.method.reward import Scores
 
 SLACK = 1e-6
-"""A ratio or a cumulative probability this close to its bound counts as equal to it, whatever the rounding."""
+"""A ratio or a cumulative probability this close to its bound counts as equal to it, whatever the
+rounding."""
 
 
 def is_member(ids: Tensor, others: Tensor) -> Tensor:
@@ -38,7 +41,8 @@ def overlap_ratio(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
     """Share of candidates that both models rank among their k most likely, O_t = |K_S ∩ K_T| / k.
 
     Args:
-        student_ids: (B, T, K) int, ids of the student's k largest logits, distinct within a position.
+        student_ids: (B, T, K) int, ids of the student's k largest logits, distinct within a
+            position.
         teacher_ids: (B, T, K) int, the same of the teacher.
 
     Returns:
@@ -56,7 +60,8 @@ def overlap_ratio(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
 
 
 def overlap_events(overlap: Tensor, mask: Tensor, threshold: float) -> Tensor:
-    """Drift events of metric ``overlap_ratio``: D_t = 1 where O_t < γ, strictly, on tokens the student generated.
+    """Drift events of metric ``overlap_ratio``: D_t = 1 where O_t < γ, strictly, on tokens the
+    student generated.
 
     Args:
         overlap: (B, T) float.
@@ -72,10 +77,12 @@ def overlap_events(overlap: Tensor, mask: Tensor, threshold: float) -> Tensor:
 def nucleus_events(
     responses: Tensor, teacher_ids: Tensor, teacher_log_probs: Tensor, mask: Tensor, top_p: float
 ) -> Tensor:
-    """Drift events of metric ``teacher_top_p_accept``: the sampled token is outside the teacher's nucleus.
+    """Drift events of metric ``teacher_top_p_accept``: the sampled token is outside the teacher's
+    nucleus.
 
-    The nucleus is the shortest prefix of the teacher's ranked candidates whose full-vocabulary probability reaches
-    ``top_p``, the crossing token included, or all K of them where it is never reached.
+    The nucleus is the shortest prefix of the teacher's ranked candidates whose full-vocabulary
+    probability reaches ``top_p``, the crossing token included, or all K of them where it is never
+    reached.
 
     Args:
         responses: (B, T) int, sampled tokens.
@@ -89,7 +96,8 @@ def nucleus_events(
     """
     probs = teacher_log_probs.double().exp()
     mass_before = probs.cumsum(-1) - probs
-    in_nucleus = (mass_before < top_p - SLACK) | (mass_before == 0)  # the first candidate is always in
+    # The first candidate is always in.
+    in_nucleus = (mass_before < top_p - SLACK) | (mass_before == 0)
     accepted = ((teacher_ids == responses.unsqueeze(-1)) & in_nucleus).any(-1)
     return ~accepted & mask.bool()
 
@@ -143,10 +151,11 @@ def spent_at(w_drop: float) -> float:
 
 
 def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> Reliability:
-    """Monotone reliability weight R_t = clip(1 - w_drop * C_t, 0, 1) with C_t the events up to and including t.
+    """Monotone reliability weight R_t = clip(1 - w_drop * C_t, 0, 1) with C_t the events up to and
+    including t.
 
-    R is exactly 0 from the ceil(1 / w_drop)-th event on. Counts are exact integers and the weight is formed in
-    float64 before it is rounded to float32 (bfloat16 would stall a count at 256).
+    R is exactly 0 from the ceil(1 / w_drop)-th event on. Counts are exact integers and the weight
+    is formed in float64 before it is rounded to float32 (bfloat16 would stall a count at 256).
 
     Args:
         events: (B, T) bool; events outside ``mask`` are ignored.

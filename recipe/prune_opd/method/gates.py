@@ -1,7 +1,9 @@
-"""When is a response that is being generated to be stopped? Rules over its drift events, fed as they come.
+"""When is a response that is being generated to be stopped? Rules over its drift events, fed as
+they come.
 
-A rule looks at token t and those before it. The response is stopped at the first t for which it holds and for which
-``min_tokens`` tokens come before; these t tokens are kept. ``cumulative`` is the paper's reliability at 0.
+A rule looks at token t and those before it. The response is stopped at the first t for which it
+holds and for which ``min_tokens`` tokens come before; these t tokens are kept. ``cumulative`` is
+the paper's reliability at 0.
 """
 
 from abc import ABC, abstractmethod
@@ -86,9 +88,11 @@ class Consecutive(Gate):
 
 
 class Relative(Gate):
-    """The share of events in the last ``window`` tokens is more than ``increase`` above that in the first ``window``.
+    """The share of events in the last ``window`` tokens is more than ``increase`` above that in the
+    first ``window``.
 
-    The two windows never share a token. An initial mismatch of the pair thus stops nothing, getting worse does.
+    The two windows never share a token. An initial mismatch of the pair thus stops nothing, getting
+    worse does.
     """
 
     def __init__(self, window: int, increase: float, min_tokens: int = 1):

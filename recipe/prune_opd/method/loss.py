@@ -1,4 +1,5 @@
-"""Clipped policy loss over candidate tokens. (METHOD: paper section 3.3; clipping as verl's ``vanilla`` policy loss)
+"""Clipped policy loss over candidate tokens. (METHOD: paper section 3.3; clipping as verl's
+``vanilla`` policy loss)
 
 Shapes: B sequences, T response positions, K candidates per position.
 """
@@ -20,29 +21,32 @@ def topk_policy_loss(
     clip_c: float = 3.0,
     num_tokens: float | Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Dual-clipped PPO term of each candidate, summed over candidates, averaged over generated tokens.
+    """Dual-clipped PPO term of each candidate, summed over candidates, averaged over generated
+    tokens.
 
-    With one update per batch the ratio is 1 and the gradient is that of stop-gradient top-k reverse KL,
-    Σ_t L_t Σ_v sg[w(v) (S(v) - T(v))] ∇ log π(v) / num_tokens.
+    With one update per batch the ratio is 1 and the gradient is that of stop-gradient top-k reverse
+    KL, Σ_t L_t Σ_v sg[w(v) (S(v) - T(v))] ∇ log π(v) / num_tokens.
 
     Args:
         log_probs: (B, T, K) float with gradient, log π(v) under the current policy.
         old_log_probs: (B, T, K) float, log π(v) when the reward was computed.
-        advantages: (B, T, K) float; a candidate with advantage 0 takes no part, so its log-prob may be anything.
+        advantages: (B, T, K) float; a candidate with advantage 0 takes no part, so its log-prob may
+            be anything.
         mask: (B, T) bool or 0/1; the loss weights are in the advantages, the mask counts tokens.
         clip_low: lower clipping range, the ratio is clipped at 1 - clip_low.
         clip_high: upper clipping range, at 1 + clip_high.
         clip_c: bound of the ratio for negative advantages (dual clip), > 1.
-        num_tokens: denominator; the mask's sum by default. A global count makes the loss independent of how a
-            mini-batch is cut into micro-batches.
+        num_tokens: denominator; the mask's sum by default. A global count makes the loss
+            independent of how a mini-batch is cut into micro-batches.
 
     Returns:
-        Scalar loss, and detached scalars ``pg_clipfrac``, ``pg_clipfrac_lower`` (shares of candidates clipped) and
-        ``ppo_kl`` (mean old - new log-prob). An empty mask, or no tokens to divide by, gives 0 with
-        zero gradient.
+        Scalar loss, and detached scalars ``pg_clipfrac``, ``pg_clipfrac_lower`` (shares of
+        candidates clipped) and ``ppo_kl`` (mean old - new log-prob). An empty mask, or no tokens to
+        divide by, gives 0 with zero gradient.
     """
     active = mask.bool().unsqueeze(-1) & (advantages != 0)
-    # Masked before any arithmetic: NaN in padding would survive a later multiplication by 0, in the gradient too.
+    # Masked before any arithmetic: NaN in padding would survive a later multiplication by 0, in the
+    # gradient too.
     advantages = torch.where(active, advantages, 0.0)
     log_ratio = torch.where(active, log_probs - old_log_probs, 0.0)
     ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

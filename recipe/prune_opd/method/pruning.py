@@ -1,6 +1,7 @@
 """Prune-OPD in one function: from what both models say of a batch to the advantages of its update.
 
-Training calls ``prune``; the in-flight gate and the records ask the same rules. (METHOD: paper section 3)
+Training calls ``prune``; the in-flight gate and the records ask the same rules. (METHOD: paper
+section 3)
 
 Shapes: B sequences, T response positions, K' candidates of the reward.
 """

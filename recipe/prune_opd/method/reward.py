@@ -1,8 +1,8 @@
 """Distillation reward over candidate tokens, r = -w * (S - T). (METHOD: paper section 3.3)
 
 Shapes: B sequences, T response positions, K candidates of one model, K' candidates of the reward.
-S and T are log-softmax over the full vocabulary of student and teacher; they are never renormalised over the
-candidates. Only the weights w are, as each strategy says.
+S and T are log-softmax over the full vocabulary of student and teacher; they are never renormalised
+over the candidates. Only the weights w are, as each strategy says.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,8 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Scores:
-    """What student and teacher say about responses. A strategy says which of the optional parts it needs."""
+    """What student and teacher say about responses. A strategy says which of the optional parts it
+    needs."""
 
     responses: Tensor
     """(B, T) int, the sampled tokens."""
@@ -56,7 +57,8 @@ class Scores:
 
     @cached_property
     def overlap(self) -> Tensor:
-        """O, (B, T) float32: computed once for all who ask, it is the dearest part of finding drift."""
+        """O, (B, T) float32: computed once for all who ask, it is the dearest part of finding
+        drift."""
         return overlap_ratio(self.student.ids, self.teacher.ids)
 
 
@@ -98,10 +100,13 @@ class Strategy:
     served: bool
     """The teacher's own top k and the sampled token tell all that is needed of the teacher."""
     renormalise: bool = True
-    """Weights sum to 1 over the candidates of a position. False: they are the models' own probabilities."""
+    """Weights sum to 1 over the candidates of a position. False: they are the models' own
+    probabilities."""
 
 
-def topk_reward(scores: Scores, strategy: str = "only_stu", weighting: str = "student_p") -> TopKReward:
+def topk_reward(
+    scores: Scores, strategy: str = "only_stu", weighting: str = "student_p"
+) -> TopKReward:
     """Reward of every candidate under one strategy.
 
     A candidate that one of the models gives probability 0 (log-prob -inf) is no candidate: its
@@ -113,9 +118,13 @@ def topk_reward(scores: Scores, strategy: str = "only_stu", weighting: str = "st
         weighting: one of ``WEIGHTINGS``. With one candidate, as ``sampled`` has, each of them is 1.
 
     Raises:
-        ValueError: unknown strategy or weighting, or a part of ``scores`` that the strategy needs is missing.
+        ValueError: unknown strategy or weighting, or a part of ``scores`` that the strategy needs
+            is missing.
     """
-    rule, log_weight = _known("strategy", strategy, STRATEGIES), _known("weighting", weighting, WEIGHTINGS)
+    rule, log_weight = (
+        _known("strategy", strategy, STRATEGIES),
+        _known("weighting", weighting, WEIGHTINGS),
+    )
     missing = [name for name in rule.needs if getattr(scores, name) is None]
     if missing:
         raise ValueError(f"strategy {strategy!r} needs {', '.join(missing)}")
@@ -126,21 +135,26 @@ def topk_reward(scores: Scores, strategy: str = "only_stu", weighting: str = "st
 
 
 def needs_student_on_teacher(strategy: str) -> bool:
-    """Whether a strategy needs the student's log-probs on the teacher's ids: one more student pass."""
+    """Whether a strategy needs the student's log-probs on the teacher's ids: one more student
+    pass."""
     return "student_on_teacher" in STRATEGIES[strategy].needs
 
 
 def _weights(candidates: Candidates, log_weight: Tensor, renormalise: bool) -> Tensor:
-    """w, (B, T, K'): 0 on columns that are not valid; sums to 1 over the valid ones where ``renormalise``."""
+    """w, (B, T, K'): 0 on columns that are not valid; sums to 1 over the valid ones where
+    ``renormalise``."""
     log_weight = log_weight.masked_fill(~candidates.valid, -torch.inf)
-    # A position without any candidate is 0/0 here; its columns are not valid, so its reward is 0 all the same.
+    # A position without any candidate is 0/0 here; its columns are not valid, so its reward is 0
+    # all the same.
     return torch.softmax(log_weight, -1) if renormalise else log_weight.exp()
 
 
-# ------------------------------------------------------------------------------------------------ strategies
+# --------------------------------------------------------------------------------------- strategies
 
 
-def _possible(ids: Tensor, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Candidates:
+def _possible(
+    ids: Tensor, student: Tensor, teacher: Tensor, valid: Tensor | None = None
+) -> Candidates:
     student, teacher = student.float(), teacher.float()
     finite = ~student.isneginf() & ~teacher.isneginf()
     return Candidates(ids, student, teacher, finite if valid is None else valid & finite)
@@ -159,7 +173,9 @@ def _only_tch(scores: Scores) -> Candidates:
 def _intersection(scores: Scores) -> Candidates:
     assert scores.teacher_on_student is not None
     shared = is_member(scores.student.ids, scores.teacher.ids)
-    return _possible(scores.student.ids, scores.student.log_probs, scores.teacher_on_student, shared)
+    return _possible(
+        scores.student.ids, scores.student.log_probs, scores.teacher_on_student, shared
+    )
 
 
 def _union(scores: Scores) -> Candidates:

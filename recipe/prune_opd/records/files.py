@@ -1,7 +1,9 @@
-"""What a run writes down beside verl's logs: a line per step, and now and then some responses token by token.
+"""What a run writes down beside verl's logs: a line per step, and now and then some responses token
+by token.
 
-The folder holds ``steps.jsonl``, appended to after every step, and ``samples/step_N.jsonl.gz``. A run may be killed at
-any moment and goes on in the same folder when it is resumed; ``docs/records.md`` says what the values mean.
+The folder holds ``steps.jsonl``, appended to after every step, and ``samples/step_N.jsonl.gz``. A
+run may be killed at any moment and goes on in the same folder when it is resumed;
+``docs/records.md`` says what the values mean.
 """
 
 import gzip
@@ -40,7 +42,8 @@ class Records:
         self._steps.flush()
 
     def samples(self, number: int, responses: list[dict[str, Any]]) -> None:
-        """Write a step's samples; those of the same step from before a resume go, and half a file is never seen."""
+        """Write a step's samples; those of the same step from before a resume go, and half a file
+        is never seen."""
         file = samples_file(self.folder, number)
         file.parent.mkdir(exist_ok=True)
         partial = file.with_suffix(".partial")
@@ -78,15 +81,18 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
             if isinstance(record, dict):
                 found.append(record)
             else:
-                faults.append(f"{file}, line {number} is no JSON object and was skipped (half a line of a killed run?)")
+                faults.append(
+                    f"{file}, line {number} is no JSON object and was skipped (half a line of a"
+                    " killed run?)"
+                )
     return found, faults
 
 
 def rewound(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records in the order of their steps, as of a run that was never interrupted.
 
-    A step that is not after the one before it is one that a resumed run did again: from there on, what had been written
-    before is of steps that the run no longer stands on, and goes.
+    A step that is not after the one before it is one that a resumed run did again: from there on,
+    what had been written before is of steps that the run no longer stands on, and goes.
     """
     course: list[dict[str, Any]] = []
     for record in records:
@@ -97,11 +103,19 @@ def rewound(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_steps(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Records of a run's steps, and what was wrong with the file, see ``read_lines`` and ``rewound``."""
+    """Records of a run's steps, and what was wrong with the file, see ``read_lines`` and
+    ``rewound``."""
     records, faults = read_lines(folder / STEPS)
-    return rewound(
-        [record for record in records if isinstance(record.get("step"), int) and "positions" in record]
-    ), faults
+    return (
+        rewound(
+            [
+                record
+                for record in records
+                if isinstance(record.get("step"), int) and "positions" in record
+            ]
+        ),
+        faults,
+    )
 
 
 def read_samples(folder: Path, step: int) -> list[dict[str, Any]]:
@@ -117,11 +131,15 @@ def read_samples(folder: Path, step: int) -> list[dict[str, Any]]:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
     except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); allowed: a file that a run wrote, or none") from error
+        raise ValueError(
+            f"{file} cannot be read ({error}); allowed: a file that a run wrote, or none"
+        ) from error
 
 
 def sampled_steps(folder: Path) -> list[int]:
     """Steps of which there are samples, in order."""
-    names = [file.name.removesuffix(".jsonl.gz") for file in (folder / SAMPLES).glob("step_*.jsonl.gz")]
+    names = [
+        file.name.removesuffix(".jsonl.gz") for file in (folder / SAMPLES).glob("step_*.jsonl.gz")
+    ]
     numbers = [name.removeprefix("step_") for name in names]
     return sorted(int(number) for number in numbers if number.isdecimal())

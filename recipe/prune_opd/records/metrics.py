@@ -1,7 +1,8 @@
-"""What a step tells about drift: sums per response on the workers, means over responses on the driver.
+"""What a step tells about drift: sums per response on the workers, means over responses on the
+driver.
 
-Shapes: B responses, T positions, K candidates. A response's sums are one row of C = len(COLUMNS) numbers, so that
-nothing of shape (B, T) has to reach the driver.
+Shapes: B responses, T positions, K candidates. A response's sums are one row of C = len(COLUMNS)
+numbers, so that nothing of shape (B, T) has to reach the driver.
 """
 
 import math
@@ -37,9 +38,19 @@ SUMS = (
 """Per-token values that are summed over a response."""
 BY_POSITION = ("tokens", "overlap", "events", "loss_weight")
 """Those also summed by position bucket."""
-OF_REPORT = ("stopped", "generated", "teacher_tokens", "asked", "waited", "late", "failed", "given_up")
+OF_REPORT = (
+    "stopped",
+    "generated",
+    "teacher_tokens",
+    "asked",
+    "waited",
+    "late",
+    "failed",
+    "given_up",
+)
 GATE = (*OF_REPORT, "gate_tokens", "gate_agreed")
-"""Of the ``GateReport``; then tokens the gate looked at, and those on which it and the trainer say the same."""
+"""Of the ``GateReport``; then tokens the gate looked at, and those on which it and the trainer say
+the same."""
 PER_RESPONSE = ("effective_length", "ended", "missing", *GATE)
 COLUMNS = (*SUMS, *PER_RESPONSE, *(f"{name}/{i}" for name in BY_POSITION for i in range(BUCKETS)))
 
@@ -87,7 +98,9 @@ def response_sums(pruned: Pruned, scores: Scores, facts: Facts, max_length: int)
     columns += [weights.effective_length, facts.ended, facts.missing, *facts.gate.unbind(-1)]
     positions = torch.arange(mask.shape[-1]) // bucket_width(max_length)
     for name in BY_POSITION:
-        buckets = torch.zeros(mask.shape[0], BUCKETS).index_add(-1, positions.clamp(max=BUCKETS - 1), per_token[name])
+        buckets = torch.zeros(mask.shape[0], BUCKETS).index_add(
+            -1, positions.clamp(max=BUCKETS - 1), per_token[name]
+        )
         columns += list(buckets.unbind(-1))
     return torch.stack([column.float() for column in columns], -1)
 
@@ -150,12 +163,16 @@ def step_record(
     column = dict(zip(COLUMNS, sums.double().unbind(-1), strict=True))
     total = by_position(positions, edges)
     kept, scored = column["tokens"] + column["missing"], column["tokens"] > 0
-    generated = torch.maximum(column["generated"], kept)  # what the gate cut off again was generated, too
+    # What the gate cut off again was generated, too.
+    generated = torch.maximum(column["generated"], kept)
     ended, stopped = column["ended"].mean().item(), column["stopped"].mean().item()
     cut = column["ended"] == 0
     used = max((i + 1 for i, count in enumerate(total["tokens"]) if count), default=0)
     means = {
-        name: [_rounded(value / count) if count else None for value, count in zip(row, total["tokens"], strict=True)]
+        name: [
+            _rounded(value / count) if count else None
+            for value, count in zip(row, total["tokens"], strict=True)
+        ]
         for name, row in total.items()
         if name not in ("tokens", "trained")
     }
@@ -186,7 +203,9 @@ def _distribution(values: Tensor) -> dict[str, float | None] | None:
     if not len(values):
         return None
     quantiles = torch.quantile(values, torch.tensor(QUANTILES, dtype=values.dtype)).tolist()
-    named = {f"q{round(100 * q)}": _rounded(value) for q, value in zip(QUANTILES, quantiles, strict=True)}
+    named = {
+        f"q{round(100 * q)}": _rounded(value) for q, value in zip(QUANTILES, quantiles, strict=True)
+    }
     extremes = {"min": values.min(), "max": values.max(), "mean": values.mean()}
     return {**{name: _rounded(value.item()) for name, value in extremes.items()}, **named}
 
@@ -206,9 +225,12 @@ def gate_columns(reports: list[GateReport | None], events: Tensor) -> Tensor:
     columns = torch.zeros(len(reports), len(GATE))
     for row, report in enumerate(reports):
         if report is not None:
-            seen = torch.as_tensor(report.events)[: events.shape[1]]  # a padding row has the report of another response
+            # A padding row has the report of another response.
+            seen = torch.as_tensor(report.events)[: events.shape[1]]
             agreed = int((seen == events[row, : len(seen)]).sum())
-            columns[row] = torch.tensor([*(float(getattr(report, name)) for name in OF_REPORT), len(seen), agreed])
+            columns[row] = torch.tensor(
+                [*(float(getattr(report, name)) for name in OF_REPORT), len(seen), agreed]
+            )
     return columns
 
 
@@ -224,7 +246,8 @@ def summarise_gate(sums: Tensor) -> dict[str, float]:
     metrics = {
         "prune_opd/gate/stopped_ratio": stopped.double().mean().item(),
         "prune_opd/gate/overshoot_tokens": total["generated"] - total["tokens"] - total["missing"],
-        "prune_opd/gate/teacher_tokens_per_token": total["teacher_tokens"] / max(total["generated"], 1.0),
+        "prune_opd/gate/teacher_tokens_per_token": total["teacher_tokens"]
+        / max(total["generated"], 1.0),
         "prune_opd/gate/waited_mean": column["waited"].mean().item(),
         "prune_opd/gate/waited_max": column["waited"].max().item(),
         "prune_opd/gate/late_answers": total["late"],
@@ -249,7 +272,9 @@ def summarise_scores(scores: "list[ScoreReport | None]", sums: Tensor) -> dict[s
         sums: (B, C) of the same.
     """
     asked = [score for score in scores if score and score.ended]
-    tokens, missing = (sums[:, COLUMNS.index(name)].double().sum().item() for name in ("tokens", "missing"))
+    tokens, missing = (
+        sums[:, COLUMNS.index(name)].double().sum().item() for name in ("tokens", "missing")
+    )
     metrics = {
         "prune_opd/teacher/missing_ratio": missing / max(tokens + missing, 1.0),
         "prune_opd/teacher/late_answers": float(sum(score.late for score in asked)),
@@ -257,7 +282,10 @@ def summarise_scores(scores: "list[ScoreReport | None]", sums: Tensor) -> dict[s
     }
     if asked:
         last = max(score.began for score in asked)
-        early, after = sum(score.early for score in asked), sum(score.ended - score.began for score in asked)
+        early, after = (
+            sum(score.early for score in asked),
+            sum(score.ended - score.began for score in asked),
+        )
         hidden = early + sum(max(0.0, min(score.ended, last) - score.began) for score in asked)
         metrics |= {
             "prune_opd/teacher/computed_tokens": float(sum(score.computed for score in asked)),

@@ -1,7 +1,7 @@
 """Where in their responses student and teacher part: sums per response over buckets of positions.
 
-Shapes: B responses, T positions, K candidates, F = len(BY_POSITION) values, N buckets. A response's sums are one row of
-F * N numbers, so that nothing of shape (B, T) has to reach the driver.
+Shapes: B responses, T positions, K candidates, F = len(BY_POSITION) values, N buckets. A response's
+sums are one row of F * N numbers, so that nothing of shape (B, T) has to reach the driver.
 """
 
 import torch
@@ -25,17 +25,18 @@ BY_POSITION = (
     "student_entropy",
     "teacher_entropy",
 )
-"""Per-token values that are summed: 1, O, D, R, 1[L > 0], the reward of all candidates before weighting, and of each
-model the part of its entropy in its own K candidates, in nats."""
+"""Per-token values that are summed: 1, O, D, R, 1[L > 0], the reward of all candidates before
+weighting, and of each model the part of its entropy in its own K candidates, in nats."""
 
 
 def bucket_edges(longest: int) -> list[int]:
     """Starts of the buckets in ascending order, and the end of the last: N + 1 positions.
 
-    The first ``2 * FINEST`` buckets are equally wide, then the width doubles after every ``FINEST``. With 32 equal ones
-    drift that begins at token 200 of 12288 would lie in the first of them; like this a bucket is at most a quarter of
-    the position at which it begins, but for the first ``FINEST``. The edges depend on the largest limit alone, so they
-    keep their meaning while the limit moves.
+    The first ``2 * FINEST`` buckets are equally wide, then the width doubles after every
+    ``FINEST``. With 32 equal ones drift that begins at token 200 of 12288 would lie in the first of
+    them; like this a bucket is at most a quarter of the position at which it begins, but for the
+    first ``FINEST``. The edges depend on the largest limit alone, so they keep their meaning while
+    the limit moves.
 
     Args:
         longest: the largest limit, in tokens, >= 1.

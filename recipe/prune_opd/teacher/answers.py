@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 SERVED_IDS, SERVED_LOG_PROBS = "teacher_ids", "teacher_logprobs"
-"""Fields of a response, jagged (B, R, K), or K + 1 with the sampled token first. These are verl's names: its padding
-rows are resized under no others. They have more rows than their response has tokens."""
+"""Fields of a response, jagged (B, R, K), or K + 1 with the sampled token first. These are verl's
+names: its padding rows are resized under no others. They have more rows than their response has
+tokens."""
 MISSING = -torch.inf
 """Log-prob of what the teacher did not report: it takes no part, see ``reward.topk_reward``."""
 
@@ -25,7 +26,9 @@ def served_rows(field: Tensor, responses: Tensor) -> Tensor:
     """
     offsets = responses.offsets()  # type: ignore[attr-defined]  # torch declares it for nested tensors only
     lengths = offsets.diff().tolist()
-    rows = [block[len(block) - length :] for block, length in zip(field.unbind(), lengths, strict=True)]
+    rows = [
+        block[len(block) - length :] for block, length in zip(field.unbind(), lengths, strict=True)
+    ]
     return torch.nested.nested_tensor_from_jagged(torch.cat(rows), offsets)
 
 
@@ -47,5 +50,6 @@ def log_probs_of(ids: Tensor, teacher_ids: Tensor, teacher_log_probs: Tensor) ->
 
 
 def is_missing(teacher_log_probs: Tensor) -> Tensor:
-    """Tokens without the teacher's score, (..., K) -> (...) bool: even its most likely candidate has probability 0."""
+    """Tokens without the teacher's score, (..., K) -> (...) bool: even its most likely candidate
+    has probability 0."""
     return teacher_log_probs[..., 0].isneginf()

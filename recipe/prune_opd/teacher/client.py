@@ -28,7 +28,8 @@ class TeachingClient(FollowingClient):
 
     Args:
         prune_opd: the configuration.
-        teacher: client of the teacher's servers, a ``ScoringClient``, or a ``UrlTeacher`` where there is no gate.
+        teacher: client of the teacher's servers, a ``ScoringClient``, or a ``UrlTeacher`` where
+            there is no gate.
         vocab_size: of the teacher.
         **kwargs: see ``LLMServerClient``.
     """
@@ -39,7 +40,10 @@ class TeachingClient(FollowingClient):
 
     @functools.cached_property
     def _scorer(self) -> ResponseScorer:
-        given, workers = self.prune_opd.teacher, self.config.actor_rollout_ref.rollout.agent.num_workers
+        given, workers = (
+            self.prune_opd.teacher,
+            self.config.actor_rollout_ref.rollout.agent.num_workers,
+        )
         return ResponseScorer(
             self.teacher,
             self.prune_opd.topk,
@@ -50,7 +54,8 @@ class TeachingClient(FollowingClient):
         )
 
     async def teach(self, output: "AgentLoopOutput", known: TopKRows | None = None) -> None:
-        """Put the teacher's rows of a finished response, and how they came about, into its ``extra_fields``.
+        """Put the teacher's rows of a finished response, and how they came about, into its
+        ``extra_fields``.
 
         Args:
             output: of the agent loop.
@@ -61,9 +66,15 @@ class TeachingClient(FollowingClient):
             rows, own, report = known[:tokens], None, _while_growing(output.extra_fields[REPORT])
         else:
             rows, own, report = await self._scorer.score(output.prompt_ids, output.response_ids)
-        ids, log_probs = torch.tensor(rows.ids), torch.tensor(rows.log_probs)  # copies: Ray's arrays are read-only
+        # copies: Ray's arrays are read-only.
+        ids, log_probs = (
+            torch.tensor(rows.ids),
+            torch.tensor(rows.log_probs),
+        )
         if sampled:
-            ids = torch.cat([torch.tensor(output.response_ids, dtype=torch.int32).unsqueeze(-1), ids], -1)
+            ids = torch.cat(
+                [torch.tensor(output.response_ids, dtype=torch.int32).unsqueeze(-1), ids], -1
+            )
             log_probs = torch.cat([torch.tensor(own).unsqueeze(-1), log_probs], -1)
         output.extra_fields |= {SERVED_IDS: ids, SERVED_LOG_PROBS: log_probs, SCORE_REPORT: report}
 
@@ -72,4 +83,6 @@ def _while_growing(gate: GateReport) -> ScoreReport:
     """The report about a response whose last row has just come."""
     now = time.time()
     early = max(0.0, gate.asked - gate.waited)
-    return ScoreReport(computed=gate.teacher_tokens, early=early, began=now - gate.waited, ended=now)
+    return ScoreReport(
+        computed=gate.teacher_tokens, early=early, began=now - gate.waited, ended=now
+    )

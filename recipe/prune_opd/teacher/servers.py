@@ -1,4 +1,5 @@
-"""The servers behind the gate: verl's configuration adjusted so that responses can be followed and scored."""
+"""The servers behind the gate: verl's configuration adjusted so that responses can be followed and
+scored."""
 
 import os
 from pathlib import Path
@@ -38,14 +39,15 @@ def url_teacher(teacher: TeacherConfig) -> UrlTeacher:
         key = os.environ.get(given.api_key_env, "").strip()
         if not key:
             raise ValueError(
-                f"prune_opd.teacher.url.api_key_env: the environment has no variable {given.api_key_env}, needed where "
-                "the trainer runs"
+                "prune_opd.teacher.url.api_key_env: the environment has no variable"
+                f" {given.api_key_env}, needed where the trainer runs"
             )
     certificates = None
     if given.ca_file:  # read here: the machines that ask may not have the file
         if not Path(given.ca_file).is_file():
             raise ValueError(
-                f"prune_opd.teacher.url.ca_file: {given.ca_file} does not exist, allowed: a file in PEM format"
+                f"prune_opd.teacher.url.ca_file: {given.ca_file} does not exist, allowed: a file in"
+                " PEM format"
             )
         certificates = Path(given.ca_file).read_text()
     return UrlTeacher(given.urls, given.model or str(teacher.path), given.api, key, certificates)

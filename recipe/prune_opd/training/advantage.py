@@ -1,4 +1,5 @@
-"""Advantage of Prune-OPD: the pruned reward itself, registered with verl as ``prune_opd``. (METHOD: section 3.3)"""
+"""Advantage of Prune-OPD: the pruned reward itself, registered with verl as ``prune_opd``. (METHOD:
+section 3.3)"""
 
 from typing import Any
 
@@ -9,7 +10,9 @@ NAME = "prune_opd"
 
 
 @register_adv_est(NAME)
-def prune_opd_advantage(token_level_rewards: Tensor, response_mask: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def prune_opd_advantage(
+    token_level_rewards: Tensor, response_mask: Tensor, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
     """A = r' on generated tokens: no baseline, no whitening, no discount; returns = A.
 
     Args:
@@ -25,9 +28,10 @@ def prune_opd_advantage(token_level_rewards: Tensor, response_mask: Tensor, **kw
     """
     if token_level_rewards.dim() != 3 or token_level_rewards.shape[:2] != response_mask.shape:
         raise ValueError(
-            f"algorithm.adv_estimator: {NAME} needs rewards per candidate token, (B, T, K), got shape "
-            f"{tuple(token_level_rewards.shape)} with mask {tuple(response_mask.shape)}; set "
-            "trainer.v1.trainer_mode=prune_opd and trainer.use_v1=True, or start with +recipe=prune_opd"
+            f"algorithm.adv_estimator: {NAME} needs rewards per candidate token, (B, T, K), got"
+            f" shape {tuple(token_level_rewards.shape)} with mask {tuple(response_mask.shape)}; set"
+            " trainer.v1.trainer_mode=prune_opd and trainer.use_v1=True, or start with"
+            " +recipe=prune_opd"
         )
     advantages = token_level_rewards * response_mask.bool().unsqueeze(-1)
     return advantages, advantages

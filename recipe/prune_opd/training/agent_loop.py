@@ -1,4 +1,5 @@
-"""A training response: verl's agent loop under the budget's limit, with the gate, and scored by teacher servers."""
+"""A training response: verl's agent loop under the budget's limit, with the gate, and scored by
+teacher servers."""
 
 from typing import Any
 
@@ -11,11 +12,13 @@ from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.training.gated_response import GatedGeneration
 
 LIMIT = "prune_opd_limit"
-"""Batch field, int: the most tokens a response may have. Training prompts carry it, validation prompts do not."""
+"""Batch field, int: the most tokens a response may have. Training prompts carry it, validation
+prompts do not."""
 
 
 class HeardGeneration:
-    """The one method of ``LLMServerClient`` that agent loops call, and why the engine ended the response."""
+    """The one method of ``LLMServerClient`` that agent loops call, and why the engine ended the
+    response."""
 
     def __init__(self, client: Any):
         self._client = client
@@ -31,8 +34,8 @@ class HeardGeneration:
 def is_cut(stop_reason: str | None, tokens: int, room: int) -> bool:
     """Whether a response was cut, as the engine says it.
 
-    verl's SGLang server passes on ``stop`` and ``length``. Its vLLM server says ``completed`` for both, so there, and
-    where nothing is said, a response counts as cut that fills its room.
+    verl's SGLang server passes on ``stop`` and ``length``. Its vLLM server says ``completed`` for
+    both, so there, and where nothing is said, a response counts as cut that fills its room.
 
     Args:
         stop_reason: of verl's ``TokenOutput``.
@@ -58,17 +61,26 @@ class LimitedAgentLoop(SingleTurnAgentLoop):
         # One dict is shared by all samples of a prompt: copied, not changed.
         return await self._train({**sampling_params, "max_tokens": int(limit)}, kwargs)
 
-    async def _validate(self, sampling_params: dict[str, Any], kwargs: dict[str, Any]) -> AgentLoopOutput:
+    async def _validate(
+        self, sampling_params: dict[str, Any], kwargs: dict[str, Any]
+    ) -> AgentLoopOutput:
         self.server_manager = generation = HeardGeneration(self.server_manager)
         output = await super().run(sampling_params, **kwargs)
         tokens, prompt = len(output.response_ids), len(output.prompt_ids)
         longest = self.rollout_config.max_model_len
-        room = self.response_length if longest is None else min(self.response_length, longest - prompt)
-        # verl hands these to the reward function as part of extra_info; its dumps hold the decoded text alone.
-        output.extra_fields.update({TOKENS: tokens, TRUNCATED: is_cut(generation.stop_reason, tokens, room)})
+        room = (
+            self.response_length if longest is None else min(self.response_length, longest - prompt)
+        )
+        # verl hands these to the reward function as part of extra_info; its dumps hold the decoded
+        # text alone.
+        output.extra_fields.update(
+            {TOKENS: tokens, TRUNCATED: is_cut(generation.stop_reason, tokens, room)}
+        )
         return output
 
-    async def _train(self, sampling_params: dict[str, Any], kwargs: dict[str, Any]) -> AgentLoopOutput:
+    async def _train(
+        self, sampling_params: dict[str, Any], kwargs: dict[str, Any]
+    ) -> AgentLoopOutput:
         client = self.server_manager
         if not isinstance(client, TeachingClient):
             return await super().run(sampling_params, **kwargs)

@@ -1,6 +1,7 @@
 """Fields of a batch in TransferQueue: their names, and which of them a worker method reads.
 
-A worker writes blocks of (response, K) values as jagged fields, and the next worker reads them where they are.
+A worker writes blocks of (response, K) values as jagged fields, and the next worker reads them
+where they are.
 """
 
 from recipe.prune_opd.config import PruneOPDConfig
@@ -11,7 +12,11 @@ TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_topk_ids", "teacher_topk_log_probs"
 TOP_K_FIELDS = (STUDENT_IDS, STUDENT_LOG_PROBS, TEACHER_IDS, TEACHER_LOG_PROBS)
 TEACHER_ON_STUDENT, STUDENT_ON_TEACHER = "teacher_on_student_ids", "student_on_teacher_ids"
 TEACHER_SAMPLED = "teacher_sampled_log_probs"
-CANDIDATES, OLD_LOG_PROBS, ADVANTAGES = "candidate_ids", "candidate_old_log_probs", "candidate_advantages"
+CANDIDATES, OLD_LOG_PROBS, ADVANTAGES = (
+    "candidate_ids",
+    "candidate_old_log_probs",
+    "candidate_advantages",
+)
 SUMS, POSITIONS = "prune_opd_sums", "prune_opd_positions"
 COUNTED = "prune_opd_counted"
 EXTRA = "extra_fields"  # verl's, where the agent loop leaves its reports

@@ -1,7 +1,9 @@
-"""A training response under the gate: the teacher scores it while it grows, and it is stopped where the gate says so.
+"""A training response under the gate: the teacher scores it while it grows, and it is stopped where
+the gate says so.
 
-Generation never waits for the teacher. While a chunk is scored the next is generated; what lies beyond the stop is
-dropped. A teacher that is late, gone or talks nonsense costs the response its gate, nothing else.
+Generation never waits for the teacher. While a chunk is scored the next is generated; what lies
+beyond the stop is dropped. A teacher that is late, gone or talks nonsense costs the response its
+gate, nothing else.
 """
 
 import asyncio
@@ -34,7 +36,12 @@ class GatedGeneration:
         """What the teacher said about the last response, from its start on."""
 
     async def generate(
-        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **kwargs: Any
+        self,
+        request_id: str,
+        *,
+        prompt_ids: list[int],
+        sampling_params: dict[str, Any],
+        **kwargs: Any,
     ) -> TokenOutput:
         """See ``LLMServerClient.generate``; ``max_tokens`` must be given.
 
@@ -43,10 +50,16 @@ class GatedGeneration:
         """
         given = [name for name in ("image_data", "video_data", "audio_data") if kwargs.get(name)]
         if given:
-            raise ValueError(f"prune_opd.gate.enable: a prompt has {given[0]}, the gate scores text only")
+            raise ValueError(
+                f"prune_opd.gate.enable: a prompt has {given[0]}, the gate scores text only"
+            )
         client, config = self._client, self._client.prune_opd
-        async with client.teacher.sequence(len(prompt_ids), config.topk, client.vocab_size) as sequence:
-            response = GatedResponse(client, sequence, request_id, list(prompt_ids), sampling_params, kwargs)
+        async with client.teacher.sequence(
+            len(prompt_ids), config.topk, client.vocab_size
+        ) as sequence:
+            response = GatedResponse(
+                client, sequence, request_id, list(prompt_ids), sampling_params, kwargs
+            )
             output = await response.run()
         self.teacher_rows = TopKRows.join(*response.teacher_rows) if response.teacher_rows else None
         return output
@@ -81,7 +94,8 @@ class GatedResponse:
         self._generating: FollowedResponse | None = None
 
     async def run(self) -> TokenOutput:
-        """Generate, and return what verl's ``generate`` would, cut at the stop, with the ``GateReport``."""
+        """Generate, and return what verl's ``generate`` would, cut at the stop, with the
+        ``GateReport``."""
         watch = asyncio.create_task(self._watch())
         try:
             output = await self._generate()
@@ -95,7 +109,8 @@ class GatedResponse:
         return self._result(output)
 
     async def _generate(self) -> TokenOutput:
-        """Generate to the end or the stop, going on after every abort by somebody else (a weight update)."""
+        """Generate to the end or the stop, going on after every abort by somebody else (a weight
+        update)."""
         limit, params, first = self.sampling_params["max_tokens"], dict(self.sampling_params), None
         while True:
             params["max_tokens"] = limit - len(self.tokens)
@@ -112,18 +127,25 @@ class GatedResponse:
                     self.log_probs += chunk.sampled_log_probs.tolist()
                     self.unscored.append(chunk)
                     self._news.set()
-                    if self.gate.stop is not None:  # its abort may have come before this request was known
+                    # Its abort may have come before this request was known.
+                    if self.gate.stop is not None:
                         await self._generating.abort()
             output = self._generating.output
             assert output is not None
             first = first or output
-            if output.stop_reason in ABORTED and self.gate.stop is None and len(self.tokens) < limit:
+            if (
+                output.stop_reason in ABORTED
+                and self.gate.stop is None
+                and len(self.tokens) < limit
+            ):
                 await asyncio.sleep(1)  # as verl's own resuming client does
                 if self.gate.stop is None:
                     continue
-            if output.stop_reason in ABORTED:  # at the limit, or it is stopped: nothing is left to go on with
+            # At the limit, or it is stopped: nothing is left to go on with.
+            if output.stop_reason in ABORTED:
                 output.stop_reason = "length"
-            output.extra_fields["num_cached_tokens"] = first.extra_fields.get("num_cached_tokens")  # of the prompt
+            # Of the prompt.
+            output.extra_fields["num_cached_tokens"] = first.extra_fields.get("num_cached_tokens")
             output.extra_fields["min_global_steps"] = first.extra_fields.get("global_steps")
             output.extra_fields["max_global_steps"] = output.extra_fields.get("global_steps")
             return output
@@ -164,7 +186,8 @@ class GatedResponse:
         except TimeoutError as error:
             report.late += 1
             report.error = str(error)
-        except Exception as error:  # whatever a server may raise: it costs the gate, never the response
+        # Whatever a server may raise: it costs the gate, never the response.
+        except Exception as error:
             report.failed += 1
             # Ray puts the cause last, behind a traceback of its own.
             report.error = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
@@ -182,14 +205,18 @@ class GatedResponse:
         return TokenOutput(
             token_ids=self.tokens[:stop],
             log_probs=self.log_probs[:stop] if self.sampling_params.get("logprobs") else None,
-            routed_experts=experts if experts is None or stop is None else experts[: len(self.prompt_ids) + stop],
+            routed_experts=experts
+            if experts is None or stop is None
+            else experts[: len(self.prompt_ids) + stop],
             stop_reason=output.stop_reason if stop is None else DRIFT,
             num_preempted=output.num_preempted,
             extra_fields={**output.extra_fields, REPORT: report},
         )
 
 
-def find_events(metric: DriftMetric, student: TopKRows, teacher: TopKRows, tokens: list[int]) -> NDArray[np.bool_]:
+def find_events(
+    metric: DriftMetric, student: TopKRows, teacher: TopKRows, tokens: list[int]
+) -> NDArray[np.bool_]:
     """The drift events of some tokens, by the same formulas that weigh them in training.
 
     Args:
@@ -202,6 +229,8 @@ def find_events(metric: DriftMetric, student: TopKRows, teacher: TopKRows, token
         (N,) bool.
     """
     # Copies: what Ray delivers is read-only, which torch warns of.
-    ours, theirs = (TopK(torch.tensor(rows.ids), torch.tensor(rows.log_probs)) for rows in (student, teacher))
+    ours, theirs = (
+        TopK(torch.tensor(rows.ids), torch.tensor(rows.log_probs)) for rows in (student, teacher)
+    )
     scores = Scores(torch.tensor(tokens), ours, theirs)
     return metric.events(scores, torch.ones(len(tokens), dtype=torch.bool)).numpy()

@@ -1,4 +1,5 @@
-"""The synchronous trainer of Prune-OPD: verl's, with a teacher pass, pruned rewards and a moving response limit."""
+"""The synchronous trainer of Prune-OPD: verl's, with a teacher pass, pruned rewards and a moving
+response limit."""
 
 import json
 import logging
@@ -30,7 +31,13 @@ from recipe.prune_opd.method.budget import load_state
 from recipe.prune_opd.method.pruning import find_drift
 from recipe.prune_opd.method.reward import needs_student_on_teacher
 from recipe.prune_opd.records.files import Records
-from recipe.prune_opd.records.metrics import COLUMNS, step_record, summarise, summarise_gate, summarise_scores
+from recipe.prune_opd.records.metrics import (
+    COLUMNS,
+    step_record,
+    summarise,
+    summarise_gate,
+    summarise_scores,
+)
 from recipe.prune_opd.records.positions import bucket_edges
 from recipe.prune_opd.records.reports import REPORT, GateReport
 from recipe.prune_opd.records.samples import chosen, token_data
@@ -99,7 +106,9 @@ class PruneOPDTrainer(PPOTrainerSync):
         """The newest checkpoint of this run, saved or loaded: its step and its folder."""
         super().__init__(config)
         self.use_reference_policy = True
-        self.records = Records(Path(self.prune_opd.records.dir)) if self.prune_opd.records.dir else None
+        self.records = (
+            Records(Path(self.prune_opd.records.dir)) if self.prune_opd.records.dir else None
+        )
         self._announce(inputs.reward_function)
 
     def _announce(self, grader: str | None) -> None:
@@ -113,7 +122,8 @@ class PruneOPDTrainer(PPOTrainerSync):
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
-        # One colocated worker for student and teacher, with LoRA too, where verl would use the actor as reference.
+        # One colocated worker for student and teacher, with LoRA too, where verl would use the
+        # actor as reference.
         both, alone = Role.ActorRolloutRef, Role.ActorRollout
         role, other = (alone, both) if self.prune_opd.teacher.serves else (both, alone)
         self.role_worker_mapping.pop(other, None)
@@ -131,24 +141,32 @@ class PruneOPDTrainer(PPOTrainerSync):
         super().on_init_end()
         if self.prune_opd.starts_servers:
             pool = self.resource_pool_manager.get_resource_pool(Role.TeacherModel)
-            self.teacher_servers = self.teacher_pool.start(self.config, pool, self.config.trainer.n_gpus_per_node)
+            self.teacher_servers = self.teacher_pool.start(
+                self.config, pool, self.config.trainer.n_gpus_per_node
+            )
 
     def get_llm_client(self) -> LLMServerClient:
         """verl's client of the rollout servers, or one that also reaches the teacher's."""
         if not self.prune_opd.asks_servers:
             return super().get_llm_client()
         if self.prune_opd.starts_servers:
-            teacher: ScoringClient | UrlTeacher = self.teacher_pool.client(self.config, self.teacher_servers)
+            teacher: ScoringClient | UrlTeacher = self.teacher_pool.client(
+                self.config, self.teacher_servers
+            )
         else:
             teacher = url_teacher(self.prune_opd.teacher)
         return self.llm_server_manager.get_client(
-            TeachingClient, prune_opd=self.prune_opd, teacher=teacher, vocab_size=self.teacher_vocab_size
+            TeachingClient,
+            prune_opd=self.prune_opd,
+            teacher=teacher,
+            vocab_size=self.teacher_vocab_size,
         )
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
         if "agent_name" in batch:
             raise ValueError(
-                "data: rows name their agent_name, which would bypass the response limit; remove the column"
+                "data: rows name their agent_name, which would bypass the response limit; remove"
+                " the column"
             )
         tu.assign_non_tensor_data(batch, LIMIT, self.budget.limit)
         return super()._submit_batch_to_rollout(batch)
@@ -158,7 +176,8 @@ class PruneOPDTrainer(PPOTrainerSync):
         return super()._compute_old_log_prob(batch, metrics)
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """The teacher's pass or its servers' answers, and one more pass of the student where the strategy needs it."""
+        """The teacher's pass or its servers' answers, and one more pass of the student where the
+        strategy needs it."""
         if self.prune_opd.teacher.serves:
             self._on_workers("read_served_scores", batch, served_fields(self.prune_opd))
         else:
@@ -169,12 +188,13 @@ class PruneOPDTrainer(PPOTrainerSync):
         return batch
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """Pruned advantages on the workers; here only one row of sums per response, and the next limit."""
+        """Pruned advantages on the workers; here only one row of sums per response, and the next
+        limit."""
         longest = max(tag["response_len"] for tag in batch.tags if not tag.get("is_padding", False))
         if longest > self.budget.limit:
             raise RuntimeError(
-                f"a response has {longest} tokens under a limit of {self.budget.limit}: the rollout does not take it "
-                "from the batch (an agent loop or a rollout replay of your own?)"
+                f"a response has {longest} tokens under a limit of {self.budget.limit}: the rollout"
+                " does not take it from the batch (an agent loop or a rollout replay of your own?)"
             )
         batch.extra_info["global_steps"] = self.global_steps
         self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.prune_opd))
@@ -195,11 +215,20 @@ class PruneOPDTrainer(PPOTrainerSync):
         # Here and not at the end of the step: verl saves its checkpoint before that.
         metrics.update(self.budget.update(scored[:, COLUMNS.index("effective_length")].tolist()))
         if self.records:
-            self._record(self.records, batch, real, sums, int(metrics["prune_opd/current_max_response_length"]))
+            self._record(
+                self.records,
+                batch,
+                real,
+                sums,
+                int(metrics["prune_opd/current_max_response_length"]),
+            )
         return batch
 
-    def _record(self, records: Records, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int) -> None:
-        """Write the step down, before its checkpoint, so that a step that a resumed run stands on is there.
+    def _record(
+        self, records: Records, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int
+    ) -> None:
+        """Write the step down, before its checkpoint, so that a step that a resumed run stands on
+        is there.
 
         A full disk costs the record, not the run.
         """
@@ -211,16 +240,24 @@ class PruneOPDTrainer(PPOTrainerSync):
                 *(self.global_steps, records.folder, type(error).__name__, error),
             )
 
-    def _write(self, records: Records, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int) -> None:
+    def _write(
+        self, records: Records, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int
+    ) -> None:
         positions, edges = self._rows(batch, POSITIONS, real), bucket_edges(self.budget.max)
         record = step_record(sums, positions, edges, limit, self.budget.limit, self.budget.max)
         records.step(self.global_steps, record)
         if self.prune_opd.records.samples_at(self.global_steps):
             records.samples(self.global_steps, self._samples(batch, real, sums, limit))
 
-    def _samples(self, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int) -> list[dict[str, Any]]:
-        """Some responses token by token: few enough to come here. Their drift is computed as it was for training."""
-        rows = {name: sums[:, COLUMNS.index(name)].tolist() for name in ("effective_length", "stopped", "ended")}
+    def _samples(
+        self, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int
+    ) -> list[dict[str, Any]]:
+        """Some responses token by token: few enough to come here. Their drift is computed as it was
+        for training."""
+        rows = {
+            name: sums[:, COLUMNS.index(name)].tolist()
+            for name in ("effective_length", "stopped", "ended")
+        }
         indices = chosen(rows["effective_length"], self.prune_opd.records.samples)
         keys = list(compress(batch.keys, real))
         fields = tq.kv_batch_get(
@@ -235,7 +272,10 @@ class PruneOPDTrainer(PPOTrainerSync):
             scores = scores_of(data)
             drift = find_drift(scores, counted_tokens(data), self.prune_opd.rules)
             tokens = token_data(
-                scores, drift, self.prune_opd.records.topk, decode=lambda token: self.tokenizer.decode([token])
+                scores,
+                drift,
+                self.prune_opd.records.topk,
+                decode=lambda token: self.tokenizer.decode([token]),
             )
             facts = {name: int(values[index]) for name, values in rows.items()}
             prompt = self.tokenizer.decode(data["prompts"][0], skip_special_tokens=True)
@@ -249,7 +289,8 @@ class PruneOPDTrainer(PPOTrainerSync):
         if late + failed:
             errors = [report.error for report in gates if report and report.error]
             logger.warning(
-                "step %d: the teacher was late %d times and failed %d times, %d responses went on without a gate; %s",
+                "step %d: the teacher was late %d times and failed %d times, %d responses went on"
+                " without a gate; %s",
                 *(self.global_steps, late, failed, given_up, errors[-1]),
             )
 
@@ -257,27 +298,35 @@ class PruneOPDTrainer(PPOTrainerSync):
         """Warn of scores that the teacher failed to give; stop where too many are missing.
 
         Raises:
-            RuntimeError: more than ``teacher.max_missing``; a checkpoint of the state before this step has been saved.
+            RuntimeError: more than ``teacher.max_missing``; a checkpoint of the state before this
+                step has been saved.
         """
         late, failed, missing = (
-            metrics[f"prune_opd/teacher/{n}"] for n in ("late_answers", "failed_answers", "missing_ratio")
+            metrics[f"prune_opd/teacher/{n}"]
+            for n in ("late_answers", "failed_answers", "missing_ratio")
         )
-        errors = [score.error for score in scores if score and score.error] or ["rows that are not finite"]
+        errors = [score.error for score in scores if score and score.error] or [
+            "rows that are not finite"
+        ]
         allowed = self.prune_opd.teacher.max_missing
         if missing > allowed:
             raise RuntimeError(
-                f"step {self.global_steps}: {missing:.1%} of the tokens lack the teacher's score, allowed: "
-                f"prune_opd.teacher.max_missing={allowed:.1%}; {late:.0f} answers were late, {failed:.0f} failed, "
-                f"the last error: {errors[-1]}; {self._save_before_step()}"
+                f"step {self.global_steps}: {missing:.1%} of the tokens lack the teacher's score,"
+                f" allowed: prune_opd.teacher.max_missing={allowed:.1%}; {late:.0f} answers were"
+                f" late, {failed:.0f} failed, the last error: {errors[-1]};"
+                f" {self._save_before_step()}"
             )
         if late + failed + missing:
             logger.warning(
-                "step %d: the teacher was late %d times and failed %d times, %.2f%% of the tokens have no score; %s",
+                "step %d: the teacher was late %d times and failed %d times, %.2f%% of the tokens"
+                " have no score; %s",
                 *(self.global_steps, late, failed, 100 * missing, errors[-1]),
             )
 
     def _fetch(self, batch: KVBatchMeta, field: str) -> TensorDict:
-        return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[field])
+        return tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=[field]
+        )
 
     def _rows(self, batch: KVBatchMeta, field: str, real: list[bool]) -> Tensor:
         """One row of numbers per response, without those of padding rows."""
@@ -289,22 +338,25 @@ class PruneOPDTrainer(PPOTrainerSync):
         return super()._update_actor(batch, metrics)
 
     def _on_workers(self, method: str, batch: KVBatchMeta, fields: tuple[str, ...]) -> None:
-        """Run a worker method that reads ``fields`` from TransferQueue and writes its results back to it."""
+        """Run a worker method that reads ``fields`` from TransferQueue and writes its results back
+        to it."""
         batch.fields = list(fields)  # without it every worker would fetch every field
         done = getattr(self.actor_rollout_wg, method)(batch)
         if len(done) != len(batch):
             raise RuntimeError(f"{method} answered for {len(done)} of {len(batch)} responses")
 
-    # ------------------------------------------------------------------------------------------------ checkpoints
+    # ---------------------------------------------------------------------------------- checkpoints
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
-        """Remembers where the data was before the step; before the first there is nothing to go back to."""
+        """Remembers where the data was before the step; before the first there is nothing to go
+        back to."""
         if self.train_dataloader_it is not None and self._data_before[0] != self.global_steps:
             self._data_before = self.global_steps, self.train_dataloader.state_dict()
         return super()._next_train_batch(num_prompts)
 
     def _save_before_step(self) -> str:
-        """Save the state before the current step, whose batch did not touch it, and say where it is."""
+        """Save the state before the current step, whose batch did not touch it, and say where it
+        is."""
         before = self.global_steps - 1
         if before == 0:
             return "no step has been trained yet, start again"
@@ -312,12 +364,13 @@ class PruneOPDTrainer(PPOTrainerSync):
             self.global_steps, self.train_dataloader = before, _Frozen(self._data_before[1])
             self._save_checkpoint()
         return (
-            f"the state before this step is in {self._checkpoint[1]}, where the run goes on when it is started again "
-            "(trainer.resume_mode=auto)"
+            f"the state before this step is in {self._checkpoint[1]}, where the run goes on when it"
+            " is started again (trainer.resume_mode=auto)"
         )
 
     def _save_checkpoint(self) -> None:
-        """The budget's state goes in first: verl's last act is the file that declares the checkpoint complete."""
+        """The budget's state goes in first: verl's last act is the file that declares the
+        checkpoint complete."""
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{STATE_FILE}.partial"
@@ -337,8 +390,9 @@ class PruneOPDTrainer(PPOTrainerSync):
         file = Path(folder) / STATE_FILE
         if not file.is_file():
             raise ValueError(
-                f"{file} does not exist: the checkpoint was not written by the prune_opd trainer, so it cannot be "
-                "resumed exactly; start from its weights (actor_rollout_ref.model.path), trainer.resume_mode=disable"
+                f"{file} does not exist: the checkpoint was not written by the prune_opd trainer,"
+                " so it cannot be resumed exactly; start from its weights"
+                " (actor_rollout_ref.model.path), trainer.resume_mode=disable"
             )
         load_state(file, self.budget)
         self._checkpoint = self.global_steps, Path(folder)

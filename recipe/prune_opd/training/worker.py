@@ -1,7 +1,7 @@
 """Workers of Prune-OPD: verl's actor and reference worker, the reference model being the teacher.
 
-Passes return blocks of (response, K) values as jagged fields, which verl's ``register`` puts into TransferQueue, so
-they stay where the next worker reads them; ``fields`` has their names.
+Passes return blocks of (response, K) values as jagged fields, which verl's ``register`` puts into
+TransferQueue, so they stay where the next worker reads them; ``fields`` has their names.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,11 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor
-from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.single_controller.base.decorator import (
+    Dispatch,
+    make_nd_compute_dataproto_dispatch_fn,
+    register,
+)
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import AggregationType, Metric
@@ -30,7 +34,13 @@ from recipe.prune_opd.method.reward import Sampled, Scores, TopK
 from recipe.prune_opd.records.metrics import Facts, gate_columns, response_sums
 from recipe.prune_opd.records.positions import bucket_edges, position_sums
 from recipe.prune_opd.records.reports import REPORT, GateReport
-from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS, is_missing, log_probs_of, served_rows
+from recipe.prune_opd.teacher.answers import (
+    SERVED_IDS,
+    SERVED_LOG_PROBS,
+    is_missing,
+    log_probs_of,
+    served_rows,
+)
 from recipe.prune_opd.training.fields import (
     ADVANTAGES,
     CANDIDATES,
@@ -59,22 +69,25 @@ _on_ref = make_nd_compute_dataproto_dispatch_fn(mesh_name="ref")
 class PruneOPDWorker(ActorRolloutRefWorker):
     """Student (actor and rollout) and frozen teacher (reference model) on the same devices.
 
-    ``config`` is verl's ``actor_rollout_ref`` node with ``prune_opd`` and ``teacher_vocab_size`` beside its own keys.
-    With the teacher on servers there is no reference model.
+    ``config`` is verl's ``actor_rollout_ref`` node with ``prune_opd`` and ``teacher_vocab_size``
+    beside its own keys. With the teacher on servers there is no reference model.
     """
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         """Build both models. See ``ActorRolloutRefWorker.init_model``."""
         self.prune_opd = load_config(self.config.prune_opd)
-        # The base class gives the reference model a copy of the actor's model; this is its only hook.
+        # The base class gives the reference model a copy of the actor's model; this is its only
+        # hook.
         self.ref_worker_cls = self._build_teacher
         super().init_model()
         self.actor.set_loss_fn(TopKPass(self._policy_loss))
         if not self.prune_opd.teacher.serves:
             self.ref.set_loss_fn(TopKPass())
         student = self.actor.model_config
-        self.vocab_size = min(student.hf_config.get_text_config().vocab_size, self.config.teacher_vocab_size)
+        self.vocab_size = min(
+            student.hf_config.get_text_config().vocab_size, self.config.teacher_vocab_size
+        )
         self.ends = end_tokens(student.generation_config, student.tokenizer)
         self.max_length = self.prune_opd.budget.build(self.config.rollout.response_length).max
 
@@ -95,36 +108,50 @@ class PruneOPDWorker(ActorRolloutRefWorker):
             "mtp": (model["mtp"] or {}) | {"enable": False},
         }
         teacher: HFModelConfig = omega_conf_to_dataclass(OmegaConf.create(model))
-        # ref.fsdp_config.forward_only=false keeps the teacher on its device, but then verl builds an optimizer for it,
-        # and has no settings for one. It never steps, so it holds no state.
+        # ref.fsdp_config.forward_only=false keeps the teacher on its device, but then verl builds
+        # an optimizer for it, and has no settings for one. It never steps, so it holds no state.
         optimizer = omega_conf_to_dataclass(self.config.actor.optim)
-        return TrainingWorker(config=replace(config, model_config=teacher, optimizer_config=optimizer))
+        return TrainingWorker(
+            config=replace(config, model_config=teacher, optimizer_config=optimizer)
+        )
 
-    # ------------------------------------------------------------------------------------------------ passes
+    # --------------------------------------------------------------------------------------- passes
 
     @register(dispatch_mode=_on_actor)
     @DistProfiler.annotate(color="blue", role="actor_compute_log_prob")
     def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
-        """The pass that gives the old log-probs and the entropy gives the student's top-k as well."""
+        """The pass that gives the old log-probs and the entropy gives the student's top-k as
+        well."""
         request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size)
         request_pass(data, request, sampled=True, entropy=True)
         output = self.actor.infer_batch(data)
         return _fields(
-            output, data, {"top_ids": STUDENT_IDS, "top_log_probs": STUDENT_LOG_PROBS}, "log_probs", "entropy"
+            output,
+            data,
+            {"top_ids": STUDENT_IDS, "top_log_probs": STUDENT_LOG_PROBS},
+            "log_probs",
+            "entropy",
         )
 
     @register(dispatch_mode=_on_ref)
     @DistProfiler.annotate(color="olive", role="ref_compute_log_prob")
     def compute_ref_log_prob(self, data: TensorDict) -> TensorDict | None:
-        """One teacher pass: its own top-k, and its log-probs on the student's ids or on the sampled tokens."""
+        """One teacher pass: its own top-k, and its log-probs on the student's ids or on the sampled
+        tokens."""
         at = STUDENT_IDS if STUDENT_IDS in data else None
         request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size, at=at)
         request_pass(data, request, sampled="sampled" in self.prune_opd.needs)
         tu.assign_non_tensor_data(data, "temperature", self.prune_opd.teacher.temperature)
-        blocks = {"top_ids": TEACHER_IDS, "top_log_probs": TEACHER_LOG_PROBS, "log_probs_at": TEACHER_ON_STUDENT}
+        blocks = {
+            "top_ids": TEACHER_IDS,
+            "top_log_probs": TEACHER_LOG_PROBS,
+            "log_probs_at": TEACHER_ON_STUDENT,
+        }
         output = _fields(self.ref.infer_batch(data), data, blocks, "log_probs")
         if output is not None and "log_probs" in output:
-            output[TEACHER_SAMPLED] = collect(output.pop("log_probs").values(), data["input_ids"], data["responses"])
+            output[TEACHER_SAMPLED] = collect(
+                output.pop("log_probs").values(), data["input_ids"], data["responses"]
+            )
         return output
 
     @register(dispatch_mode=_on_actor)
@@ -139,34 +166,45 @@ class PruneOPDWorker(ActorRolloutRefWorker):
     def update_actor(self, data: TensorDict) -> TensorDict | None:
         """verl's update with the loss over candidates."""
         request_pass(data, Request(at=CANDIDATES), sampled=False)
-        data["loss_mask"] = data[COUNTED]  # the engine counts a mini-batch's tokens on it, and nothing else
+        # The engine counts a mini-batch's tokens on it, and nothing else.
+        data["loss_mask"] = data[COUNTED]
         output = self.actor.train_mini_batch(data=data)
         return output.cpu() if output is not None else None
 
     @register(dispatch_mode=_on_actor)
     def read_served_scores(self, data: TensorDict) -> TensorDict | None:
-        """What teacher servers said about the responses, as the fields that a pass of the teacher would give.
+        """What teacher servers said about the responses, as the fields that a pass of the teacher
+        would give.
 
         One rank of a sequence-parallel group answers, as in ``compute_pruned_advantage``.
         """
         if not self.actor.engine.is_mp_src_rank_with_outputs():
             return None
-        ids, log_probs = (served_rows(data[name], data["responses"]) for name in (SERVED_IDS, SERVED_LOG_PROBS))
+        ids, log_probs = (
+            served_rows(data[name], data["responses"]) for name in (SERVED_IDS, SERVED_LOG_PROBS)
+        )
         offsets = data["responses"].offsets()
         fields = {}
         if "sampled" in self.prune_opd.needs:
             fields[TEACHER_SAMPLED] = log_probs.values()[:, 0]
-            ids, log_probs = (_jagged_values(block.values()[:, 1:], offsets) for block in (ids, log_probs))
+            ids, log_probs = (
+                _jagged_values(block.values()[:, 1:], offsets) for block in (ids, log_probs)
+            )
         if "teacher_on_student" in self.prune_opd.needs:
-            fields[TEACHER_ON_STUDENT] = log_probs_of(data[STUDENT_IDS].values(), ids.values(), log_probs.values())
+            fields[TEACHER_ON_STUDENT] = log_probs_of(
+                data[STUDENT_IDS].values(), ids.values(), log_probs.values()
+            )
         jagged = {name: _jagged_values(values, offsets) for name, values in fields.items()}
-        return TensorDict({TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs, **jagged}, batch_size=len(data))
+        return TensorDict(
+            {TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs, **jagged}, batch_size=len(data)
+        )
 
-    # ------------------------------------------------------------------------------------------------ drift and loss
+    # ------------------------------------------------------------------------------- drift and loss
 
     @register(dispatch_mode=_on_actor)
     def compute_pruned_advantage(self, data: TensorDict) -> TensorDict | None:
-        """Events, weights, rewards and advantages of this worker's responses, and one row of sums for each.
+        """Events, weights, rewards and advantages of this worker's responses, and one row of sums
+        for each.
 
         Of a sequence-parallel group, whose ranks have the same responses, one rank answers for all.
         """
@@ -214,7 +252,9 @@ class PruneOPDWorker(ActorRolloutRefWorker):
     def _counted(self, pruned: Pruned) -> Tensor:
         """(B, T) bool, the tokens that the loss is divided by."""
         reliable = pruned.reliability.weight > 0
-        return pruned.mask & reliable if self.prune_opd.loss_normaliser == "reliable" else pruned.mask
+        return (
+            pruned.mask & reliable if self.prune_opd.loss_normaliser == "reliable" else pruned.mask
+        )
 
     def _policy_loss(self, log_probs: Tensor, data: TensorDict) -> tuple[Tensor, dict[str, Any]]:
         """``topk_policy_loss`` on one micro-batch, its responses packed into one row: (1, R, K)."""
@@ -228,10 +268,13 @@ class PruneOPDWorker(ActorRolloutRefWorker):
             clip_low=actor.clip_ratio if actor.clip_ratio_low is None else actor.clip_ratio_low,
             clip_high=actor.clip_ratio if actor.clip_ratio_high is None else actor.clip_ratio_high,
             clip_c=actor.clip_ratio_c,
-            # The engine averages gradients over data-parallel ranks; the sum over the mini-batch is wanted.
+            # The engine averages gradients over data-parallel ranks; the sum over the mini-batch is
+            # wanted.
             num_tokens=data["batch_num_tokens"] / data["dp_size"],
         )
-        logged = {f"actor/{name}": Metric(AggregationType.MEAN, value) for name, value in metrics.items()}
+        logged = {
+            f"actor/{name}": Metric(AggregationType.MEAN, value) for name, value in metrics.items()
+        }
         return loss, logged | {"actor/pg_loss": Metric(AggregationType.SUM, loss.detach())}
 
     def _dump(self, data: TensorDict, tensors: Mapping[str, Tensor]) -> None:
@@ -256,19 +299,23 @@ def scores_of(fields: Mapping[str, Tensor]) -> Scores:
 
 
 def counted_tokens(fields: Mapping[str, Tensor]) -> Tensor:
-    """(B, T) bool. A token without the teacher's score takes no part in anything, as if it were padding."""
+    """(B, T) bool. A token without the teacher's score takes no part in anything, as if it were
+    padding."""
     return fields["response_mask"].bool() & ~is_missing(fields[TEACHER_LOG_PROBS])
 
 
 def reports(data: TensorDict, key: str, kind: type[R]) -> list[R | None]:
-    """What an agent loop reported about each response of a batch under a key of ``extra_fields``."""
+    """What an agent loop reported about each response of a batch under a key of
+    ``extra_fields``."""
     if EXTRA not in data:
         return [None] * len(data)
     # verl dumps what an agent loop returns, dataclasses become dictionaries.
     return [kind(**extra[key]) if key in extra else None for extra in tu.get(data, EXTRA)]
 
 
-def _fields(output: TensorDict | None, data: TensorDict, blocks: Mapping[str, str], *keep: str) -> TensorDict | None:
+def _fields(
+    output: TensorDict | None, data: TensorDict, blocks: Mapping[str, str], *keep: str
+) -> TensorDict | None:
     """Columns of a pass put together to jagged (B, response, K) fields.
 
     Args:
@@ -289,7 +336,8 @@ def _fields(output: TensorDict | None, data: TensorDict, blocks: Mapping[str, st
 
 
 def _jagged_values(values: Tensor, offsets: Tensor) -> Tensor:
-    """(tokens of all responses, ...) -> jagged (B, response, ...), contiguous as TransferQueue wants it."""
+    """(tokens of all responses, ...) -> jagged (B, response, ...), contiguous as TransferQueue
+    wants it."""
     return torch.nested.nested_tensor_from_jagged(values.contiguous(), offsets)
 
 
@@ -303,6 +351,7 @@ def _refuse_nan(padded: Mapping[str, Tensor]) -> None:
     for name, value in padded.items():
         if value.is_floating_point() and value.isnan().any():
             raise ValueError(
-                f"{name}: NaN at {int(value.isnan().any(-1).sum())} positions; its model is broken or overflows "
-                "in its dtype (actor_rollout_ref.{actor,ref}.fsdp_config.mixed_precision)"
+                f"{name}: NaN at {int(value.isnan().any(-1).sum())} positions; its model is broken"
+                " or overflows in its dtype"
+                " (actor_rollout_ref.{actor,ref}.fsdp_config.mixed_precision)"
             )

@@ -25,8 +25,11 @@ def good(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def inputs(config, good, tmp_path, monkeypatch) -> DictConfig:
-    """A configuration whose files are all there and good; in the current folder is code of a user's own, mine.py."""
-    (tmp_path / "mine.py").write_text("def compute_score(**row):\n    return 0.0\n\n\nclass Mine:\n    pass\n")
+    """A configuration whose files are all there and good; in the current folder is code of a user's
+    own, mine.py."""
+    (tmp_path / "mine.py").write_text(
+        "def compute_score(**row):\n    return 0.0\n\n\nclass Mine:\n    pass\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     config.actor_rollout_ref.model.path = config.prune_opd.teacher.path = good["model"]

@@ -1,4 +1,5 @@
-"""Model folders without weights and data files for the tests of the start check, and the sentence that refuses them."""
+"""Model folders without weights and data files for the tests of the start check, and the sentence
+that refuses them."""
 
 import json
 from pathlib import Path
@@ -11,8 +12,8 @@ from recipe.prune_opd.checks.inputs import check_inputs
 
 VOCABULARY = ["<unk>", "<eos>", "<end>", *(f"w{i}" for i in range(20))]
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'"
+    " }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 5678\n"
 
@@ -25,15 +26,25 @@ def save_model(
     template: str | None = CHATML,
     **settings: Any,
 ) -> str:
-    """A model folder without weights: configuration and word-level tokenizer. ``settings`` are the configuration's."""
+    """A model folder without weights: configuration and word-level tokenizer. ``settings`` are the
+    configuration's."""
     from tokenizers import Tokenizer, models
     from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     given = {"max_position_embeddings": 2048, "eos_token_id": 1, "vocab_size": rows or len(words)}
     LlamaConfig(**(sizes | given | settings)).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>")
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>"
+    )
     fast.chat_template = template
     fast.save_pretrained(folder)
     if ends is not None:
@@ -56,7 +67,10 @@ def save_data(file: Path, rows: list[Any]) -> str:
 
 def row(*turns: Any, **columns: Any) -> dict[str, Any]:
     """A row in verl's format, by default with a question of the user's."""
-    prompt = [turn if isinstance(turn, dict) else dict(zip(("role", "content"), turn, strict=True)) for turn in turns]
+    prompt = [
+        turn if isinstance(turn, dict) else dict(zip(("role", "content"), turn, strict=True))
+        for turn in turns
+    ]
     given = {"prompt": prompt or [{"role": "user", "content": "w1 w2"}], "data_source": "AIME24"}
     return given | {"reward_model": {"ground_truth": "1", "style": "rule"}} | columns
 

@@ -14,7 +14,9 @@ from recipe.prune_opd.checks.settings import check_settings
 
 STUDENT = "actor_rollout_ref.model.override_config"
 TEACHER = "prune_opd.teacher.override_config"
-PARALLEL = {name: f"actor_rollout_ref.{name}.ulysses_sequence_parallel_size" for name in ("actor", "ref")}
+PARALLEL = {
+    name: f"actor_rollout_ref.{name}.ulysses_sequence_parallel_size" for name in ("actor", "ref")
+}
 
 
 def choose(config: DictConfig, node: str, name: Any) -> None:
@@ -34,7 +36,8 @@ def check(config: DictConfig) -> None:
 
 @pytest.fixture
 def packages(monkeypatch):
-    """What can be imported, beside this machine's own: name of a module -> what importing it raises, or nothing."""
+    """What can be imported, beside this machine's own: name of a module -> what importing it
+    raises, or nothing."""
 
     def given(**modules: Exception | None) -> None:
         def import_module(name: str) -> ModuleType:
@@ -51,17 +54,19 @@ def packages(monkeypatch):
     return given
 
 
-# ------------------------------------------------------------------------------------------------ import
+# ------------------------------------------------------------------------------------------- import
 
 
 def test_verls_default_needs_flash_attention(config, packages):
     packages()
     message = refusal(check, config)
-    assert message == (
-        f"{STUDENT}.attn_implementation: got 'flash_attention_2', verl's default, which cannot be imported "
-        "(ModuleNotFoundError: No module named 'flash_attn'): install it on every node, "
-        "pip install flash-attn==2.8.3 --no-build-isolation; or choose "
-        f"+{STUDENT}.attn_implementation=sdpa, which is slower and goes without sequence parallelism"
+    assert (
+        message
+        == f"{STUDENT}.attn_implementation: got 'flash_attention_2', verl's default, which cannot"
+        " be imported (ModuleNotFoundError: No module named 'flash_attn'): install it on every"
+        " node, pip install flash-attn==2.8.3 --no-build-isolation; or choose"
+        f" +{STUDENT}.attn_implementation=sdpa, which is slower and goes without sequence"
+        " parallelism"
     )
     packages(flash_attn=None)
     check(config)
@@ -69,7 +74,9 @@ def test_verls_default_needs_flash_attention(config, packages):
 
 def test_a_package_built_for_another_pytorch_is_told_from_one_that_works(config, packages):
     packages(flash_attn=ImportError("flash_attn_2_cuda.so:\n undefined symbol: _ZN3c10"))
-    assert "(ImportError: flash_attn_2_cuda.so: undefined symbol: _ZN3c10)" in refusal(check, config)
+    assert "(ImportError: flash_attn_2_cuda.so: undefined symbol: _ZN3c10)" in refusal(
+        check, config
+    )
 
 
 def test_a_package_without_the_function_is_refused(config, monkeypatch):
@@ -79,7 +86,8 @@ def test_a_package_without_the_function_is_refused(config, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "module"), [("flash_attention_3", "flash_attn_interface"), ("flash_attention_4", "flash_attn.cute")]
+    ("name", "module"),
+    [("flash_attention_3", "flash_attn_interface"), ("flash_attention_4", "flash_attn.cute")],
 )
 def test_other_versions_come_from_other_packages(config, packages, name, module):
     choose(config, STUDENT, name)
@@ -102,7 +110,9 @@ def test_kernels_of_the_hub_take_the_place_of_a_missing_package(config, packages
 def test_a_cpu_has_no_flash_attention(config, packages):
     packages(flash_attn=None)
     config.trainer.device = "cpu"
-    assert "which needs a GPU, allowed with trainer.device=cpu: sdpa or eager" in refusal(check, config)
+    assert "which needs a GPU, allowed with trainer.device=cpu: sdpa or eager" in refusal(
+        check, config
+    )
 
 
 @pytest.mark.parametrize("name", ["sdpa", "eager", "flex_attention", None, {"text_config": "sdpa"}])
@@ -118,9 +128,13 @@ def test_the_teachers_own_counts_where_a_worker_holds_it(config, packages):
     packages()
     choose(config, STUDENT, "sdpa")
     choose(config, TEACHER, "flash_attention_2")
-    assert refusal(check, config).startswith(f"{TEACHER}.attn_implementation: got 'flash_attention_2'")
+    assert refusal(check, config).startswith(
+        f"{TEACHER}.attn_implementation: got 'flash_attention_2'"
+    )
     OmegaConf.update(config, TEACHER, {}, merge=False)
-    assert refusal(check, config).startswith(f"{TEACHER}.attn_implementation: got 'flash_attention_2'")
+    assert refusal(check, config).startswith(
+        f"{TEACHER}.attn_implementation: got 'flash_attention_2'"
+    )
     config.prune_opd.teacher.home, config.prune_opd.strategy = "server", "intersection"
     check(config)
 
@@ -128,15 +142,22 @@ def test_the_teachers_own_counts_where_a_worker_holds_it(config, packages):
 def test_a_name_that_nobody_registered_is_refused(config, monkeypatch):
     choose(config, STUDENT, "mine")
     message = refusal(check, config)
-    assert message.startswith(f"{STUDENT}.attn_implementation: got 'mine', allowed: eager, flash_attention_2, ")
-    monkeypatch.setattr(AttentionInterface, "_global_mapping", {**AttentionInterface._global_mapping, "mine": print})
+    assert message.startswith(
+        f"{STUDENT}.attn_implementation: got 'mine', allowed: eager, flash_attention_2, "
+    )
+    monkeypatch.setattr(
+        AttentionInterface, "_global_mapping", {**AttentionInterface._global_mapping, "mine": print}
+    )
     check(config)
 
 
 def test_the_users_library_registers_its_attention_first(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(AttentionInterface, "_global_mapping", {**AttentionInterface._global_mapping})
+    monkeypatch.setattr(
+        AttentionInterface, "_global_mapping", {**AttentionInterface._global_mapping}
+    )
     (tmp_path / "my_attention.py").write_text(
-        "from transformers import AttentionInterface\nAttentionInterface.register('gathering', print)\n"
+        "from transformers import AttentionInterface\nAttentionInterface.register('gathering',"
+        " print)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     choose(config, STUDENT, "gathering")
@@ -153,7 +174,7 @@ def test_the_trainer_asks_in_its_own_process(config):
     assert "which needs a GPU" in refusal(PruneOPDTrainer, config)
 
 
-# ------------------------------------------------------------------------------------------------ sequence parallelism
+# ----------------------------------------------------------------------------- sequence parallelism
 
 
 @pytest.mark.parametrize("name", ["sdpa", "eager", "flex_attention", "paged|sdpa", None])
@@ -164,7 +185,9 @@ def test_ranks_that_see_their_own_part_alone_are_refused(config, name, node, par
     check_settings(config)
     OmegaConf.update(config, PARALLEL[part], 2)
     message = refusal(check_settings, config)
-    assert message.startswith(f"{node}.attn_implementation: got {name!r}, allowed with {PARALLEL[part]}=2: a flash")
+    assert message.startswith(
+        f"{node}.attn_implementation: got {name!r}, allowed with {PARALLEL[part]}=2: a flash"
+    )
 
 
 def test_the_engines_own_key_is_no_way_around(config):
@@ -173,7 +196,9 @@ def test_the_engines_own_key_is_no_way_around(config):
     refusal(check_settings, config)
 
 
-@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2", "mine"])
+@pytest.mark.parametrize(
+    "name", ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2", "mine"]
+)
 def test_attentions_that_gather_the_sequence_are_allowed(config, name):
     choose(config, STUDENT, name)
     config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 2
@@ -193,18 +218,23 @@ def test_padded_batches_are_not_shared_out(config):
     check_settings(config)
     config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 2
     message = refusal(check_settings, config)
-    assert message.startswith("actor_rollout_ref.model.use_remove_padding: got False, allowed with actor_rollout_ref.")
+    assert message.startswith(
+        "actor_rollout_ref.model.use_remove_padding: got False, allowed with actor_rollout_ref."
+    )
 
 
-# ------------------------------------------------------------------------------------------------ log-probs
+# ---------------------------------------------------------------------------------------- log-probs
 
 
 @pytest.mark.parametrize(
-    ("device", "kernel", "said"), [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)]
+    ("device", "kernel", "said"),
+    [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)],
 )
 def test_log_probs_in_a_loop_are_said(config, caplog, monkeypatch, device, kernel, said):
     monkeypatch.setattr(torch_functional, "FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE", kernel)
     config.trainer.device = device
     with caplog.at_level(logging.WARNING):
         warn_of_slow_log_probs(config)
-    assert ["logprobs_from_logits_v2" in record.getMessage() for record in caplog.records] == [True] * said
+    assert ["logprobs_from_logits_v2" in record.getMessage() for record in caplog.records] == [
+        True
+    ] * said

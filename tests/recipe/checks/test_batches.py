@@ -6,17 +6,22 @@ from omegaconf import DictConfig, OmegaConf
 from recipe.prune_opd.checks.batches import Batches, warn_of_empty_responses
 from recipe.prune_opd.checks.settings import check_settings
 
-# ------------------------------------------------------------------------------------------------ passes
+# ------------------------------------------------------------------------------------------- passes
 
 
-@pytest.mark.parametrize(("dynamic", "size", "allowed"), [(True, None, True), (False, 4, True), (False, None, False)])
+@pytest.mark.parametrize(
+    ("dynamic", "size", "allowed"), [(True, None, True), (False, 4, True), (False, None, False)]
+)
 def test_the_teachers_pass_needs_a_micro_batch(config, dynamic, size, allowed):
     config.actor_rollout_ref.ref.log_prob_use_dynamic_bsz = dynamic
     config.actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu = size
     if allowed:
         check_settings(config)
     else:
-        with pytest.raises(ValueError, match=r"^actor_rollout_ref\.ref\.log_prob_micro_batch_size_per_gpu: got None"):
+        with pytest.raises(
+            ValueError,
+            match=r"^actor_rollout_ref\.ref\.log_prob_micro_batch_size_per_gpu: got None",
+        ):
             check_settings(config)
 
 
@@ -33,9 +38,12 @@ def test_micro_batches_must_hold_the_longest_sequence(config, key):
     OmegaConf.update(config, key, 500)
     check_settings(config)
     OmegaConf.update(config, key, 499)
-    with pytest.raises(ValueError, match=rf"^{key.replace('.', '[.]')}: got 499, allowed: at least 500"):
+    with pytest.raises(
+        ValueError, match=rf"^{key.replace('.', '[.]')}: got 499, allowed: at least 500"
+    ):
         check_settings(config)
-    # The limit counts, not what validation may generate; and sequence-parallel ranks share a sequence.
+    # The limit counts, not what validation may generate; and sequence-parallel ranks share a
+    # sequence.
     config.prune_opd.budget.max = 399
     check_settings(config)
     config.prune_opd.budget.max = None
@@ -50,7 +58,7 @@ def refusal(config: DictConfig) -> str:
     return str(refused.value)
 
 
-# ------------------------------------------------------------------------------------------------ shares
+# ------------------------------------------------------------------------------------------- shares
 
 
 @pytest.mark.parametrize(
@@ -65,18 +73,28 @@ def refusal(config: DictConfig) -> str:
         (7, 3, 6, 1, 2),
     ],
 )
-def test_ranks_take_equal_shares_of_a_mini_batch(config, prompts, samples, gpus, parallel, multiple):
+def test_ranks_take_equal_shares_of_a_mini_batch(
+    config, prompts, samples, gpus, parallel, multiple
+):
     node = config.actor_rollout_ref
-    node.actor.ppo_mini_batch_size, node.rollout.n, config.trainer.n_gpus_per_node = prompts, samples, gpus
+    node.actor.ppo_mini_batch_size, node.rollout.n, config.trainer.n_gpus_per_node = (
+        prompts,
+        samples,
+        gpus,
+    )
     node.actor.ulysses_sequence_parallel_size = parallel
     if multiple is None:
         check_settings(config)
     else:
         message = refusal(config)
         assert message.startswith(
-            f"actor_rollout_ref.actor.ppo_mini_batch_size: got {prompts}, allowed: a multiple of {multiple}, "
+            f"actor_rollout_ref.actor.ppo_mini_batch_size: got {prompts}, allowed: a multiple of"
+            f" {multiple}, "
         )
-        assert f"actor_rollout_ref.rollout.n={samples} the {gpus // parallel} data-parallel ranks" in message
+        assert (
+            f"actor_rollout_ref.rollout.n={samples} the {gpus // parallel} data-parallel ranks"
+            in message
+        )
         node.actor.ppo_mini_batch_size = 5 * multiple
         check_settings(config)
 
@@ -113,7 +131,9 @@ def test_ranks_that_work_together_go_into_all_ranks(config, key, found):
     OmegaConf.update(config, key, found)
     message = refusal(config)
     assert message.startswith(key)
-    assert f"got {found}, allowed: a divisor of trainer.nnodes x trainer.n_gpus_per_node, 8" in message
+    assert (
+        f"got {found}, allowed: a divisor of trainer.nnodes x trainer.n_gpus_per_node, 8" in message
+    )
     OmegaConf.update(config, key, 4)
     check_settings(config)
 
@@ -142,7 +162,9 @@ def test_fixed_micro_batches_go_into_a_ranks_share(config, key, share, found):
     check_settings(config)
     OmegaConf.update(node, key, found)
     message = refusal(config)
-    assert message.startswith(f"actor_rollout_ref.{key}: got {found}, allowed with actor_rollout_ref.")
+    assert message.startswith(
+        f"actor_rollout_ref.{key}: got {found}, allowed with actor_rollout_ref."
+    )
     assert f"use_dynamic_bsz=false: a divisor of {share}, " in message
     node.actor.use_dynamic_bsz = True
     check_settings(config)
@@ -150,30 +172,40 @@ def test_fixed_micro_batches_go_into_a_ranks_share(config, key, share, found):
 
 def test_scoring_and_update_cut_micro_batches_alike(config):
     config.actor_rollout_ref.rollout.log_prob_use_dynamic_bsz = False
-    assert refusal(config).startswith("actor_rollout_ref.rollout.log_prob_use_dynamic_bsz: got False, allowed: True")
+    assert refusal(config).startswith(
+        "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz: got False, allowed: True"
+    )
 
 
-@pytest.mark.parametrize(("found", "allowed"), [(None, True), (1, True), (32, True), (3, False), (128, False)])
+@pytest.mark.parametrize(
+    ("found", "allowed"), [(None, True), (1, True), (32, True), (3, False), (128, False)]
+)
 def test_prompts_are_fetched_in_whole_parts_of_a_batch(config, found, allowed):
     config.data.train_batch_size, config.data.gen_batch_size = 64, found
     if allowed:
         check_settings(config)
     else:
-        assert refusal(config).startswith(f"data.gen_batch_size: got {found}, allowed: null or a divisor of ")
+        assert refusal(config).startswith(
+            f"data.gen_batch_size: got {found}, allowed: null or a divisor of "
+        )
 
 
 def test_vllm_runs_a_token_of_every_sequence_at_once(config):
     rollout = config.actor_rollout_ref.rollout
     rollout.max_num_batched_tokens, rollout.max_num_seqs = 128, 256
-    assert refusal(config).startswith("actor_rollout_ref.rollout.max_num_batched_tokens: got 128, allowed with vLLM: ")
+    assert refusal(config).startswith(
+        "actor_rollout_ref.rollout.max_num_batched_tokens: got 128, allowed with vLLM: "
+    )
     rollout.name = "sglang"
     check_settings(config)
 
 
-# ------------------------------------------------------------------------------------------------ empty responses
+# ---------------------------------------------------------------------------------- empty responses
 
 
-@pytest.mark.parametrize(("prompts", "mini", "empty"), [(64, 64, 0), (64, 16, 0), (64, 256, 768), (7, 4, 4)])
+@pytest.mark.parametrize(
+    ("prompts", "mini", "empty"), [(64, 64, 0), (64, 16, 0), (64, 256, 768), (7, 4, 4)]
+)
 def test_empty_responses_are_said(config, caplog, prompts, mini, empty):
     """verl pads a batch to whole mini-batches without a word."""
     config.data.train_batch_size, config.actor_rollout_ref.rollout.n = prompts, 4
@@ -183,4 +215,6 @@ def test_empty_responses_are_said(config, caplog, prompts, mini, empty):
     assert batches.filled - batches.given == empty
     with caplog.at_level(logging.WARNING):
         warn_of_empty_responses(config)
-    assert [f"{empty} empty" in record.getMessage() for record in caplog.records] == [True] * bool(empty)
+    assert [f"{empty} empty" in record.getMessage() for record in caplog.records] == [True] * bool(
+        empty
+    )

@@ -38,16 +38,25 @@ def test_code_of_the_users_own(inputs, tmp_path, key, name):
     name_own(inputs, key, own, "gone")
     assert refusal(inputs).startswith(f"{key}: 'gone' cannot be loaded from {own} (")
     name_own(inputs, key, tmp_path / "none.py", name)
-    assert refusal(inputs).startswith(f"{key}: {name!r} cannot be loaded from {tmp_path / 'none.py'} (")
+    assert refusal(inputs).startswith(
+        f"{key}: {name!r} cannot be loaded from {tmp_path / 'none.py'} ("
+    )
     own.write_text("import nowhere_to_be_found")
     name_own(inputs, key, own, name)
     assert "No module named 'nowhere_to_be_found'" in refusal(inputs)
 
 
 def test_a_module_by_name(inputs):
-    name_own(inputs, "reward.custom_reward_function.path", "pkg://recipe.prune_opd.grading", "compute_score")
+    name_own(
+        inputs,
+        "reward.custom_reward_function.path",
+        "pkg://recipe.prune_opd.grading",
+        "compute_score",
+    )
     check_inputs(inputs)
-    name_own(inputs, "reward.custom_reward_function.path", "pkg://nowhere_to_be_found", "compute_score")
+    name_own(
+        inputs, "reward.custom_reward_function.path", "pkg://nowhere_to_be_found", "compute_score"
+    )
     assert refusal(inputs).startswith(
         "reward.custom_reward_function.path: 'compute_score' cannot be loaded from pkg://"
     )
@@ -55,7 +64,10 @@ def test_a_module_by_name(inputs):
 
 def test_a_library_that_cannot_be_imported_is_named(inputs):
     inputs.actor_rollout_ref.model.external_lib = "nowhere_to_be_found"
-    said = "actor_rollout_ref.model.external_lib: nowhere_to_be_found cannot be imported (ModuleNotFoundError: "
+    said = (
+        "actor_rollout_ref.model.external_lib: nowhere_to_be_found cannot be imported"
+        " (ModuleNotFoundError: "
+    )
     assert refusal(inputs).startswith(said)
     with pytest.raises(ValueError, match="external_lib"):
         check_attention(inputs, check_settings(inputs))

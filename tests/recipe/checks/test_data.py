@@ -25,14 +25,17 @@ def _cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-# ------------------------------------------------------------------------------------------------ files
+# -------------------------------------------------------------------------------------------- files
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("key", ["train_files", "val_files"])
 def test_data_formats(inputs, tmp_path, key, suffix):
     file = tmp_path / f"data{suffix}"
-    inputs.data[key] = [save_data(tmp_path / f"other{suffix}", [row()]), save_data(file, [row(), row()])]
+    inputs.data[key] = [
+        save_data(tmp_path / f"other{suffix}", [row()]),
+        save_data(file, [row(), row()]),
+    ]
     check_inputs(inputs)
     save_data(file, [{"question": "w1"}])
     os.utime(file, (0, 0))
@@ -43,19 +46,31 @@ def test_data_formats(inputs, tmp_path, key, suffix):
 
 def test_files_that_verl_cannot_join_are_refused(inputs, tmp_path):
     """pandas writes another type of text than ``datasets`` reads from JSON."""
-    table, lines = save_data(tmp_path / "a.parquet", [row()]), save_data(tmp_path / "b.jsonl", [row()])
+    table, lines = (
+        save_data(tmp_path / "a.parquet", [row()]),
+        save_data(tmp_path / "b.jsonl", [row()]),
+    )
     inputs.data.val_files = [table, lines]
     message = refusal(inputs)
     assert message.startswith("data.val_files: column 'data_source' is Value('string') in " + lines)
     assert f"Value('large_string') in {table}, allowed: one type in all files" in message
-    parts = [load_dataset(kind, data_files=file, split="train") for kind, file in (("parquet", table), ("json", lines))]
+    parts = [
+        load_dataset(kind, data_files=file, split="train")
+        for kind, file in (("parquet", table), ("json", lines))
+    ]
     with pytest.raises(ValueError, match="aligned"):
         concatenate_datasets(parts)
 
 
 def test_files_with_other_columns_or_fields_are_joined(inputs, tmp_path):
-    rows = [row(), row(extra_info={"index": 1}), row(extra_info={"split": "test", "index": 1}, more="w1")]
-    inputs.data.val_files = [save_data(tmp_path / f"{i}.parquet", [one]) for i, one in enumerate(rows)]
+    rows = [
+        row(),
+        row(extra_info={"index": 1}),
+        row(extra_info={"split": "test", "index": 1}, more="w1"),
+    ]
+    inputs.data.val_files = [
+        save_data(tmp_path / f"{i}.parquet", [one]) for i, one in enumerate(rows)
+    ]
     check_inputs(inputs)
 
 
@@ -67,13 +82,17 @@ def test_files_are_given_by_name(inputs, files):
 
 def test_a_folder_is_no_data(inputs, tmp_path):
     inputs.data.train_files = str(tmp_path)
-    assert refusal(inputs).startswith(f"data.train_files: {tmp_path} is a folder, allowed: parquet or JSON")
+    assert refusal(inputs).startswith(
+        f"data.train_files: {tmp_path} is a folder, allowed: parquet or JSON"
+    )
 
 
 def test_fewer_samples_than_a_batch_are_refused(inputs, tmp_path):
     inputs.data.train_files = save_data(tmp_path / "d.parquet", [row()] * 4)
     inputs.data.train_batch_size, inputs.data.train_max_samples = 4, 3
-    assert refusal(inputs).startswith("data.train_max_samples: got 3, allowed: at least data.train_batch_size, 4")
+    assert refusal(inputs).startswith(
+        "data.train_max_samples: got 3, allowed: at least data.train_batch_size, 4"
+    )
     inputs.data.train_max_samples = 4
     check_inputs(inputs)
 
@@ -92,7 +111,9 @@ def test_validation_data_may_choose_its_agent_loop(inputs, tmp_path):
 
 def test_fewer_prompts_than_a_batch_are_refused(inputs):
     inputs.data.train_batch_size = 2
-    assert refusal(inputs) == "data.train_files: 1 prompts, allowed: at least data.train_batch_size, 2"
+    assert (
+        refusal(inputs) == "data.train_files: 1 prompts, allowed: at least data.train_batch_size, 2"
+    )
     inputs.data.train_files = [inputs.data.train_files] * 2
     check_inputs(inputs)
 
@@ -134,7 +155,9 @@ def test_data_cloned_without_its_content_is_named(inputs, tmp_path, key, name):
     file = tmp_path / name
     file.write_text(POINTER)
     inputs.data[key] = str(file)
-    assert refusal(inputs).startswith(f"data.{key}: {file} is a Git LFS pointer, not the file itself")
+    assert refusal(inputs).startswith(
+        f"data.{key}: {file} is a Git LFS pointer, not the file itself"
+    )
 
 
 @pytest.mark.parametrize("key", ["train_files", "val_files"])
@@ -166,7 +189,7 @@ def test_remote_data_and_own_datasets_are_not_looked_at(inputs):
     check_inputs(inputs)
 
 
-# ------------------------------------------------------------------------------------------------ prompts
+# ------------------------------------------------------------------------------------------ prompts
 
 
 PROMPTS = {
@@ -178,8 +201,14 @@ PROMPTS = {
     "no turns": ([], f"holds [], {CHAT}"),
     "null": (None, f"holds None, {CHAT}"),
     "role is null": ([{"role": None, "content": "w1"}], "whose turn 0 has no role, allowed: user"),
-    "content is null": ([{"role": "user", "content": None}], "whose turn 0 has the content None, allowed: text"),
-    "content is a number": ([{"role": "user", "content": 3}], "whose turn 0 has the content 3, allowed: text"),
+    "content is null": (
+        [{"role": "user", "content": None}],
+        "whose turn 0 has the content None, allowed: text",
+    ),
+    "content is a number": (
+        [{"role": "user", "content": 3}],
+        "whose turn 0 has the content 3, allowed: text",
+    ),
     "answer": (row(USER, ANSWER)["prompt"], "ends with a turn of assistant"),
     "answer, other role": (row(USER, ("gpt", "w2"))["prompt"], "ends with a turn of gpt"),
     "empty": ([{"role": "user", "content": ""}], "whose last turn is empty, allowed: text"),
@@ -188,12 +217,26 @@ PROMPTS = {
 
 
 def cases(faults: dict[str, Any], typed: tuple[str, ...]) -> list[tuple[str, str, bool]]:
-    """Name, suffix, whether alone. A parquet column has one type: beside others only what has it."""
+    """Name, suffix, whether alone. A parquet column has one type: beside others only what has
+    it."""
     every = itertools.product(faults, SUFFIXES, (True, False))
-    return [(name, suffix, alone) for name, suffix, alone in every if suffix != ".parquet" or alone or name in typed]
+    return [
+        (name, suffix, alone)
+        for name, suffix, alone in every
+        if suffix != ".parquet" or alone or name in typed
+    ]
 
 
-TYPED = ("no turns", "null", "role is null", "content is null", "answer", "answer, other role", "empty", "blank")
+TYPED = (
+    "no turns",
+    "null",
+    "role is null",
+    "content is null",
+    "answer",
+    "answer, other role",
+    "empty",
+    "blank",
+)
 
 
 @pytest.mark.parametrize(("name", "suffix", "alone"), cases(PROMPTS, TYPED))
@@ -203,8 +246,11 @@ def test_a_prompt_that_is_none_is_named_with_its_row(inputs, tmp_path, name, suf
     file = save_data(tmp_path / f"d{suffix}", [*others, row() | {"prompt": prompt}, *others])
     inputs.data.val_files = file
     message = refusal(inputs)
-    assert message.startswith(f"data.val_files: {file}, row {len(others)} of column 'prompt' holds ")
-    if not (name in ("no content", "no role") and not alone):  # to Arrow they are null beside others
+    assert message.startswith(
+        f"data.val_files: {file}, row {len(others)} of column 'prompt' holds "
+    )
+    # To Arrow they are null beside others.
+    if not (name in ("no content", "no role") and not alone):
         assert said in message
 
 
@@ -223,7 +269,9 @@ GOOD = {
 def test_prompts_of_other_shapes_are_allowed(tmp_path, turns, suffix):
     file = save_data(tmp_path / f"d{suffix}", [row(*turns)])
     (prompt,) = check_file("k", Path(file), "prompt", SCORER).prompts
-    assert [turn["role"] for turn in prompt.messages] == [turn["role"] for turn in row(*turns)["prompt"]]
+    assert [turn["role"] for turn in prompt.messages] == [
+        turn["role"] for turn in row(*turns)["prompt"]
+    ]
     assert prompt_fault(prompt.messages) is None
 
 
@@ -236,7 +284,10 @@ def test_a_prompt_of_every_set_of_roles_and_shapes_is_kept(tmp_path, suffix, mon
     found = check_file("k", tmp_path / f"d{suffix}", "prompt")
     assert found.rows == 40
     assert [prompt.messages for prompt in found.prompts] == [row(*kind)["prompt"] for kind in kinds]
-    places = [f"k: {tmp_path / f'd{suffix}'}, row {number} of column 'prompt'" for number in (0, 5, 10, 15)]
+    places = [
+        f"k: {tmp_path / f'd{suffix}'}, row {number} of column 'prompt'"
+        for number in (0, 5, 10, 15)
+    ]
     assert [prompt.where for prompt in found.prompts] == places
     assert found.sources == {}
 
@@ -246,11 +297,13 @@ def test_the_first_prompts_are_read(tmp_path, suffix, monkeypatch):
     monkeypatch.setattr(data, "BATCH", 4)
     file = tmp_path / f"d{suffix}"
     save_data(file, [row(("user", f"w{i}")) for i in range(10)])
-    assert [prompt[0]["content"] for prompt in read_prompts(file, "prompt", 6)] == [f"w{i}" for i in range(6)]
+    assert [prompt[0]["content"] for prompt in read_prompts(file, "prompt", 6)] == [
+        f"w{i}" for i in range(6)
+    ]
     assert len(read_prompts(file, "prompt", 100)) == 10
 
 
-# ------------------------------------------------------------------------------------------------ rewards
+# ------------------------------------------------------------------------------------------ rewards
 
 
 @pytest.mark.parametrize("column", ["data_source", "reward_model"])
@@ -259,7 +312,9 @@ def test_columns_that_the_reward_function_needs(inputs, tmp_path, column, key):
     """verl scores training responses as well as those of validation."""
     without = {name: value for name, value in row().items() if name != column}
     file = inputs.data[key] = save_data(tmp_path / "d.parquet", [without])
-    assert refusal(inputs).startswith(f"data.{key}: {file} has no column {column!r}, which the reward function needs")
+    assert refusal(inputs).startswith(
+        f"data.{key}: {file} has no column {column!r}, which the reward function needs"
+    )
     inputs.reward.custom_reward_function.path = "mine.py"
     said = f"data.{key}: {file} has no column {column!r}, which reward.custom_reward_function needs"
     assert refusal(inputs).startswith(said)
@@ -281,13 +336,17 @@ REWARDS = {
 @pytest.mark.parametrize(
     ("name", "suffix", "alone"), cases(REWARDS, ("null", "no truth", "truth is null", "no source"))
 )
-def test_a_row_without_what_the_reward_function_needs_is_named(inputs, tmp_path, name, suffix, alone):
+def test_a_row_without_what_the_reward_function_needs_is_named(
+    inputs, tmp_path, name, suffix, alone
+):
     (column,) = REWARDS[name]
     others = [] if alone else [row()] * 7
     file = save_data(tmp_path / f"d{suffix}", [*others, row(**REWARDS[name]), *others])
     inputs.data.train_files = file
     message = refusal(inputs)
-    assert message.startswith(f"data.train_files: {file}, row {len(others)} of column {column!r} holds ")
+    assert message.startswith(
+        f"data.train_files: {file}, row {len(others)} of column {column!r} holds "
+    )
     needed = "an object with ground_truth" if column == "reward_model" else "text"
     assert message.endswith(f"allowed: {needed}, which the reward function needs")
 
@@ -298,7 +357,10 @@ def test_a_reward_function_of_the_users_may_do_without_a_value(tmp_path):
     save_data(file, [row(reward_model={"ground_truth": None, "style": "rule"}, data_source=None)])
     check_file("k", file, "prompt", NAMED_SCORER)
     save_data(file, [row(reward_model={"style": "rule"})])
-    with pytest.raises(ValueError, match=r"an object with ground_truth, which reward\.custom_reward_function needs$"):
+    with pytest.raises(
+        ValueError,
+        match=r"an object with ground_truth, which reward\.custom_reward_function needs$",
+    ):
         check_file("k", file, "prompt", NAMED_SCORER)
 
 
@@ -311,7 +373,8 @@ def test_extra_info_must_be_an_object(tmp_path, suffix):
     save_data(file, [row(extra_info="{'index': 3}")])
     os.utime(file, (0, 0))
     with pytest.raises(
-        ValueError, match=rf"^k: {file} has a column 'extra_info' of type (large_)?string, allowed: objects$"
+        ValueError,
+        match=rf"^k: {file} has a column 'extra_info' of type (large_)?string, allowed: objects$",
     ):
         check_file("k", file, "prompt", SCORER)
 
@@ -321,10 +384,12 @@ def test_every_source_is_found_with_its_first_row(tmp_path, suffix):
     file = tmp_path / f"d{suffix}"
     save_data(file, [row(data_source=name) for name in ("b", "b", "a", "b", "c", "a")])
     sources = check_file("k", file, "prompt", SCORER).sources
-    assert sources == {name: f"k: {file}, row {number}" for name, number in (("b", 0), ("a", 2), ("c", 4))}
+    assert sources == {
+        name: f"k: {file}, row {number}" for name, number in (("b", 0), ("a", 2), ("c", 4))
+    }
 
 
-# ------------------------------------------------------------------------------------------------ shapes
+# ------------------------------------------------------------------------------------------- shapes
 
 
 VALUES = [
@@ -350,10 +415,14 @@ def test_arrow_tells_apart_what_python_does(large):
 
     text = pa.large_string() if large else pa.string()
     turn = pa.struct({"role": text, "content": text})
-    column = pa.array([[{"role": "x", "content": "y"}], *VALUES], (pa.large_list if large else pa.list_)(turn))[1:]
+    column = pa.array(
+        [[{"role": "x", "content": "y"}], *VALUES], (pa.large_list if large else pa.list_)(turn)
+    )[1:]
     assert regular(column.type)
     rows = [number for _, number in first_of_each(column)]
-    assert rows == [number for _, number in first_of_each(VALUES)] == [0, 2, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert (
+        rows == [number for _, number in first_of_each(VALUES)] == [0, 2, 4, 5, 6, 7, 8, 9, 10, 11]
+    )
     assert len(set(marks_of(column).to_pylist())) == len(set(map(shape_of, VALUES))) == 10
 
 
@@ -362,11 +431,14 @@ def test_types_that_arrow_cannot_tell_apart_are_read_as_python(tmp_path):
 
     kind = pa.map_(pa.string(), pa.string())
     assert not regular(pa.list_(kind))
-    assert [number for _, number in first_of_each(pa.array([[("a", "b")], None, [("a", "b")]], kind))] == [0, 1]
+    assert [
+        number for _, number in first_of_each(pa.array([[("a", "b")], None, [("a", "b")]], kind))
+    ] == [0, 1]
 
 
 def test_large_files_are_read_whole_and_quickly(tmp_path):
-    """One bad row in a hundred thousand; a look at each in Python would take several times as long."""
+    """One bad row in a hundred thousand; a look at each in Python would take several times as
+    long."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -374,7 +446,9 @@ def test_large_files_are_read_whole_and_quickly(tmp_path):
     parts = [pa.Table.from_pylist(rows)] * 100 + [pa.Table.from_pylist([row(USER, ANSWER)])]
     parquet.write_table(pa.concat_tables(parts), tmp_path / "d.parquet")
     begun = time.process_time()
-    with pytest.raises(ValueError, match=r"row 100000 of column 'prompt' holds .* ends with a turn of assistant"):
+    with pytest.raises(
+        ValueError, match=r"row 100000 of column 'prompt' holds .* ends with a turn of assistant"
+    ):
         check_file("k", tmp_path / "d.parquet", "prompt", SCORER)
     assert time.process_time() - begun < 5
 

@@ -16,7 +16,7 @@ from recipe.prune_opd.checks.scoring import GRADING
 STUDENT, TEACHER = "actor_rollout_ref.model.path", "prune_opd.teacher.path"
 
 
-# ------------------------------------------------------------------------------------------------ folders
+# ------------------------------------------------------------------------------------------ folders
 
 
 def test_paths_as_a_shell_leaves_them_are_accepted(inputs, good, tmp_path, monkeypatch):
@@ -46,11 +46,15 @@ def test_a_model_folder_without_its_parts_is_refused(inputs, tmp_path, gone):
     folder = inputs.prune_opd.teacher.path = save_model(tmp_path / "teacher")
     for name in gone:
         (Path(folder) / name).unlink()
-    assert refusal(inputs).startswith(f"{TEACHER}: {folder} holds no model configuration with tokenizer")
+    assert refusal(inputs).startswith(
+        f"{TEACHER}: {folder} holds no model configuration with tokenizer"
+    )
 
 
 @pytest.mark.parametrize("key", [STUDENT, TEACHER])
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "pytorch_model-00001-of-2.bin"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "model.safetensors", "pytorch_model-00001-of-2.bin"]
+)
 def test_a_model_cloned_without_its_content_is_named(inputs, tmp_path, key, name):
     folder = Path(save_model(tmp_path / "cloned"))
     (folder / name).write_text(POINTER)
@@ -71,13 +75,17 @@ def test_weights_in_a_format_that_is_not_read_may_be_pointers(tmp_path):
 
 def test_a_file_is_no_model(inputs, good):
     inputs.actor_rollout_ref.model.path = good["data"]
-    assert refusal(inputs).startswith(f"{STUDENT}: {good['data']} is a file, allowed: a model folder")
+    assert refusal(inputs).startswith(
+        f"{STUDENT}: {good['data']} is a file, allowed: a model folder"
+    )
 
 
 @pytest.mark.parametrize("name", ["tokenizer_path", "hf_config_path"])
 def test_the_key_of_a_part_elsewhere_is_named(inputs, tmp_path, name):
     inputs.actor_rollout_ref.model[name] = str(tmp_path / "nowhere")
-    assert refusal(inputs).startswith(f"actor_rollout_ref.model.{name}: {tmp_path / 'nowhere'} does not exist")
+    assert refusal(inputs).startswith(
+        f"actor_rollout_ref.model.{name}: {tmp_path / 'nowhere'} does not exist"
+    )
 
 
 def test_a_copy_that_left_nothing_is_one_that_failed(inputs, tmp_path, monkeypatch):
@@ -91,10 +99,12 @@ def test_an_end_token_is_a_number(inputs, tmp_path, ends):
     folder = Path(save_model(tmp_path / "ends"))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     inputs.prune_opd.teacher.path = str(folder)
-    assert refusal(inputs).startswith(f"{TEACHER}: {folder} has the eos_token_id {ends!r} in its generation settings")
+    assert refusal(inputs).startswith(
+        f"{TEACHER}: {folder} has the eos_token_id {ends!r} in its generation settings"
+    )
 
 
-# ------------------------------------------------------------------------------------------------ tokens
+# ------------------------------------------------------------------------------------------- tokens
 
 
 def test_a_pair_with_one_tokenizer_is_accepted(inputs, caplog):
@@ -112,7 +122,9 @@ def test_ids_with_another_meaning_are_refused(inputs, tmp_path):
     assert "first is 5: 'w3' against 'w2'" in message
 
 
-@pytest.mark.parametrize(("added", "rows"), [([], 64), (["<tool>"], 24), (["<tool>"], 64), (["<tool>"], 23)])
+@pytest.mark.parametrize(
+    ("added", "rows"), [([], 64), (["<tool>"], 24), (["<tool>"], 64), (["<tool>"], 23)]
+)
 def test_embeddings_may_differ_in_rows(inputs, tmp_path, added, rows):
     """The last: a token of the teacher's without a row is none that the student could write."""
     inputs.prune_opd.teacher.path = save_model(tmp_path / "padded", VOCABULARY + added, rows)
@@ -127,7 +139,9 @@ def test_tokens_without_a_row_in_an_embedding_are_refused(inputs, tmp_path, key)
     folder = save_model(tmp_path / "small", words, rows=23)
     OmegaConf.update(inputs, key, folder)
     message = refusal(inputs)
-    assert message.startswith(f"{key}: {folder} has 23 rows in its embedding, too few for 2 of the tokens")
+    assert message.startswith(
+        f"{key}: {folder} has 23 rows in its embedding, too few for 2 of the tokens"
+    )
     assert "the first is 23 (<tool>)" in message
 
 
@@ -150,7 +164,9 @@ def test_an_end_token_that_is_none_is_refused(inputs, tmp_path, outside):
     folder = save_model(tmp_path / "ends", ends=[1, outside], rows=64)
     inputs.actor_rollout_ref.model.path = folder
     message = refusal(inputs)
-    assert message.startswith(f"{STUDENT}: {folder} ends a response with token 1 (<eos>), {outside} (unknown)")
+    assert message.startswith(
+        f"{STUDENT}: {folder} ends a response with token 1 (<eos>), {outside} (unknown)"
+    )
     assert f"of which {outside} is no token with a row" in message
     assert "generation_config.json" in message
 
@@ -174,14 +190,16 @@ def test_different_ends_are_a_warning(inputs, tmp_path, caplog):
     assert "token 1 (<eos>), the teacher with 1 (<eos>), 2 (<end>)" in record.getMessage()
 
 
-# ------------------------------------------------------------------------------------------------ context
+# ------------------------------------------------------------------------------------------ context
 
 
 @pytest.mark.parametrize(
     ("engine", "context", "allowed"),
     [("vllm", 499, False), ("vllm", 500, True), ("sglang", 500, False), ("sglang", 501, True)],
 )
-def test_prompt_and_response_must_fit_the_students_context(inputs, tmp_path, engine, context, allowed):
+def test_prompt_and_response_must_fit_the_students_context(
+    inputs, tmp_path, engine, context, allowed
+):
     """The longest response is one of validation, however short those of training are."""
     inputs.data.max_prompt_length, inputs.data.max_response_length = 100, 400
     inputs.prune_opd.budget.max = 50
@@ -206,7 +224,9 @@ def test_prompt_and_response_must_fit_what_the_rollout_is_given(inputs, most, al
     if allowed:
         check_inputs(inputs)
     else:
-        assert "must fit into 499 tokens, actor_rollout_ref.rollout.max_model_len" in refusal(inputs)
+        assert "must fit into 499 tokens, actor_rollout_ref.rollout.max_model_len" in refusal(
+            inputs
+        )
 
 
 def test_the_rollout_cannot_be_given_more_than_the_context(inputs):
@@ -219,7 +239,12 @@ def test_the_rollout_cannot_be_given_more_than_the_context(inputs):
 
 def test_scaling_adds_nothing_to_what_the_rollout_takes(inputs, tmp_path):
     """verl gives its servers ``max_position_embeddings`` as it stands."""
-    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1000, "rope_theta": 10000.0}
+    rope = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 1000,
+        "rope_theta": 10000.0,
+    }
     folder = save_model(tmp_path / "yarn", max_position_embeddings=1000, rope_parameters=rope)
     inputs.actor_rollout_ref.model.path = folder
     assert scaled_context(Model("m", folder, False, None, None)) == 4000
@@ -249,7 +274,9 @@ def test_a_teacher_that_serves_must_hold_the_longest_sequence_and_more(
         check_inputs(inputs)
     else:
         message = refusal(inputs)
-        assert message.startswith(f"{TEACHER}: {tmp_path / 'short'} has a context of {context} tokens, needed")
+        assert message.startswith(
+            f"{TEACHER}: {tmp_path / 'short'} has a context of {context} tokens, needed"
+        )
         assert f"on {engine} servers: {context + 1}," in message
 
 
@@ -272,10 +299,13 @@ def test_scaled_rotary_embeddings_count_as_vllm_counts_them(rope, size):
     assert scaled_context(model) == size
 
 
-# ------------------------------------------------------------------------------------------------ templates
+# ---------------------------------------------------------------------------------------- templates
 
 
-REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+REFUSES_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    + CHATML
+)
 REFUSES_OTHER_ORDERS = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + CHATML
@@ -304,9 +334,13 @@ def test_a_student_needs_a_chat_template_and_a_teacher_does_not(inputs, tmp_path
 )
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])
 @pytest.mark.parametrize("key", ["train_files", "val_files"])
-def test_a_row_that_the_template_refuses_is_named(inputs, tmp_path, template, turns, reason, suffix, key):
+def test_a_row_that_the_template_refuses_is_named(
+    inputs, tmp_path, template, turns, reason, suffix, key
+):
     """It is one of many, and not among the first."""
-    folder = inputs.actor_rollout_ref.model.path = save_model(tmp_path / "student", template=template)
+    folder = inputs.actor_rollout_ref.model.path = save_model(
+        tmp_path / "student", template=template
+    )
     many = [row(USER, ANSWER, USER)] * 30
     file = inputs.data[key] = save_data(tmp_path / f"d{suffix}", [*many, row(*turns), *many])
     message = refusal(inputs)
@@ -328,7 +362,7 @@ def test_templates_take_their_arguments(inputs, tmp_path):
     check_inputs(inputs)
 
 
-# ------------------------------------------------------------------------------------------------ pairs in use
+# ------------------------------------------------------------------------------------- pairs in use
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -342,7 +376,9 @@ def composed_command(compose, monkeypatch, tmp_path):
     return lambda command: compose(*(argument for argument in command if "=" in argument))
 
 
-def test_the_quickstarts_pair_and_data_are_accepted(composed_command, tmp_path, monkeypatch, caplog):
+def test_the_quickstarts_pair_and_data_are_accepted(
+    composed_command, tmp_path, monkeypatch, caplog
+):
     """As they are made, but for the training."""
     monkeypatch.syspath_prepend(ROOT / "examples" / "quickstart")
     import pair
@@ -366,7 +402,9 @@ def test_the_inputs_of_the_end_to_end_tests_are_accepted(composed_command, tmp_p
     harness.build_inputs(tmp_path)
     for teacher in ("permuted", "noisy"):
         settings = {"prune_opd.teacher.path": tmp_path / teacher}
-        config = composed_command(harness.command(tmp_path, tmp_path / "run", "prune_opd", settings))
+        config = composed_command(
+            harness.command(tmp_path, tmp_path / "run", "prune_opd", settings)
+        )
         assert check_inputs(config).reward_function is None
 
 

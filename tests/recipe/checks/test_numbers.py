@@ -32,7 +32,9 @@ def test_null_is_allowed_where_verl_has_a_default(config, key):
 @pytest.mark.parametrize("key", [key for key, allowed in NUMBERS.items() if allowed.whole])
 def test_fractions_of_a_count_are_refused(config, key):
     OmegaConf.update(config, key, 1.5)
-    with pytest.raises(ValueError, match=rf"^{key.replace('.', '[.]')}: got 1.5, allowed: a whole number"):
+    with pytest.raises(
+        ValueError, match=rf"^{key.replace('.', '[.]')}: got 1.5, allowed: a whole number"
+    ):
         check_settings(config)
 
 
@@ -55,7 +57,10 @@ ZEROS = {
 @pytest.mark.parametrize("key", sorted(ZEROS))
 def test_nothing_at_all_is_refused(config, key):
     OmegaConf.update(config, key, 0)
-    with pytest.raises(ValueError, match=rf"^{key.replace('.', '[.]')}: got 0, allowed: a (whole )?number >=? ?[01]"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^{key.replace('.', '[.]')}: got 0, allowed: a (whole )?number >=? ?[01]",
+    ):
         check_settings(config)
 
 
@@ -82,5 +87,7 @@ def test_ordinary_values_are_allowed(config, key, value):
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf])
 def test_the_teachers_temperature_too(config, temperature):
     config.prune_opd.teacher.temperature = temperature
-    with pytest.raises(ValueError, match=r"^prune_opd\.teacher\.temperature: got .*, allowed: a number > 0$"):
+    with pytest.raises(
+        ValueError, match=r"^prune_opd\.teacher\.temperature: got .*, allowed: a number > 0$"
+    ):
         check_settings(config)

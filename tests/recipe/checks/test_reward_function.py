@@ -16,7 +16,15 @@ from recipe.prune_opd.checks.scoring import (
 )
 from recipe.prune_opd.commands.prepare.command import DATASETS
 
-KNOWN = ("openai/gsm8k", "lighteval/MATH", "math_dapo", "aime_2024", "numina_cn_k12", "apps", "hiyouga/geometry3k")
+KNOWN = (
+    "openai/gsm8k",
+    "lighteval/MATH",
+    "math_dapo",
+    "aime_2024",
+    "numina_cn_k12",
+    "apps",
+    "hiyouga/geometry3k",
+)
 
 
 def test_the_sources_of_prepare_are_known_here():
@@ -61,12 +69,16 @@ def test_rows_that_nobody_knows_are_refused(config):
 
 
 def test_rows_that_no_single_function_knows_are_refused(config):
-    with pytest.raises(ValueError, match=r"AIME24\.parquet, row 0 has the data_source 'AIME24'") as refused:
+    with pytest.raises(
+        ValueError, match=r"AIME24\.parquet, row 0 has the data_source 'AIME24'"
+    ) as refused:
         grades_here(config, sources("openai/gsm8k", "AIME24"))
     assert "openai/gsm8k.parquet, row 0 has 'openai/gsm8k'" in str(refused.value)
 
 
-@pytest.mark.parametrize("key", ["reward.custom_reward_function.path", "custom_reward_function.path"])
+@pytest.mark.parametrize(
+    "key", ["reward.custom_reward_function.path", "custom_reward_function.path"]
+)
 @pytest.mark.parametrize(("path", "reader"), [("mine.py", NAMED_SCORER), (GRADING, SCORER)])
 def test_a_function_that_is_named_is_kept(config, key, path, reader):
     OmegaConf.update(config, key, path, force_add=True)
@@ -101,21 +113,31 @@ def test_a_configuration_that_verl_has_brought_up_to_date_is_understood(config):
 
 def test_files_of_prepare_are_graded_here_unless_another_function_is_named(inputs, tmp_path):
     assert check_inputs(inputs).reward_function == GRADING
-    inputs.data.train_files = inputs.data.val_files = save_data(tmp_path / "d.parquet", [row(data_source="math_dapo")])
+    inputs.data.train_files = inputs.data.val_files = save_data(
+        tmp_path / "d.parquet", [row(data_source="math_dapo")]
+    )
     assert check_inputs(inputs).reward_function is None
     inputs.data.val_files = save_data(tmp_path / "mine.parquet", [row(), row(data_source="mine")])
-    assert refusal(inputs).startswith(f"data.val_files: {tmp_path / 'mine.parquet'}, row 1 has the data_source 'mine'")
+    assert refusal(inputs).startswith(
+        f"data.val_files: {tmp_path / 'mine.parquet'}, row 1 has the data_source 'mine'"
+    )
     inputs.reward.custom_reward_function.path = "mine.py"
     assert check_inputs(inputs).reward_function is None
 
 
 def test_the_trainer_grades_here_where_the_data_needs_it(inputs, tmp_path, monkeypatch, capsys):
-    """verl's own trainer, which starts Ray, is not built; it would read the configuration that is left."""
+    """verl's own trainer, which starts Ray, is not built; it would read the configuration that is
+    left."""
     from recipe.prune_opd.training import trainer
 
     monkeypatch.setattr(trainer.PPOTrainerSync, "__init__", lambda self, config: None)
     inputs.prune_opd.records.dir = None
-    OmegaConf.update(inputs, "actor_rollout_ref.model.override_config.attn_implementation", "sdpa", force_add=True)
+    OmegaConf.update(
+        inputs,
+        "actor_rollout_ref.model.override_config.attn_implementation",
+        "sdpa",
+        force_add=True,
+    )
     mine = copy.deepcopy(inputs)
     trainer.PruneOPDTrainer(inputs)
     assert inputs.reward.custom_reward_function.path == GRADING

@@ -3,7 +3,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.settings import GATE_SETTINGS, SETTINGS, check_settings
 
-# ------------------------------------------------------------------------------------------------ settings
+# ----------------------------------------------------------------------------------------- settings
 
 
 WRONG = {
@@ -70,7 +70,7 @@ def test_wrong_settings_are_refused(config, setting):
     assert message.endswith(setting.why)
 
 
-# ------------------------------------------------------------------------------------------------ gate
+# --------------------------------------------------------------------------------------------- gate
 
 
 ENGINES = ("actor_rollout_ref.rollout.engine_kwargs.vllm", "prune_opd.teacher.server.engine_kwargs")
@@ -89,13 +89,18 @@ def test_arguments_of_an_engine_do_not_slip_past(gated, key, argument, found, al
     OmegaConf.update(gated, key, {argument: found}, force_add=True)
     with pytest.raises(ValueError, match="allowed with") as refused:
         check_settings(gated)
-    assert str(refused.value) == f"{key}.{argument}: got {found!r}, allowed with prune_opd.gate.enable: {allowed}"
+    assert (
+        str(refused.value)
+        == f"{key}.{argument}: got {found!r}, allowed with prune_opd.gate.enable: {allowed}"
+    )
     gated.prune_opd.gate.enable = False
     check_settings(gated)
 
 
 @pytest.mark.parametrize("key", ENGINES)
-@pytest.mark.parametrize("arguments", [{"logprobs_mode": "raw_logprobs"}, {"max_logprobs": None}, {"max_logprobs": -1}])
+@pytest.mark.parametrize(
+    "arguments", [{"logprobs_mode": "raw_logprobs"}, {"max_logprobs": None}, {"max_logprobs": -1}]
+)
 def test_arguments_of_an_engine_that_do_no_harm(gated, key, arguments):
     OmegaConf.update(gated, key, arguments, force_add=True)
     check_settings(gated)
@@ -103,9 +108,18 @@ def test_arguments_of_an_engine_that_do_no_harm(gated, key, arguments):
 
 NEVER = [
     ({"prune_opd.drift.w_drop": 0.004}, "prune_opd.drift.w_drop: got 0.004"),
-    ({"prune_opd.gate.kind": "windowed", "prune_opd.gate.window": 201}, "prune_opd.gate.window: got 201"),
-    ({"prune_opd.gate.kind": "consecutive", "prune_opd.gate.run_length": 201}, "prune_opd.gate.run_length: got 201"),
-    ({"prune_opd.gate.kind": "relative", "prune_opd.gate.window": 101}, "prune_opd.gate.window: got 101"),
+    (
+        {"prune_opd.gate.kind": "windowed", "prune_opd.gate.window": 201},
+        "prune_opd.gate.window: got 201",
+    ),
+    (
+        {"prune_opd.gate.kind": "consecutive", "prune_opd.gate.run_length": 201},
+        "prune_opd.gate.run_length: got 201",
+    ),
+    (
+        {"prune_opd.gate.kind": "relative", "prune_opd.gate.window": 101},
+        "prune_opd.gate.window: got 101",
+    ),
     ({"prune_opd.gate.min_tokens": 200}, "prune_opd.gate.min_tokens: got 200"),
 ]
 
@@ -152,7 +166,9 @@ def test_wrong_settings_are_refused_with_a_gate_alone(gated, setting):
         check_settings(gated)
     message = str(refused.value)
     allowed = setting.allowed[0]
-    assert message.startswith(f"{setting.key}: got {found!r}, allowed with prune_opd.gate.enable: {allowed}")
+    assert message.startswith(
+        f"{setting.key}: got {found!r}, allowed with prune_opd.gate.enable: {allowed}"
+    )
     assert message.endswith(setting.why)
     gated.prune_opd.gate.enable = False
     check_settings(gated)
@@ -161,9 +177,18 @@ def test_wrong_settings_are_refused_with_a_gate_alone(gated, setting):
 @pytest.mark.parametrize("home", [False, True], ids=["gate", "home"])
 @pytest.mark.parametrize(
     ("replicas", "parallel", "per_node", "allowed"),
-    [(1, 1, 1, True), (2, 2, 8, True), (3, 1, 8, True), (2, 8, 8, True), (3, 4, 8, False), (3, 1, 2, False)],
+    [
+        (1, 1, 1, True),
+        (2, 2, 8, True),
+        (3, 1, 8, True),
+        (2, 8, 8, True),
+        (3, 4, 8, False),
+        (3, 1, 2, False),
+    ],
 )
-def test_the_teachers_servers_must_fit_the_nodes(gated, replicas, parallel, per_node, allowed, home):
+def test_the_teachers_servers_must_fit_the_nodes(
+    gated, replicas, parallel, per_node, allowed, home
+):
     if home:
         serve(gated)
         gated.prune_opd.gate.enable = False
@@ -174,7 +199,9 @@ def test_the_teachers_servers_must_fit_the_nodes(gated, replicas, parallel, per_
         check_settings(gated)
     else:
         found = f"{replicas} replicas of {parallel} devices"
-        with pytest.raises(ValueError, match=rf"^prune_opd\.teacher\.server: got {found}, allowed: .* {per_node}, "):
+        with pytest.raises(
+            ValueError, match=rf"^prune_opd\.teacher\.server: got {found}, allowed: .* {per_node}, "
+        ):
             check_settings(gated)
     gated.prune_opd.gate.enable, gated.prune_opd.teacher.home = False, "worker_group"
     check_settings(gated)
@@ -187,7 +214,9 @@ def test_log_probs_of_two_distributions_are_not_compared(gated, key, value):
     rollout.calculate_log_probs = False
     check_settings(gated)
     rollout.calculate_log_probs = True
-    with pytest.raises(ValueError, match=r"^actor_rollout_ref\.rollout\.calculate_log_probs: got True") as refused:
+    with pytest.raises(
+        ValueError, match=r"^actor_rollout_ref\.rollout\.calculate_log_probs: got True"
+    ) as refused:
         check_settings(gated)
     assert key in str(refused.value)
     gated.prune_opd.gate.enable = False
@@ -203,15 +232,22 @@ def test_log_probs_of_the_plain_distribution_may_be_compared(gated):
 
 @pytest.mark.parametrize(("most", "allowed"), [(15, False), (16, True), (-1, True)])
 def test_the_rollout_must_report_k_candidates(gated, most, allowed):
-    OmegaConf.update(gated, "actor_rollout_ref.rollout.engine_kwargs.vllm", {"max_logprobs": most}, force_add=True)
+    OmegaConf.update(
+        gated,
+        "actor_rollout_ref.rollout.engine_kwargs.vllm",
+        {"max_logprobs": most},
+        force_add=True,
+    )
     if allowed:
         check_settings(gated)
     else:
-        with pytest.raises(ValueError, match=r"max_logprobs: got 15, allowed with prune_opd\.gate\.enable: .* 16$"):
+        with pytest.raises(
+            ValueError, match=r"max_logprobs: got 15, allowed with prune_opd\.gate\.enable: .* 16$"
+        ):
             check_settings(gated)
 
 
-# ------------------------------------------------------------------------------------------------ teacher servers
+# ---------------------------------------------------------------------------------- teacher servers
 
 
 def serve(config: DictConfig) -> None:
@@ -233,7 +269,9 @@ def test_a_teacher_on_servers_is_allowed(served):
 
 def test_a_strategy_that_servers_cannot_serve_ends_the_start(served):
     served.prune_opd.strategy = "only_stu"
-    with pytest.raises(ValueError, match=r"^prune_opd\.strategy: got 'only_stu', allowed: only_tch"):
+    with pytest.raises(
+        ValueError, match=r"^prune_opd\.strategy: got 'only_stu', allowed: only_tch"
+    ):
         check_settings(served)
 
 
@@ -245,7 +283,9 @@ def test_a_strategy_that_servers_cannot_serve_ends_the_start(served):
         ("incremental_streaming_output", True, "False"),
     ],
 )
-def test_arguments_of_the_teachers_engine_alone_matter_without_a_gate(served, argument, found, allowed):
+def test_arguments_of_the_teachers_engine_alone_matter_without_a_gate(
+    served, argument, found, allowed
+):
     rollout, teacher = ENGINES
     OmegaConf.update(served, rollout, {argument: found}, force_add=True)
     check_settings(served)  # of the rollout nothing but tokens is wanted
@@ -254,7 +294,8 @@ def test_arguments_of_the_teachers_engine_alone_matter_without_a_gate(served, ar
         check_settings(served)
     assert (
         str(refused.value)
-        == f"{teacher}.{argument}: got {found!r}, allowed with prune_opd.teacher.home=server: {allowed}"
+        == f"{teacher}.{argument}: got {found!r}, allowed with prune_opd.teacher.home=server:"
+        f" {allowed}"
     )
 
 
@@ -273,11 +314,16 @@ def test_the_teachers_engine_must_be_one_that_can_be_asked(config, needs):
     check_settings(config)
     key, value = needs.split("=")
     OmegaConf.update(config.prune_opd, key, value == "true" or value)
-    with pytest.raises(ValueError, match=r"^prune_opd\.teacher\.server\.engine: got 'trtllm', allowed: vllm, sglang$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^prune_opd\.teacher\.server\.engine: got 'trtllm', allowed: vllm, sglang$",
+    ):
         check_settings(config)
 
 
-@pytest.mark.parametrize("key", ["log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size_per_gpu"])
+@pytest.mark.parametrize(
+    "key", ["log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size_per_gpu"]
+)
 def test_without_a_teachers_pass_its_micro_batches_may_be_anything(served, key):
     ref = served.actor_rollout_ref.ref
     ref.log_prob_use_dynamic_bsz = key == "log_prob_max_token_len_per_gpu"
@@ -290,11 +336,13 @@ def test_without_a_teachers_pass_its_micro_batches_may_be_anything(served, key):
 
 def test_the_students_micro_batches_still_matter(served):
     served.actor_rollout_ref.actor.ppo_max_token_len_per_gpu = 1
-    with pytest.raises(ValueError, match=r"^actor_rollout_ref\.actor\.ppo_max_token_len_per_gpu: got 1, "):
+    with pytest.raises(
+        ValueError, match=r"^actor_rollout_ref\.actor\.ppo_max_token_len_per_gpu: got 1, "
+    ):
         check_settings(served)
 
 
-# ------------------------------------------------------------------------------------------------ node and folders
+# --------------------------------------------------------------------------------- node and folders
 
 
 def test_a_configuration_without_the_recipe_is_refused(compose):
@@ -327,16 +375,22 @@ def test_a_folder_to_resume_from_must_be_named(config, mode, path):
 
 
 @pytest.mark.parametrize("recipe", ["prune_opd_eval", "[opd,paper_validation]"])
-@pytest.mark.parametrize(("given", "said"), [(None, "no value"), ("data", "'data'"), ("./data", "'./data'")])
+@pytest.mark.parametrize(
+    ("given", "said"), [(None, "no value"), ("data", "'data'"), ("./data", "'./data'")]
+)
 def test_the_benchmarks_folder_must_not_depend_on_where_the_command_was_typed(
     compose, monkeypatch, recipe, given, said
 ):
-    monkeypatch.setenv("DATA_DIR", "/elsewhere")  # of the submitting shell: the trainer's process has another
+    # Of the submitting shell: the trainer's process has another.
+    monkeypatch.setenv("DATA_DIR", "/elsewhere")
     overrides = [f"+recipe={recipe}", "prune_opd.teacher.path=T"]
     config = compose(*overrides, *([f"data.benchmarks={given}"] if given else []))
-    with pytest.raises(ValueError, match=rf"^data\.benchmarks: got {said}, allowed: the absolute path"):
+    with pytest.raises(
+        ValueError, match=rf"^data\.benchmarks: got {said}, allowed: the absolute path"
+    ):
         check_settings(config)
     config = compose(*overrides, "data.benchmarks=/data")
     check_settings(config)
     assert config.data.val_files[0] == "/data/amc23.parquet"
-    check_settings(compose(*overrides, "data.val_files=own.parquet"))  # then nothing needs the folder
+    # Then nothing needs the folder.
+    check_settings(compose(*overrides, "data.val_files=own.parquet"))

@@ -14,7 +14,9 @@ def here(monkeypatch) -> list[str]:
     """No cluster, and stand-ins for what depends on the machine: their names are noted."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     called: list[str] = []
-    monkeypatch.setattr(start, "check_attention", lambda config, prune_opd: called.append("attention"))
+    monkeypatch.setattr(
+        start, "check_attention", lambda config, prune_opd: called.append("attention")
+    )
     monkeypatch.setattr(start, "check_inputs", lambda config: called.append("inputs"))
     return called
 
@@ -34,7 +36,8 @@ def test_start_goes_on_with_good_input(config, here):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("prune_opd.topk", 0), ("critic.enable", True), ("data.max_response_length", 0)]
+    ("key", "value"),
+    [("prune_opd.topk", 0), ("critic.enable", True), ("data.max_response_length", 0)],
 )
 def test_start_ends_with_one_sentence(config, here, key, value):
     OmegaConf.update(config, key, value)
@@ -80,8 +83,11 @@ def test_the_machine_is_left_to_a_remote_cluster_but_settings_are_not(config, he
         ),
         (
             ["trainer.device=cpu"],
-            "actor_rollout_ref.model.override_config.attn_implementation: got 'flash_attention_2', verl's default, "
-            "which needs a GPU, allowed with trainer.device=cpu: sdpa or eager; +platform=cpu sets sdpa",
+            (
+                "actor_rollout_ref.model.override_config.attn_implementation: got"
+                " 'flash_attention_2', verl's default, which needs a GPU, allowed with"
+                " trainer.device=cpu: sdpa or eager; +platform=cpu sets sdpa"
+            ),
         ),
     ],
     ids=["setting", "attention"],

@@ -42,7 +42,8 @@ from recipe.prune_opd.__main__ import main
 try:
     main([*sys.argv[1:], "--help"])
 finally:
-    slow = {"torch", "transformers", "verl", "ray", "matplotlib", "scipy", "datasets"} & sys.modules.keys()
+    slow = {"torch", "transformers", "verl", "ray", "matplotlib", "scipy", "datasets"}
+    slow &= sys.modules.keys()
     print("SLOW", *sorted(slow), file=sys.stderr)
 """
 
@@ -50,7 +51,11 @@ finally:
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_imports_nothing_that_takes_long(command):
     done = subprocess.run(
-        [sys.executable, "-c", HELP, *command], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", HELP, *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
     assert "usage: " in done.stdout
     assert done.stderr.splitlines() == ["SLOW"]
@@ -58,7 +63,12 @@ def test_help_imports_nothing_that_takes_long(command):
 
 def test_a_command_imports_no_other():
     code = "import sys; from recipe.prune_opd.__main__ import main; main([])"
-    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 2
     assert "recipe.prune_opd.__main__" in done.stderr
     assert "recipe.prune_opd.commands" not in done.stderr
@@ -71,7 +81,9 @@ def test_gates_that_are_compared_are_those_of_the_recipe():
 def test_the_script_is_the_same_program():
     from importlib.metadata import entry_points
 
-    scripts = [entry for entry in entry_points(group="console_scripts") if entry.name == "prune-opd"]
+    scripts = [
+        entry for entry in entry_points(group="console_scripts") if entry.name == "prune-opd"
+    ]
     if not scripts:
         pytest.skip("the package is not installed, or was before it had the script prune-opd")
     assert scripts[0].load() is main
@@ -95,7 +107,9 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
 @pytest.mark.parametrize("side", ["STUDENT", "TEACHER"])
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model-00001-of-00002.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "tokenizer.json", "model-00001-of-00002.safetensors"]
+)
 @pytest.mark.parametrize("command", ["doctor", "diagnose"])
 def test_a_model_that_was_cloned_without_its_files_is_named(command, file, side, tmp_path, capsys):
     data = tmp_path / "data.json"
@@ -105,7 +119,10 @@ def test_a_model_that_was_cloned_without_its_files_is_named(command, file, side,
     (tmp_path / side / file).write_text(POINTER)
     pair = [str(tmp_path / name) for name in ("STUDENT", "TEACHER")]
     assert main([command, *pair, "--data", str(data)]) == 2
-    message = f"{side}: {tmp_path / side / file} is a Git LFS pointer, not the file itself: fetch it with git lfs pull"
+    message = (
+        f"{side}: {tmp_path / side / file} is a Git LFS pointer, not the file itself: fetch it with"
+        " git lfs pull"
+    )
     assert capsys.readouterr().err == f"{command}: {message}\n"
 
 
@@ -115,9 +132,12 @@ def test_without_weights_none_are_looked_for(tmp_path, capsys):
     assert "holds no model configuration" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [["doctor", "--data"], ["diagnose", "--data"], ["diagnose", "--rollouts"]])
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "is a folder, allowed: a "), (POINTER, "is a Git LFS pointer"), ("", "")]
+    "option", [["doctor", "--data"], ["diagnose", "--data"], ["diagnose", "--rollouts"]]
+)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is a folder, allowed: a "), (POINTER, "is a Git LFS pointer"), ("", "")],
 )
 def test_files_of_a_pair_are_looked_at_first(content, message, option, tmp_path, capsys):
     file = tmp_path / "x.json"
@@ -125,5 +145,7 @@ def test_files_of_a_pair_are_looked_at_first(content, message, option, tmp_path,
     assert main([option[0], "a/b/c", str(file), option[1], str(file)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
-        f"{option[0]}: {option[1]}: {file} {message}" if message else f"{option[0]}: TEACHER: {file} is a"
+        f"{option[0]}: {option[1]}: {file} {message}"
+        if message
+        else f"{option[0]}: TEACHER: {file} is a"
     )

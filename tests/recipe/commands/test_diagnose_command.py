@@ -1,4 +1,5 @@
-"""The command from models to page: known pairs get their verdict, ready responses, bad input, what is escaped."""
+"""The command from models to page: known pairs get their verdict, ready responses, bad input, what
+is escaped."""
 
 import argparse
 import json
@@ -15,22 +16,56 @@ from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.commands.diagnose import command as diagnose
 from recipe.prune_opd.commands.pair import passes as pair_passes
 from recipe.prune_opd.commands.pair.findings import Plan
-from recipe.prune_opd.commands.pair.passes import Passes, Rollout, chunks_of_logits, read_rollouts, score
+from recipe.prune_opd.commands.pair.passes import (
+    Passes,
+    Rollout,
+    chunks_of_logits,
+    read_rollouts,
+    score,
+)
 from recipe.prune_opd.method.drift import overlap_events, reliability
 from verl_ext.topk import log_probs_at, top_log_probs
 
-WORDS = ["<unk>", "<eos>", "<pad>", "<user>", "<assistant>", "<script>", "7", "+", *(f"w{i}" for i in range(88))]
+WORDS = [
+    "<unk>",
+    "<eos>",
+    "<pad>",
+    "<user>",
+    "<assistant>",
+    "<script>",
+    "7",
+    "+",
+    *(f"w{i}" for i in range(88)),
+]
 TEMPLATE = (
     "{% for m in messages %}{{ '<' ~ m['role'] ~ '> ' ~ m['content'] ~ ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-SMALL = ["--prompts", "8", "--samples", "1", "--max-response-length", "40", "--max-prompt-length", "16", "--steps", "9"]
+SMALL = [
+    "--prompts",
+    "8",
+    "--samples",
+    "1",
+    "--max-response-length",
+    "40",
+    "--max-prompt-length",
+    "16",
+    "--steps",
+    "9",
+]
 
 
-def save_model(folder: Path, seed: int = 0, words: list[str] = WORDS, context: int = 256, ends: int = 1) -> str:
+def save_model(
+    folder: Path, seed: int = 0, words: list[str] = WORDS, context: int = 256, ends: int = 1
+) -> str:
     """A model folder with random weights, sharp enough to have a ranking."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import (
+        GenerationConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
 
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -46,11 +81,17 @@ def save_model(folder: Path, seed: int = 0, words: list[str] = WORDS, context: i
     )
     model = LlamaForCausalLM(config)
     # What a model brings for sampling must not reach the responses.
-    model.generation_config = GenerationConfig(eos_token_id=ends, do_sample=True, top_k=1, repetition_penalty=2.0)
+    model.generation_config = GenerationConfig(
+        eos_token_id=ends, do_sample=True, top_k=1, repetition_penalty=2.0
+    )
     model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>"
+    )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
     return str(folder)
@@ -82,7 +123,7 @@ def refused(capsys, *args: str) -> str:
     return capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------ verdicts
+# ----------------------------------------------------------------------------------------- verdicts
 
 
 def test_a_student_that_is_its_own_teacher_is_close(models, capsys):
@@ -90,9 +131,13 @@ def test_a_student_that_is_its_own_teacher_is_close(models, capsys):
     assert found["verdict"]["name"] == "close"
     assert found["overlap"]["mean"] == 1
     assert found["events"]["mean"] == 0
-    assert found["effective_length"]["of_responses"] == pytest.approx(found["effective_length"]["of_responses"])
+    assert found["effective_length"]["of_responses"] == pytest.approx(
+        found["effective_length"]["of_responses"]
+    )
     assert found["effective_length"]["mean"] == found["responses"]["mean_length"]
-    assert found["mass"]["teacher_on_student"] == pytest.approx(found["mass"]["student_mass"], abs=1e-6)
+    assert found["mass"]["teacher_on_student"] == pytest.approx(
+        found["mass"]["student_mass"], abs=1e-6
+    )
     ungated = [cell for cell in found["grid"] if cell["budget"]["init"] == 40]
     assert ungated
     assert all(cell["saved"] == pytest.approx(0, abs=1e-9) for cell in ungated)
@@ -103,7 +148,10 @@ def near(models, folder: Path) -> str:
     from transformers import AutoModelForCausalLM
 
     teacher = save_model(folder / "near")
-    model, generator = AutoModelForCausalLM.from_pretrained(teacher), torch.Generator().manual_seed(0)
+    model, generator = (
+        AutoModelForCausalLM.from_pretrained(teacher),
+        torch.Generator().manual_seed(0),
+    )
     with torch.no_grad():
         for values in model.parameters():
             values.add_(0.01 * values.std() * torch.randn(values.shape, generator=generator))
@@ -117,14 +165,22 @@ def test_the_verdict_is_judged_at_the_k_and_threshold_of_its_bounds(models, tmp_
     strict = answer_of(capsys, *pair, "--threshold", "1")
     wide = answer_of(capsys, *pair, "--topk", "40", "--topks", "40")
     assert strict["events"]["mean"] > 0.1 > plain["events"]["mean"]
-    assert plain["verdict"]["name"] == strict["verdict"]["name"] == wide["verdict"]["name"] == "close"
+    assert (
+        plain["verdict"]["name"] == strict["verdict"]["name"] == wide["verdict"]["name"] == "close"
+    )
     said = "; judged at k = 16 and γ = 0.7, of which the bounds are, whatever is planned"
-    assert strict["verdict"]["reason"] == wide["verdict"]["reason"] == plain["verdict"]["reason"] + said
+    assert (
+        strict["verdict"]["reason"]
+        == wide["verdict"]["reason"]
+        == plain["verdict"]["reason"] + said
+    )
     assert {cell["topk"] for cell in wide["grid"]} == {40}
 
 
 def test_a_verdict_at_too_small_a_k_says_so(models, capsys):
-    found = answer_of(capsys, models.student, models.student, "--data", models.data, *SMALL, "--topk", "4")
+    found = answer_of(
+        capsys, models.student, models.student, "--data", models.data, *SMALL, "--topk", "4"
+    )
     assert "judged at k = 8, for which the bounds are not calibrated" in found["verdict"]["reason"]
 
 
@@ -138,9 +194,22 @@ def test_a_teacher_with_other_random_weights_is_unrelated(models, capsys):
 
 
 def test_the_answer_has_every_combination_once_and_kinds_sum_up(models, capsys):
-    options = ("--topks", "4", "--thresholds", "0.5", "--w-drops", "0.1", "0.3", "--gates", "off", "relative")
+    options = (
+        "--topks",
+        "4",
+        "--thresholds",
+        "0.5",
+        "--w-drops",
+        "0.1",
+        "0.3",
+        "--gates",
+        "off",
+        "relative",
+    )
     found = answer_of(capsys, models.student, models.other, "--data", models.data, *SMALL, *options)
-    cells = {(cell["topk"], cell["threshold"], cell["w_drop"], cell["gate"]) for cell in found["grid"]}
+    cells = {
+        (cell["topk"], cell["threshold"], cell["w_drop"], cell["gate"]) for cell in found["grid"]
+    }
     assert len(cells) == len(found["grid"]) == 2 * 2 * 2 * 2
     assert {cell[0] for cell in cells} == {4, 16}
     assert {cell[1] for cell in cells} == {0.5, 0.7}
@@ -152,14 +221,16 @@ def test_the_answer_has_every_combination_once_and_kinds_sum_up(models, capsys):
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another(models, capsys):
     answers = [
-        answer_of(capsys, models.student, models.other, "--data", models.data, *SMALL, "--seed", seed)
+        answer_of(
+            capsys, models.student, models.other, "--data", models.data, *SMALL, "--seed", seed
+        )
         for seed in ("3", "3", "4")
     ]
     assert answers[0] == answers[1]
     assert answers[0]["overlap"] != answers[2]["overlap"]
 
 
-# ------------------------------------------------------------------------------------------------ passes
+# ------------------------------------------------------------------------------------------- passes
 
 
 @pytest.fixture(scope="module")
@@ -181,15 +252,23 @@ def test_chunks_with_a_cache_give_the_logits_of_one_pass(loaded):
 
 def test_scores_are_those_of_the_training_functions(loaded):
     of, model = loaded
-    rollout = Rollout(0, [3, 8, 9, 4], torch.randint(8, 96, (21,), generator=torch.Generator().manual_seed(1)).tolist())
+    rollout = Rollout(
+        0,
+        [3, 8, 9, 4],
+        torch.randint(8, 96, (21,), generator=torch.Generator().manual_seed(1)).tolist(),
+    )
     at = torch.randint(0, 96, (21, 4), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([rollout.prompt_ids + rollout.response_ids])).logits[0, 3:-1]
+        logits = model(input_ids=torch.tensor([rollout.prompt_ids + rollout.response_ids])).logits[
+            0, 3:-1
+        ]
         found = score(model, of, rollout, 90, 0.5, Passes(ks=(8, 16), chunk=6), at)
     ids, log_probs = top_log_probs(logits / 0.5, 16, 90)
     assert torch.equal(found.ids, ids)
     torch.testing.assert_close(found.log_probs, log_probs, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.mass_at, log_probs_at(logits / 0.5, at).exp().sum(-1), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        found.mass_at, log_probs_at(logits / 0.5, at).exp().sum(-1), atol=1e-4, rtol=1e-3
+    )
 
 
 def test_log_probs_that_are_not_numbers_are_refused(models, loaded):
@@ -222,24 +301,40 @@ def test_the_first_sampled_token_has_the_models_probabilities(loaded):
     with torch.no_grad():
         expected = (model(input_ids=torch.tensor([prompt])).logits[0, -1] / 2).softmax(-1)
         found = pair_passes.sample(
-            model, of, [prompt], Plan(max_response_length=1), Passes(samples=4000, batch=4000, temperature=2.0)
+            model,
+            of,
+            [prompt],
+            Plan(max_response_length=1),
+            Passes(samples=4000, batch=4000, temperature=2.0),
         )
-    counts = torch.bincount(torch.tensor([rollout.response_ids[0] for rollout in found]), minlength=96) / 4000
+    counts = (
+        torch.bincount(torch.tensor([rollout.response_ids[0] for rollout in found]), minlength=96)
+        / 4000
+    )
     assert (counts - expected).abs().max() < 0.03
 
 
 def test_kinds_of_tokens_by_the_tokenizer(loaded):
     of, _ = loaded
-    kinds = pair_passes.kinds_of(of, torch.tensor([[WORDS.index("7"), WORDS.index("+"), 1, WORDS.index("w3")]]))
-    assert [pair_passes.KINDS[i] for i in kinds[0].tolist()] == ["digits", "symbols", "special", "words"]
+    kinds = pair_passes.kinds_of(
+        of, torch.tensor([[WORDS.index("7"), WORDS.index("+"), 1, WORDS.index("w3")]])
+    )
+    assert [pair_passes.KINDS[i] for i in kinds[0].tolist()] == [
+        "digits",
+        "symbols",
+        "special",
+        "words",
+    ]
 
 
-# ------------------------------------------------------------------------------------------------ ready responses
+# ---------------------------------------------------------------------------------- ready responses
 
 
 def rollouts_file(folder: Path, *rows: object) -> str:
     file = folder / "rollouts.jsonl"
-    file.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    file.write_text(
+        "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+    )
     return str(file)
 
 
@@ -257,7 +352,9 @@ def test_ready_responses_as_ids_text_and_messages_are_the_same(tmp_path, loaded)
 
 
 def test_what_was_sampled_can_be_read_again(models, tmp_path, capsys):
-    first = answer_of(capsys, models.student, models.other, "--data", models.data, *SMALL, "--out", str(tmp_path))
+    first = answer_of(
+        capsys, models.student, models.other, "--data", models.data, *SMALL, "--out", str(tmp_path)
+    )
     file = tmp_path / "diagnosis.rollouts.jsonl"
     again = answer_of(capsys, models.student, models.other, "--rollouts", str(file), *SMALL)
     for name in ("responses", "overlap", "events", "kinds", "grid", "recommended", "verdict"):
@@ -269,12 +366,17 @@ def test_ready_responses_have_the_events_of_training(models, tmp_path, capsys, l
     _, student = loaded
     of = Model("TEACHER", models.other, False, None, None)
     teacher = pair_passes.load_model(of, Plan(), Passes())
-    prompt, response = [3, 8, 4], torch.randint(8, 96, (30,), generator=torch.Generator().manual_seed(5)).tolist()
+    prompt, response = (
+        [3, 8, 4],
+        torch.randint(8, 96, (30,), generator=torch.Generator().manual_seed(5)).tolist(),
+    )
     file = rollouts_file(tmp_path, {"prompt_ids": prompt, "response_ids": response})
     found = answer_of(capsys, models.student, models.other, "--rollouts", file, *SMALL)
     with torch.no_grad():
         ours, theirs = (
-            top_log_probs(model(input_ids=torch.tensor([prompt + response])).logits[0, 2:-1], 16, 96)[0].unsqueeze(0)
+            top_log_probs(
+                model(input_ids=torch.tensor([prompt + response])).logits[0, 2:-1], 16, 96
+            )[0].unsqueeze(0)
             for model in (student, teacher)
         )
     from recipe.prune_opd.method.drift import overlap_ratio
@@ -292,32 +394,48 @@ def test_ready_responses_have_the_events_of_training(models, tmp_path, capsys, l
 def test_responses_beyond_the_limit_are_cut(tmp_path, loaded):
     of, _ = loaded
     file = rollouts_file(tmp_path, {"prompt_ids": [3], "response_ids": [9] * 50})
-    assert len(read_rollouts(Path(file), of, Plan(max_response_length=40), 96)[0].response_ids) == 40
+    assert (
+        len(read_rollouts(Path(file), of, Plan(max_response_length=40), 96)[0].response_ids) == 40
+    )
 
 
-# ------------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 BAD_LINES = {
     "no JSON": ("{", "line 1 is no JSON"),
     "no object": ([1], r"line 1 holds '\[1\]', allowed: a JSON object"),
     "nothing": ({}, "line 1: got the keys none, allowed: prompt_ids as ids, or prompt as text"),
-    "another key": ({"input": "x", "output": "y"}, "got the keys input, output, allowed: prompt_ids"),
-    "no response": ({"prompt": "w1"}, "got the keys prompt, allowed: response_ids as ids, or response as text"),
+    "another key": (
+        {"input": "x", "output": "y"},
+        "got the keys input, output, allowed: prompt_ids",
+    ),
+    "no response": (
+        {"prompt": "w1"},
+        "got the keys prompt, allowed: response_ids as ids, or response as text",
+    ),
     "prompt is a number": ({"prompt": 3, "response": "w1"}, "got prompt = '3', allowed"),
     "response is a list": ({"prompt": "w1", "response": ["w1"]}, "got response = "),
-    "id too large": ({"prompt_ids": [3, 96], "response": "w1"}, r"prompt_ids: got \[3, 96\], allowed: .* 0 to 95"),
+    "id too large": (
+        {"prompt_ids": [3, 96], "response": "w1"},
+        r"prompt_ids: got \[3, 96\], allowed: .* 0 to 95",
+    ),
     "id is text": ({"prompt_ids": ["3"], "response": "w1"}, "prompt_ids: got "),
     "id is true": ({"prompt_ids": [True], "response": "w1"}, "prompt_ids: got "),
     "empty prompt": ({"prompt_ids": [], "response": "w1"}, "has an empty prompt"),
     "empty response": ({"prompt_ids": [3], "response_ids": []}, "has an empty response"),
-    "empty text, not ended": ({"prompt": "w1", "response": "", "ended": False}, "has an empty response"),
+    "empty text, not ended": (
+        {"prompt": "w1", "response": "", "ended": False},
+        "has an empty response",
+    ),
 }
 
 
 @pytest.mark.parametrize(("row", "message"), BAD_LINES.values(), ids=BAD_LINES.keys())
 def test_a_bad_line_is_named(tmp_path, loaded, row, message):
     of, _ = loaded
-    with pytest.raises(ValueError, match=f"--rollouts: .*rollouts.jsonl, line 1.*{message.removeprefix('line 1')}"):
+    with pytest.raises(
+        ValueError, match=f"--rollouts: .*rollouts.jsonl, line 1.*{message.removeprefix('line 1')}"
+    ):
         read_rollouts(Path(rollouts_file(tmp_path, row)), of, Plan(), 96)
 
 
@@ -341,24 +459,58 @@ def test_bad_input_is_one_sentence_before_weights_are_loaded(models, tmp_path, c
     empty.write_text("\n")
     page, latin = tmp_path / "pair.html", tmp_path / "latin.jsonl"
     page.mkdir()
-    latin.write_bytes(b'{"prompt": "w1", "response": "w2"}\n{"prompt": "caf\xe9", "response": "w2"}\n')
+    latin.write_bytes(
+        b'{"prompt": "w1", "response": "w2"}\n{"prompt": "caf\xe9", "response": "w2"}\n'
+    )
     cases = {
         pair: "--data, --rollouts: got neither, allowed: one of them",
         (*pair, *data, "--rollouts", "x.jsonl"): "--data, --rollouts: got both",
-        ("nowhere/model/at/all", models.student, *data): "STUDENT: nowhere/model/at/all does not exist",
+        (
+            "nowhere/model/at/all",
+            models.student,
+            *data,
+        ): "STUDENT: nowhere/model/at/all does not exist",
         (*pair, *SMALL, "--data", "gone.parquet"): "--data: gone.parquet does not exist",
         (*pair, *SMALL, "--rollouts", "gone.jsonl"): "--rollouts: gone.jsonl does not exist",
         (*pair, *SMALL, "--rollouts", str(empty)): "holds no responses",
-        (*pair, *SMALL, "--data", str(text)): "row 0 of column 'prompt' holds 'w1 w2', allowed: a list of messages",
+        (
+            *pair,
+            *SMALL,
+            "--data",
+            str(text),
+        ): "row 0 of column 'prompt' holds 'w1 w2', allowed: a list of messages",
         (*pair, *SMALL, *data, "--prompt-key", "question"): "has no column 'question'",
-        (*pair, *data, "--max-prompt-length", "2", "--max-response-length", "9"): "no prompt of at most 2 tokens",
+        (
+            *pair,
+            *data,
+            "--max-prompt-length",
+            "2",
+            "--max-response-length",
+            "9",
+        ): "no prompt of at most 2 tokens",
         (*pair, *data, *SMALL, "--topk", "97"): "lower prune_opd.topk to at most 96",
-        (*pair, *data, *SMALL, "--topks", "97"): "--topks: got 97, allowed: at most the common vocabulary, 96",
-        (*pair, *data, "--max-response-length", "1000"): "context: contexts of 256 and 256 tokens; needed: 2,024",
+        (
+            *pair,
+            *data,
+            *SMALL,
+            "--topks",
+            "97",
+        ): "--topks: got 97, allowed: at most the common vocabulary, 96",
+        (
+            *pair,
+            *data,
+            "--max-response-length",
+            "1000",
+        ): "context: contexts of 256 and 256 tokens; needed: 2,024",
         (*pair, *data, *SMALL, "--device", "cuda:99"): "--device: got cuda:99",
         (*pair, *data, *SMALL, "--out", str(empty / "report")): "--out: ",
         (*pair, *data, *SMALL, "--out", str(page)): f"--out: {page} is a folder, allowed: ",
-        (*pair, *SMALL, "--rollouts", str(latin)): f"--rollouts: {latin}, line 2 is no JSON in UTF-8 (",
+        (
+            *pair,
+            *SMALL,
+            "--rollouts",
+            str(latin),
+        ): f"--rollouts: {latin}, line 2 is no JSON in UTF-8 (",
     }
     for args, message in cases.items():
         error = refused(capsys, *args)
@@ -377,7 +529,9 @@ def test_models_of_different_tokens_are_refused(models, tmp_path, capsys):
 
 def test_an_engine_that_is_not_there_is_named(models, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    error = refused(capsys, models.student, models.student, "--data", models.data, *SMALL, "--engine", "vllm")
+    error = refused(
+        capsys, models.student, models.student, "--data", models.data, *SMALL, "--engine", "vllm"
+    )
     assert "--engine: vllm cannot be imported" in error
 
 
@@ -388,7 +542,9 @@ def test_what_an_engine_prints_does_not_mix_with_the_answer():
         "with talk_to_stderr(): print('log'); os.system('echo child')\n"
         "print('answer')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "answer\n"
     assert "log" in done.stderr
     assert "child" in done.stderr
@@ -396,7 +552,13 @@ def test_what_an_engine_prints_does_not_mix_with_the_answer():
 
 @pytest.mark.parametrize(
     "option",
-    [("--threshold", "0"), ("--threshold", "1.5"), ("--prompts", "0"), ("--temperature", "0"), ("--gates", "x")],
+    [
+        ("--threshold", "0"),
+        ("--threshold", "1.5"),
+        ("--prompts", "0"),
+        ("--temperature", "0"),
+        ("--gates", "x"),
+    ],
 )
 def test_options_outside_their_range_are_refused(models, capsys, option):
     with pytest.raises(SystemExit):
@@ -407,7 +569,9 @@ def test_options_outside_their_range_are_refused(models, capsys, option):
 def test_different_end_tokens_are_noted(models, tmp_path, capsys):
     teacher = save_model(tmp_path / "teacher", ends=5)
     found = answer_of(capsys, models.student, teacher, "--data", models.data, *SMALL)
-    assert any("student: 1 (<eos>); teacher: 1 (<eos>), 5 (<script>)" in note for note in found["notes"])
+    assert any(
+        "student: 1 (<eos>); teacher: 1 (<eos>), 5 (<script>)" in note for note in found["notes"]
+    )
 
 
 def test_a_teacher_with_less_context_is_noted(models, tmp_path, capsys):
@@ -416,12 +580,26 @@ def test_a_teacher_with_less_context_is_noted(models, tmp_path, capsys):
     assert any("contexts of 256 and 50 tokens; needed: 56" in note for note in found["notes"])
 
 
-# ------------------------------------------------------------------------------------------------ output
+# ------------------------------------------------------------------------------------------- output
 
 
 def test_tables_and_files(models, tmp_path, capsys):
     out = tmp_path / "deep" / "report"
-    assert main(["diagnose", models.student, models.other, "--data", models.data, *SMALL, "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "diagnose",
+                models.student,
+                models.other,
+                "--data",
+                models.data,
+                *SMALL,
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     answer = json.loads((out / "diagnosis.json").read_text())
     for line in answer["recommended"]["overrides"]:
@@ -436,15 +614,28 @@ def test_tables_and_files(models, tmp_path, capsys):
 
 def test_the_page_can_be_a_file(models, tmp_path, capsys):
     file = tmp_path / "pair.html"
-    answer_of(capsys, models.student, models.other, "--data", models.data, *SMALL, "--out", str(file))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pair.html", "pair.json", "pair.rollouts.jsonl"]
+    answer_of(
+        capsys, models.student, models.other, "--data", models.data, *SMALL, "--out", str(file)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "pair.html",
+        "pair.json",
+        "pair.rollouts.jsonl",
+    ]
 
 
 def test_what_models_write_is_escaped(models, tmp_path, capsys):
     script = WORDS.index("<script>")
     row = {"prompt_ids": [3, script, 4], "response_ids": [script, 8, script, 9, 1]}
     answer_of(
-        capsys, models.student, models.other, "--rollouts", rollouts_file(tmp_path, row), *SMALL, "--out", str(tmp_path)
+        capsys,
+        models.student,
+        models.other,
+        "--rollouts",
+        rollouts_file(tmp_path, row),
+        *SMALL,
+        "--out",
+        str(tmp_path),
     )
     page = (tmp_path / "diagnosis.html").read_text()
     assert "<script" not in page
@@ -454,7 +645,10 @@ def test_what_models_write_is_escaped(models, tmp_path, capsys):
 
 def test_tokens_that_look_like_markup_are_printed_as_they_are(models, tmp_path, capsys):
     words = [word if word != "<script>" else "[/INST]" for word in WORDS]
-    student, teacher = save_model(tmp_path / "student", words=words), save_model(tmp_path / "t", words=words, ends=5)
+    student, teacher = (
+        save_model(tmp_path / "student", words=words),
+        save_model(tmp_path / "t", words=words, ends=5),
+    )
     assert main(["diagnose", student, teacher, "--data", models.data, *SMALL]) == 0
     assert "5 ([/INST])" in " ".join(capsys.readouterr().out.split())
 
@@ -463,7 +657,12 @@ def test_every_option_is_in_its_page():
     parser = argparse.ArgumentParser()
     diagnose.add_arguments(parser)
     page = (Path(__file__).parents[3] / "docs" / "diagnose.md").read_text()
-    options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    options = {
+        option
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
     assert {"--out", "--rollouts"} <= options
     assert sorted(option for option in options - {"--help"} if f"`{option}" not in page) == []
 

@@ -1,4 +1,5 @@
-"""Where two models part, and the tokens of a run: values worked by hand, and training's functions as the reference."""
+"""Where two models part, and the tokens of a run: values worked by hand, and training's functions
+as the reference."""
 
 import math
 import random
@@ -32,7 +33,9 @@ def same(found: list[float], expected: list[float]) -> bool:
     return all(a == pytest.approx(b, nan_ok=True) for a, b in zip(found, expected, strict=True))
 
 
-def random_events(seed: int, responses: int = 12, tokens: int = 90) -> tuple[torch.Tensor, torch.Tensor]:
+def random_events(
+    seed: int, responses: int = 12, tokens: int = 90
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Events that get more frequent along responses of different lengths."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, tokens + 1, (responses, 1), generator=generator)
@@ -41,7 +44,7 @@ def random_events(seed: int, responses: int = 12, tokens: int = 90) -> tuple[tor
     return (torch.rand(responses, tokens, generator=generator) < rate) & mask, mask
 
 
-# ------------------------------------------------------------------------------------------------ where and what
+# ----------------------------------------------------------------------------------- where and what
 
 
 def test_means_by_position_leave_padding_out():
@@ -93,7 +96,7 @@ def test_overlap_of_several_k_is_that_of_the_first_candidates():
     torch.testing.assert_close(found[4], overlap_ratio(student, teacher))
 
 
-# ------------------------------------------------------------------------------------------------ lengths
+# ------------------------------------------------------------------------------------------ lengths
 
 
 def test_lengths_without_a_gate():
@@ -124,7 +127,10 @@ def test_lengths_are_those_of_the_gate_and_the_reliability_of_training(kind, see
         kept = length if stop is None else stop
         cut = (torch.arange(mask.shape[1]) < kept).unsqueeze(0)
         assert lengths.kept[row] == kept
-        assert lengths.effective[row] == reliability(events[row : row + 1] & cut, cut, 0.1, 0.5).effective_length
+        assert (
+            lengths.effective[row]
+            == reliability(events[row : row + 1] & cut, cut, 0.1, 0.5).effective_length
+        )
         assert kept <= lengths.generated[row] <= min(length, kept + 16)
 
 
@@ -133,15 +139,22 @@ def test_lengths_are_those_of_the_gate_and_the_reliability_of_training(kind, see
 def test_a_limit_leaves_what_it_would_have_left_in_training(limit, kind):
     """Cutting the lengths is the same as cutting the responses and looking again."""
     events, mask = random_events(3)
-    gate = None if kind == "off" else GateConfig(enable=True, kind=kind, window=8, rate=0.4, run_length=4)
+    gate = (
+        None
+        if kind == "off"
+        else GateConfig(enable=True, kind=kind, window=8, rate=0.4, run_length=4)
+    )
     new = None if gate is None else (lambda: gate.build(0.1))
     short = mask & (torch.arange(mask.shape[1]) < limit)
-    expected, found = lengths_of(events & short, short, 0.1, new, 16), lengths_of(events, mask, 0.1, new, 16)
+    expected, found = (
+        lengths_of(events & short, short, 0.1, new, 16),
+        lengths_of(events, mask, 0.1, new, 16),
+    )
     for name in ("generated", "kept", "effective"):
         assert getattr(found.under(limit), name).tolist() == getattr(expected, name).tolist()
 
 
-# ------------------------------------------------------------------------------------------------ runs
+# --------------------------------------------------------------------------------------------- runs
 
 
 def alike(length: int, effective: int, number: int = 3) -> Lengths:
@@ -150,9 +163,12 @@ def alike(length: int, effective: int, number: int = 3) -> Lengths:
 
 
 def test_a_course_worked_by_hand():
-    # All responses have 100 tokens, 40 of them reliable. Boundaries are M - 10: 40 hits until M is 60.
+    # All responses have 100 tokens, 40 of them reliable. Boundaries are M - 10: 40 hits until M is
+    # 60.
     budget = ResponseBudget(init=30, min=20, max=100, step=10, margin=10, patience=2)
-    found = course(alike(100, 40), budget, batch=4, steps=6, generator=torch.Generator().manual_seed(0))
+    found = course(
+        alike(100, 40), budget, batch=4, steps=6, generator=torch.Generator().manual_seed(0)
+    )
     assert found.limit.tolist() == [30, 40, 50, 60, 60, 50]
     assert found.generated.tolist() == found.kept.tolist() == [30, 40, 50, 60, 60, 50]
     assert found.effective.tolist() == [30, 40, 40, 40, 40, 40]
@@ -161,7 +177,10 @@ def test_a_course_worked_by_hand():
 
 def test_a_course_moves_as_the_budget_does():
     events, mask = random_events(1, responses=40)
-    lengths, settings = lengths_of(events, mask, 0.1), {"init": 30, "min": 10, "max": 90, "step": 5, "margin": 5}
+    lengths, settings = (
+        lengths_of(events, mask, 0.1),
+        {"init": 30, "min": 10, "max": 90, "step": 5, "margin": 5},
+    )
     found = course(lengths, ResponseBudget(**settings), 16, 30, torch.Generator().manual_seed(7))
     budget, generator = ResponseBudget(**settings), torch.Generator().manual_seed(7)
     for step in range(30):
@@ -174,14 +193,18 @@ def test_a_course_moves_as_the_budget_does():
 
 def test_the_prediction_is_the_mean_of_the_courses():
     new = lambda: ResponseBudget(init=30, min=20, max=100, step=10, margin=10, patience=2)  # noqa: E731
-    found = predict(alike(100, 40), torch.arange(3), new, batch=4, steps=6, seed=0, runs=2, resamplings=5)
+    found = predict(
+        alike(100, 40), torch.arange(3), new, batch=4, steps=6, seed=0, runs=2, resamplings=5
+    )
     assert found.generated == found.limit == pytest.approx(290 / 6)
     assert found.without_pruning == 100
     assert found.low == found.high == pytest.approx(290 / 6)  # all prompts are alike
 
 
 def test_without_resampling_there_is_no_interval():
-    found = predict(alike(9, 9), torch.arange(3), lambda: ResponseBudget(init=9, min=9, max=9), 2, 2, seed=0)
+    found = predict(
+        alike(9, 9), torch.arange(3), lambda: ResponseBudget(init=9, min=9, max=9), 2, 2, seed=0
+    )
     assert math.isnan(found.low)
     assert math.isnan(found.high)
 
@@ -211,13 +234,20 @@ def test_interval_of_a_mean_over_tokens():
     assert mean == pytest.approx(5 / 10)
     assert math.isnan(low)
     ones = torch.tensor([[1.0], [0.0]])
-    assert interval_of_mean(ones, torch.ones(2, 1).bool(), torch.tensor([0, 1]), 400, seed=0) == (0.5, 0, 1)
+    assert interval_of_mean(ones, torch.ones(2, 1).bool(), torch.tensor([0, 1]), 400, seed=0) == (
+        0.5,
+        0,
+        1,
+    )
 
 
 def test_events_are_those_of_the_drift_module():
-    """The whole way on random candidates: overlap, events, lengths, against the functions of training."""
+    """The whole way on random candidates: overlap, events, lengths, against the functions of
+    training."""
     rng = random.Random(0)
-    ids = torch.tensor([[[rng.sample(range(12), 8) for _ in range(30)] for _ in range(4)] for _ in range(2)])
+    ids = torch.tensor(
+        [[[rng.sample(range(12), 8) for _ in range(30)] for _ in range(4)] for _ in range(2)]
+    )
     mask, drift = torch.ones(4, 30).bool(), DriftConfig(threshold=0.7, w_drop=0.2)
     ratio = overlap_ratios(ids[0], ids[1], (4, 8))[8]
     events = overlap_events(overlap_ratio(ids[0], ids[1]), mask, drift.threshold)

@@ -39,7 +39,12 @@ def save_model(
 ) -> str:
     """A model folder with weights: Llama of one layer, word-level tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import (
+        GenerationConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
 
     torch.manual_seed(seed)
     end = None if eos is None else words.index(eos)
@@ -57,7 +62,9 @@ def save_model(
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=ends or end)
     model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", eos_token=eos, pad_token=pad, bos_token=None
@@ -111,10 +118,12 @@ def named(findings: list[Finding], name: str) -> Finding:
 
 
 def troubles(findings: list[Finding]) -> dict[str, str]:
-    return {finding.name: finding.status for finding in findings if finding.status in (WARNING, ERROR)}
+    return {
+        finding.name: finding.status for finding in findings if finding.status in (WARNING, ERROR)
+    }
 
 
-# ------------------------------------------------------------------------------------------------ sound pairs
+# -------------------------------------------------------------------------------------- sound pairs
 
 
 def test_nothing_is_found_in_a_sound_pair(sound):
@@ -124,7 +133,9 @@ def test_nothing_is_found_in_a_sound_pair(sound):
     assert {f.name for f in findings if f.status == SKIPPED} == {"rollout engine"}
     assert "8 prompts: 6 tokens on average, 6 at most" in named(findings, "prompts").evidence
     assert "overlap 1.000, 0 drift events" in named(findings, "own teacher").evidence
-    assert "overlap of the top 16 on 21 sampled tokens: 1.00" in named(findings, "agreement").evidence
+    assert (
+        "overlap of the top 16 on 21 sampled tokens: 1.00" in named(findings, "agreement").evidence
+    )
 
 
 SOUND_VARIANTS = {
@@ -152,7 +163,7 @@ def test_without_data_its_own_prompts_are_used_and_nothing_is_claimed_of_the_dat
     assert named(findings, "own teacher").status == OK
 
 
-# ------------------------------------------------------------------------------------------------ planted faults
+# ----------------------------------------------------------------------------------- planted faults
 
 
 def swapped(words: list[str]) -> list[str]:
@@ -162,7 +173,9 @@ def swapped(words: list[str]) -> list[str]:
 
 
 def with_nan(folder: str) -> None:
-    change_weights(folder, lambda weights: weights["model.norm.weight"].view(-1)[3:4].fill_(float("nan")))
+    change_weights(
+        folder, lambda weights: weights["model.norm.weight"].view(-1)[3:4].fill_(float("nan"))
+    )
 
 
 def too_large(folder: str) -> None:
@@ -201,9 +214,23 @@ FAULTS = {
     ),
     "tokens without a row": ({"rows": 90}, {}, {}, "vocabulary", ERROR, "tokens: 96 and 96"),
     "k above the vocabulary": ({}, {}, {"topk": 97}, "vocabulary", ERROR, "k = 97"),
-    "another end in generation_config": ({}, {"ends": [1, 5]}, {}, "end tokens", WARNING, "1 (<eos>), 5 (<end>)"),
+    "another end in generation_config": (
+        {},
+        {"ends": [1, 5]},
+        {},
+        "end tokens",
+        WARNING,
+        "1 (<eos>), 5 (<end>)",
+    ),
     "no end token": ({"eos": None}, {}, {}, "end tokens", ERROR, "student: none"),
-    "end token that is no token": ({"ends": [1000]}, {"ends": [1000]}, {}, "end tokens", ERROR, "1000 (unknown)"),
+    "end token that is no token": (
+        {"ends": [1000]},
+        {"ends": [1000]},
+        {},
+        "end tokens",
+        ERROR,
+        "1000 (unknown)",
+    ),
     "no padding token": ({"pad": None}, {}, {}, "padding token", WARNING, "none"),
     "other chat template": (
         {},
@@ -214,11 +241,25 @@ FAULTS = {
         "w1 <assistant>",
     ),
     "no chat template": ({"template": None}, {}, {}, "chat template", ERROR, "has none"),
-    "teacher without chat template": ({}, {"template": None}, {}, "chat template", WARNING, "has none"),
+    "teacher without chat template": (
+        {},
+        {"template": None},
+        {},
+        "chat template",
+        WARNING,
+        "has none",
+    ),
     "student's context too short": ({"context": 215}, {}, {}, "context", ERROR, "needed: 216"),
     "teacher's context too short": ({}, {"context": 215}, {}, "context", WARNING, "needed: 216"),
     "float16": ({}, {}, {"dtype": "float16"}, "dtype", WARNING, "float16"),
-    "too little memory": ({}, {}, {"gpu_memory": 1e-4, "gpus": 1}, "memory", ERROR, "on each of 1 GPUs"),
+    "too little memory": (
+        {},
+        {},
+        {"gpu_memory": 1e-4, "gpus": 1},
+        "memory",
+        ERROR,
+        "on each of 1 GPUs",
+    ),
     "another teacher": ({}, {"seed": 7}, {}, "agreement", WARNING, "overlap of the top 16"),
 }
 
@@ -240,8 +281,16 @@ def test_planted_faults_are_found(sound, tmp_path, student, teacher, plan, name,
 
 BROKEN = {
     "NaN": (with_nan, "bfloat16", "1 tensors hold NaN or infinity, the first: model.norm.weight"),
-    "overflow": (too_large, "float16", "in float16 the log-probs of 21 of 21 sampled tokens are not"),
-    "tensor missing": (without_head, "bfloat16", "1 tensors are not in the checkpoint, the first: lm_head.weight"),
+    "overflow": (
+        too_large,
+        "float16",
+        "in float16 the log-probs of 21 of 21 sampled tokens are not",
+    ),
+    "tensor missing": (
+        without_head,
+        "bfloat16",
+        "1 tensors are not in the checkpoint, the first: lm_head.weight",
+    ),
 }
 
 
@@ -310,7 +359,7 @@ def test_a_model_that_does_not_fit_is_left_out(sound, monkeypatch):
     assert exit_code(findings) == 0
 
 
-# ------------------------------------------------------------------------------------------------ data
+# --------------------------------------------------------------------------------------------- data
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
@@ -325,13 +374,20 @@ def test_faults_of_the_data_are_found(sound, tmp_path, suffix):
     finding = named(examine(sound.student, sound.teacher, column), "prompts")
     assert finding.status == ERROR
     assert "has no column 'prompt'" in finding.evidence
-    assert named(examine(sound.student, sound.teacher, replace(column, prompt_key="question")), "prompts").status == OK
+    assert (
+        named(
+            examine(sound.student, sound.teacher, replace(column, prompt_key="question")), "prompts"
+        ).status
+        == OK
+    )
 
 
 def test_prompts_that_are_no_chats_are_found(sound, tmp_path):
     file = tmp_path / "d.jsonl"
     file.write_text(json.dumps({"prompt": "w1 w2"}) + "\n")
-    finding = named(examine(sound.student, sound.teacher, replace(PLAN, data=file, weights=False)), "prompts")
+    finding = named(
+        examine(sound.student, sound.teacher, replace(PLAN, data=file, weights=False)), "prompts"
+    )
     assert finding.status == ERROR
     assert "row 0 of column 'prompt' holds 'w1 w2'" in finding.evidence
 
@@ -339,7 +395,9 @@ def test_prompts_that_are_no_chats_are_found(sound, tmp_path):
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_the_template_is_asked_about_every_set_of_roles(sound, tmp_path, suffix):
     """The fourth row alone has a system prompt, which the template refuses."""
-    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
+    )
     student = save_model(tmp_path / "student", template=template)
     prompt = [{"role": "user", "content": "w1"}]
     file = tmp_path / f"d{suffix}"
@@ -363,9 +421,12 @@ def test_a_row_beyond_those_whose_length_is_taken_is_looked_at(sound, tmp_path):
     prompt = [{"role": "user", "content": "w1"}]
     answered = [*prompt, {"role": "assistant", "content": "w2"}]
     file = tmp_path / "d.jsonl"
-    file.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in [prompt] * 5 + [answered]))
+    file.write_text(
+        "".join(json.dumps({"prompt": one}) + "\n" for one in [prompt] * 5 + [answered])
+    )
     finding = named(
-        examine(sound.student, sound.teacher, replace(PLAN, data=file, max_rows=2, weights=False)), "prompts"
+        examine(sound.student, sound.teacher, replace(PLAN, data=file, max_rows=2, weights=False)),
+        "prompts",
     )
     assert finding.status == ERROR
     assert f"{file}, row 5 of column 'prompt' holds" in finding.evidence
@@ -374,7 +435,10 @@ def test_a_row_beyond_those_whose_length_is_taken_is_looked_at(sound, tmp_path):
 
 def test_only_the_first_rows_are_read(sound):
     plan = replace(PLAN, data=sound.data, max_rows=5, weights=False)
-    assert "the first 5 of 8 prompts" in named(examine(sound.student, sound.teacher, plan), "prompts").evidence
+    assert (
+        "the first 5 of 8 prompts"
+        in named(examine(sound.student, sound.teacher, plan), "prompts").evidence
+    )
 
 
 def test_a_template_that_refuses_a_prompt_is_found(sound, tmp_path):
@@ -386,15 +450,21 @@ def test_a_template_that_refuses_a_prompt_is_found(sound, tmp_path):
 
 
 def test_the_template_takes_its_arguments(sound, tmp_path):
-    student = save_model(tmp_path / "student", template=TEMPLATE + "{% if think %} w1 w2{% endif %}")
+    student = save_model(
+        tmp_path / "student", template=TEMPLATE + "{% if think %} w1 w2{% endif %}"
+    )
     plan = replace(PLAN, data=sound.data, weights=False)
-    assert named(examine(student, student, plan), "prompts").evidence.startswith("8 prompts: 6 tokens")
+    assert named(examine(student, student, plan), "prompts").evidence.startswith(
+        "8 prompts: 6 tokens"
+    )
     plan = replace(plan, template_kwargs={"think": True})
-    assert named(examine(student, student, plan), "prompts").evidence.startswith("8 prompts: 8 tokens")
+    assert named(examine(student, student, plan), "prompts").evidence.startswith(
+        "8 prompts: 8 tokens"
+    )
     assert named(examine(student, sound.teacher, plan), "chat template").status == WARNING
 
 
-# ------------------------------------------------------------------------------------------------ context, turn ends
+# ------------------------------------------------------------------------------- context, turn ends
 
 
 def test_the_model_without_a_shape_is_named(sound):
@@ -410,17 +480,25 @@ def test_special_tokens_alone_count_as_the_end_of_a_turn(sound, tmp_path):
 
 
 def test_scaling_counts_for_the_teacher_alone(sound, tmp_path):
-    """verl gives the rollout ``max_position_embeddings`` as it stands, and the run would not start."""
+    """verl gives the rollout ``max_position_embeddings`` as it stands, and the run would not
+    start."""
     folder = Path(save_model(tmp_path / "yarn", context=100))
     config = json.loads((folder / "config.json").read_text())
-    config["rope_parameters"] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}
+    config["rope_parameters"] = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 100,
+    }
     config["rope_parameters"]["rope_theta"] = 10000.0
     (folder / "config.json").write_text(json.dumps(config))
     plan = replace(PLAN, weights=False)
     finding = named(examine(sound.student, str(folder), plan), "context")
     assert (finding.status, finding.evidence) == (OK, "contexts of 512 and 400 tokens; needed: 216")
     finding = named(examine(str(folder), sound.teacher, plan), "context")
-    assert (finding.status, finding.evidence) == (ERROR, "contexts of 100 and 512 tokens; needed: 216")
+    assert (finding.status, finding.evidence) == (
+        ERROR,
+        "contexts of 100 and 512 tokens; needed: 216",
+    )
 
 
 def test_a_turn_that_ends_with_no_end_token_is_found(sound, tmp_path):
@@ -437,18 +515,21 @@ def test_texts_that_are_cut_differently_are_found(sound, tmp_path):
     settings = json.loads(file.read_text())
     settings["normalizer"] = {"type": "Lowercase"}
     file.write_text(json.dumps(settings))
-    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": "W1 w2"}]}) + "\n")
+    (tmp_path / "d.jsonl").write_text(
+        json.dumps({"prompt": [{"role": "user", "content": "W1 w2"}]}) + "\n"
+    )
     plan = replace(PLAN, data=tmp_path / "d.jsonl", weights=False)
     finding = named(examine(sound.student, teacher, plan), "tokenization")
     assert finding.status == WARNING
     assert "1 of 1 texts give other ids, the first: 'W1 w2'" in finding.evidence
 
 
-# ------------------------------------------------------------------------------------------------ engine
+# ------------------------------------------------------------------------------------------- engine
 
 
 class FakeLLM:
-    """What ``engines`` uses of vLLM, on transformers; ``shift`` is added to every log-prob. It logs as vLLM does."""
+    """What ``engines`` uses of vLLM, on transformers; ``shift`` is added to every log-prob. It logs
+    as vLLM does."""
 
     shift = 0.0
 
@@ -456,7 +537,9 @@ class FakeLLM:
         from transformers import AutoModelForCausalLM
 
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
-        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: self.stopped.append(self)))
+        self.llm_engine = SimpleNamespace(
+            engine_core=SimpleNamespace(shutdown=lambda: self.stopped.append(self))
+        )
 
     def generate(self, prompts, sampling):
         os.write(1, b"INFO a log\n")
@@ -466,7 +549,12 @@ class FakeLLM:
     def answer(self, ids, tokens):
         made, log_probs = [], []
         for _ in range(tokens):
-            row = self.model(input_ids=torch.tensor([ids + made])).logits[0, -1].float().log_softmax(-1)
+            row = (
+                self.model(input_ids=torch.tensor([ids + made]))
+                .logits[0, -1]
+                .float()
+                .log_softmax(-1)
+            )
             made.append(int(row.argmax()))
             log_probs.append({made[-1]: SimpleNamespace(logprob=float(row.max()) + self.shift)})
         return SimpleNamespace(outputs=[SimpleNamespace(token_ids=made, logprobs=log_probs)])
@@ -484,7 +572,9 @@ def fake(monkeypatch) -> type[FakeLLM]:
 @pytest.mark.parametrize(("shift", "status"), [(0.0, OK), (0.2, WARNING), (1.0, ERROR)])
 def test_an_engine_that_computes_something_else_is_found(sound, fake, monkeypatch, shift, status):
     monkeypatch.setattr(fake, "shift", shift)
-    finding = named(examine(sound.student, sound.teacher, replace(PLAN, engine=True)), "rollout engine")
+    finding = named(
+        examine(sound.student, sound.teacher, replace(PLAN, engine=True)), "rollout engine"
+    )
     assert finding.status == status
     assert "log-probs of 36 tokens by vLLM differ by" in finding.evidence
     assert len(fake.stopped) == 1
@@ -507,7 +597,9 @@ def test_an_engine_that_fails_is_a_finding_beside_the_others(sound, fake, monkey
 def test_what_an_engine_prints_does_not_mix_with_the_answer(sound, capfd):
     assert main(["doctor", sound.student, sound.teacher, "--engine", "--json", *LENGTHS]) == 0
     captured = capfd.readouterr()
-    statuses = {finding["name"]: finding["status"] for finding in json.loads(captured.out)["findings"]}
+    statuses = {
+        finding["name"]: finding["status"] for finding in json.loads(captured.out)["findings"]
+    }
     assert statuses["rollout engine"] == OK
     assert "INFO a log" in captured.err
 
@@ -515,7 +607,9 @@ def test_what_an_engine_prints_does_not_mix_with_the_answer(sound, capfd):
 def test_an_engine_that_is_not_installed_is_a_warning(sound, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setitem(sys.modules, "sglang", None)
-    finding = named(examine(sound.student, sound.teacher, replace(PLAN, engine=True)), "rollout engine")
+    finding = named(
+        examine(sound.student, sound.teacher, replace(PLAN, engine=True)), "rollout engine"
+    )
     assert finding.status == WARNING
     assert "neither vLLM nor SGLang" in finding.evidence
 
@@ -556,7 +650,9 @@ def test_without_vllm_sglang_is_asked(sound, with_sglang, capfd):
     with_sglang("pass")
     assert main(["doctor", sound.student, sound.teacher, "--engine", "--json", *LENGTHS]) in (0, 1)
     captured = capfd.readouterr()
-    (finding,) = [row for row in json.loads(captured.out)["findings"] if row["name"] == "rollout engine"]
+    (finding,) = [
+        row for row in json.loads(captured.out)["findings"] if row["name"] == "rollout engine"
+    ]
     assert finding["evidence"].startswith("log-probs of 96 tokens by SGLang differ by 0.0")
     assert "INFO a log" in captured.err
     assert "INFO gone" in captured.err
@@ -566,7 +662,10 @@ def test_without_vllm_sglang_is_asked(sound, with_sglang, capfd):
     ("start", "evidence"),
     [
         ("raise RuntimeError('no memory')", "SGLang does not run: no memory"),
-        ("os.kill(os.getpid(), 9)", "SGLang does not run: the engine's process died, its log on standard error"),
+        (
+            "os.kill(os.getpid(), 9)",
+            "SGLang does not run: the engine's process died, its log on standard error",
+        ),
     ],
 )
 def test_a_failing_sglang_is_a_finding_beside_the_others(sound, with_sglang, start, evidence):
@@ -577,7 +676,7 @@ def test_a_failing_sglang_is_a_finding_beside_the_others(sound, with_sglang, sta
     assert named(findings, "agreement").status == OK
 
 
-# ------------------------------------------------------------------------------------------------ command line
+# ------------------------------------------------------------------------------------- command line
 
 
 LENGTHS = ["--max-prompt-length", "16", "--max-response-length", "200"]
@@ -588,11 +687,27 @@ def test_the_table_and_the_exit_code(sound, tmp_path, capsys):
     assert "skipped" in capsys.readouterr().out
     teacher = save_model(tmp_path / "teacher", ends=[1, 5])
     assert main(["doctor", sound.student, teacher, "--no-weights", *LENGTHS]) == 1
-    assert "-> the teacher rates the student's end as unlikely" in " ".join(capsys.readouterr().out.split())
+    assert "-> the teacher rates the student's end as unlikely" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_json_is_for_machines(sound, capsys):
-    assert main(["doctor", sound.student, sound.teacher, "--no-weights", "--json", "--topk", "97", *LENGTHS]) == 2
+    assert (
+        main(
+            [
+                "doctor",
+                sound.student,
+                sound.teacher,
+                "--no-weights",
+                "--json",
+                "--topk",
+                "97",
+                *LENGTHS,
+            ]
+        )
+        == 2
+    )
     answer = json.loads(capsys.readouterr().out)
     assert answer["exit_code"] == 2
     assert answer["findings"][0] == {
@@ -626,15 +741,22 @@ def test_bad_input_is_one_sentence(sound, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("tokenizer", "reason"),
-    [({"model": {}}, "'added_tokens' is missing"), ({"added_tokens": [], "model": {}}, "Exception: ")],
+    [
+        ({"model": {}}, "'added_tokens' is missing"),
+        ({"added_tokens": [], "model": {}}, "Exception: "),
+    ],
 )
-def test_a_tokenizer_that_cannot_be_read_is_one_sentence(sound, tmp_path, capsys, tokenizer, reason):
+def test_a_tokenizer_that_cannot_be_read_is_one_sentence(
+    sound, tmp_path, capsys, tokenizer, reason
+):
     folder = Path(save_model(tmp_path / "student"))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     capsys.readouterr()
     assert main(["doctor", str(folder), sound.teacher]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"doctor: STUDENT: {folder} holds no model configuration with tokenizer ({reason}")
+    assert error.startswith(
+        f"doctor: STUDENT: {folder} holds no model configuration with tokenizer ({reason}"
+    )
     assert error.count("\n") == 1
 
 

@@ -27,13 +27,22 @@ from recipe.prune_opd.commands.evaluate.evaluation import (
 def responses(benchmark: str, *problems: str, tokens: int | None = None) -> list[Response]:
     """One per character: 1 right, 0 wrong, ? unread."""
     return [
-        Response(benchmark, str(number), mark == "1", "no box" if mark == "?" else "", tokens, mark == "?")
+        Response(
+            benchmark,
+            str(number),
+            mark == "1",
+            "no box" if mark == "?" else "",
+            tokens,
+            mark == "?",
+        )
         for number, marks in enumerate(problems)
         for mark in marks
     ]
 
 
-@pytest.mark.parametrize(("n", "correct", "k"), [(4, 1, 2), (5, 3, 2), (6, 2, 3), (6, 0, 4), (6, 6, 1), (5, 4, 2)])
+@pytest.mark.parametrize(
+    ("n", "correct", "k"), [(4, 1, 2), (5, 3, 2), (6, 2, 3), (6, 0, 4), (6, 6, 1), (5, 4, 2)]
+)
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, correct, k):
     marks = [True] * correct + [False] * (n - correct)
     subsets = list(itertools.combinations(marks, k))
@@ -51,10 +60,14 @@ def test_many_problems_have_a_bootstrap_over_problems():
     found = estimate(values.tolist(), share=True)
     error = values.std(ddof=1) / math.sqrt(60)
     assert (found.mean, found.method) == (pytest.approx(values.mean()), BOOTSTRAP)
-    assert (found.low, found.high) == pytest.approx((found.mean - 1.96 * error, found.mean + 1.96 * error), abs=0.01)
+    assert (found.low, found.high) == pytest.approx(
+        (found.mean - 1.96 * error, found.mean + 1.96 * error), abs=0.01
+    )
 
 
-@pytest.mark.parametrize(("right", "problems"), [(0, 1319), (90, 256), (253, 256), (30, 30), (1, 2)])
+@pytest.mark.parametrize(
+    ("right", "problems"), [(0, 1319), (90, 256), (253, 256), (30, 30), (1, 2)]
+)
 def test_one_answer_to_each_problem_has_wilsons_interval(right, problems):
     from scipy import stats
 
@@ -96,7 +109,8 @@ def test_many_problems_are_resampled_in_parts():
 
 
 @pytest.mark.parametrize(
-    ("values", "share"), [([0.5], True), ([1.0], True), ([3.0], False), ([3.0, 5.0], False), ([7.0] * 40, False)]
+    ("values", "share"),
+    [([0.5], True), ([1.0], True), ([3.0], False), ([3.0, 5.0], False), ([7.0] * 40, False)],
 )
 def test_where_none_can_be_given_there_is_no_interval(values, share):
     found = estimate(values, share)
@@ -111,7 +125,9 @@ def test_no_problems_have_no_mean():
 
 
 def test_summary_by_hand():
-    found = summarise(responses("AIME24", "1100", "0000", "111?", tokens=10) + responses("AMC23", "11"), ks=[1, 2])
+    found = summarise(
+        responses("AIME24", "1100", "0000", "111?", tokens=10) + responses("AMC23", "11"), ks=[1, 2]
+    )
     aime, amc = found
     assert (aime.benchmark, aime.problems, aime.responses) == ("AIME24", 3, (4, 4))
     assert aime.average.mean == pytest.approx((0.5 + 0 + 0.75) / 3)
@@ -139,9 +155,28 @@ def dump(file: Path, rows: list[dict]) -> Path:
 
 def row(problem: str, session: int, output: str, right: bool, index: int = 0, **fields) -> dict:
     """As verl's trainer dumps it, with the fields of our reward function."""
-    graded = {"acc": right, "pred": "5", "unread": "", "data_source": "AIME24", "tokens": 8, "truncated": False}
-    base = {"input": f"question {problem}", "output": output, "gts": "5", "score": float(right), "step": 20}
-    return {**base, "reward": float(right), **graded, "uid": f"{problem}_{session}_{index}", **fields}
+    graded = {
+        "acc": right,
+        "pred": "5",
+        "unread": "",
+        "data_source": "AIME24",
+        "tokens": 8,
+        "truncated": False,
+    }
+    base = {
+        "input": f"question {problem}",
+        "output": output,
+        "gts": "5",
+        "score": float(right),
+        "step": 20,
+    }
+    return {
+        **base,
+        "reward": float(right),
+        **graded,
+        "uid": f"{problem}_{session}_{index}",
+        **fields,
+    }
 
 
 ROWS = [
@@ -182,7 +217,11 @@ def test_evaluate_json(dumps, capsys):
     assert (found["problems"], found["responses"]) == (2, [2, 2])
     assert found["average"]["mean"] == 0.5
     assert {k: passed["mean"] for k, passed in found["passed"].items()} == {"1": 0.5, "2": 1.0}
-    assert (found["tokens"]["mean"], found["truncated"]["mean"], found["reasons"]) == (10, 0.25, {"no box": 1})
+    assert (found["tokens"]["mean"], found["truncated"]["mean"], found["reasons"]) == (
+        10,
+        0.25,
+        {"no box": 1},
+    )
 
 
 def test_evaluate_table(dumps, tmp_path, capsys):
@@ -215,14 +254,21 @@ ALONE = {"mean": 1.0, "low": None, "high": None, "method": "none"}
 
 
 def test_the_last_output_of_a_session_counts(tmp_path, capsys):
-    rows = [row("a", 0, "x", False, index=1), row("a", 0, "x", True, index=2), row("a", 0, "x", False, index=0)]
+    rows = [
+        row("a", 0, "x", False, index=1),
+        row("a", 0, "x", True, index=2),
+        row("a", 0, "x", False, index=0),
+    ]
     found = result(capsys, dump(tmp_path / "1.jsonl", rows))
     assert (found["responses"], found["average"]) == ([1, 1], ALONE)
 
 
 def test_dumps_of_another_reward_function(tmp_path, capsys):
     """No benchmark, no uid: problems are told apart by their prompt."""
-    rows = [{"input": f"q{n % 2}", "output": r"\boxed{5}", "gts": "5", "score": n % 2, "step": 3} for n in range(4)]
+    rows = [
+        {"input": f"q{n % 2}", "output": r"\boxed{5}", "gts": "5", "score": n % 2, "step": 3}
+        for n in range(4)
+    ]
     file = dump(tmp_path / "3.jsonl", rows)
     found = result(capsys, file)
     assert (found["benchmark"], found["problems"], found["average"]["mean"]) == ("unknown", 2, 0.5)
@@ -231,7 +277,8 @@ def test_dumps_of_another_reward_function(tmp_path, capsys):
 
 
 def test_rows_of_one_problem_are_samples_of_it(tmp_path, capsys):
-    """As in a validation file that holds each of two problems 32 times: every row has a uid of its own."""
+    """As in a validation file that holds each of two problems 32 times: every row has a uid of its
+    own."""
     base = {"input": "question a", "gts": "5"}, {"input": "question b", "gts": "7"}
     rows = [row(f"u{n}", 0, "x", n % 8 < 5 - 2 * (n % 2), **base[n % 2]) for n in range(64)]
     file = dump(tmp_path / "20.jsonl", rows)
@@ -254,15 +301,27 @@ def test_equal_prompts_with_other_ground_truths_are_other_problems(tmp_path, cap
 
 
 def test_the_first_prompt_of_several_outputs_is_the_problem_s(tmp_path, capsys):
-    turns = [("a", 0, 0, "Q"), ("a", 0, 1, "Q and more"), ("a", 1, 0, "Q"), ("a", 1, 1, "Q and else"), ("b", 0, 0, "Q")]
-    rows = [row(uid, session, "x", True, index, input=text) for uid, session, index, text in reversed(turns)]
+    turns = [
+        ("a", 0, 0, "Q"),
+        ("a", 0, 1, "Q and more"),
+        ("a", 1, 0, "Q"),
+        ("a", 1, 1, "Q and else"),
+        ("b", 0, 0, "Q"),
+    ]
+    rows = [
+        row(uid, session, "x", True, index, input=text)
+        for uid, session, index, text in reversed(turns)
+    ]
     found = result(capsys, dump(tmp_path / "20.jsonl", rows))
     assert (found["problems"], found["responses"]) == (1, [3, 3])
 
 
 def test_regrade_takes_the_texts(tmp_path, capsys):
     pytest.importorskip("math_verify")
-    rows = [{"input": "q", "output": rf"\boxed{{{n}}}", "gts": "5", "score": -1.0, "step": 3} for n in (5, 6, "")]
+    rows = [
+        {"input": "q", "output": rf"\boxed{{{n}}}", "gts": "5", "score": -1.0, "step": 3}
+        for n in (5, 6, "")
+    ]
     file = dump(tmp_path / "3.jsonl", rows)
     found = result(capsys, file, "--regrade")
     assert (found["average"]["mean"], found["reasons"]) == (pytest.approx(1 / 3), {"empty box": 1})
@@ -290,7 +349,11 @@ BAD = {
     "empty": ("", [], "holds no responses"),
     "no JSON": ("{", [], "line 1 is no JSON"),
     "no UTF-8": (b'\n{"input": "\xff"}', [], "line 2 is no JSON in UTF-8 ("),
-    "no text": ('{"input": "q", "output": 5, "score": 1}', [], "line 1: output is 5, allowed: text"),
+    "no text": (
+        '{"input": "q", "output": 5, "score": 1}',
+        [],
+        "line 1: output is 5, allowed: text",
+    ),
     "no number": (
         '{"input": "q", "output": "", "score": 1, "tokens": "many"}',
         [],
@@ -306,27 +369,51 @@ BAD = {
         [],
         "truncated is 2, allowed: true, false",
     ),
-    "no score": ('{"input": "q", "output": "", "score": NaN}', [], "got the score nan, allowed: 0 or 1"),
+    "no score": (
+        '{"input": "q", "output": "", "score": NaN}',
+        [],
+        "got the score nan, allowed: 0 or 1",
+    ),
     "too deep": ("[" * 100_000, [], "line 1 is no JSON that can be read"),
-    "pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", [], "1.jsonl is a Git LFS pointer"),
+    "pointer": (
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        [],
+        "1.jsonl is a Git LFS pointer",
+    ),
     "no step": (
         '{"input": "q", "output": "", "score": 1, "step": [1]}',
         [],
         "line 1: step is [1], allowed: a whole number or null",
     ),
-    "not a row": ('\n{"a": 1}', [], "line 2 is no response of a validation dump, it lacks input, output, score"),
+    "not a row": (
+        '\n{"a": 1}',
+        [],
+        "line 2 is no response of a validation dump, it lacks input, output, score",
+    ),
     "a list": ("[1]", [], "it lacks input, output, score"),
     "k": ('{"input": "q", "output": "", "score": 1}', ["--k", "2"], "pass@2"),
     "k below 1": ('{"input": "q", "output": "", "score": 1}', ["--k", "0"], "--k: got 0"),
     "regrade": ('{"input": "q", "output": "", "score": 1}', ["--regrade"], "ground truth"),
-    "seed": ('{"input": "q", "output": "", "score": 1}', ["--seed", "-1"], "--seed: got -1, allowed"),
+    "seed": (
+        '{"input": "q", "output": "", "score": 1}',
+        ["--seed", "-1"],
+        "--seed: got -1, allowed",
+    ),
     "limit": (
         '{"input": "q", "output": "", "score": 1}',
         ["--tokenizer", "T", "--limit", "0"],
         "--limit: got 0, allowed",
     ),
-    "limit alone": ('{"input": "q", "output": "", "score": 1}', ["--limit", "4"], "needs --tokenizer"),
-    "tokenizer": ('{"input": "q", "output": "", "score": 1}', ["--tokenizer", "/nowhere/T"], "cannot be loaded"),
+    "limit alone": (
+        '{"input": "q", "output": "", "score": 1}',
+        ["--limit", "4"],
+        "needs --tokenizer",
+    ),
+    "tokenizer": (
+        '{"input": "q", "output": "", "score": 1}',
+        ["--tokenizer", "/nowhere/T"],
+        "cannot be loaded",
+    ),
 }
 
 
@@ -346,21 +433,37 @@ def test_bad_input_is_one_sentence(case, tmp_path, capsys):
 def test_a_folder_is_none_of_the_dumps(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error == f"evaluate: {tmp_path} is a folder, allowed: a file {{step}}.jsonl of trainer.validation_data_dir\n"
+    assert (
+        error == f"evaluate: {tmp_path} is a folder, allowed: a file {{step}}.jsonl of"
+        " trainer.validation_data_dir\n"
+    )
 
 
 @pytest.mark.parametrize("recipe", ["prune_opd_eval", "[opd,paper_validation]"])
 def test_the_recipe_validates_as_the_paper(recipe, compose):
     config = compose(f"+recipe={recipe}", "prune_opd.teacher.path=T", "data.benchmarks=/somewhere")
-    rollout, sampling = config.actor_rollout_ref.rollout, config.actor_rollout_ref.rollout.val_kwargs
-    assert (sampling.n, sampling.do_sample, sampling.temperature, sampling.top_p, sampling.top_k) == (
+    rollout, sampling = (
+        config.actor_rollout_ref.rollout,
+        config.actor_rollout_ref.rollout.val_kwargs,
+    )
+    assert (
+        sampling.n,
+        sampling.do_sample,
+        sampling.temperature,
+        sampling.top_p,
+        sampling.top_k,
+    ) == (
         16,
         True,
         1.0,
         0.95,
         -1,
     )
-    assert (rollout.prompt_length, rollout.response_length, rollout.max_model_len) == (1024, 31744, 1024 + 31744)
+    assert (rollout.prompt_length, rollout.response_length, rollout.max_model_len) == (
+        1024,
+        31744,
+        1024 + 31744,
+    )
     names = [Path(file).stem for file in config.data.val_files]
     assert names == ["amc23", "aime24", "aime25", "hmmt24", "hmmt25"]
     assert {str(Path(file).parent) for file in config.data.val_files} == {"/somewhere"}
@@ -368,7 +471,9 @@ def test_the_recipe_validates_as_the_paper(recipe, compose):
     assert config.trainer.validation_data_dir == f"{config.trainer.default_local_dir}/validation"
     typed = check_settings(config)
     assert typed.drift.enable is (recipe == "prune_opd_eval")
-    assert typed.budget.build(rollout.response_length).max == 12288, "training keeps the paper's limit"
+    assert typed.budget.build(rollout.response_length).max == 12288, (
+        "training keeps the paper's limit"
+    )
 
 
 def test_eval_recipe_changes_nothing_but_validation(compose):
@@ -377,7 +482,11 @@ def test_eval_recipe_changes_nothing_but_validation(compose):
     def flat(node, prefix=""):
         if not isinstance(node, dict):
             return {prefix: node}
-        return {key: value for name in node for key, value in flat(node[name], f"{prefix}.{name}".lstrip(".")).items()}
+        return {
+            key: value
+            for name in node
+            for key, value in flat(node[name], f"{prefix}.{name}".lstrip(".")).items()
+        }
 
     plain, paper = (
         flat(OmegaConf.to_container(compose(f"+recipe={recipe}", "prune_opd.teacher.path=T")))

@@ -102,9 +102,9 @@ def test_a_page_escapes_what_it_is_given_and_loads_nothing(tmp_path, monkeypatch
     (tmp_path / "page.html").write_text((html.TEMPLATES / "page.html").read_text())
     (tmp_path / "parts.html").write_text((html.TEMPLATES / "parts.html").read_text())
     (tmp_path / "one.html").write_text(
-        '{% extends "page.html" %}{% from "parts.html" import card, keys, switch, table %}{% block content %}'
-        '{{ table([evil], [[evil]]) }}{{ keys([evil]) }}{{ switch("s", evil, [evil]) }}{{ card(evil, drawn, evil) }}'
-        "{% endblock %}"
+        '{% extends "page.html" %}{% from "parts.html" import card, keys, switch, table %}{% block'
+        ' content %}{{ table([evil], [[evil]]) }}{{ keys([evil]) }}{{ switch("s", evil, [evil])'
+        " }}{{ card(evil, drawn, evil) }}{% endblock %}"
     )
     monkeypatch.setattr(html, "TEMPLATES", tmp_path)
     found = html.render("one.html", title=EVIL, evil=EVIL, drawn=drawn())

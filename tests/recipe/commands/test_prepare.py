@@ -1,4 +1,5 @@
-"""Datasets in their own columns and in verl's format, their checks, and the bytes that are written."""
+"""Datasets in their own columns and in verl's format, their checks, and the bytes that are
+written."""
 
 import hashlib
 import json
@@ -9,7 +10,13 @@ from pyarrow import parquet
 
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.commands.prepare.command import normalise
-from recipe.prune_opd.commands.prepare.datasets import DAPO_HEAD, DAPO_TAIL, DATASETS, SUFFIX, bare_question
+from recipe.prune_opd.commands.prepare.datasets import (
+    DAPO_HEAD,
+    DAPO_TAIL,
+    DATASETS,
+    SUFFIX,
+    bare_question,
+)
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 RAW = {
@@ -31,15 +38,27 @@ RAW = {
     },
     "aime25": {"problem": "What is $1+1$?", "answer": "2", "id": "0"},
     "amc23": {"id": 0, "problem": "What is $1+1$?", "answer": 2.0, "url": "u"},
-    "hmmt24": {"problem_idx": 1, "problem": "What is $1+1$?", "answer": "2", "problem_type": ["Algebra"]},
-    "hmmt25": {"problem_idx": 1, "problem": "What is $1+1$?", "answer": "2", "problem_type": ["Algebra"]},
+    "hmmt24": {
+        "problem_idx": 1,
+        "problem": "What is $1+1$?",
+        "answer": "2",
+        "problem_type": ["Algebra"],
+    },
+    "hmmt25": {
+        "problem_idx": 1,
+        "problem": "What is $1+1$?",
+        "answer": "2",
+        "problem_type": ["Algebra"],
+    },
     "gsm8k": {"question": "What is $1+1$?", "answer": "1 + 1 = <<1+1=1002>>\n#### 1,002"},
 }
 """A row of each dataset in its columns on the hub."""
 TRUTHS = {"aime24": "002", "amc23": "2.0", "gsm8k": "1002"}
 
 
-def verl(question: str, answer: str, index: str, head: str = DAPO_HEAD, tail: str = DAPO_TAIL) -> dict:
+def verl(
+    question: str, answer: str, index: str, head: str = DAPO_HEAD, tail: str = DAPO_TAIL
+) -> dict:
     return {
         "data_source": "math_dapo",
         "prompt": [{"content": f"{head}{question}{tail}", "role": "user"}],
@@ -88,7 +107,10 @@ def test_verl_format(ending, tmp_path, capsys):
     file = save(tmp_path / f"in.{ending}", [verl("What is $1+1$?", "2", "x")])
     _, (row,) = prepare(capsys, "DAPO-Math-17K", tmp_path / "out.parquet", "--input", file)
     assert row["prompt"] == [{"content": f"{DAPO_HEAD}What is $1+1$?{DAPO_TAIL}", "role": "user"}]
-    assert (row["reward_model"]["ground_truth"], row["extra_info"]) == ("2", {"index": "x", "split": "train"})
+    assert (row["reward_model"]["ground_truth"], row["extra_info"]) == (
+        "2",
+        {"index": "x", "split": "train"},
+    )
 
 
 def test_messages_before_the_question_stay(tmp_path, capsys):
@@ -142,7 +164,9 @@ def test_earlier_turns_stay(tmp_path, capsys):
 def test_suffix_replaces_the_dataset_s_own(tmp_path, capsys):
     file = save(tmp_path / "in.json", [verl("Q", "2", "x")])
     for suffix in (SUFFIX, " Think.", ""):
-        _, (row,) = prepare(capsys, "dapo_math_17k", tmp_path / "out.parquet", "--input", file, "--suffix", suffix)
+        _, (row,) = prepare(
+            capsys, "dapo_math_17k", tmp_path / "out.parquet", "--input", file, "--suffix", suffix
+        )
         assert row["prompt"][0]["content"] == "Q" + suffix
 
 
@@ -160,14 +184,20 @@ def test_the_hub_is_asked_for_the_documented_dataset(name, tmp_path, capsys, mon
     monkeypatch.setattr(datasets, "load_dataset", load)
     report, rows = prepare(capsys, name, tmp_path / "out.parquet", "--split", "other")
     assert asked == [((DATASETS[name].hub, DATASETS[name].config), {"split": "other"})]
-    assert (len(rows), rows[0]["extra_info"]["split"], report["expected_rows"]) == (1, "other", None)
+    assert (len(rows), rows[0]["extra_info"]["split"], report["expected_rows"]) == (
+        1,
+        "other",
+        None,
+    )
     assert report["from"] == f"{DATASETS[name].hub}, other"
     page = (Path(__file__).resolve().parents[3] / "docs" / "prepare.md").read_text()
     assert f"`{name}`" in page
     assert f"`{DATASETS[name].hub}`" in page
 
 
-@pytest.mark.parametrize("error", [ConnectionError("Couldn't reach it\nTraceback"), ValueError("Unknown split")])
+@pytest.mark.parametrize(
+    "error", [ConnectionError("Couldn't reach it\nTraceback"), ValueError("Unknown split")]
+)
 def test_a_hub_that_fails_is_one_sentence(error, tmp_path, capsys, monkeypatch):
     import datasets
 
@@ -205,7 +235,11 @@ def test_identical_rows_are_left_out(tmp_path, capsys):
     """As on the hub, where DAPO-Math-17K is 100 copies of each row."""
     rows = [verl(f"Q{n}", str(n), str(n)) for n in range(3)] * 100
     report, written = prepare(
-        capsys, "dapo_math_17k", tmp_path / "out.parquet", "--input", save(tmp_path / "in.json", rows)
+        capsys,
+        "dapo_math_17k",
+        tmp_path / "out.parquet",
+        "--input",
+        save(tmp_path / "in.json", rows),
     )
     assert (report["identical_rows_left_out"], [row["extra_info"]["index"] for row in written]) == (
         297,
@@ -222,20 +256,41 @@ def test_duplicates_are_counted_and_dropped_on_demand(tmp_path, capsys):
         verl("Find $y$.", "1", "e"),
     ]
     train = save(tmp_path / "train.json", rows)
-    save(tmp_path / "test.parquet", [verl("Find  $x$", "1", "t", "", SUFFIX), verl("Find $z$", "1", "u", "", SUFFIX)])
+    save(
+        tmp_path / "test.parquet",
+        [verl("Find  $x$", "1", "t", "", SUFFIX), verl("Find $z$", "1", "u", "", SUFFIX)],
+    )
     save(tmp_path / "none.parquet", [verl("Find $w$", "1", "v", "", SUFFIX)])
-    options = ["--input", train, "--against", tmp_path / "test.parquet", "--against", tmp_path / "none.parquet"]
+    options = [
+        "--input",
+        train,
+        "--against",
+        tmp_path / "test.parquet",
+        "--against",
+        tmp_path / "none.parquet",
+    ]
     report, written = prepare(capsys, "dapo_math_17k", tmp_path / "out.parquet", *options)
     assert (report["repeated_questions"], report["repeated_with_another_answer"]) == (2, 1)
-    assert report["shared"] == {str(tmp_path / "test.parquet"): 1, str(tmp_path / "none.parquet"): 0}
+    assert report["shared"] == {
+        str(tmp_path / "test.parquet"): 1,
+        str(tmp_path / "none.parquet"): 0,
+    }
     assert (report["first_shared_ids"], len(written)) == (["d"], 5)
-    report, written = prepare(capsys, "dapo_math_17k", tmp_path / "out.parquet", *options, "--drop-duplicates")
+    report, written = prepare(
+        capsys, "dapo_math_17k", tmp_path / "out.parquet", *options, "--drop-duplicates"
+    )
     assert [row["extra_info"]["index"] for row in written] == ["a", "e"]
     assert (report["rows"], report["duplicates_left_out"]) == (2, 3)
 
 
 def test_questions_that_differ_stay_different():
-    pairs = [("$x+1$", "$x-1$"), ("$x^2$", "$x_2$"), ("$\\leftarrow$", "$\\arrow$"), ("1 < 2", "1 > 2"), ("1, 2", "12")]
+    pairs = [
+        ("$x+1$", "$x-1$"),
+        ("$x^2$", "$x_2$"),
+        ("$\\leftarrow$", "$\\arrow$"),
+        ("1 < 2", "1 > 2"),
+        ("1, 2", "12"),
+    ]
     pairs += [("what is 1.5+x", "what is 15+x"), ("half is .5", "half is 5.")]
     for one, other in pairs:
         assert normalise(one) != normalise(other)
@@ -244,11 +299,20 @@ def test_questions_that_differ_stay_different():
 
 
 def test_bare_question():
-    assert bare_question(DAPO_HEAD + "Q" + DAPO_TAIL) == bare_question("Q" + SUFFIX) == bare_question("Q") == "Q"
-    assert bare_question(DAPO_HEAD + "Q") == bare_question("Q" + DAPO_TAIL) == "Q", "it would be there twice"
+    assert (
+        bare_question(DAPO_HEAD + "Q" + DAPO_TAIL)
+        == bare_question("Q" + SUFFIX)
+        == bare_question("Q")
+        == "Q"
+    )
+    assert bare_question(DAPO_HEAD + "Q") == bare_question("Q" + DAPO_TAIL) == "Q", (
+        "it would be there twice"
+    )
     assert bare_question("Q\n" + SUFFIX.strip() + "\n") == "Q"
     for asked in ("within \\boxed{}.", 'after "####".'):
-        assert bare_question(f"Q Let's think step by step and output the final answer {asked}") == "Q"
+        assert (
+            bare_question(f"Q Let's think step by step and output the final answer {asked}") == "Q"
+        )
     assert bare_question("Q  " + SUFFIX) == "Q  "
     assert bare_question("What is \\boxed{}.") == "What is \\boxed{}."
 
@@ -289,7 +353,10 @@ BAD = {
     "an answer at the end": (
         "aime25",
         ("in.json", [VERL, {**VERL, "prompt": ANSWERED}]),
-        "row 1 has a prompt that ends with a turn of 'assistant', 'The answer is 1.', allowed: one that ends with",
+        (
+            "row 1 has a prompt that ends with a turn of 'assistant', 'The answer is 1.', allowed:"
+            " one that ends with"
+        ),
     ),
     "a system turn alone": (
         "aime25",
@@ -316,15 +383,27 @@ BAD = {
         ("in.json", [{**GOOD, "answer": ["1", "2"]}]),
         "the answer ['1', '2'], 2 of them, allowed",
     ),
-    "printed answers": ("aime25", ("in.json", [{**GOOD, "answer": "['1', '2']"}]), "2 of them, allowed: one"),
+    "printed answers": (
+        "aime25",
+        ("in.json", [{**GOOD, "answer": "['1', '2']"}]),
+        "2 of them, allowed: one",
+    ),
     "no answers": ("aime25", ("in.json", [{**GOOD, "answer": []}]), "row 0 has an empty answer"),
-    "truth or not": ("aime25", ("in.json", [{**GOOD, "answer": True}]), "the answer True, allowed: text or a number"),
+    "truth or not": (
+        "aime25",
+        ("in.json", [{**GOOD, "answer": True}]),
+        "the answer True, allowed: text or a number",
+    ),
     "no number": (
         "aime25",
         ("in.json", [{**GOOD, "answer": float("nan")}]),
         "the answer nan, allowed: text or a number",
     ),
-    "no end": ("aime25", ("in.json", [{**GOOD, "answer": float("inf")}]), "the answer inf, allowed: text or a number"),
+    "no end": (
+        "aime25",
+        ("in.json", [{**GOOD, "answer": float("inf")}]),
+        "the answer inf, allowed: text or a number",
+    ),
     "an object": (
         "aime25",
         ("in.json", [{**GOOD, "answer": {"a": 1}}]),
@@ -340,9 +419,21 @@ BAD = {
         ("in.json", [{**GOOD, "problem": 5}]),
         "row 0 has the question 5, allowed: text",
     ),
-    "an object as id": ("aime25", ("in.json", [{**GOOD, "id": {}}]), "row 0 has the id {}, allowed: text"),
-    "no number as id": ("aime25", ("in.json", [{**GOOD, "id": float("nan")}]), "row 0 has the id nan, allowed: text"),
-    "half a character": ("aime25", ("in.json", [{**GOOD, "problem": "\ud800"}]), "allowed: text in Unicode"),
+    "an object as id": (
+        "aime25",
+        ("in.json", [{**GOOD, "id": {}}]),
+        "row 0 has the id {}, allowed: text",
+    ),
+    "no number as id": (
+        "aime25",
+        ("in.json", [{**GOOD, "id": float("nan")}]),
+        "row 0 has the id nan, allowed: text",
+    ),
+    "half a character": (
+        "aime25",
+        ("in.json", [{**GOOD, "problem": "\ud800"}]),
+        "allowed: text in Unicode",
+    ),
     "no hashes": (
         "gsm8k",
         ("in.json", [RAW["gsm8k"], {"question": "Q", "answer": "1 + 1 is 2"}]),
@@ -365,7 +456,11 @@ BAD = {
     "no parquet": ("aime25", ("in.parquet", "a"), "in.parquet is no readable parquet file"),
     "no JSON": ("aime25", ("in.json", "{"), "in.json is no JSON"),
     "no list": ("aime25", ("in.json", "{}"), "holds a JSON dict, allowed: a list"),
-    "no JSON line": ("aime25", ("in.jsonl", json.dumps(GOOD) + "\n{"), "in.jsonl, line 2 is no JSON"),
+    "no JSON line": (
+        "aime25",
+        ("in.jsonl", json.dumps(GOOD) + "\n{"),
+        "in.jsonl, line 2 is no JSON",
+    ),
     "no object": ("aime25", ("in.json", "[1]"), "row 0 is no object but a int"),
     "empty": ("aime25", ("in.json", "[]"), "holds no rows"),
     "column": (
@@ -373,18 +468,54 @@ BAD = {
         ("in.json", [{"question": "Q"}]),
         "row 0 has no column 'problem', 'answer', 'id', its columns: q",
     ),
-    "empty answer": ("aime25", ("in.json", [GOOD, {**GOOD, "id": "1", "answer": " "}]), "row 1 has an empty answer"),
+    "empty answer": (
+        "aime25",
+        ("in.json", [GOOD, {**GOOD, "id": "1", "answer": " "}]),
+        "row 1 has an empty answer",
+    ),
     "no answer": ("aime25", ("in.json", [{**GOOD, "answer": None}]), "row 0 has an empty answer"),
-    "empty question": ("aime25", ("in.json", [{**GOOD, "problem": ""}]), "row 0 has an empty question"),
+    "empty question": (
+        "aime25",
+        ("in.json", [{**GOOD, "problem": ""}]),
+        "row 0 has an empty question",
+    ),
     "no id": ("aime25", ("in.json", [{**GOOD, "id": None}]), "row 0 has an empty id"),
-    "one id twice": ("aime25", ("in.json", [GOOD, {**GOOD, "answer": "3"}]), "two different rows have the id '0'"),
-    "truth": ("aime25", ("in.json", [{"reward_model": {}, "prompt": "Q"}]), "row 0 has no reward_model.ground_truth"),
-    "prompt": ("aime25", ("in.json", [{**VERL, "prompt": []}]), "row 0 has the prompt [], allowed: a text or a list"),
-    "a number as prompt": ("aime25", ("in.json", [VERL, {**VERL, "prompt": 5}]), "row 1 has the prompt 5, allowed: "),
-    "no role": ("aime25", ("in.json", [{**VERL, "prompt": [{"content": "Q"}] * 2}]), "messages with role and content"),
-    "extra_info": ("aime25", ("in.json", [{**VERL, "extra_info": "a"}]), "row 0 has the extra_info 'a', allowed: "),
+    "one id twice": (
+        "aime25",
+        ("in.json", [GOOD, {**GOOD, "answer": "3"}]),
+        "two different rows have the id '0'",
+    ),
+    "truth": (
+        "aime25",
+        ("in.json", [{"reward_model": {}, "prompt": "Q"}]),
+        "row 0 has no reward_model.ground_truth",
+    ),
+    "prompt": (
+        "aime25",
+        ("in.json", [{**VERL, "prompt": []}]),
+        "row 0 has the prompt [], allowed: a text or a list",
+    ),
+    "a number as prompt": (
+        "aime25",
+        ("in.json", [VERL, {**VERL, "prompt": 5}]),
+        "row 1 has the prompt 5, allowed: ",
+    ),
+    "no role": (
+        "aime25",
+        ("in.json", [{**VERL, "prompt": [{"content": "Q"}] * 2}]),
+        "messages with role and content",
+    ),
+    "extra_info": (
+        "aime25",
+        ("in.json", [{**VERL, "extra_info": "a"}]),
+        "row 0 has the extra_info 'a', allowed: ",
+    ),
     "bytes": ("aime25", ("in.json", b"[\xff]"), "in.json is no JSON"),
-    "bytes in a line": ("aime25", ("in.jsonl", b"\n\xff\n"), "in.jsonl, line 2 is no JSON in UTF-8"),
+    "bytes in a line": (
+        "aime25",
+        ("in.jsonl", b"\n\xff\n"),
+        "in.jsonl, line 2 is no JSON in UTF-8",
+    ),
 }
 
 
@@ -414,7 +545,10 @@ def test_text_in_parquet_that_is_none_is_one_sentence(tmp_path, capsys):
         pyarrow.string(), 1, [None, *pyarrow.array([b"\xff"]).buffers()[1:]]
     )
     parquet.write_table(pyarrow.table({"problem": broken, "answer": ["1"], "id": ["0"]}), file)
-    assert main(["prepare", "aime25", "--out", str(tmp_path / "out.parquet"), "--input", str(file)]) == 2
+    assert (
+        main(["prepare", "aime25", "--out", str(tmp_path / "out.parquet"), "--input", str(file)])
+        == 2
+    )
     assert f"{file} is no readable parquet file" in capsys.readouterr().err
 
 
@@ -442,22 +576,34 @@ def test_bad_against(against, message, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("out", "message"),
-    [("out.json", "ends in '.json', allowed: .parquet"), ("x.parquet", "is a folder, allowed: a file")],
+    [
+        ("out.json", "ends in '.json', allowed: .parquet"),
+        ("x.parquet", "is a folder, allowed: a file"),
+    ],
 )
-def test_an_output_that_verl_could_not_read_is_refused_before_reading(out, message, tmp_path, capsys):
+def test_an_output_that_verl_could_not_read_is_refused_before_reading(
+    out, message, tmp_path, capsys
+):
     (tmp_path / "x.parquet").mkdir()
     assert main(["prepare", "aime25", "--input", "nowhere.json", "--out", str(tmp_path / out)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_folder_is_no_input(tmp_path, capsys):
-    assert main(["prepare", "aime25", "--input", str(tmp_path), "--out", str(tmp_path / "out.parquet")]) == 2
+    assert (
+        main(
+            ["prepare", "aime25", "--input", str(tmp_path), "--out", str(tmp_path / "out.parquet")]
+        )
+        == 2
+    )
     assert f"--input: {tmp_path} is a folder, allowed: a .parquet, .json" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written(tmp_path, capsys):
     file = save(tmp_path / "in.json", [GOOD])
-    assert main(["prepare", "aime25", "--input", str(file), "--out", str(file / "out.parquet")]) == 2
+    assert (
+        main(["prepare", "aime25", "--input", str(file), "--out", str(file / "out.parquet")]) == 2
+    )
     assert "cannot be written" in capsys.readouterr().err
 
 
@@ -482,10 +628,18 @@ def test_verl_s_loader_takes_the_files_together(tmp_path, capsys):
     import datasets
 
     for name in ("aime25", "amc23"):
-        prepare(capsys, name, tmp_path / f"{name}.parquet", "--input", save(tmp_path / "in.json", [RAW[name]]))
+        prepare(
+            capsys,
+            name,
+            tmp_path / f"{name}.parquet",
+            "--input",
+            save(tmp_path / "in.json", [RAW[name]]),
+        )
     cache = str(tmp_path / "cache")
     parts = [
-        datasets.load_dataset("parquet", data_files=str(tmp_path / f"{name}.parquet"), split="train", cache_dir=cache)
+        datasets.load_dataset(
+            "parquet", data_files=str(tmp_path / f"{name}.parquet"), split="train", cache_dir=cache
+        )
         for name in ("aime25", "amc23")
     ]
     both = datasets.concatenate_datasets(parts)

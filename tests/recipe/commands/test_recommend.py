@@ -1,4 +1,5 @@
-"""Verdict and settings: the bounds, the paper's values at the paper's scale, and that the trainer takes them."""
+"""Verdict and settings: the bounds, the paper's values at the paper's scale, and that the trainer
+takes them."""
 
 import math
 
@@ -65,7 +66,8 @@ def test_a_verdict_says_where_it_was_judged_if_that_is_not_what_is_planned():
 
 
 @pytest.mark.parametrize(
-    ("limit", "events"), [(12288, 100), (1024, 100), (1023, 100), (512, 50), (227, 23), (192, 19), (1, 1)]
+    ("limit", "events"),
+    [(12288, 100), (1024, 100), (1023, 100), (512, 50), (227, 23), (192, 19), (1, 1)],
 )
 def test_the_reliability_lasts_as_many_events_as_the_paper_s_or_its_share(limit, events):
     assert spent_at(w_drop_for(limit)) == events
@@ -74,7 +76,13 @@ def test_the_reliability_lasts_as_many_events_as_the_paper_s_or_its_share(limit,
 def test_the_papers_scale_gives_the_papers_values():
     assert w_drop_for(12288) == 0.01
     budget = budget_for(torch.full((10,), 222), 0.01, 12288, 203)
-    assert (budget.init, budget.min, budget.max, budget.step, budget.margin) == (1024, 1024, 12288, 100, 100)
+    assert (budget.init, budget.min, budget.max, budget.step, budget.margin) == (
+        1024,
+        1024,
+        12288,
+        100,
+        100,
+    )
 
 
 @pytest.mark.parametrize(("hitting", "init"), [(1, 500 + 10), (2, 500 + 10), (0, 300 + 10)])
@@ -107,7 +115,8 @@ def test_the_trainer_takes_what_is_recommended(limit, steps, share):
     assert budget.max == limit
     assert config.drift.threshold == 0.7
     assert config.teacher.path == "TEACHER"
-    assert spent_at(config.drift.w_drop) <= budget.min  # else every response would count as reliable
+    # Else every response would count as reliable.
+    assert spent_at(config.drift.w_drop) <= budget.min
     assert len(found.reasons) == 6
 
 

@@ -1,4 +1,5 @@
-"""Runs made up here, read and shown: what is in the page, what is left out, and that nothing anybody wrote acts."""
+"""Runs made up here, read and shown: what is in the page, what is left out, and that nothing
+anybody wrote acts."""
 
 import gzip
 import json
@@ -41,7 +42,9 @@ def metrics(step: int, **changes: float) -> dict[str, float]:
 
 def write_log(file: Path, lines: list[tuple[int, dict]]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps({"step": step, "data": data}) + "\n" for step, data in lines))
+    file.write_text(
+        "".join(json.dumps({"step": step, "data": data}) + "\n" for step, data in lines)
+    )
     return file
 
 
@@ -53,7 +56,13 @@ def record(step: int, overlap: float = 0.75) -> dict:
         "length": {"mean": 8.0},
         "effective_length": {"mean": 50.0, "q10": 10.0, "q90": 90.0},
         "share": {"ended": 0.5, "gate": 0.0, "limit": 0.5},
-        "tokens": {"generated": 1000, "scored": 1000, "trained": 900, "reliable": 800, "saved": 200},
+        "tokens": {
+            "generated": 1000,
+            "scored": 1000,
+            "trained": 900,
+            "reliable": 800,
+            "saved": 200,
+        },
         "positions": {
             "edges": [0, 4, 8],
             "tokens": [6, 2],
@@ -73,11 +82,14 @@ def diverged() -> dict:
     values = torch.full((2, len(positions.BY_POSITION), len(edges) - 1), torch.nan)
     for name in ("tokens", "trained"):
         values[:, positions.BY_POSITION.index(name)] = 2
-    return step_record(torch.ones(2, len(COLUMNS)), values.flatten(1), edges, limit=8, next_limit=8, longest=8)
+    return step_record(
+        torch.ones(2, len(COLUMNS)), values.flatten(1), edges, limit=8, next_limit=8, longest=8
+    )
 
 
 def sample(length: int = 4, text: str = " a", spent: int | None = None) -> dict:
-    """The last two tokens are events; after the first of these, or from ``spent`` on, no reliability is left."""
+    """The last two tokens are events; after the first of these, or from ``spent`` on, no
+    reliability is left."""
     spent = length - 2 if spent is None else spent
     return {
         "limit": 9,
@@ -116,11 +128,13 @@ def run(tmp_path) -> Path:
 def baseline(tmp_path) -> Path:
     """Another recipe's run: verl's own metrics and no records."""
     own = {"perf/total_num_tokens": 3000, "response_length/mean": 100.0, "prompt_length/mean": 50.0}
-    lines = [(step, {"training/global_step": step, "timing_s/step": 72.0, **own}) for step in range(1, 4)]
+    lines = [
+        (step, {"training/global_step": step, "timing_s/step": 72.0, **own}) for step in range(1, 4)
+    ]
     return write_log(tmp_path / "two" / "grpo.jsonl", lines).parent
 
 
-# ------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def test_a_run_out_of_its_folder(run):
@@ -158,7 +172,10 @@ def test_without_its_first_steps_a_run_has_no_sums(tmp_path):
     found = read_run(log, "late")
     assert found.along("tokens") == found.along("hours") == {}
     assert found.along("step") == {0: 0, 4: 4, 5: 5}
-    assert "late has no curves by hours of training: its log lacks the first steps" in summary.notes([found])
+    assert (
+        "late has no curves by hours of training: its log lacks the first steps"
+        in summary.notes([found])
+    )
 
 
 def test_sums_end_where_a_step_is_missing(tmp_path):
@@ -190,7 +207,10 @@ def test_a_step_that_was_trained_again_replaces_itself_and_what_came_after():
 
 
 def test_a_validation_is_added_to_its_step():
-    lines = [{"step": 1, "data": metrics(1)}, {"step": 1, "data": {"val-core/m/acc/mean@1": 1, "note": "text"}}]
+    lines = [
+        {"step": 1, "data": metrics(1)},
+        {"step": 1, "data": {"val-core/m/acc/mean@1": 1, "note": "text"}},
+    ]
     found = merged(lines)
     assert found[1] == metrics(1) | {"val-core/m/acc/mean@1": 1}
 
@@ -220,7 +240,8 @@ def test_samples_of_a_run_before_are_none_of_this_one(run):
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", "no json\n", '{"input": "a", "output": "b"}\n', '{"step": "x", "data": {}}\n']
+    "content",
+    [None, "", "no json\n", '{"input": "a", "output": "b"}\n', '{"step": "x", "data": {}}\n'],
 )
 def test_a_folder_without_a_run_is_refused_in_a_sentence(tmp_path, content):
     if content is not None:
@@ -253,11 +274,14 @@ def test_a_folder_with_several_runs_is_refused(run, tmp_path):
 
 
 def test_runs_are_called_by_what_tells_them_apart(tmp_path):
-    paths = [write_log(tmp_path / name / "m.jsonl", [(1, metrics(1))]).parent for name in ("a/x", "b/x", "c/y")]
+    paths = [
+        write_log(tmp_path / name / "m.jsonl", [(1, metrics(1))]).parent
+        for name in ("a/x", "b/x", "c/y")
+    ]
     assert [one.name for one in read_runs(paths)] == [str(paths[0]), str(paths[1]), "y"]
 
 
-# ------------------------------------------------------------------------------------------------ numbers
+# ------------------------------------------------------------------------------------------ numbers
 
 
 def test_a_summary_by_hand(run):
@@ -268,7 +292,13 @@ def test_a_summary_by_hand(run):
         "limit": (101, 104),
         "effective_length": (50, 50),
         "overlap": (0.51, 0.54),
-        "tokens": {"generated": 4000, "scored": 4000, "trained": 3600, "reliable": 3000, "saved": 800},
+        "tokens": {
+            "generated": 4000,
+            "scored": 4000,
+            "trained": 3600,
+            "reliable": 3000,
+            "saved": 800,
+        },
         "reliable_share": 0.75,
         "hours": pytest.approx(0.04),
         "counted": {name: [(1, 4)] for name in summary.SUMS},
@@ -289,10 +319,16 @@ def test_sums_over_other_steps_say_so(tmp_path, capsys, few):
     assert found["hours"] == pytest.approx(0.03)
     assert found["counted"]["hours"] == [(1, 2), (4, 4)]
     assert found["counted"]["saved"] == [(2, 4)]
-    assert summary.cells(found)[-4:] == ["4,000", "600 (3 steps)", "76%", "0.03 (3 steps)"]  # 3050 of 4000
+    # 3050 of 4000.
+    assert summary.cells(found)[-4:] == [
+        "4,000",
+        "600 (3 steps)",
+        "76%",
+        "0.03 (3 steps)",
+    ]
     note = (
-        "x lacks steps of its 4; summed are the steps that are known, of "
-        "tokens generated, reliable tokens: 1-4; tokens scored, tokens trained on, tokens saved: 2-4; hours: 1-2, 4"
+        "x lacks steps of its 4; summed are the steps that are known, of tokens generated, reliable"
+        " tokens: 1-4; tokens scored, tokens trained on, tokens saved: 2-4; hours: 1-2, 4"
     )
     assert note in summary.notes([run])
     out = tmp_path / "page.html"
@@ -314,12 +350,17 @@ def test_ends_that_are_not_the_run_s_are_named(tmp_path):
     for step in (1, 2, 3, 4):
         records.step(step, record(step))
     notes = summary.notes([read_run(tmp_path, "x")])
-    assert "x lacks its first or last step for what is shown of them; taken are steps: overlap from 3 to 4" in notes
+    assert (
+        "x lacks its first or last step for what is shown of them; taken are steps: overlap from 3"
+        " to 4" in notes
+    )
 
 
 def test_runs_of_different_length_say_so(run, baseline):
     notes = summary.notes(read_runs([run, baseline]))
-    assert "the runs are of different length, and their sums of so many steps: one 4, two 3" in notes
+    assert (
+        "the runs are of different length, and their sums of so many steps: one 4, two 3" in notes
+    )
 
 
 def test_records_of_another_run_are_noticed(run):
@@ -358,12 +399,20 @@ def test_stretches_of_steps_are_named(stretches, text):
 
 def test_a_summary_of_another_recipes_run_says_what_is_not_known(baseline):
     found = summary.summary(read_run(baseline, "two"))
-    assert found["tokens"] == {"generated": 6000, "scored": None, "trained": None, "reliable": None, "saved": None}
+    assert found["tokens"] == {
+        "generated": 6000,
+        "scored": None,
+        "trained": None,
+        "reliable": None,
+        "saved": None,
+    }
     assert summary.cells(found) == ["two", "3", "-", "-", "-", "-", "6,000", "-", "-", "0.06"]
 
 
 def test_means_by_position_weigh_every_token_alike():
-    heavy = record(1) | {"positions": record(1)["positions"] | {"tokens": [30, 0], "overlap": [0.25, None]}}
+    heavy = record(1) | {
+        "positions": record(1)["positions"] | {"tokens": [30, 0], "overlap": [0.25, None]}
+    }
     x, y = report.by_position([record(1), heavy], "overlap")
     assert x == [2, 6]
     assert y == pytest.approx([(6 * 0.75 + 30 * 0.25) / 36, 0.375])
@@ -425,13 +474,18 @@ def test_the_time_of_a_step_by_hand(run):
     assert found == {"rollout": 20, "teacher": 6, "other": 10}
 
 
-# ------------------------------------------------------------------------------------------------ tokens
+# ------------------------------------------------------------------------------------------- tokens
 
 
 def test_a_token_view_by_hand():
     found = view("one", 7, sample(), most=3)
     assert found["tokens"] == [(0, " a", "w10 o10"), (1, " a", "w10 u"), (2, " a", "w0 o5 e")]
-    assert (found["length"], found["more"], found["spent"], found["end"]) == (4, 1, 2, "ended by itself")
+    assert (found["length"], found["more"], found["spent"], found["end"]) == (
+        4,
+        1,
+        2,
+        "ended by itself",
+    )
 
 
 @pytest.mark.parametrize(
@@ -451,13 +505,18 @@ def test_the_tokens_where_reliability_ends_are_shown(length, spent, expected):
     assert [place for place, *_ in view("one", 7, one, most=8)["tokens"]] == expected
     found = candidates(one, most=8)
     assert found["position"] == expected
-    assert {len(found[name]) for name in ("sampled", "overlap", "weight", "student", "teacher")} == {len(expected)}
+    assert {
+        len(found[name]) for name in ("sampled", "overlap", "weight", "student", "teacher")
+    } == {len(expected)}
 
 
 def test_a_page_marks_what_it_leaves_out(run, few):
     Records(run / "checkpoints/records").samples(4, [sample(length=9000, spent=7000)])
     page = report.report([read_run(run, "one")], "one")
-    found = [page.index(mark) for mark in ("5500 tokens left out", "R = 0 after 7000", "1500 more tokens")]
+    found = [
+        page.index(mark)
+        for mark in ("5500 tokens left out", "R = 0 after 7000", "1500 more tokens")
+    ]
     assert found == sorted(found)
 
 
@@ -502,7 +561,9 @@ def test_a_page_holds_no_more_than_so_many_tokens(run, monkeypatch):
     assert sum(len(one["sampled"]) for one in found["candidates"]) <= 100
 
 
-@pytest.mark.parametrize(("runs", "responses", "steps"), [(2, 6, {1, 4}), (4, 2, {1, 4}), (8, 1, {4})])
+@pytest.mark.parametrize(
+    ("runs", "responses", "steps"), [(2, 6, {1, 4}), (4, 2, {1, 4}), (8, 1, {4})]
+)
 def test_with_many_runs_fewer_responses_are_shown(runs, responses, steps, run):
     Records(run / "checkpoints/records").samples(1, [sample(length=2000)] * 4)
     Records(run / "checkpoints/records").samples(4, [sample(length=2000)] * 4)
@@ -512,7 +573,7 @@ def test_with_many_runs_fewer_responses_are_shown(runs, responses, steps, run):
     assert min(len(one["tokens"]) for one in found) >= 500
 
 
-# ------------------------------------------------------------------------------------------------ page
+# --------------------------------------------------------------------------------------------- page
 
 
 @pytest.fixture
@@ -565,7 +626,9 @@ def test_a_long_run_is_a_small_page(tmp_path):
     """Two of two hundred steps, with all buckets and samples as long as can be."""
     edges = positions.bucket_edges(12288)
     for name in ("one", "two"):
-        write_log(tmp_path / name / "metrics.jsonl", [(step, metrics(step)) for step in range(1, 201)])
+        write_log(
+            tmp_path / name / "metrics.jsonl", [(step, metrics(step)) for step in range(1, 201)]
+        )
         records = Records(tmp_path / name / "records")
         for step in range(1, 201):
             noise = np.random.default_rng(step).random(len(edges) - 1).tolist()
@@ -578,7 +641,7 @@ def test_a_long_run_is_a_small_page(tmp_path):
     assert len(page.encode()) < 3e6
 
 
-# ------------------------------------------------------------------------------------------------ command
+# ------------------------------------------------------------------------------------------ command
 
 
 def test_the_command_writes_the_page_and_prints_the_summary(run, tmp_path, capsys):
@@ -586,7 +649,14 @@ def test_the_command_writes_the_page_and_prints_the_summary(run, tmp_path, capsy
     assert main(["report", str(run), "--out", str(out), "--title", "Mine"]) == 0
     page = out.read_text()
     assert "<title>Mine</title>" in page
-    for text in ("Accuracy, math", "Response limit", "Gradient norm", "Entropy gap", "time goes", "R = 0 after 2"):
+    for text in (
+        "Accuracy, math",
+        "Response limit",
+        "Gradient norm",
+        "Entropy gap",
+        "time goes",
+        "R = 0 after 2",
+    ):
         assert text in page
     left_out = page[page.index("Left out, because no run logged it") :][:300]
     assert "Student&#39;s entropy" in left_out
@@ -677,14 +747,29 @@ def test_records_of_another_form_are_left_out_and_named(case, run, few):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read_run(run, "one")
     assert list(found.recorded) == [2, 3, 4]
-    assert f"{file} has 1 records of another form, of steps {lines[0]['step']}, left out" in found.faults
+    assert (
+        f"{file} has 1 records of another form, of steps {lines[0]['step']}, left out"
+        in found.faults
+    )
     report.report([found], "one")
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"no gzip", POINTER.encode(), *map(gzip.compress, (b"[1]", b'{"tokens": [1]}', b"{", b'{"tokens": [[[['))],
-    ids=["text", "pointer", "list", "token", "torn", "deep"],  # a compressed file holds the time it was made
+    [
+        b"no gzip",
+        POINTER.encode(),
+        *map(gzip.compress, (b"[1]", b'{"tokens": [1]}', b"{", b'{"tokens": [[[[')),
+    ],
+    # A compressed file holds the time it was made.
+    ids=[
+        "text",
+        "pointer",
+        "list",
+        "token",
+        "torn",
+        "deep",
+    ],
 )
 def test_samples_that_are_none_are_one_sentence(content, run, capsys, few):
     file = run / "checkpoints/records/samples/step_4.jsonl.gz"

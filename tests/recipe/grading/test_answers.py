@@ -117,7 +117,9 @@ def test_words_behind_a_label_are_no_answer_where_there_is_a_box():
     assert read_answer("Answer: 7\nNote that this answer: it is fine", "math_dapo") == ("7", "")
 
 
-@pytest.mark.parametrize("text", ["\n", " ", "*", "Answer:", "Answer: \n", "the answer is ", "\\boxed{1}, ", "<a>"])
+@pytest.mark.parametrize(
+    "text", ["\n", " ", "*", "Answer:", "Answer: \n", "the answer is ", "\\boxed{1}, ", "<a>"]
+)
 def test_long_responses_are_read_in_time(text):
     start = time.monotonic()
     for source in ("math_dapo", "AIME24"):
@@ -132,7 +134,9 @@ def test_an_unclosed_or_missing_box_is_said():
 
 def test_the_box_ends_at_its_own_brace():
     assert last_box(r"\boxed{\frac{1}{\{2\}}} and } more") == (r"\frac{1}{\{2\}}", "")
-    assert last_box(r"\boxed{\left\{ x \right.}") == (r"\left\{ x \right.", ""), "a set's brace is not LaTeX's"
+    assert last_box(r"\boxed{\left\{ x \right.}") == (r"\left\{ x \right.", ""), (
+        "a set's brace is not LaTeX's"
+    )
 
 
 @pytest.mark.parametrize(

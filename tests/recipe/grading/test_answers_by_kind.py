@@ -25,7 +25,12 @@ def is_right(kind: str, answer: str, truth: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("grade", "kind"), [pytest.param(grade, kind, id=f"{grade}: {kind}") for grade in TABLES for kind in TABLES[grade]]
+    ("grade", "kind"),
+    [
+        pytest.param(grade, kind, id=f"{grade}: {kind}")
+        for grade in TABLES
+        for kind in TABLES[grade]
+    ],
 )
 def test_every_answer_has_its_grade(grade, kind):
     pairs = TABLES[grade][kind]

@@ -215,10 +215,15 @@ def test_the_result_is_what_verl_logs_and_dumps():
         "truncated": False,
     }
     assert json.loads(json.dumps(found)) == found
-    assert (grade(r"\boxed{6}", "5")["tokens"], grade(r"\boxed{6}", "5")["truncated"]) == (None, None)
+    assert (grade(r"\boxed{6}", "5")["tokens"], grade(r"\boxed{6}", "5")["truncated"]) == (
+        None,
+        None,
+    )
 
 
-@pytest.mark.parametrize("odd", ["\x00", "\ud800", "\u202e5", "{", "}", "\\", "%", "$$", "&\\\\&", "５", "😀" * 500])
+@pytest.mark.parametrize(
+    "odd", ["\x00", "\ud800", "\u202e5", "{", "}", "\\", "%", "$$", "&\\\\&", "５", "😀" * 500]
+)
 def test_no_text_makes_it_raise(odd):
     for response in (odd, rf"\boxed{{{odd}}}", odd + r"\boxed{5" + odd + "}"):
         for source in ("AIME24", "math_dapo"):
@@ -241,4 +246,7 @@ def test_verl_loads_it_by_its_package_path():
     spec = importlib.util.spec_from_file_location("import_utils", file)
     imports = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(imports)
-    assert imports.load_extern_object("pkg://recipe.prune_opd.grading", "compute_score") is compute_score
+    assert (
+        imports.load_extern_object("pkg://recipe.prune_opd.grading", "compute_score")
+        is compute_score
+    )

@@ -22,7 +22,9 @@ def grade(response: str, truth: str, **kwargs) -> dict:
     return compute_score(data_source="AIME24", solution_str=response, ground_truth=truth, **kwargs)
 
 
-@pytest.mark.parametrize("hostile", ["9^{9^{9^9}}", "1000000000!", r"\sum_{k=1}^{10^9} \frac{1}{k^3}", "(" * 900])
+@pytest.mark.parametrize(
+    "hostile", ["9^{9^{9^9}}", "1000000000!", r"\sum_{k=1}^{10^9} \frac{1}{k^3}", "(" * 900]
+)
 def test_a_hard_answer_costs_no_more_than_its_time(hostile):
     start = time.monotonic()
     found = grade(rf"\boxed{{{hostile}}}", "5", seconds=0.5)
@@ -52,7 +54,9 @@ def test_a_grader_that_has_died_is_replaced():
     for grader in graders._graders(os.getpid()).idle:
         grader.process.send_signal(signal.SIGKILL)
         grader.process.wait()
-    assert [compare("1", "1.0") for _ in range(graders.PROCESSES + 1)] == ["right"] * (graders.PROCESSES + 1)
+    assert [compare("1", "1.0") for _ in range(graders.PROCESSES + 1)] == ["right"] * (
+        graders.PROCESSES + 1
+    )
 
 
 def test_without_math_verify_it_says_so(monkeypatch):
@@ -65,10 +69,13 @@ def test_without_math_verify_it_says_so(monkeypatch):
 
 
 def test_graders_end_with_their_parent():
-    code = "import os; from recipe.prune_opd.grading import graders as g; g.compare('1', '1.0'); " + (
-        "print(g._graders(os.getpid()).idle[0].process.pid, flush=True); os._exit(0)"
+    code = (
+        "import os; from recipe.prune_opd.grading import graders as g; g.compare('1', '1.0'); "
+        + ("print(g._graders(os.getpid()).idle[0].process.pid, flush=True); os._exit(0)")
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     deadline = time.monotonic() + 20
     while Path(f"/proc/{done.stdout.strip()}/cmdline").exists() and time.monotonic() < deadline:
         if "serve" not in Path(f"/proc/{done.stdout.strip()}/cmdline").read_text():

@@ -45,7 +45,10 @@ SAME: dict[str, list[tuple[str, str]]] = {
         (r"\pm\frac{\sqrt3}{2}", r"\frac{\sqrt3}{2}, -\frac{\sqrt3}{2}"),
         (r"x=\pm 3", "3,-3"),
         ("±3", "-3, 3"),
-        (r"\frac{-b\pm\sqrt{b^2-4ac}}{2a}", r"\frac{-b+\sqrt{b^2-4ac}}{2a}, \frac{-b-\sqrt{b^2-4ac}}{2a}"),
+        (
+            r"\frac{-b\pm\sqrt{b^2-4ac}}{2a}",
+            r"\frac{-b+\sqrt{b^2-4ac}}{2a}, \frac{-b-\sqrt{b^2-4ac}}{2a}",
+        ),
         (r"3\pm2\sqrt2", r"3 \pm 2 \sqrt{2}"),
         (r"1\pm i", "1+i, 1-i"),
         (r"\{1\pm\sqrt5,-2\}", r"-2, 1+\sqrt5, 1-\sqrt5"),
@@ -318,8 +321,14 @@ SAME: dict[str, list[tuple[str, str]]] = {
         ("xy=2", r"y=\frac2x"),
         ("2y = 4x + 6", "y = 2x + 3"),
         ("5x - 7y + 11z + 4 = 0", "-5x+7y-11z=4"),
-        (r"\begin{bmatrix}-1/3\\2/3\\5/3\end{bmatrix}", r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}"),
-        (r"\left[\begin{array}{cc}-1&0\\0&-1\end{array}\right]", r"\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}"),
+        (
+            r"\begin{bmatrix}-1/3\\2/3\\5/3\end{bmatrix}",
+            r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}",
+        ),
+        (
+            r"\left[\begin{array}{cc}-1&0\\0&-1\end{array}\right]",
+            r"\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}",
+        ),
         (r"\begin{pmatrix}0.2\\-3.6\end{pmatrix}", r"\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix}"),
         ("204_5", "204_5"),
         ("204_{5}", "204_5"),
@@ -548,7 +557,10 @@ SAME: dict[str, list[tuple[str, str]]] = {
         (r"\pm\sqrt2\pm\sqrt3", r"\sqrt2+\sqrt3,\sqrt2-\sqrt3,-\sqrt2+\sqrt3,-\sqrt2-\sqrt3"),
         (r"(\pm1,\pm2)", "(1,2),(-1,-2)"),
         (r"(\pm1,0)", "(1,0),(-1,0)"),
-        (r"\pm\frac{1\pm\sqrt5}{2}", r"\frac{1+\sqrt5}{2},\frac{1-\sqrt5}{2},-\frac{1+\sqrt5}{2},-\frac{1-\sqrt5}{2}"),
+        (
+            r"\pm\frac{1\pm\sqrt5}{2}",
+            r"\frac{1+\sqrt5}{2},\frac{1-\sqrt5}{2},-\frac{1+\sqrt5}{2},-\frac{1-\sqrt5}{2}",
+        ),
         (r"a \pm b", "a+b,a-b"),
         (r"5 \pm 0", "5"),
     ],
@@ -558,7 +570,11 @@ SAME: dict[str, list[tuple[str, str]]] = {
 
 @pytest.mark.parametrize(
     ("answer", "truth"),
-    [pytest.param(*pair, id=f"{kind}: {pair[0][:40]}") for kind, pairs in SAME.items() for pair in pairs],
+    [
+        pytest.param(*pair, id=f"{kind}: {pair[0][:40]}")
+        for kind, pairs in SAME.items()
+        for pair in pairs
+    ],
 )
 def test_the_same_written_otherwise_is_right(answer, truth):
     from recipe.prune_opd.grading.judging import judge

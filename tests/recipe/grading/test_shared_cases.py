@@ -1,4 +1,5 @@
-"""Ground truths of the benchmarks, and pairs collected from public reports, where they are beside the repository."""
+"""Ground truths of the benchmarks, and pairs collected from public reports, where they are beside
+the repository."""
 
 import itertools
 import json
@@ -14,8 +15,11 @@ from recipe.prune_opd.grading.verdicts import RIGHT
 pytest.importorskip("math_verify")
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 BENCHMARKS = ("aime24", "aime25", "amc23", "hmmt24", "hmmt25", "math_500")
-ALIKE = re.compile(r"\\text\{.*|\\mbox\{.*|\^\\circ|\\\$|\\!|_\{?\d\}?$|^x=|^x \\in |[,() ]|\\\{|\\\}")
-"""What may tell two ground truths apart that are taken for one: a unit, a base, brackets of a list."""
+ALIKE = re.compile(
+    r"\\text\{.*|\\mbox\{.*|\^\\circ|\\\$|\\!|_\{?\d\}?$|^x=|^x \\in |[,() ]|\\\{|\\\}"
+)
+"""What may tell two ground truths apart that are taken for one: a unit, a base, brackets of a
+list."""
 
 
 def truths(name: str) -> list[str]:
@@ -24,15 +28,37 @@ def truths(name: str) -> list[str]:
         pytest.skip(f"{name}.parquet is not beside the repository, in ../shared/data")
     from pyarrow import parquet
 
-    return sorted({row["ground_truth"] for row in parquet.read_table(file)["reward_model"].to_pylist()})
+    return sorted(
+        {row["ground_truth"] for row in parquet.read_table(file)["reward_model"].to_pylist()}
+    )
 
 
 def rewritten(truth: str) -> list[str]:
-    found = [truth, f"${truth}$", rf"\({truth}\)", f"{truth}.", f"**{truth}**", rf"\boxed{{{truth}}}"]
-    found += [rf"\mathbf{{{truth}}}", rf"\displaystyle {truth}", rf"\text{{The answer is }} {truth}"]
-    found += [truth.replace(r"\frac", r"\dfrac"), truth.replace("(", r"\left(").replace(")", r"\right)")]
+    found = [
+        truth,
+        f"${truth}$",
+        rf"\({truth}\)",
+        f"{truth}.",
+        f"**{truth}**",
+        rf"\boxed{{{truth}}}",
+    ]
+    found += [
+        rf"\mathbf{{{truth}}}",
+        rf"\displaystyle {truth}",
+        rf"\text{{The answer is }} {truth}",
+    ]
+    found += [
+        truth.replace(r"\frac", r"\dfrac"),
+        truth.replace("(", r"\left(").replace(")", r"\right)"),
+    ]
     if re.fullmatch(r"-?\d+", truth):
-        found += [f"{truth}.0", f"{int(truth):,}", f"m+n={truth}", f"{truth} apples", rf"{truth}\text{{ units}}"]
+        found += [
+            f"{truth}.0",
+            f"{int(truth):,}",
+            f"m+n={truth}",
+            f"{truth} apples",
+            rf"{truth}\text{{ units}}",
+        ]
     return found
 
 
@@ -49,7 +75,9 @@ def test_every_ground_truth_is_right_in_any_dress(name):
 def test_every_integer_is_read_exactly():
     from recipe.prune_opd.grading.reading import read
 
-    assert [truth for truth in truths("dapo_math_17k") if int(read(truth)[0].expression) != int(truth)] == []
+    assert [
+        truth for truth in truths("dapo_math_17k") if int(read(truth)[0].expression) != int(truth)
+    ] == []
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -57,7 +85,8 @@ def test_no_two_ground_truths_are_one(name):
     from recipe.prune_opd.grading.equality import same
     from recipe.prune_opd.grading.reading import read
 
-    known = [truth for truth in truths(name) if name != "math_500" or not truth.isdigit()]  # integers differ
+    # Integers differ.
+    known = [truth for truth in truths(name) if name != "math_500" or not truth.isdigit()]
     values = {truth: read(truth)[0] for truth in known}
     for one, other in itertools.combinations(values, 2):
         if same(values[one], values[other]):
@@ -76,6 +105,7 @@ def test_pairs_of_public_reports():
     wrong = [
         (row["response"][-80:], row["truth"], row["want"])
         for row in json.loads(file.read_text())
-        if compute_score(row["data_source"], row["response"], row["truth"])["acc"] is not row["want"]
+        if compute_score(row["data_source"], row["response"], row["truth"])["acc"]
+        is not row["want"]
     ]
     assert wrong == []

@@ -355,7 +355,11 @@ OTHER: dict[str, list[tuple[str, str]]] = {
 
 @pytest.mark.parametrize(
     ("answer", "truth"),
-    [pytest.param(*pair, id=f"{kind}: {pair[0][:40]}") for kind, pairs in OTHER.items() for pair in pairs],
+    [
+        pytest.param(*pair, id=f"{kind}: {pair[0][:40]}")
+        for kind, pairs in OTHER.items()
+        for pair in pairs
+    ],
 )
 def test_another_answer_is_wrong(answer, truth):
     from recipe.prune_opd.grading.judging import judge

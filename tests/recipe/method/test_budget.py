@@ -8,7 +8,15 @@ import pytest
 from recipe.prune_opd.method.budget import ResponseBudget, load_state
 
 ASSETS = Path(__file__).parents[2] / "assets"
-PAPER = {"init": 2048, "min": 1024, "max": 12288, "step": 100, "hit_ratio": 0.1, "margin": 100, "patience": 3}
+PAPER = {
+    "init": 2048,
+    "min": 1024,
+    "max": 12288,
+    "step": 100,
+    "hit_ratio": 0.1,
+    "margin": 100,
+    "patience": 3,
+}
 
 
 def feed(budget: ResponseBudget, hits: int, sequences: int) -> dict[str, float]:
@@ -18,16 +26,25 @@ def feed(budget: ResponseBudget, hits: int, sequences: int) -> dict[str, float]:
 
 
 def test_replays_the_public_reference_run():
-    """203 steps of the released code: its hit ratios (multiples of 1/256) give its limits and counters."""
+    """203 steps of the released code: its hit ratios (multiples of 1/256) give its limits and
+    counters."""
     with (ASSETS / "reference_run.csv").open() as file:
-        steps = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        steps = [
+            {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)
+        ]
     budget = ResponseBudget(**PAPER)
     assert len(steps) == 203
     for step in steps:
         assert budget.limit == step["max_response_length"]
         metrics = feed(budget, round(256 * step["hit_ratio"]), 256)
-        assert metrics["prune_opd/effective_response_length_hit_ratio"] == pytest.approx(step["hit_ratio"], abs=1e-6)
-        assert metrics["prune_opd/next_max_response_length"] == budget.limit == step["next_max_response_length"]
+        assert metrics["prune_opd/effective_response_length_hit_ratio"] == pytest.approx(
+            step["hit_ratio"], abs=1e-6
+        )
+        assert (
+            metrics["prune_opd/next_max_response_length"]
+            == budget.limit
+            == step["next_max_response_length"]
+        )
         assert metrics["prune_opd/no_hit_steps"] == step["no_hit_steps"]
 
 
@@ -71,7 +88,8 @@ def test_a_hit_starts_the_patience_anew():
 
 
 @pytest.mark.parametrize(
-    ("hits", "of", "grows"), [(1, 10, True), (3, 30, True), (25, 256, False), (26, 256, True), (0, 1, False)]
+    ("hits", "of", "grows"),
+    [(1, 10, True), (3, 30, True), (25, 256, False), (26, 256, True), (0, 1, False)],
 )
 def test_the_ratio_itself_is_enough(hits, of, grows):
     budget = ResponseBudget(init=50, min=1, max=100, step=10, hit_ratio=0.1)
@@ -143,7 +161,9 @@ def test_a_resumed_budget_has_the_same_future(steps):
     resumed = ResponseBudget(**PAPER)
     resumed.load_state_dict(json.loads(json.dumps(budget.state_dict())))
     assert resumed.limit == budget.limit
-    assert [feed(resumed, h, 10) for h in hits[steps:]] == [feed(budget, h, 10) for h in hits[steps:]]
+    assert [feed(resumed, h, 10) for h in hits[steps:]] == [
+        feed(budget, h, 10) for h in hits[steps:]
+    ]
 
 
 @pytest.mark.parametrize("limit", [1023, 12289])
@@ -176,13 +196,19 @@ BROKEN = {
     "no limit": ({"budget": {"no_hit_steps": 1}}, "budget.limit is missing, found: no_hit_steps"),
     "no counter": ({"budget": {"limit": 2048}}, "budget.no_hit_steps is missing, found: limit"),
     "nothing": ({"budget": {}}, "budget.limit is missing, found: nothing"),
-    "text": ({"budget": GOOD | {"limit": "2048"}}, "budget.limit: got '2048', allowed: a whole number >= 0"),
+    "text": (
+        {"budget": GOOD | {"limit": "2048"}},
+        "budget.limit: got '2048', allowed: a whole number >= 0",
+    ),
     "null": ({"budget": GOOD | {"limit": None}}, "budget.limit: got None"),
     "fraction": ({"budget": GOOD | {"limit": 2048.5}}, "budget.limit: got 2048.5"),
     "truth": ({"budget": GOOD | {"no_hit_steps": True}}, "budget.no_hit_steps: got True"),
     "not a number": ({"budget": GOOD | {"limit": float("nan")}}, "budget.limit: got nan"),
     "negative": ({"budget": GOOD | {"no_hit_steps": -1}}, "budget.no_hit_steps: got -1"),
-    "out of bounds": ({"budget": GOOD | {"limit": 99999}}, "limit is 99999, outside min = 1024 and max = 12288"),
+    "out of bounds": (
+        {"budget": GOOD | {"limit": 99999}},
+        "limit is 99999, outside min = 1024 and max = 12288",
+    ),
 }
 
 

@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from recipe.prune_opd.method.drift import is_member, nucleus_events, overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.method.drift import (
+    is_member,
+    nucleus_events,
+    overlap_events,
+    overlap_ratio,
+    reliability,
+)
 
 
 def one_hot_events(count: int, length: int) -> torch.Tensor:
@@ -18,7 +24,7 @@ def ids_sharing(shared: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return student.view(1, 1, k), teacher.view(1, 1, k)
 
 
-# ------------------------------------------------------------------------------------------------ overlap
+# ------------------------------------------------------------------------------------------ overlap
 
 
 def test_is_member_agrees_with_python_sets():
@@ -29,7 +35,9 @@ def test_is_member_agrees_with_python_sets():
     assert found.dtype == torch.bool
     for b in range(3):
         for t in range(5):
-            assert found[b, t].tolist() == [i in set(others[b, t].tolist()) for i in ids[b, t].tolist()]
+            assert found[b, t].tolist() == [
+                i in set(others[b, t].tolist()) for i in ids[b, t].tolist()
+            ]
 
 
 @pytest.mark.parametrize("shared", [0, 1, 7, 16])
@@ -47,7 +55,9 @@ def test_overlap_ratio_takes_any_integer_type(dtypes):
 
 def test_overlap_ratio_refuses_different_shapes():
     with pytest.raises(ValueError, match=r"\(2, 3, 4\) and \(2, 3, 5\)"):
-        overlap_ratio(torch.zeros(2, 3, 4, dtype=torch.long), torch.zeros(2, 3, 5, dtype=torch.long))
+        overlap_ratio(
+            torch.zeros(2, 3, 4, dtype=torch.long), torch.zeros(2, 3, 5, dtype=torch.long)
+        )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +92,7 @@ def test_no_overlap_events_outside_the_mask(dtype):
     assert overlap_events(torch.zeros(1, 4), mask, 0.7).tolist() == [[True, False, True, False]]
 
 
-# ------------------------------------------------------------------------------------------------ nucleus
+# ------------------------------------------------------------------------------------------ nucleus
 
 
 def slow_nucleus(ids: list[int], probs: list[float], top_p: float) -> set[int]:
@@ -96,13 +106,18 @@ def slow_nucleus(ids: list[int], probs: list[float], top_p: float) -> set[int]:
 
 
 def accepted(probs: list[float], top_p: float, dtype: torch.dtype = torch.float32) -> list[int]:
-    """Ranks of the teacher's candidates that are no event when sampled, and -1 for a token outside the top-k."""
+    """Ranks of the teacher's candidates that are no event when sampled, and -1 for a token outside
+    the top-k."""
     k = len(probs)
     responses = torch.arange(-1, k).view(1, k + 1)
     ids = torch.arange(k).expand(1, k + 1, k)
     log_probs = torch.tensor(probs, dtype=torch.float64).log().to(dtype).expand(1, k + 1, k)
     events = nucleus_events(responses, ids, log_probs, torch.ones(1, k + 1), top_p)
-    return [token for token, event in zip(responses[0].tolist(), events[0].tolist(), strict=True) if not event]
+    return [
+        token
+        for token, event in zip(responses[0].tolist(), events[0].tolist(), strict=True)
+        if not event
+    ]
 
 
 @pytest.mark.parametrize(
@@ -139,12 +154,14 @@ def test_nucleus_events_agree_with_a_slow_reference(top_p):
     for b in range(4):
         for t in range(30):
             nucleus = slow_nucleus(ids[b, t].tolist(), log_probs[b, t].exp().tolist(), top_p)
-            assert events[b, t].item() == (mask[b, t].item() and responses[b, t].item() not in nucleus)
+            assert events[b, t].item() == (
+                mask[b, t].item() and responses[b, t].item() not in nucleus
+            )
     assert events.any()
     assert not events[mask].all()
 
 
-# ------------------------------------------------------------------------------------------------ reliability
+# -------------------------------------------------------------------------------------- reliability
 
 
 def test_worked_case_of_the_paper():
@@ -160,8 +177,12 @@ def test_weight_never_recovers_and_events_outside_the_mask_do_not_count():
     events = torch.tensor([[1, 1, 0, 0, 1, 0], [1, 1, 1, 1, 1, 1]]).bool()
     mask = torch.tensor([[1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
     result = reliability(events, mask, w_drop=0.25, w_base=0.5)
-    torch.testing.assert_close(result.weight, torch.tensor([[0.75, 0.75, 0.75, 0.75, 0.5, 0.5], [1, 1, 1, 1, 1, 0.75]]))
-    torch.testing.assert_close(result.loss_weight, torch.tensor([[1.25, 0, 1.25, 1.25, 1, 1], [0, 0, 0, 0, 0, 1.25]]))
+    torch.testing.assert_close(
+        result.weight, torch.tensor([[0.75, 0.75, 0.75, 0.75, 0.5, 0.5], [1, 1, 1, 1, 1, 0.75]])
+    )
+    torch.testing.assert_close(
+        result.loss_weight, torch.tensor([[1.25, 0, 1.25, 1.25, 1, 1], [0, 0, 0, 0, 0, 1.25]])
+    )
     assert result.effective_length.tolist() == [5, 1]
 
 
@@ -193,13 +214,24 @@ def test_one_event_takes_everything(w_drop):
 
 SPENT_AT = [
     *[(1 / n, n) for n in range(1, 401)],  # 1 - n * (1 / n) is not 0 in every float
-    *[(0.01, 100), (0.02, 50), (0.03, 34), (0.07, 15), (0.3, 4), (0.6, 2), (0.001, 1000), (0.0003, 3334)],
+    *[
+        (0.01, 100),
+        (0.02, 50),
+        (0.03, 34),
+        (0.07, 15),
+        (0.3, 4),
+        (0.6, 2),
+        (0.001, 1000),
+        (0.0003, 3334),
+    ],
 ]
 
 
 def test_reliability_is_zero_from_the_last_event_on():
     for w_drop, spent_at in SPENT_AT:
-        result = reliability(one_hot_events(spent_at + 3, spent_at + 3), torch.ones(1, spent_at + 3), w_drop, 0.5)
+        result = reliability(
+            one_hot_events(spent_at + 3, spent_at + 3), torch.ones(1, spent_at + 3), w_drop, 0.5
+        )
         assert result.weight[0, spent_at - 1 :].tolist() == [0] * 4, w_drop
         assert (result.weight[0, : spent_at - 1] > 0).all(), w_drop
         assert result.effective_length.item() == spent_at - 1, w_drop
@@ -237,7 +269,9 @@ def test_reliability_agrees_with_a_slow_reference():
             weight = 0.0 if count >= math.ceil(1 / 0.07) else 1 - 0.07 * count
             length += bool(mask[b, t] and weight > 0)
             assert result.weight[b, t].item() == pytest.approx(weight, abs=1e-6)
-            assert result.loss_weight[b, t].item() == pytest.approx(weight + 0.3 if mask[b, t] else 0, abs=1e-6)
+            assert result.loss_weight[b, t].item() == pytest.approx(
+                weight + 0.3 if mask[b, t] else 0, abs=1e-6
+            )
         assert result.effective_length[b].item() == length
 
 

@@ -8,8 +8,11 @@ from recipe.prune_opd.method.loss import topk_policy_loss
 B, T, K = 4, 6, 3
 
 
-def batch(spread: float = 0.5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """log_probs with gradient, old_log_probs, advantages, mask; ratios up to e^(2 spread) on both sides of 1."""
+def batch(
+    spread: float = 0.5, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """log_probs with gradient, old_log_probs, advantages, mask; ratios up to e^(2 spread) on both
+    sides of 1."""
     generator = torch.Generator().manual_seed(seed)
     old = -5 * torch.rand(B, T, K, generator=generator, dtype=torch.float64)
     new = old + spread * torch.randn(B, T, K, generator=generator, dtype=torch.float64)
@@ -18,7 +21,9 @@ def batch(spread: float = 0.5, seed: int = 0) -> tuple[torch.Tensor, torch.Tenso
     return new.requires_grad_(), old, advantages, mask
 
 
-def slow_loss(new, old, advantages, mask, clip_low=0.2, clip_high=0.2, clip_c=3.0, num_tokens=None) -> torch.Tensor:
+def slow_loss(
+    new, old, advantages, mask, clip_low=0.2, clip_high=0.2, clip_c=3.0, num_tokens=None
+) -> torch.Tensor:
     """Section 4 of the method, one candidate at a time; differentiable."""
     total = torch.zeros((), dtype=torch.float64)
     for b, t, v in torch.ones_like(old).nonzero().tolist():
@@ -42,13 +47,17 @@ def one(log_ratio: float, advantage: float, **kwargs) -> tuple[float, float, dic
     """Loss, gradient and metrics of a single candidate."""
     new = torch.tensor([[[log_ratio]]], dtype=torch.float64, requires_grad=True)
     advantages = torch.full((1, 1, 1), advantage, dtype=torch.float64)
-    loss, metrics = topk_policy_loss(new, torch.zeros_like(advantages), advantages, torch.ones(1, 1), **kwargs)
+    loss, metrics = topk_policy_loss(
+        new, torch.zeros_like(advantages), advantages, torch.ones(1, 1), **kwargs
+    )
     loss.backward()
     return loss.item(), new.grad.item(), {name: value.item() for name, value in metrics.items()}
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"clip_low": 0.1, "clip_high": 0.4}, {"clip_c": 1.5}, {"num_tokens": 37.5}], ids=str
+    "options",
+    [{}, {"clip_low": 0.1, "clip_high": 0.4}, {"clip_c": 1.5}, {"num_tokens": 37.5}],
+    ids=str,
 )
 @pytest.mark.parametrize("spread", [0.0, 0.5, 2.0])
 def test_agrees_with_the_definition(spread, options):
@@ -70,9 +79,13 @@ def test_at_ratio_one_it_is_stop_gradient_reverse_kl():
     cost = (log_probs.softmax(-1) * (log_probs - teacher.gather(-1, ids))).detach()  # sg[w (S - T)]
 
     expected = torch.autograd.grad(
-        ((loss_weight * cost * log_probs).sum(-1) * mask).sum() / mask.sum(), logits, retain_graph=True
+        ((loss_weight * cost * log_probs).sum(-1) * mask).sum() / mask.sum(),
+        logits,
+        retain_graph=True,
     )[0]
-    loss, _ = topk_policy_loss(log_probs, log_probs.detach(), -loss_weight * cost * mask.unsqueeze(-1), mask)
+    loss, _ = topk_policy_loss(
+        log_probs, log_probs.detach(), -loss_weight * cost * mask.unsqueeze(-1), mask
+    )
     torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected, rtol=0, atol=1e-9)
     assert expected.abs().max() > 1e-3
 
@@ -111,11 +124,15 @@ def test_the_log_ratio_is_clamped_at_20(log_ratio):
     assert math.isfinite(one(log_ratio, -1.0)[0])
 
 
-@pytest.mark.parametrize("num_tokens", [7, 7.0, 2.5, 0.5, torch.tensor(7), torch.tensor(7.0), torch.tensor(0.5)])
+@pytest.mark.parametrize(
+    "num_tokens", [7, 7.0, 2.5, 0.5, torch.tensor(7), torch.tensor(7.0), torch.tensor(0.5)]
+)
 def test_given_denominator(num_tokens):
     new, old, advantages, mask = batch()
     default, gradient = value_and_gradient(topk_policy_loss, new, old, advantages, mask)
-    loss, scaled = value_and_gradient(topk_policy_loss, new, old, advantages, mask, num_tokens=num_tokens)
+    loss, scaled = value_and_gradient(
+        topk_policy_loss, new, old, advantages, mask, num_tokens=num_tokens
+    )
     factor = mask.sum().item() / float(num_tokens)
     torch.testing.assert_close(loss, default * factor)
     torch.testing.assert_close(scaled, gradient * factor)
@@ -135,7 +152,9 @@ def test_micro_batches_with_a_global_count_give_the_whole_gradient(sizes):
     assert len({int(part.sum()) for part in mask.split(1)}) > 1
     parts = [
         topk_policy_loss(*part, num_tokens=mask.sum())[0]
-        for part in zip(*(tensor.split(sizes) for tensor in (new, old, advantages, mask)), strict=True)
+        for part in zip(
+            *(tensor.split(sizes) for tensor in (new, old, advantages, mask)), strict=True
+        )
     ]
     torch.testing.assert_close(sum(parts).detach(), whole)
     torch.testing.assert_close(torch.autograd.grad(sum(parts), new)[0], gradient)
@@ -146,7 +165,11 @@ def test_micro_batches_with_a_global_count_give_the_whole_gradient(sizes):
 def test_empty_mask_is_zero(bad, num_tokens):
     new = torch.full((1, 2, K), bad, requires_grad=True)
     loss, metrics = topk_policy_loss(
-        new, torch.full((1, 2, K), bad), torch.full((1, 2, K), bad), torch.zeros(1, 2), num_tokens=num_tokens
+        new,
+        torch.full((1, 2, K), bad),
+        torch.full((1, 2, K), bad),
+        torch.zeros(1, 2),
+        num_tokens=num_tokens,
     )
     loss.backward()
     assert loss.item() == 0
@@ -161,7 +184,9 @@ def test_padding_may_hold_anything(where, bad):
     expected, expected_gradient = value_and_gradient(topk_policy_loss, new, old, advantages, mask)
     tensors = [new.detach().clone(), old.clone(), advantages.clone()]
     tensors[where][mask == 0] = bad
-    loss, gradient = value_and_gradient(topk_policy_loss, tensors[0].requires_grad_(), *tensors[1:], mask)
+    loss, gradient = value_and_gradient(
+        topk_policy_loss, tensors[0].requires_grad_(), *tensors[1:], mask
+    )
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient, expected_gradient)
 
@@ -172,7 +197,9 @@ def test_a_candidate_that_is_none_may_have_log_prob_minus_infinity():
     advantages[..., 1] = 0
     new = new.detach()
     new[..., 1] = old[..., 1] = -torch.inf
-    loss, gradient = value_and_gradient(topk_policy_loss, new.requires_grad_(), old, advantages, mask)
+    loss, gradient = value_and_gradient(
+        topk_policy_loss, new.requires_grad_(), old, advantages, mask
+    )
     assert loss.isfinite()
     assert gradient.isfinite().all()
     assert gradient[..., 1].eq(0).all()
@@ -193,11 +220,15 @@ def test_any_mask_type(dtype):
 
 
 def test_metrics():
-    new = torch.tensor([[[0.0, math.log(2), -math.log(2)], [math.log(4), 7.0, 0.1]]], requires_grad=True)
+    new = torch.tensor(
+        [[[0.0, math.log(2), -math.log(2)], [math.log(4), 7.0, 0.1]]], requires_grad=True
+    )
     advantages = torch.tensor([[[1.0, 1.0, 1.0], [-1.0, 0.0, -1.0]]])
     _, metrics = topk_policy_loss(new, torch.zeros(1, 2, 3), advantages, torch.ones(1, 2))
     assert set(metrics) == {"pg_clipfrac", "pg_clipfrac_lower", "ppo_kl"}
     assert not any(value.requires_grad for value in metrics.values())
-    assert metrics["pg_clipfrac"].item() == pytest.approx(1 / 5)  # the second: ratio 2 with a positive advantage
-    assert metrics["pg_clipfrac_lower"].item() == pytest.approx(1 / 5)  # the fourth: ratio 4 with a negative one
+    # The second: ratio 2 with a positive advantage.
+    assert metrics["pg_clipfrac"].item() == pytest.approx(1 / 5)
+    # The fourth: ratio 4 with a negative one.
+    assert metrics["pg_clipfrac_lower"].item() == pytest.approx(1 / 5)
     assert metrics["ppo_kl"].item() == pytest.approx(-(math.log(4) + 0.1) / 5)

@@ -47,7 +47,9 @@ def inputs(student: torch.Tensor, teacher: torch.Tensor) -> Scores:
         TopK(teacher_ids, teacher.gather(-1, teacher_ids)),
         teacher_on_student=teacher.gather(-1, student_ids),
         student_on_teacher=student.gather(-1, teacher_ids),
-        sampled=Sampled(student.gather(-1, sampled).squeeze(-1), teacher.gather(-1, sampled).squeeze(-1)),
+        sampled=Sampled(
+            student.gather(-1, sampled).squeeze(-1), teacher.gather(-1, sampled).squeeze(-1)
+        ),
     )
 
 
@@ -55,7 +57,9 @@ def changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Scores with a change to every tensor of floats."""
     if isinstance(value, torch.Tensor):
         return change(value) if value.is_floating_point() else value
-    return type(value)(**{field.name: changed(getattr(value, field.name), change) for field in fields(value)})
+    return type(value)(
+        **{field.name: changed(getattr(value, field.name), change) for field in fields(value)}
+    )
 
 
 def slow_reward(student, teacher, strategy: str, weighting: str, sampled: int) -> dict[int, float]:
@@ -91,13 +95,23 @@ def test_agrees_with_a_slow_reference(strategy, weighting, impossible):
     assert result.reward.dtype == result.student_log_probs.dtype == torch.float32
     for b in range(B):
         for t in range(T):
-            expected = slow_reward(student[b, t], teacher[b, t], strategy, weighting, given.responses[b, t].item())
+            expected = slow_reward(
+                student[b, t], teacher[b, t], strategy, weighting, given.responses[b, t].item()
+            )
             valid = result.valid[b, t]
-            got = dict(zip(result.ids[b, t][valid].tolist(), result.reward[b, t][valid].tolist(), strict=True))
+            got = dict(
+                zip(
+                    result.ids[b, t][valid].tolist(),
+                    result.reward[b, t][valid].tolist(),
+                    strict=True,
+                )
+            )
             assert got == pytest.approx(expected, abs=1e-5)
             assert len(expected) == valid.sum()
             assert result.reward[b, t][~valid].abs().sum() == 0
-            torch.testing.assert_close(result.student_log_probs[b, t][valid], student[b, t][result.ids[b, t][valid]])
+            torch.testing.assert_close(
+                result.student_log_probs[b, t][valid], student[b, t][result.ids[b, t][valid]]
+            )
 
 
 def test_the_reference_sees_every_kind_of_overlap():
@@ -178,7 +192,9 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize(("strategy", "name"), [(s, n) for s, names in NEEDED.items() for n in names])
+@pytest.mark.parametrize(
+    ("strategy", "name"), [(s, n) for s, names in NEEDED.items() for n in names]
+)
 def test_missing_parts_are_named(strategy, name):
     given = replace(inputs(*log_softmaxes()), **{name: None})
     with pytest.raises(ValueError, match=f"strategy '{strategy}' needs {name}$"):
@@ -189,17 +205,30 @@ def test_missing_parts_are_named(strategy, name):
 def test_parts_a_strategy_does_not_need_may_be_left_out(strategy):
     given = inputs(*log_softmaxes())
     assert STRATEGIES[strategy].needs == NEEDED[strategy]
-    few = Scores(given.responses, given.student, given.teacher, **{n: getattr(given, n) for n in NEEDED[strategy]})
-    assert torch.equal(topk_reward(few, strategy=strategy).reward, topk_reward(given, strategy=strategy).reward)
+    few = Scores(
+        given.responses,
+        given.student,
+        given.teacher,
+        **{n: getattr(given, n) for n in NEEDED[strategy]},
+    )
+    assert torch.equal(
+        topk_reward(few, strategy=strategy).reward, topk_reward(given, strategy=strategy).reward
+    )
 
 
 def test_unknown_names_are_refused_with_what_is_allowed():
     given = inputs(*log_softmaxes())
     with pytest.raises(ValueError, match=r"unknown strategy 'best', allowed: only_stu, .*sampled"):
         topk_reward(given, strategy="best")
-    with pytest.raises(ValueError, match=r"unknown weighting 'p', allowed: student_p, teacher_p, none"):
+    with pytest.raises(
+        ValueError, match=r"unknown weighting 'p', allowed: student_p, teacher_p, none"
+    ):
         topk_reward(given, weighting="p")
 
 
 def test_which_strategies_cost_one_more_student_pass():
-    assert {s for s in STRATEGIES if needs_student_on_teacher(s)} == {"only_tch", "union", "union_intersection"}
+    assert {s for s in STRATEGIES if needs_student_on_teacher(s)} == {
+        "only_tch",
+        "union",
+        "union_intersection",
+    }

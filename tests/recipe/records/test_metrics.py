@@ -25,10 +25,13 @@ NAN = torch.nan
 def sums_of(
     mask, overlap, events, reward, ended, max_length, mass=(0.75, 0.5), gate=None, missing=None
 ) -> torch.Tensor:
-    """Rows of sums, with constant student and teacher mass on the top-k and a reward of two candidates a token."""
+    """Rows of sums, with constant student and teacher mass on the top-k and a reward of two
+    candidates a token."""
     weights = reliability(events, mask, w_drop=0.5, w_base=0.25)
     halves = reward.unsqueeze(-1).expand(*reward.shape, 2) / 2
-    given = TopKReward(halves, torch.zeros_like(halves).long(), torch.ones_like(halves).bool(), halves)
+    given = TopKReward(
+        halves, torch.zeros_like(halves).long(), torch.ones_like(halves).bool(), halves
+    )
     masses = [torch.full_like(halves, m / 2).log() for m in mass]
     ids = torch.zeros_like(halves).long()
     scores = Scores(ids[..., 0], *(TopK(ids, values) for values in masses))
@@ -44,7 +47,9 @@ def test_a_batch_by_hand():
     overlap = torch.tensor([[1.0, 0.5, 0.0, NAN], [1.0, 0.75, NAN, NAN]])
     events = torch.tensor([[0, 1, 1, 1], [0, 0, 1, 1]]).bool()  # R: 1, .5, 0 and 1, 1
     reward = torch.tensor([[-1.0, -2.0, -3.0, NAN], [-4.0, -6.0, NAN, NAN]])
-    sums = sums_of(mask, overlap, events, reward, torch.tensor([True, True]), max_length=2 * BUCKETS)
+    sums = sums_of(
+        mask, overlap, events, reward, torch.tensor([True, True]), max_length=2 * BUCKETS
+    )
     assert sums.shape == (2, len(COLUMNS))
     assert sums.dtype == torch.float32
     assert summarise(sums, 2 * BUCKETS) == pytest.approx(
@@ -57,7 +62,8 @@ def test_a_batch_by_hand():
             "prune_opd/generated_tokens": 5,
             "prune_opd/kept_tokens": 4,
             "prune_opd/reward_mean": -16 / 5,
-            "prune_opd/pruned_reward_mean": -(1.25 * 1 + 0.75 * 2 + 0.25 * 3 + 1.25 * 4 + 1.25 * 6) / 5,
+            "prune_opd/pruned_reward_mean": -(1.25 * 1 + 0.75 * 2 + 0.25 * 3 + 1.25 * 4 + 1.25 * 6)
+            / 5,
             "prune_opd/student_topk_mass": 0.75,
             "prune_opd/teacher_topk_mass": 0.5,
             "prune_opd/ended_ratio": 1,
@@ -93,11 +99,21 @@ def test_buckets_are_equal_parts_of_the_largest_limit(max_length, length, counts
     mask = torch.ones(1, length)
     overlap = torch.zeros(1, length)
     overlap[0, -1] = 1  # only the last token overlaps: its bucket's mean tells the count
-    sums = sums_of(mask, overlap, torch.zeros(1, length).bool(), overlap, torch.tensor([True]), max_length)
-    tokens = {name: value for name, value in zip(COLUMNS, sums[0].tolist(), strict=True) if name.startswith("tokens/")}
+    sums = sums_of(
+        mask, overlap, torch.zeros(1, length).bool(), overlap, torch.tensor([True]), max_length
+    )
+    tokens = {
+        name: value
+        for name, value in zip(COLUMNS, sums[0].tolist(), strict=True)
+        if name.startswith("tokens/")
+    }
     assert [count for count in tokens.values() if count] == list(counts.values())
     prefix = "prune_opd/overlap_ratio/from_"
-    means = {int(n.removeprefix(prefix)): v for n, v in summarise(sums, max_length).items() if n.startswith(prefix)}
+    means = {
+        int(n.removeprefix(prefix)): v
+        for n, v in summarise(sums, max_length).items()
+        if n.startswith(prefix)
+    }
     assert means == pytest.approx(dict.fromkeys(counts, 0) | {max(counts): 1 / counts[max(counts)]})
 
 
@@ -109,7 +125,9 @@ def test_sums_of_parts_are_those_of_the_whole():
     events = overlap < 0.3
     tensors = (mask, overlap, events, reward, ended)
     whole = sums_of(*tensors, 20)
-    parts = [sums_of(*part, 20) for part in zip(*(tensor.split(2) for tensor in tensors), strict=True)]
+    parts = [
+        sums_of(*part, 20) for part in zip(*(tensor.split(2) for tensor in tensors), strict=True)
+    ]
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
@@ -122,14 +140,16 @@ def test_a_batch_without_tokens_has_finite_metrics():
     assert not any("/from_" in name for name in metrics)
 
 
-# ------------------------------------------------------------------------------------------------ gate
+# --------------------------------------------------------------------------------------------- gate
 
 
 def report_of(*events: int, **values: object) -> GateReport:
     return GateReport(events=np.array(events, dtype=bool), **values)
 
 
-def gate_of(reports: list[GateReport | None], tokens: list[int], missing: list[int] | None = None) -> torch.Tensor:
+def gate_of(
+    reports: list[GateReport | None], tokens: list[int], missing: list[int] | None = None
+) -> torch.Tensor:
     """Rows of sums of responses that keep so many tokens, none of them an event to the trainer."""
     lacking = torch.tensor(missing or [0] * len(tokens))
     mask = (torch.arange(max(tokens)) < torch.tensor(tokens).unsqueeze(1)).long()
@@ -140,7 +160,9 @@ def gate_of(reports: list[GateReport | None], tokens: list[int], missing: list[i
 
 
 def test_the_gate_is_compared_with_the_trainer_where_it_looked():
-    events = torch.tensor([[0, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 0, 1]]).bool()
+    events = torch.tensor(
+        [[0, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 0, 1]]
+    ).bool()
     reports = [report_of(0, 1, 0, 0, stopped=True), None, report_of(), report_of(1, 0, 1, 0, 1)]
     columns = gate_columns(reports, events)
     assert columns.shape == (4, len(GATE))
@@ -166,9 +188,21 @@ def test_a_stopped_response_did_not_hit_the_limit():
 
 def test_what_the_gate_did_by_hand():
     reports = [
-        report_of(0, 1, 1, stopped=True, generated=10, teacher_tokens=14, asked=4.0, waited=0.5, late=1),
+        report_of(
+            0, 1, 1, stopped=True, generated=10, teacher_tokens=14, asked=4.0, waited=0.5, late=1
+        ),
         report_of(1, stopped=True, generated=4, teacher_tokens=6, asked=2.0, waited=0.0),
-        report_of(0, 0, generated=6, teacher_tokens=4, asked=1.0, waited=1.0, late=1, failed=2, given_up=True),
+        report_of(
+            0,
+            0,
+            generated=6,
+            teacher_tokens=4,
+            asked=1.0,
+            waited=1.0,
+            late=1,
+            failed=2,
+            given_up=True,
+        ),
         report_of(0, 0, 0, 0, generated=4, teacher_tokens=6, asked=1.0, waited=0.5),
     ]
     assert summarise_gate(gate_of(reports, [3, 1, 6, 4])) == pytest.approx(
@@ -190,7 +224,9 @@ def test_what_the_gate_did_by_hand():
 
 def test_where_nothing_was_stopped_there_is_no_stop_position():
     metrics = summarise_gate(gate_of([report_of(0, 0, generated=2)], [2]))
-    assert metrics["prune_opd/gate/stopped_ratio"] == metrics["prune_opd/gate/overshoot_tokens"] == 0
+    assert (
+        metrics["prune_opd/gate/stopped_ratio"] == metrics["prune_opd/gate/overshoot_tokens"] == 0
+    )
     assert "prune_opd/gate/stop_position_mean" not in metrics
 
 
@@ -211,10 +247,12 @@ def test_tokens_without_a_score_were_kept_by_the_gate():
     assert metrics["prune_opd/gate/stop_position_mean"] == (5 + 1) / 2
 
 
-# ------------------------------------------------------------------------------------------------ teacher servers
+# ---------------------------------------------------------------------------------- teacher servers
 
 
-def scores_of(tokens: list[int], missing: list[int], scores: list[ScoreReport | None]) -> dict[str, float]:
+def scores_of(
+    tokens: list[int], missing: list[int], scores: list[ScoreReport | None]
+) -> dict[str, float]:
     """Metrics of responses with so many tokens with a score and without, without their prefix."""
     metrics = summarise_scores(scores, gate_of([None] * len(tokens), tokens, missing))
     assert all(name.startswith("prune_opd/teacher/") for name in metrics)
@@ -222,7 +260,8 @@ def scores_of(tokens: list[int], missing: list[int], scores: list[ScoreReport | 
 
 
 def test_what_the_servers_did_by_hand():
-    """The last question was at 106: two seconds of the first score, six of the second and none after were hidden."""
+    """The last question was at 106: two seconds of the first score, six of the second and none
+    after were hidden."""
     scores = [
         ScoreReport(late=1, failed=2, missing=5, computed=40, began=100, ended=102),
         ScoreReport(failed=1, computed=50, began=100, ended=107),
@@ -254,8 +293,12 @@ def test_an_early_score_that_ends_last_is_waited_for():
 
 
 def test_what_was_asked_while_a_response_grew_is_hidden():
-    """Six seconds of questions before the ends; after them one of the first is hidden, and none of the second."""
-    scores = [ScoreReport(early=4, began=100, ended=103), ScoreReport(early=2, began=101, ended=102)]
+    """Six seconds of questions before the ends; after them one of the first is hidden, and none of
+    the second."""
+    scores = [
+        ScoreReport(early=4, began=100, ended=103),
+        ScoreReport(early=2, began=101, ended=102),
+    ]
     metrics = scores_of([3, 1], [0, 0], scores)
     assert metrics["hidden_ratio"] == pytest.approx(7 / 10)
     assert (metrics["score_seconds_mean"], metrics["waited"]) == (2, 2)
@@ -265,12 +308,20 @@ def test_responses_nobody_was_asked_about_do_not_count():
     """They are empty, or have no report."""
     scores = [ScoreReport(), ScoreReport(computed=9, began=50, ended=52), None]
     metrics = scores_of([3, 3, 3], [0, 0, 0], scores)
-    assert (metrics["score_seconds_mean"], metrics["waited"], metrics["computed_tokens"]) == (2, 2, 9)
+    assert (metrics["score_seconds_mean"], metrics["waited"], metrics["computed_tokens"]) == (
+        2,
+        2,
+        9,
+    )
 
 
 @pytest.mark.parametrize("scores", [[None, None], [ScoreReport(), ScoreReport()]])
 def test_where_nobody_was_asked_there_are_no_times(scores):
-    assert scores_of([3, 1], [0, 4], scores) == {"missing_ratio": 0.5, "late_answers": 0, "failed_answers": 0}
+    assert scores_of([3, 1], [0, 4], scores) == {
+        "missing_ratio": 0.5,
+        "late_answers": 0,
+        "failed_answers": 0,
+    }
 
 
 def test_scores_that_took_no_time_have_finite_metrics():

@@ -11,12 +11,26 @@ import torch
 from recipe.prune_opd.method.drift import reliability
 from recipe.prune_opd.method.pruning import Drift, Pruned
 from recipe.prune_opd.method.reward import Scores, TopK, TopKReward
-from recipe.prune_opd.records.files import STEPS, Records, read_lines, read_samples, read_steps, rewound, sampled_steps
+from recipe.prune_opd.records.files import (
+    STEPS,
+    Records,
+    read_lines,
+    read_samples,
+    read_steps,
+    rewound,
+    sampled_steps,
+)
 from recipe.prune_opd.records.metrics import COLUMNS, step_record
-from recipe.prune_opd.records.positions import BUCKETS, BY_POSITION, bucket_edges, by_position, position_sums
+from recipe.prune_opd.records.positions import (
+    BUCKETS,
+    BY_POSITION,
+    bucket_edges,
+    by_position,
+    position_sums,
+)
 from recipe.prune_opd.records.samples import chosen, token_data
 
-# ------------------------------------------------------------------------------------------------ positions
+# ---------------------------------------------------------------------------------------- positions
 
 
 @pytest.mark.parametrize("longest", [1, 2, 3, 8, 96, 227, 512, 513, 1024, 12288, 31744, 131072])
@@ -36,7 +50,8 @@ def test_buckets_double_with_the_position():
 
 
 def sums_of(mask, overlap, events, edges, base=0.25):
-    """With a reward of two candidates of -1 each, a student sure of one token and a teacher torn between two."""
+    """With a reward of two candidates of -1 each, a student sure of one token and a teacher torn
+    between two."""
     weights = reliability(events, mask, w_drop=0.5, w_base=base)
     reward = -torch.ones(*mask.shape, 2)
     sure = torch.tensor([0.0, -torch.inf]).expand(*mask.shape, 2)
@@ -48,7 +63,8 @@ def sums_of(mask, overlap, events, edges, base=0.25):
 
 
 def test_sums_by_hand():
-    """Two responses of four and two tokens in buckets of one, two and one positions; what is masked is garbage."""
+    """Two responses of four and two tokens in buckets of one, two and one positions; what is masked
+    is garbage."""
     nan = math.nan
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     overlap = torch.tensor([[1.0, 0.5, 0.0, 0.25], [0.5, 0.5, nan, nan]])
@@ -58,7 +74,9 @@ def test_sums_by_hand():
     assert sums.dtype == torch.float32
     first, second = (row.view(len(BY_POSITION), 3).tolist() for row in sums)
     log2 = math.log(2)
-    assert {name: pytest.approx(values) for name, values in zip(BY_POSITION, first, strict=True)} == {
+    assert {
+        name: pytest.approx(values) for name, values in zip(BY_POSITION, first, strict=True)
+    } == {
         "tokens": [1, 2, 1],
         "overlap": [1, 0.5, 0.25],
         "events": [0, 1, 1],
@@ -114,18 +132,23 @@ def test_sums_do_not_depend_on_padding():
     wider = [torch.nn.functional.pad(value.float(), (0, 7)) for value in (mask, overlap, events)]
     edges = bucket_edges(50)
     torch.testing.assert_close(
-        sums_of(wider[0].bool(), wider[1], wider[2].bool(), edges), sums_of(mask, overlap, events, edges)
+        sums_of(wider[0].bool(), wider[1], wider[2].bool(), edges),
+        sums_of(mask, overlap, events, edges),
     )
 
 
-# ------------------------------------------------------------------------------------------------ the line of a step
+# ------------------------------------------------------------------------------- the line of a step
 
 EDGES = [0, 4, 8, 16]
 
 
 def rows_of(*responses: dict[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of responses: columns as given; tokens fill the buckets, each with overlap .5 and reliability 1."""
-    sums, positions = torch.zeros(len(responses), len(COLUMNS)), torch.zeros(len(responses), len(BY_POSITION), 3)
+    """Sums of responses: columns as given; tokens fill the buckets, each with overlap .5 and
+    reliability 1."""
+    sums, positions = (
+        torch.zeros(len(responses), len(COLUMNS)),
+        torch.zeros(len(responses), len(BY_POSITION), 3),
+    )
     for row, given in enumerate(responses):
         for name, value in given.items():
             sums[row, COLUMNS.index(name)] = value
@@ -138,7 +161,8 @@ def rows_of(*responses: dict[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_step_by_hand():
-    """One ended by itself, one was cut by the limit, one was stopped by the gate, of one nothing was scored."""
+    """One ended by itself, one was cut by the limit, one was stopped by the gate, of one nothing
+    was scored."""
     sums, positions = rows_of(
         {"tokens": 3, "effective_length": 3, "ended": 1},
         {"tokens": 6, "effective_length": 5, "missing": 1},
@@ -156,8 +180,13 @@ def test_a_step_by_hand():
         "reliable": 3 + 5 + 4,
         "saved": (16 - 7) * 3,  # the first would not have been longer
     }
-    assert {name: record["length"][name] for name in ("min", "max", "mean")} == {"min": 3, "max": 7, "mean": 5.25}
-    assert record["effective_length"]["mean"] == 4  # as the budget counts: without the one of which nothing is known
+    assert {name: record["length"][name] for name in ("min", "max", "mean")} == {
+        "min": 3,
+        "max": 7,
+        "mean": 5.25,
+    }
+    # As the budget counts: without the one of which nothing is known.
+    assert record["effective_length"]["mean"] == 4
     assert record["effective_length"]["q50"] == 4
     assert record["positions"]["edges"] == [0, 4, 8]  # what nobody reached is not written
     assert record["positions"]["tokens"] == [11, 2]
@@ -189,7 +218,7 @@ def test_what_is_not_finite_becomes_null():
     json.dumps(record, allow_nan=False)
 
 
-# ------------------------------------------------------------------------------------------------ samples
+# ------------------------------------------------------------------------------------------ samples
 
 
 def test_samples_go_from_the_least_reliable_to_the_most():
@@ -204,12 +233,18 @@ IDS = torch.tensor([[[7, 8, 9], [8, 7, 9], [9, 8, 7]]])
 LOG_PROBS = torch.tensor([[[-0.1, -2.0, -3.0], [-0.5, -1.0, -torch.inf], [-0.2, -1.5, -9.0]]])
 
 
-def sample(topk: int = 2, student: TopK | None = None, overlap: tuple[float, ...] = (1.0, 0.5, 0.0)) -> dict:
+def sample(
+    topk: int = 2, student: TopK | None = None, overlap: tuple[float, ...] = (1.0, 0.5, 0.0)
+) -> dict:
     """Three tokens, the second an event, the last without the teacher's score."""
     own, teacher = student or TopK(IDS, LOG_PROBS), TopK(IDS.flip(2), LOG_PROBS)
     mask, events = torch.tensor([[True, True, False]]), torch.tensor([[False, True, False]])
-    drift = Drift(mask, torch.tensor([overlap]), events, reliability(events, mask, w_drop=0.01, w_base=0.5))
-    return token_data(Scores(torch.tensor([[7, 8, 7]]), own, teacher), drift, topk, lambda token: f"<{token}>")
+    drift = Drift(
+        mask, torch.tensor([overlap]), events, reliability(events, mask, w_drop=0.01, w_base=0.5)
+    )
+    return token_data(
+        Scores(torch.tensor([[7, 8, 7]]), own, teacher), drift, topk, lambda token: f"<{token}>"
+    )
 
 
 def test_a_sample_by_hand():
@@ -239,7 +274,7 @@ def test_a_sample_of_a_broken_model_can_be_written():
     json.dumps(found, allow_nan=False)
 
 
-# ------------------------------------------------------------------------------------------------ files
+# -------------------------------------------------------------------------------------------- files
 
 
 def line(value: float = 0.0) -> dict:

@@ -100,7 +100,9 @@ def test_verl_takes_the_teachers_configuration(config, monkeypatch, engine):
     seen = []
     config.prune_opd.teacher.server.engine = engine
     monkeypatch.setattr(RolloutReplicaRegistry, "_registry", dict(RolloutReplicaRegistry._registry))
-    monkeypatch.setattr("verl_ext.rollout.teacher_pool.MultiTeacherModelManager", lambda **given: seen.append(given))
+    monkeypatch.setattr(
+        "verl_ext.rollout.teacher_pool.MultiTeacherModelManager", lambda **given: seen.append(given)
+    )
     for key, value in GIVEN.items():
         OmegaConf.update(config, key, value, force_add=True)
     before = copy.deepcopy(config)
@@ -112,22 +114,31 @@ def test_verl_takes_the_teachers_configuration(config, monkeypatch, engine):
     (teacher,) = distillation.teacher_models.values()
     assert (distillation.n_gpus_per_node, distillation.nnodes, teacher.world_size) == (6, 1, 6)
     inference = teacher.inference
-    assert (inference.max_model_len, inference.tensor_model_parallel_size, inference.dtype) == (801, 2, "float16")
+    assert (inference.max_model_len, inference.tensor_model_parallel_size, inference.dtype) == (
+        801,
+        2,
+        "float16",
+    )
     assert (inference.enable_prefix_caching, inference.free_cache_engine) == (True, False)
     assert (inference.logprobs_mode, inference.temperature) == ("raw_logprobs", 1)
-    arguments = {"vllm": {"block_size": 16, "max_logprobs": 24}, "sglang": {"chunked_prefill_size": 4096}}[engine]
+    arguments = {
+        "vllm": {"block_size": 16, "max_logprobs": 24},
+        "sglang": {"chunked_prefill_size": 4096},
+    }[engine]
     assert inference.name == engine
     assert inference.engine_kwargs == {engine: arguments | {"swap_space": 1}}
 
 
-# ------------------------------------------------------------------------------------------------ behind URLs
+# -------------------------------------------------------------------------------------- behind URLs
 
 
 URLS, KEY = ["http://10.0.0.1:8000", "https://teacher.example"], "TEST_TEACHER_KEY"
 
 
 def behind(**given: object) -> TeacherConfig:
-    return TeacherConfig(path="org/teacher", home="url", url=TeacherUrlConfig(**{"urls": URLS} | given))
+    return TeacherConfig(
+        path="org/teacher", home="url", url=TeacherUrlConfig(**{"urls": URLS} | given)
+    )
 
 
 def test_a_client_has_all_the_settings(monkeypatch, tmp_path):
@@ -164,6 +175,8 @@ def test_a_key_that_is_not_there_is_missed_in_one_sentence(monkeypatch, value):
     monkeypatch.delenv(KEY, raising=False)
     if value is not None:
         monkeypatch.setenv(KEY, value)
-    with pytest.raises(ValueError, match=rf"^prune_opd\.teacher\.url\.api_key_env: .* {KEY}\b") as refused:
+    with pytest.raises(
+        ValueError, match=rf"^prune_opd\.teacher\.url\.api_key_env: .* {KEY}\b"
+    ) as refused:
         url_teacher(behind(api_key_env=KEY))
     assert "\n" not in str(refused.value)

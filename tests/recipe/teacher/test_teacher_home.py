@@ -17,11 +17,24 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from recipe.prune_opd.checks.settings import check_settings
-from recipe.prune_opd.config import BudgetConfig, GateConfig, PruneOPDConfig, TeacherConfig, TeacherUrlConfig
+from recipe.prune_opd.config import (
+    BudgetConfig,
+    GateConfig,
+    PruneOPDConfig,
+    TeacherConfig,
+    TeacherUrlConfig,
+)
 from recipe.prune_opd.records.metrics import COLUMNS
 from recipe.prune_opd.records.reports import REPORT, GateReport
 from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
-from recipe.prune_opd.training.fields import EXTRA, MODEL_FIELDS, SUMS, advantage_fields, served_fields, teacher_fields
+from recipe.prune_opd.training.fields import (
+    EXTRA,
+    MODEL_FIELDS,
+    SUMS,
+    advantage_fields,
+    served_fields,
+    teacher_fields,
+)
 from recipe.prune_opd.training.trainer import STATE_FILE, PruneOPDTrainer
 from recipe.prune_opd.training.worker import PruneOPDWorker
 from verl_ext.rollout.scoring import ScoreReport
@@ -46,7 +59,7 @@ def trainer_of(prune_opd: PruneOPDConfig, step: int = 5, **values: Any) -> Prune
     return trainer
 
 
-# ------------------------------------------------------------------------------------------------ roles
+# -------------------------------------------------------------------------------------------- roles
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +104,25 @@ URL = {
     ],
     ids=["worker_group", "gate", "server", "both", "url"],
 )
-def test_without_a_teacher_in_the_worker_group_there_is_no_reference_model(composed, settings, role, lora):
+def test_without_a_teacher_in_the_worker_group_there_is_no_reference_model(
+    composed, settings, role, lora
+):
     classes, pools = roles_of(composed, actor_rollout_ref__model__lora_rank=lora, **settings)
     assert classes == {role: PruneOPDWorker}
     assert pools.mapping[role] == "global_pool"
-    assert not {Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy} - {role} & pools.mapping.keys()
+    assert (
+        not {Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy} - {role}
+        & pools.mapping.keys()
+    )
     started = settings not in ({}, URL)
     assert pools.mapping.get(Role.TeacherModel) == ("teacher_pool" if started else None)
     expected = {"global_pool": [4]} | ({"teacher_pool": [3]} if started else {})
     assert pools.resource_pool_spec == expected
 
 
-@pytest.mark.parametrize(("home", "gate"), [("server", False), ("server", True), ("worker_group", True)])
+@pytest.mark.parametrize(
+    ("home", "gate"), [("server", False), ("server", True), ("worker_group", True)]
+)
 def test_the_rollout_reaches_the_teachers_servers(home: str, gate: bool):
     made: list[tuple[type, dict[str, Any]]] = []
     trainer = trainer_of(
@@ -110,8 +130,12 @@ def test_the_rollout_reaches_the_teachers_servers(home: str, gate: bool):
         config="config",
         teacher_vocab_size=77,
         teacher_servers="servers",
-        teacher_pool=SimpleNamespace(client=lambda config, servers: f"client of {servers} under {config}"),
-        llm_server_manager=SimpleNamespace(get_client=lambda kind, **given: made.append((kind, given))),
+        teacher_pool=SimpleNamespace(
+            client=lambda config, servers: f"client of {servers} under {config}"
+        ),
+        llm_server_manager=SimpleNamespace(
+            get_client=lambda kind, **given: made.append((kind, given))
+        ),
     )
     trainer.get_llm_client()
     ((kind, given),) = made
@@ -126,7 +150,9 @@ def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
     prune_opd = prune_opd_of("url", model="M", api="sglang", api_key_env="TEST_TEACHER_KEY")
     made: list[tuple[type, dict[str, Any]]] = []
     manager = SimpleNamespace(get_client=lambda kind, **given: made.append((kind, given)))
-    trainer_of(prune_opd, config="config", teacher_vocab_size=77, llm_server_manager=manager).get_llm_client()
+    trainer_of(
+        prune_opd, config="config", teacher_vocab_size=77, llm_server_manager=manager
+    ).get_llm_client()
     ((kind, given),) = made
     assert kind is TeachingClient
     assert given.pop("teacher") == UrlTeacher(["http://10.0.0.1:8000"], "M", "sglang", "secret")
@@ -138,7 +164,9 @@ def test_a_teacher_in_the_worker_group_needs_no_client(monkeypatch):
     assert trainer_of(prune_opd_of("worker_group")).get_llm_client() == "verl's own"
 
 
-@pytest.mark.parametrize(("enable", "chunk", "warned"), [(True, 1, 1), (True, 64, 0), (True, None, 0), (False, 1, 0)])
+@pytest.mark.parametrize(
+    ("enable", "chunk", "warned"), [(True, 1, 1), (True, 64, 0), (True, None, 0), (False, 1, 0)]
+)
 def test_a_small_chunk_is_warned_of_at_start(caplog, capsys, enable, chunk, warned):
     config = prune_opd_of("worker_group")
     config.gate = GateConfig(enable=enable, chunk=chunk)
@@ -146,13 +174,17 @@ def test_a_small_chunk_is_warned_of_at_start(caplog, capsys, enable, chunk, warn
     trainer.budget = BudgetConfig(init=129, min=1, max=129).build(129)
     trainer._announce(None)
     assert capsys.readouterr().out.startswith("Prune-OPD\n")
-    assert [message.split(":")[0] for message in caplog.messages] == ["prune_opd.gate.chunk"] * warned
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "prune_opd.gate.chunk"
+    ] * warned
 
 
-# ------------------------------------------------------------------------------------------------ passes
+# ------------------------------------------------------------------------------------------- passes
 
 
-def passes_of(prune_opd: PruneOPDConfig) -> tuple[list[tuple[str, tuple[str, ...]]], SimpleNamespace]:
+def passes_of(
+    prune_opd: PruneOPDConfig,
+) -> tuple[list[tuple[str, tuple[str, ...]]], SimpleNamespace]:
     calls: list[tuple[str, tuple[str, ...]]] = []
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"temperature": 0.7}}})
     trainer = trainer_of(prune_opd, config=config)
@@ -170,12 +202,16 @@ def test_the_servers_answers_take_the_place_of_the_teachers_pass(strategy: str, 
     assert served[0] == ("read_served_scores", served_fields(config))
     assert scored[0] == ("compute_ref_log_prob", teacher_fields(config))
     assert served[1:] == scored[1:]
-    assert [method for method, _ in served[1:]] == ["compute_student_on_teacher"] * (strategy == "only_tch")
+    assert [method for method, _ in served[1:]] == ["compute_student_on_teacher"] * (
+        strategy == "only_tch"
+    )
     assert batch.extra_info == ({"temperature": 0.7} if strategy == "only_tch" else {})
 
 
 @pytest.mark.parametrize("home", ["worker_group", "server"])
-def test_the_students_pass_fetches_what_a_pass_needs_and_nothing_of_the_teacher(monkeypatch, home: str):
+def test_the_students_pass_fetches_what_a_pass_needs_and_nothing_of_the_teacher(
+    monkeypatch, home: str
+):
     asked = []
 
     def stock(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
@@ -188,7 +224,7 @@ def test_the_students_pass_fetches_what_a_pass_needs_and_nothing_of_the_teacher(
     assert asked == [list(MODEL_FIELDS)]
 
 
-# ------------------------------------------------------------------------------------------------ missing scores
+# ----------------------------------------------------------------------------------- missing scores
 
 
 def sums_of(tokens: int, missing: int = 0) -> torch.Tensor:
@@ -199,12 +235,17 @@ def sums_of(tokens: int, missing: int = 0) -> torch.Tensor:
 
 
 def step(
-    trainer: PruneOPDTrainer, rows: list[torch.Tensor], scores: list[ScoreReport | None], padding: int = 0
+    trainer: PruneOPDTrainer,
+    rows: list[torch.Tensor],
+    scores: list[ScoreReport | None],
+    padding: int = 0,
 ) -> dict[str, Any]:
     """Metrics of a batch, its last responses being padding."""
     fields = {SUMS: TensorDict({SUMS: torch.stack(rows)}, batch_size=len(rows))}
     extra = TensorDict({}, batch_size=len(rows))
-    given = [{SCORE_REPORT: vars(score), REPORT: vars(GateReport())} if score else {} for score in scores]
+    given = [
+        {SCORE_REPORT: vars(score), REPORT: vars(GateReport())} if score else {} for score in scores
+    ]
     tu.assign_non_tensor_stack(extra, EXTRA, given)
     fields[EXTRA] = extra
     tags = [{"response_len": 10, "is_padding": i >= len(rows) - padding} for i in range(len(rows))]
@@ -219,11 +260,17 @@ def step(
 
 @pytest.mark.parametrize("gate", [False, True])
 def test_a_step_tells_how_the_servers_did(gate: bool):
-    scores = [ScoreReport(late=1, computed=20, began=1, ended=3), ScoreReport(failed=2, computed=10, began=2, ended=4)]
-    padding = ScoreReport(late=9, failed=9, computed=99, began=1, ended=99)  # verl copies a response's
+    scores = [
+        ScoreReport(late=1, computed=20, began=1, ended=3),
+        ScoreReport(failed=2, computed=10, began=2, ended=4),
+    ]
+    # Verl copies a response's.
+    padding = ScoreReport(late=9, failed=9, computed=99, began=1, ended=99)
     rows = [sums_of(10), sums_of(8, missing=2), sums_of(1, missing=90)]
     metrics = step(trainer_of(prune_opd_of(gate=gate)), rows, [*scores, padding], padding=1)
-    found = {name.rpartition("/")[2]: value for name, value in metrics.items() if "/teacher/" in name}
+    found = {
+        name.rpartition("/")[2]: value for name, value in metrics.items() if "/teacher/" in name
+    }
     assert found["missing_ratio"] == pytest.approx(0.1)
     assert (found["late_answers"], found["failed_answers"], found["computed_tokens"]) == (1, 2, 30)
     assert found["waited"] == 2
@@ -240,8 +287,14 @@ def test_a_step_with_too_many_missing_ends_before_it_changes_anything(monkeypatc
     monkeypatch.setattr(trainer, "_save_before_step", lambda: "saved", raising=False)
     before = trainer.budget.state_dict()
     rows = [sums_of(10), sums_of(5, missing=6)]
-    with pytest.raises(RuntimeError, match=r"^step 5: 28\.6% of the tokens lack the teacher's score"):
-        step(trainer, rows, [None, ScoreReport(failed=3, missing=6, began=1, ended=2, error="NoServer: gone")])
+    with pytest.raises(
+        RuntimeError, match=r"^step 5: 28\.6% of the tokens lack the teacher's score"
+    ):
+        step(
+            trainer,
+            rows,
+            [None, ScoreReport(failed=3, missing=6, began=1, ended=2, error="NoServer: gone")],
+        )
     assert trainer.budget.state_dict() == before
     step(trainer, [sums_of(10), sums_of(10, missing=6)], [None, None])
     assert trainer.budget.state_dict() != before
@@ -263,24 +316,33 @@ def missing(ratio: float, late: float = 0.0, failed: float = 0.0) -> dict[str, f
     return {f"prune_opd/teacher/{name}": value for name, value in given.items()}
 
 
-ERRORS = [None, ScoreReport(error="first"), ScoreReport(), ScoreReport(error="RuntimeError: out of memory")]
+ERRORS = [
+    None,
+    ScoreReport(error="first"),
+    ScoreReport(),
+    ScoreReport(error="RuntimeError: out of memory"),
+]
 
 
 @pytest.mark.parametrize(
-    ("scores", "error"), [(ERRORS, "RuntimeError: out of memory"), ([None], "rows that are not finite")]
+    ("scores", "error"),
+    [(ERRORS, "RuntimeError: out of memory"), ([None], "rows that are not finite")],
 )
 def test_too_many_missing_scores_end_the_run(scores: list[ScoreReport | None], error: str):
     trainer = trainer_of(prune_opd_of())
     trainer._save_before_step = lambda: "the state is in FOLDER"
     with pytest.raises(RuntimeError) as ended:
         trainer._refuse_missing(missing(0.26, late=2, failed=7), scores)
-    assert str(ended.value) == (
-        "step 5: 26.0% of the tokens lack the teacher's score, allowed: prune_opd.teacher.max_missing=25.0%; "
-        f"2 answers were late, 7 failed, the last error: {error}; the state is in FOLDER"
+    assert (
+        str(ended.value) == "step 5: 26.0% of the tokens lack the teacher's score, allowed:"
+        " prune_opd.teacher.max_missing=25.0%; 2 answers were late, 7 failed, the last error:"
+        f" {error}; the state is in FOLDER"
     )
 
 
-@pytest.mark.parametrize("given", [missing(0.25), missing(0.001, late=1), missing(0, late=1), missing(0, failed=1)])
+@pytest.mark.parametrize(
+    "given", [missing(0.25), missing(0.001, late=1), missing(0, late=1), missing(0, failed=1)]
+)
 def test_up_to_the_bound_missing_scores_are_a_warning(caplog, given: dict[str, float]):
     trainer = trainer_of(prune_opd_of())
     trainer._save_before_step = lambda: pytest.fail("nothing is to be saved")
@@ -289,7 +351,9 @@ def test_up_to_the_bound_missing_scores_are_a_warning(caplog, given: dict[str, f
     (record,) = caplog.records
     said = record.getMessage()
     assert said.startswith("step 5: the teacher was late ")
-    assert f"{100 * given['prune_opd/teacher/missing_ratio']:.2f}% of the tokens have no score" in said
+    assert (
+        f"{100 * given['prune_opd/teacher/missing_ratio']:.2f}% of the tokens have no score" in said
+    )
     assert said.endswith("RuntimeError: out of memory")
 
 
@@ -299,14 +363,17 @@ def test_where_nothing_is_missing_nothing_is_said(caplog):
     assert not caplog.records
 
 
-# ------------------------------------------------------------------------------------------------ state before a step
+# ------------------------------------------------------------------------------ state before a step
 
 
 PROMPTS, BATCH = 10, 2
 
 
 def collate(rows: list[int]) -> dict[str, Any]:
-    return {"raw_prompt": np.array([f"p{row}" for row in rows], dtype=object), "number": torch.tensor(rows)}
+    return {
+        "raw_prompt": np.array([f"p{row}" for row in rows], dtype=object),
+        "number": torch.tensor(rows),
+    }
 
 
 @pytest.fixture
@@ -331,13 +398,17 @@ def start(tmp_path) -> Callable[..., PruneOPDTrainer]:
             prune_opd_of(),
             step=0,
             config=OmegaConf.create(config),
-            train_dataloader=StatefulDataLoader(list(range(PROMPTS)), batch_size=BATCH, collate_fn=collate),
+            train_dataloader=StatefulDataLoader(
+                list(range(PROMPTS)), batch_size=BATCH, collate_fn=collate
+            ),
             train_dataloader_it=None,
             use_critic=False,
             trainer_mode="sync",
             saved=saved,
             actor_rollout_wg=SimpleNamespace(
-                save_checkpoint=lambda local, remote, step, max_ckpt_to_keep: saved.append((local, step)),
+                save_checkpoint=lambda local, remote, step, max_ckpt_to_keep: saved.append(
+                    (local, step)
+                ),
                 load_checkpoint=lambda local_path, del_local_after_load: None,
             ),
             checkpoint_callback=SimpleNamespace(on_save=lambda **given: None),
@@ -414,7 +485,8 @@ def test_a_checkpoint_of_an_earlier_step_does_not_do(start, tmp_path):
 
 
 def test_what_an_older_run_left_in_the_folder_is_not_this_runs_state(start, tmp_path):
-    """A checkpoint of the same step that is whole, but of other weights, other data and another limit."""
+    """A checkpoint of the same step that is whole, but of other weights, other data and another
+    limit."""
     older = start()
     advance(older, 2)
     numbers(older)
@@ -448,7 +520,9 @@ def test_before_the_first_step_there_is_nothing_to_save(start, tmp_path):
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_the_first_step_after_a_resume_goes_back_to_where_it_came_from(start, tmp_path, named: bool):
+def test_the_first_step_after_a_resume_goes_back_to_where_it_came_from(
+    start, tmp_path, named: bool
+):
     """A checkpoint that was loaded counts as one that was saved."""
     first, folder = start(), tmp_path / "global_step_4"
     advance(first, 4)

@@ -15,7 +15,13 @@ from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
 
 from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.records.reports import REPORT, GateReport
-from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS, is_missing, log_probs_of, served_rows
+from recipe.prune_opd.teacher.answers import (
+    SERVED_IDS,
+    SERVED_LOG_PROBS,
+    is_missing,
+    log_probs_of,
+    served_rows,
+)
 from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
 from verl_ext.rollout.rows import Score, TopKRows
 from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
@@ -35,14 +41,17 @@ def test_every_module_can_be_the_first(module: str):
     assert run.returncode == 0, run.stderr[-2000:]
 
 
-# ------------------------------------------------------------------------------------------------ rows
+# --------------------------------------------------------------------------------------------- rows
 
 
 @pytest.mark.parametrize("before", [(0, 0, 0), (2, 0, 5), (127, 1, 3)])
 def test_rows_of_the_response_are_the_last_ones(before: tuple[int, ...]):
     lengths = (4, 1, 3)
     numbers = iter(range(1000))
-    blocks = [torch.tensor([[next(numbers), -1] for _ in range(n + m)]) for n, m in zip(before, lengths, strict=True)]
+    blocks = [
+        torch.tensor([[next(numbers), -1] for _ in range(n + m)])
+        for n, m in zip(before, lengths, strict=True)
+    ]
     responses = jagged([torch.zeros(length) for length in lengths])
     rows = served_rows(jagged(blocks), responses)
     expected = [block[n:] for block, n in zip(blocks, before, strict=True)]
@@ -59,7 +68,9 @@ def test_a_padding_row_of_verl_has_rows_of_its_own_length():
     }
     padding, _ = construct_minimal_padding_template(sample, {}, eos_token_id=1)
     responses = jagged([sample["responses"], padding["responses"]])
-    log_probs = served_rows(jagged([sample[SERVED_LOG_PROBS], padding[SERVED_LOG_PROBS]]), responses)
+    log_probs = served_rows(
+        jagged([sample[SERVED_LOG_PROBS], padding[SERVED_LOG_PROBS]]), responses
+    )
     ids = served_rows(jagged([sample[SERVED_IDS], padding[SERVED_IDS]]), responses)
     assert ids.offsets().tolist() == log_probs.offsets().tolist() == responses.offsets().tolist()
     assert is_missing(log_probs.values()).tolist() == [True] * len(RESPONSE) + [False]
@@ -85,7 +96,7 @@ def test_a_token_is_missing_if_its_best_candidate_is_impossible():
     assert is_missing(log_probs.reshape(2, 2, 2)).tolist() == [[False, False], [True, False]]
 
 
-# ------------------------------------------------------------------------------------------------ client
+# ------------------------------------------------------------------------------------------- client
 
 
 def rows_of(count: int, first: int = 0) -> TopKRows:
@@ -118,7 +129,9 @@ class Teacher:
         return Score(rows_of(count), sampled, 9)
 
 
-def client_of(teacher: Teacher, strategy: str = "intersection", workers: int = 1, **given: Any) -> TeachingClient:
+def client_of(
+    teacher: Teacher, strategy: str = "intersection", workers: int = 1, **given: Any
+) -> TeachingClient:
     rollout = SimpleNamespace(agent=SimpleNamespace(num_workers=workers))
     config = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=rollout))
     settings = TeacherConfig(path="T", home="server", **given)
@@ -128,11 +141,16 @@ def client_of(teacher: Teacher, strategy: str = "intersection", workers: int = 1
 
 def output_of(response: list[int] = RESPONSE) -> AgentLoopOutput:
     return AgentLoopOutput(
-        prompt_ids=PROMPT, response_ids=response, response_mask=[1] * len(response), metrics=AgentLoopMetrics()
+        prompt_ids=PROMPT,
+        response_ids=response,
+        response_mask=[1] * len(response),
+        metrics=AgentLoopMetrics(),
     )
 
 
-def taught(client: TeachingClient, known: TopKRows | None = None, response: list[int] = RESPONSE) -> dict[str, Any]:
+def taught(
+    client: TeachingClient, known: TopKRows | None = None, response: list[int] = RESPONSE
+) -> dict[str, Any]:
     """Fields a response has when it has been taught, next to those it had."""
     output = output_of(response)
     gate = GateReport(asked=5.0, waited=2.0, teacher_tokens=11)
@@ -188,7 +206,9 @@ def test_where_a_gate_knows_too_little_the_whole_is_asked(count: int):
     assert teacher.questions == [(PROMPT + RESPONSE, 2, K)]
 
 
-@pytest.mark.parametrize(("strategy", "width"), [("only_tch", K), ("intersection", K), ("sampled", K + 1)])
+@pytest.mark.parametrize(
+    ("strategy", "width"), [("only_tch", K), ("intersection", K), ("sampled", K + 1)]
+)
 def test_without_an_answer_the_fields_are_there_all_the_same(strategy: str, width: int):
     teacher = Teacher(RuntimeError("lost"))
     extra = taught(client_of(teacher, strategy, retries=1))
@@ -208,7 +228,8 @@ def test_an_empty_response_has_no_rows(strategy: str, width: int):
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "workers", "most"), [(6, 2, 3), (7, 2, 4), (4, 4, 1), (9, 4, 3), (2, 8, 1), (5, 1, 5)]
+    ("concurrency", "workers", "most"),
+    [(6, 2, 3), (7, 2, 4), (4, 4, 1), (9, 4, 3), (2, 8, 1), (5, 1, 5)],
 )
 def test_workers_share_the_bound(concurrency: int, workers: int, most: int):
     teacher = Teacher()

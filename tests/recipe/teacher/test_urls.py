@@ -1,4 +1,5 @@
-"""The start check of a teacher behind URLs, with servers that answer what the test says. Real ones: e2e/test_url.py."""
+"""The start check of a teacher behind URLs, with servers that answer what the test says. Real ones:
+e2e/test_url.py."""
 
 import logging
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ from recipe.prune_opd.teacher import urls
 from verl_ext.rollout.url_teacher import UrlTeacher
 
 STUDENT = SimpleNamespace(
-    tokens={i: f"<{i}>" for i in range(100)}, tokenizer=SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")
+    tokens={i: f"<{i}>" for i in range(100)},
+    tokenizer=SimpleNamespace(decode=lambda ids: f"<{ids[0]}>"),
 )
 
 
@@ -35,7 +37,9 @@ def check(monkeypatch: pytest.MonkeyPatch, url: str, key: str = "secret") -> Non
         ("http://localhost", "secret", False),
     ],
 )
-def test_a_key_that_others_can_read_on_its_way_is_warned_of(monkeypatch, caplog, url: str, key: str, warned: bool):
+def test_a_key_that_others_can_read_on_its_way_is_warned_of(
+    monkeypatch, caplog, url: str, key: str, warned: bool
+):
     with caplog.at_level(logging.WARNING, logger=urls.__name__):
         check(monkeypatch, url, key)
     assert (f"the API key is sent to {url} without encryption" in caplog.text) is warned

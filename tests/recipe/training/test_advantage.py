@@ -19,7 +19,9 @@ def test_the_plugin_registers_it(advantage):
 def test_it_is_the_reward_on_generated_tokens(advantage, dtype):
     reward = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1, 1, 0], [0, 1, 1]], dtype=dtype)
-    advantages, returns = advantage(token_level_rewards=reward, response_mask=mask, index=None, config=None)
+    advantages, returns = advantage(
+        token_level_rewards=reward, response_mask=mask, index=None, config=None
+    )
     assert torch.equal(advantages, reward * torch.tensor([[1, 1, 0], [0, 1, 1]]).unsqueeze(-1))
     assert torch.equal(returns, advantages)
 
@@ -28,5 +30,10 @@ def test_it_is_the_reward_on_generated_tokens(advantage, dtype):
 def test_rewards_of_another_trainer_are_refused_with_the_keys_to_set(advantage, shape):
     with pytest.raises(ValueError, match=r"\(B, T, K\)") as refused:
         advantage(token_level_rewards=torch.zeros(shape), response_mask=torch.ones(2, 3))
-    for part in ("algorithm.adv_estimator", "trainer.v1.trainer_mode=prune_opd", "trainer.use_v1=True", str(shape)):
+    for part in (
+        "algorithm.adv_estimator",
+        "trainer.v1.trainer_mode=prune_opd",
+        "trainer.use_v1=True",
+        str(shape),
+    ):
         assert part in str(refused.value)

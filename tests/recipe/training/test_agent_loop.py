@@ -36,11 +36,19 @@ class Engine:
 
 
 def run(
-    agent_loop, monkeypatch, sampling_params: dict[str, Any], manager: Any = None, tokens: int = 3, **kwargs
+    agent_loop,
+    monkeypatch,
+    sampling_params: dict[str, Any],
+    manager: Any = None,
+    tokens: int = 3,
+    **kwargs,
 ) -> tuple:
-    """Sampling parameters, other arguments and server manager of verl's loop, and what it returned."""
+    """Sampling parameters, other arguments and server manager of verl's loop, and what it
+    returned."""
     seen = []
-    output = SimpleNamespace(prompt_ids=[0] * PROMPT, response_ids=[0] * tokens, extra_fields={"turn_scores": []})
+    output = SimpleNamespace(
+        prompt_ids=[0] * PROMPT, response_ids=[0] * tokens, extra_fields={"turn_scores": []}
+    )
 
     async def stock(self, sampling_params, **kwargs):
         if isinstance(manager, Engine):
@@ -59,11 +67,15 @@ def run(
 @pytest.mark.parametrize("limit", [300, np.int64(300)])
 def test_a_training_prompt_is_limited(agent_loop, monkeypatch, limit):
     shared = {"temperature": 1.0, "max_tokens": 4096}
-    params, kwargs, *_ = run(agent_loop, monkeypatch, shared, raw_prompt=["p"], **{agent_loop.LIMIT: limit})
+    params, kwargs, *_ = run(
+        agent_loop, monkeypatch, shared, raw_prompt=["p"], **{agent_loop.LIMIT: limit}
+    )
     assert params == {"temperature": 1.0, "max_tokens": 300}
     assert type(params["max_tokens"]) is int
     assert kwargs == {"raw_prompt": ["p"]}
-    assert shared == {"temperature": 1.0, "max_tokens": 4096}, "one dict serves all samples of a prompt"
+    assert shared == {"temperature": 1.0, "max_tokens": 4096}, (
+        "one dict serves all samples of a prompt"
+    )
 
 
 def test_a_validation_prompt_is_not(agent_loop, monkeypatch):
@@ -80,7 +92,9 @@ class Teaching:
         class Client(agent_loop.TeachingClient):
             def __init__(self):
                 teacher = TeacherConfig(path="T", home=home)
-                self.prune_opd = PruneOPDConfig(teacher=teacher, strategy="intersection", gate=GateConfig(enable=gate))
+                self.prune_opd = PruneOPDConfig(
+                    teacher=teacher, strategy="intersection", gate=GateConfig(enable=gate)
+                )
                 self.taught: list[tuple[Any, Any]] = []
 
             async def teach(self, output: Any, known: Any = None) -> None:
@@ -158,9 +172,14 @@ def test_an_error_of_the_rollout_is_not_taught(agent_loop, monkeypatch):
         (None, None, 8, True),
     ],
 )
-def test_the_engine_says_what_is_cut(agent_loop, monkeypatch, reason, max_model_len, tokens, truncated):
+def test_the_engine_says_what_is_cut(
+    agent_loop, monkeypatch, reason, max_model_len, tokens, truncated
+):
     engine = Engine(reason, max_model_len)
-    assert run(agent_loop, monkeypatch, {}, engine, tokens=tokens)[3].extra_fields["truncated"] is truncated
+    assert (
+        run(agent_loop, monkeypatch, {}, engine, tokens=tokens)[3].extra_fields["truncated"]
+        is truncated
+    )
 
 
 def test_verls_own_loop_asks_through_what_hears(agent_loop):
@@ -186,7 +205,11 @@ def test_verls_own_loop_asks_through_what_hears(agent_loop):
     async def media(messages):
         return {}
 
-    loop.ct_build_initial_tokens, loop.ct_merge_assistant_token, loop.process_multi_modal_info = build, merge, media
+    loop.ct_build_initial_tokens, loop.ct_merge_assistant_token, loop.process_multi_modal_info = (
+        build,
+        merge,
+        media,
+    )
     loop.build_sglang_video_payload = lambda videos, inputs: None
     output = asyncio.run(loop.run({}, raw_prompt=[{"role": "user", "content": "1+1"}]))
     assert output.response_ids == [5, 6, 7]
@@ -213,7 +236,10 @@ def test_the_length_reaches_what_verl_dumps(agent_loop, monkeypatch, compose):
     config = compose("+recipe=prune_opd_eval", "prune_opd.teacher.path=T")
     extra = run(agent_loop, monkeypatch, {}, tokens=8)[3].extra_fields
     batch = TensorDict(
-        {"responses": torch.ones(1, 8, dtype=torch.int64), "attention_mask": torch.ones(1, 10, dtype=torch.int64)},
+        {
+            "responses": torch.ones(1, 8, dtype=torch.int64),
+            "attention_mask": torch.ones(1, 10, dtype=torch.int64),
+        },
         batch_size=1,
     )
     row = {
@@ -222,14 +248,21 @@ def test_the_length_reaches_what_verl_dumps(agent_loop, monkeypatch, compose):
         "extra_info": {"index": "AIME24-1"},
         "tool_extra_fields": extra,
     }
-    data = DataProto(batch=batch, non_tensor_batch={key: np.array([value], dtype=object) for key, value in row.items()})
+    data = DataProto(
+        batch=batch,
+        non_tensor_batch={key: np.array([value], dtype=object) for key, value in row.items()},
+    )
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: r"so \boxed{25}")
 
     async def grade():
-        return await NaiveRewardManager(config, tokenizer, get_custom_reward_fn(config)).run_single(data)
+        return await NaiveRewardManager(config, tokenizer, get_custom_reward_fn(config)).run_single(
+            data
+        )
 
     loop = asyncio.new_event_loop()
-    monkeypatch.setattr("verl.experimental.reward_loop.reward_manager.base.get_event_loop", lambda: loop)
+    monkeypatch.setattr(
+        "verl.experimental.reward_loop.reward_manager.base.get_event_loop", lambda: loop
+    )
     found = loop.run_until_complete(grade())
     assert found["reward_score"] == 1.0
     assert found["reward_extra_info"] == {

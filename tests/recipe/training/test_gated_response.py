@@ -21,7 +21,10 @@ from verl_ext.rollout.client import ScoringClient
 from verl_ext.rollout.rows import Chunk, Score, TopKRows
 
 K, VOCAB, PROMPT = 4, 1000, [900, 901, 902]
-LATE, LOST = TimeoutError("no answer within 5.0 s"), RuntimeError("Traceback of Ray\nRuntimeError: out of memory")
+LATE, LOST = (
+    TimeoutError("no answer within 5.0 s"),
+    RuntimeError("Traceback of Ray\nRuntimeError: out of memory"),
+)
 sleep = asyncio.sleep
 
 
@@ -31,18 +34,24 @@ class Text:
     def __init__(self, events: list[bool], seed: int = 0):
         rng = np.random.default_rng(seed)
         self.events, n = events, len(events)
-        ids = np.argsort(rng.random((n, 50)), axis=1)[:, : 2 * K].astype(np.int32)  # distinct within a token
-        shared = np.where(events, rng.integers(0, 3, n), rng.integers(3, K + 1, n))  # of 4; below 0.7 is an event
+        # Distinct within a token.
+        ids = np.argsort(rng.random((n, 50)), axis=1)[:, : 2 * K].astype(np.int32)
+        # Of 4; below 0.7 is an event.
+        shared = np.where(events, rng.integers(0, 3, n), rng.integers(3, K + 1, n))
         teacher = np.stack([row[K - s : 2 * K - s] for row, s in zip(ids, shared, strict=True)])
         falling = np.log([0.6, 0.3, 0.06, 0.04]).astype(np.float32)
         log_probs = np.tile(falling, (n, 1))
-        self.student, self.teacher = TopKRows(ids[:, :K], log_probs), TopKRows(rng.permuted(teacher, axis=1), log_probs)
+        self.student, self.teacher = (
+            TopKRows(ids[:, :K], log_probs),
+            TopKRows(rng.permuted(teacher, axis=1), log_probs),
+        )
         self.tokens = rng.integers(0, VOCAB, n).tolist()
         self.sampled = rng.standard_normal(n).astype(np.float32)
 
 
 class Response:
-    """Stands for ``FollowedResponse``: the text from where the request takes it up, in chunks of random size."""
+    """Stands for ``FollowedResponse``: the text from where the request takes it up, in chunks of
+    random size."""
 
     def __init__(self, student: "Student", begin: int, limit: int):
         self.student, self.begin, self.limit = student, begin, limit
@@ -82,7 +91,9 @@ class Response:
 class Student(TeachingClient):
     """Client of a rollout server that generates ``text``."""
 
-    def __init__(self, text: Text, teacher: Any, prune_opd: PruneOPDConfig, seed: int = 0, pauses: int = 2):
+    def __init__(
+        self, text: Text, teacher: Any, prune_opd: PruneOPDConfig, seed: int = 0, pauses: int = 2
+    ):
         super().__init__(config=None, prune_opd=prune_opd, teacher=teacher, vocab_size=VOCAB)
         self.text, self.rng, self.pauses = text, random.Random(seed), pauses
         self.chunk = prune_opd.gate.chunk_for(len(text.tokens))
@@ -111,10 +122,18 @@ class Student(TeachingClient):
 
 
 class Teacher:
-    """Stands for ``ScoringClient`` and its sequence; ``faults`` are raised instead of an answer, one a question."""
+    """Stands for ``ScoringClient`` and its sequence; ``faults`` are raised instead of an answer,
+    one a question."""
 
-    def __init__(self, text: Text, faults: tuple[Exception | None, ...] = (), seed: int = 0, pauses: int = 2):
-        self.text, self.faults, self.rng, self.pauses = text, list(faults), random.Random(seed), pauses
+    def __init__(
+        self, text: Text, faults: tuple[Exception | None, ...] = (), seed: int = 0, pauses: int = 2
+    ):
+        self.text, self.faults, self.rng, self.pauses = (
+            text,
+            list(faults),
+            random.Random(seed),
+            pauses,
+        )
         self.scored, self.computed, self.open = 0, 0, 0
         self.questions: list[tuple[int, int]] = []
         self.before: Callable[[], Coroutine[Any, Any, Any]] | None = None
@@ -211,11 +230,13 @@ def naps(monkeypatch) -> list[float]:
     return slept
 
 
-# ------------------------------------------------------------------------------------------------ the stop
+# ----------------------------------------------------------------------------------------- the stop
 
 
 @pytest.mark.parametrize("kind", [kind for kind in GATES if kind != "never"])
-@pytest.mark.parametrize("paces", [(0, 6), (6, 0), (3, 3)], ids=["slow_teacher", "slow_student", "alike"])
+@pytest.mark.parametrize(
+    "paces", [(0, 6), (6, 0), (3, 3)], ids=["slow_teacher", "slow_student", "alike"]
+)
 def test_stop_is_that_of_the_rule_on_the_whole_response(kind: str, paces: tuple[int, int]) -> None:
     rng, stops = random.Random(kind), 0
     for seed in range(60):
@@ -254,7 +275,9 @@ def test_a_response_without_drift_is_left_alone_and_scored_to_its_end() -> None:
 
 def test_drift_found_after_the_end_still_stops_the_response() -> None:
     text = Text([False] * 50 + [True] * 20)
-    report = check(generate(Student(text, Teacher(text, pauses=200), settings(), pauses=0)), text, 59)
+    report = check(
+        generate(Student(text, Teacher(text, pauses=200), settings(), pauses=0)), text, 59
+    )
     assert report.generated == 70
     assert report.waited > 0
 
@@ -278,12 +301,18 @@ def test_log_probs_are_returned_only_where_asked_for() -> None:
     text = Text([False] * 10)
     student = Student(text, Teacher(text), settings())
     params = {"max_tokens": 99, "logprobs": None}
-    output = asyncio.run(GatedGeneration(student).generate("r", prompt_ids=PROMPT, sampling_params=params))
+    output = asyncio.run(
+        GatedGeneration(student).generate("r", prompt_ids=PROMPT, sampling_params=params)
+    )
     assert output.log_probs is None
 
 
-@pytest.mark.parametrize(("given", "passed"), [({}, {}), ({"priority": 0}, {}), ({"priority": 3}, {"priority": 3})])
-def test_the_request_carries_k_the_chunk_and_a_priority(given: dict[str, int], passed: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("given", "passed"), [({}, {}), ({"priority": 0}, {}), ({"priority": 3}, {"priority": 3})]
+)
+def test_the_request_carries_k_the_chunk_and_a_priority(
+    given: dict[str, int], passed: dict[str, int]
+) -> None:
     text = Text([False] * 10)
     student = Student(text, Teacher(text), settings(chunk=32))
     generate(student, **given)
@@ -301,9 +330,13 @@ def test_a_chunk_that_is_not_given_follows_the_responses_limit(limit: int, chunk
 def test_the_nucleus_metric_looks_at_the_sampled_token() -> None:
     rng = random.Random(0)
     text = Text(drifting(rng, 300))
-    # The teacher's first two candidates have 0.9 of the mass, the third crosses 0.95, the fourth is out.
+    # The teacher's first two candidates have 0.9 of the mass, the third crosses 0.95, the fourth is
+    # out.
     columns = [rng.choice([3, None]) if event else rng.choice([0, 1, 2]) for event in text.events]
-    text.tokens = [VOCAB - 1 if c is None else int(row[c]) for row, c in zip(text.teacher.ids, columns, strict=True)]
+    text.tokens = [
+        VOCAB - 1 if c is None else int(row[c])
+        for row, c in zip(text.teacher.ids, columns, strict=True)
+    ]
     config = settings()
     config.drift.metric = "teacher_top_p_accept"
     stop = config.gate.build(config.drift.w_drop).feed(text.events)
@@ -314,8 +347,14 @@ def test_the_nucleus_metric_looks_at_the_sampled_token() -> None:
 def test_events_by_hand() -> None:
     log_probs = np.log([[0.6, 0.3, 0.06, 0.04]] * 3).astype(np.float32)
     student = TopKRows(np.array([[1, 2, 3, 4]] * 3, dtype=np.int32), log_probs)
-    teacher = TopKRows(np.array([[4, 3, 2, 9], [9, 8, 1, 2], [5, 6, 7, 8]], dtype=np.int32), log_probs)
-    assert find_events(DriftConfig().build(), student, teacher, [1, 9, 8]).tolist() == [False, True, True]
+    teacher = TopKRows(
+        np.array([[4, 3, 2, 9], [9, 8, 1, 2], [5, 6, 7, 8]], dtype=np.int32), log_probs
+    )
+    assert find_events(DriftConfig().build(), student, teacher, [1, 9, 8]).tolist() == [
+        False,
+        True,
+        True,
+    ]
     nucleus = DriftConfig(metric="teacher_top_p_accept", top_p=0.95).build()
     assert find_events(nucleus, student, teacher, [1, 9, 8]).tolist() == [True, False, True]
 
@@ -331,7 +370,11 @@ def test_prompts_with_more_than_text_are_refused(name: str) -> None:
 
 def test_no_image_is_no_reason_to_refuse() -> None:
     text = Text([False])
-    check(generate(Student(text, Teacher(text), settings()), image_data=None, video_data=[]), text, None)
+    check(
+        generate(Student(text, Teacher(text), settings()), image_data=None, video_data=[]),
+        text,
+        None,
+    )
 
 
 def test_the_client_itself_stays_ungated() -> None:
@@ -342,7 +385,9 @@ def test_the_client_itself_stays_ungated() -> None:
 def test_what_the_teacher_said_is_kept_from_the_start_on(stops: bool) -> None:
     for seed in range(10):
         text = Text([False] * 30 + [stops] * 70, seed)
-        generation = GatedGeneration(student := Student(text, Teacher(text, seed=seed), settings(), seed))
+        generation = GatedGeneration(
+            student := Student(text, Teacher(text, seed=seed), settings(), seed)
+        )
         assert generation.teacher_rows is None
         output = generate(student, generation=generation)
         rows = generation.teacher_rows
@@ -367,7 +412,7 @@ def test_where_the_teacher_said_nothing_there_are_no_rows() -> None:
     assert generation.teacher_rows is None
 
 
-# ------------------------------------------------------------------------------------------------ aborts by others
+# --------------------------------------------------------------------------------- aborts by others
 
 
 def test_an_abort_by_somebody_else_is_gone_on_from(naps: list[float]) -> None:
@@ -395,10 +440,16 @@ def test_an_abort_by_somebody_else_is_gone_on_from(naps: list[float]) -> None:
 def test_steps_are_given_without_an_abort_too() -> None:
     text = Text([False] * 10)
     fields = generate(Student(text, Teacher(text), settings())).extra_fields
-    assert (fields["min_global_steps"], fields["max_global_steps"], fields["global_steps"]) == (1, 1, 1)
+    assert (fields["min_global_steps"], fields["max_global_steps"], fields["global_steps"]) == (
+        1,
+        1,
+        1,
+    )
 
 
-def test_nothing_more_is_generated_where_the_stop_falls_between_two_requests(naps: list[float]) -> None:
+def test_nothing_more_is_generated_where_the_stop_falls_between_two_requests(
+    naps: list[float],
+) -> None:
     text = Text([True] * 1000)
     teacher = Teacher(text, pauses=0)
     student = Student(text, teacher, settings(), pauses=0)
@@ -427,7 +478,7 @@ def test_a_stop_before_the_next_request_has_begun_ends_that_too(naps: list[float
     assert check(generate(student), text, 9).generated < 100
 
 
-# ------------------------------------------------------------------------------------------------ faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 @pytest.mark.parametrize(
@@ -440,7 +491,12 @@ def test_after_a_fault_the_next_question_covers_the_tokens(fault, late, failed, 
     text = Text([False] * 40 + [True] * 60)
     teacher = Teacher(text, (None,) * at + (fault,))
     report = check(generate(Student(text, teacher, settings())), text, 49)
-    assert (report.late, report.failed, report.error, report.given_up) == (late, failed, error, False)
+    assert (report.late, report.failed, report.error, report.given_up) == (
+        late,
+        failed,
+        error,
+        False,
+    )
     (begin, end), (again, further) = teacher.questions[at : at + 2]
     assert begin == again
     assert further > end  # asked again with the next chunk, not at once
@@ -480,7 +536,9 @@ def test_no_token_is_lost_or_doubled_whatever_goes_wrong(naps: list[float]) -> N
         text = Text(drifting(rng, rng.randint(1, 200)), seed)
         config = settings(rng.choice(GATES), retries=2, chunk=rng.choice([1, 8, 64]))
         faults = tuple(rng.choice([None, None, None, LATE, LOST]) for _ in range(100))
-        student = Student(text, Teacher(text, faults, seed, rng.randint(0, 8)), config, seed, rng.randint(0, 8))
+        student = Student(
+            text, Teacher(text, faults, seed, rng.randint(0, 8)), config, seed, rng.randint(0, 8)
+        )
         student.interruptions = rng.sample(range(200), 2)
         output = generate(student, limit=len(text.tokens))
         report = output.extra_fields[REPORT]
@@ -510,7 +568,12 @@ def test_a_teacher_that_never_answers_costs_the_gate_alone(monkeypatch) -> None:
     text = Text([True] * 300)
     output = generate(Student(text, Silent(None, None, {}), settings(deadline=0.01)))
     report = check(output, text, None)
-    assert (output.stop_reason, report.given_up, report.late, report.failed) == ("completed", True, 3, 0)
+    assert (output.stop_reason, report.given_up, report.late, report.failed) == (
+        "completed",
+        True,
+        3,
+        0,
+    )
     assert report.error == "no answer within 0.01 s"
     assert (len(cancelled), released) == (1, ["s"])  # asked once, waited for three times
 
@@ -518,7 +581,8 @@ def test_a_teacher_that_never_answers_costs_the_gate_alone(monkeypatch) -> None:
 def test_a_useless_answer_of_the_server_counts_as_failed(monkeypatch) -> None:
     """With the real scoring client, which refuses it."""
     text = Text([False] * 20 + [True] * 80)
-    text.teacher = TopKRows.join(text.teacher, text.teacher[:1])  # and the row of the token that would come next
+    # And the row of the token that would come next.
+    text.teacher = TopKRows.join(text.teacher, text.teacher[:1])
     asked: list[tuple[int, int]] = []
 
     async def score(token_ids, start, topk, sequence_id, private):
@@ -559,7 +623,9 @@ def test_a_cancelled_response_leaves_nothing_behind() -> None:
 
     async def body() -> None:
         params = {"max_tokens": 100_000}
-        task = asyncio.create_task(GatedGeneration(student).generate("r", prompt_ids=PROMPT, sampling_params=params))
+        task = asyncio.create_task(
+            GatedGeneration(student).generate("r", prompt_ids=PROMPT, sampling_params=params)
+        )
         while len(teacher.questions) < 3:
             await sleep(0)
         task.cancel()

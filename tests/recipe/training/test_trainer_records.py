@@ -26,7 +26,9 @@ def record(records: Records, samples=lambda *_: [{"weight": 1.0}]) -> None:
         _samples=samples,
     )
     trainer._write = lambda *given: PruneOPDTrainer._write(trainer, *given)
-    PruneOPDTrainer._record(trainer, records, SimpleNamespace(), [True], torch.ones(1, len(COLUMNS)), LIMIT)
+    PruneOPDTrainer._record(
+        trainer, records, SimpleNamespace(), [True], torch.ones(1, len(COLUMNS)), LIMIT
+    )
 
 
 def test_a_step_and_its_samples_are_written(tmp_path, caplog):
@@ -41,9 +43,12 @@ def full(*_) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "reason"), [(full, "OSError"), (lambda *_: [{"weight": float("nan")}], "ValueError")]
+    ("samples", "reason"),
+    [(full, "OSError"), (lambda *_: [{"weight": float("nan")}], "ValueError")],
 )
-def test_samples_that_cannot_be_written_are_a_warning_and_the_step_is_kept(tmp_path, caplog, samples, reason):
+def test_samples_that_cannot_be_written_are_a_warning_and_the_step_is_kept(
+    tmp_path, caplog, samples, reason
+):
     record(Records(tmp_path), samples)
     (message,) = caplog.messages
     assert message.startswith(f"step 1: its records are not in {tmp_path} ({reason}: ")
@@ -55,4 +60,7 @@ def test_a_full_disk_is_a_warning(tmp_path: Path, caplog):
     records.step = full
     record(records)
     (message,) = caplog.messages
-    assert f"not in {tmp_path} (OSError: [Errno 28] No space left on device); the training goes on" in message
+    assert (
+        f"not in {tmp_path} (OSError: [Errno 28] No space left on device); the training goes on"
+        in message
+    )

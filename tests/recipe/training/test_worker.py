@@ -10,7 +10,13 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.workers.rollout.replica import TokenOutput
 
-from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, RecordsConfig, TeacherConfig
+from recipe.prune_opd.config import (
+    DriftConfig,
+    GateConfig,
+    PruneOPDConfig,
+    RecordsConfig,
+    TeacherConfig,
+)
 from recipe.prune_opd.method.gates import Cumulative
 from recipe.prune_opd.records.metrics import COLUMNS
 from recipe.prune_opd.records.metrics import SUMS as PER_TOKEN
@@ -47,8 +53,14 @@ K, W_DROP = 4, 0.25
 def worker_of(answers: bool = True, **changes: object) -> PruneOPDWorker:
     """A worker without models; ``answers``: of a sequence-parallel group the rank that does."""
     worker = object.__new__(PruneOPDWorker)
-    worker.actor = SimpleNamespace(engine=SimpleNamespace(is_mp_src_rank_with_outputs=lambda: answers))
-    given = {"teacher": TeacherConfig(path="T"), "drift": DriftConfig(w_drop=W_DROP), "topk": K} | changes
+    worker.actor = SimpleNamespace(
+        engine=SimpleNamespace(is_mp_src_rank_with_outputs=lambda: answers)
+    )
+    given = {
+        "teacher": TeacherConfig(path="T"),
+        "drift": DriftConfig(w_drop=W_DROP),
+        "topk": K,
+    } | changes
     worker.prune_opd = PruneOPDConfig(**given)
     worker.ends, worker.max_length = {1}, 64
     return worker
@@ -69,13 +81,21 @@ def batch(events: list[list[bool]], reports: list[GateReport | None] | None = No
         "response_mask": jagged([torch.ones(len(row), dtype=torch.long) for row in events]),
         STUDENT_IDS: jagged([student.expand(len(row), K).clone() for row in events]),
         TEACHER_IDS: jagged([student + K * flag.long().unsqueeze(1) for flag in flags]),
-        **{name: jagged(log_probs) for name in (STUDENT_LOG_PROBS, TEACHER_LOG_PROBS, TEACHER_ON_STUDENT)},
+        **{
+            name: jagged(log_probs)
+            for name in (STUDENT_LOG_PROBS, TEACHER_LOG_PROBS, TEACHER_ON_STUDENT)
+        },
     }
     data = TensorDict(fields, batch_size=len(events))
     if reports is not None:
         # As an agent loop's output leaves it.
-        outputs = [TokenOutput(token_ids=[], extra_fields={REPORT: r} if r is not None else {}) for r in reports]
-        tu.assign_non_tensor_stack(data, EXTRA, [output.model_dump()["extra_fields"] for output in outputs])
+        outputs = [
+            TokenOutput(token_ids=[], extra_fields={REPORT: r} if r is not None else {})
+            for r in reports
+        ]
+        tu.assign_non_tensor_stack(
+            data, EXTRA, [output.model_dump()["extra_fields"] for output in outputs]
+        )
     return data
 
 
@@ -89,7 +109,11 @@ DRIFTING = [[False] * 3 + [True] * 6, [True, False] * 6, [False] * 5]
 def test_reliable_tokens_are_those_with_weight_left():
     result = computed(worker_of(loss_normaliser="reliable"), batch(DRIFTING))
     # Reliability is 0 at the fourth event.
-    assert [row.tolist() for row in result[COUNTED].unbind()] == [[1] * 6 + [0] * 3, [1] * 6 + [0] * 6, [1] * 5]
+    assert [row.tolist() for row in result[COUNTED].unbind()] == [
+        [1] * 6 + [0] * 3,
+        [1] * 6 + [0] * 6,
+        [1] * 5,
+    ]
     effective = result[SUMS][:, COLUMNS.index("effective_length")]
     assert effective.tolist() == [6, 6, 5]
 
@@ -98,7 +122,8 @@ def test_a_response_cut_by_the_gate_has_as_many_reliable_tokens():
     cut = [row[: Cumulative(W_DROP).feed(row)] for row in DRIFTING]
     assert [len(row) for row in cut] == [6, 6, 5]
     whole, stopped = (
-        computed(worker_of(loss_normaliser="reliable"), batch(events))[COUNTED] for events in (DRIFTING, cut)
+        computed(worker_of(loss_normaliser="reliable"), batch(events))[COUNTED]
+        for events in (DRIFTING, cut)
     )
     assert whole.values().sum() == stopped.values().sum() == stopped.values().numel()
 
@@ -130,7 +155,9 @@ def test_without_a_gate_there_are_no_reports():
 
 @pytest.mark.parametrize("enable", [True, False])
 def test_reports_are_fetched_with_a_gate_alone(enable):
-    assert (EXTRA in advantage_fields(worker_of(gate=GateConfig(enable=enable)).prune_opd)) == enable
+    assert (
+        EXTRA in advantage_fields(worker_of(gate=GateConfig(enable=enable)).prune_opd)
+    ) == enable
 
 
 @pytest.mark.parametrize("normaliser", ["generated", "reliable"])
@@ -178,15 +205,19 @@ def test_records_add_sums_by_position_and_change_nothing_else(enable):
     assert POSITIONS not in plain
     assert set(recorded.keys()) == {*plain.keys(), POSITIONS}
     for name, field in plain.items():
-        theirs, ours = (value.values() if value.is_nested else value for value in (field, recorded[name]))
+        theirs, ours = (
+            value.values() if value.is_nested else value for value in (field, recorded[name])
+        )
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     totals = recorded[POSITIONS].view(len(DRIFTING), len(BY_POSITION), -1).sum(-1)
     for name in ("tokens", "overlap", "events", "weight", "reward"):
-        torch.testing.assert_close(totals[:, BY_POSITION.index(name)], plain[SUMS][:, COLUMNS.index(name)])
+        torch.testing.assert_close(
+            totals[:, BY_POSITION.index(name)], plain[SUMS][:, COLUMNS.index(name)]
+        )
     assert totals[:, BY_POSITION.index("trained")].tolist() == ([6, 6, 5] if enable else [9, 12, 5])
 
 
-# ------------------------------------------------------------------------------------------------ a teacher that serves
+# ---------------------------------------------------------------------------- a teacher that serves
 
 
 LENGTHS, V, END = (7, 1, 5), 12, 1
@@ -228,20 +259,33 @@ def passes(strategy: str) -> tuple[TensorDict, TensorDict]:
     return TensorDict(batch, batch_size=len(LENGTHS)), TensorDict(fields, batch_size=len(LENGTHS))
 
 
-def given_by_servers(batch: TensorDict, fields: TensorDict, known: torch.Tensor = EVERY) -> TensorDict:
-    """What the agent loop leaves of the teacher's fields, where the servers gave a row; rows before are verl's."""
-    ids, log_probs = fields[TEACHER_IDS].values().clone(), fields[TEACHER_LOG_PROBS].values().clone()
+def given_by_servers(
+    batch: TensorDict, fields: TensorDict, known: torch.Tensor = EVERY
+) -> TensorDict:
+    """What the agent loop leaves of the teacher's fields, where the servers gave a row; rows before
+    are verl's."""
+    ids, log_probs = (
+        fields[TEACHER_IDS].values().clone(),
+        fields[TEACHER_LOG_PROBS].values().clone(),
+    )
     ids[~known], log_probs[~known] = MISSING_ID, MISSING
     if TEACHER_SAMPLED in fields:
         own = fields[TEACHER_SAMPLED].values().masked_fill(~known, MISSING)
         ids = torch.cat([batch["responses"].values().unsqueeze(1).int(), ids], 1)
         log_probs = torch.cat([own.unsqueeze(1), log_probs], 1)
     more = iter((0, 127, 3))
-    blocks = [(a, b, next(more)) for a, b in zip(ids.split(LENGTHS), log_probs.split(LENGTHS), strict=True)]
+    blocks = [
+        (a, b, next(more))
+        for a, b in zip(ids.split(LENGTHS), log_probs.split(LENGTHS), strict=True)
+    ]
     return batch.clone().update(
         {
-            SERVED_IDS: jagged([torch.cat([a.new_full((n, a.shape[1]), 7), a]) for a, _, n in blocks]),
-            SERVED_LOG_PROBS: jagged([torch.cat([b.new_zeros(n, b.shape[1]), b]) for _, b, n in blocks]),
+            SERVED_IDS: jagged(
+                [torch.cat([a.new_full((n, a.shape[1]), 7), a]) for a, _, n in blocks]
+            ),
+            SERVED_LOG_PROBS: jagged(
+                [torch.cat([b.new_zeros(n, b.shape[1]), b]) for _, b, n in blocks]
+            ),
         }
     )
 
@@ -254,7 +298,9 @@ def read_or_none(worker: PruneOPDWorker, data: TensorDict) -> TensorDict | None:
 def read(worker: PruneOPDWorker, data: TensorDict) -> TensorDict:
     fields = read_or_none(worker, data)
     # TransferQueue stores samples and puts them together again.
-    return TensorDict({name: jagged(list(field.unbind())) for name, field in fields.items()}, batch_size=len(data))
+    return TensorDict(
+        {name: jagged(list(field.unbind())) for name, field in fields.items()}, batch_size=len(data)
+    )
 
 
 def without(data: TensorDict, tokens: torch.Tensor) -> TensorDict:
@@ -289,9 +335,14 @@ def test_fields_by_hand():
         {
             "responses": jagged([torch.tensor([5, 6]), torch.tensor([7])]),
             STUDENT_IDS: jagged([torch.tensor([[4, 9], [8, 3]]), torch.tensor([[2, 1]])]),
-            SERVED_IDS: jagged([torch.tensor([[0, 0, 0], [5, 9, 4], [6, 1, 8]]), torch.tensor([[7, 3, 4]])]),
+            SERVED_IDS: jagged(
+                [torch.tensor([[0, 0, 0], [5, 9, 4], [6, 1, 8]]), torch.tensor([[7, 3, 4]])]
+            ),
             SERVED_LOG_PROBS: jagged(
-                [torch.tensor([[0.0, 0, 0], [-5, -1, -2], [-6, -0.5, -3]]), torch.tensor([[-7.0, -0.1, -4]])]
+                [
+                    torch.tensor([[0.0, 0, 0], [-5, -1, -2], [-6, -0.5, -3]]),
+                    torch.tensor([[-7.0, -0.1, -4]]),
+                ]
             ),
         },
         batch_size=2,
@@ -303,7 +354,11 @@ def test_fields_by_hand():
         data[name] = jagged([row[:, 1:] for row in data[name].unbind()])
     found = read(server_of("intersection"), data)
     assert found[TEACHER_LOG_PROBS].values()[:2].tolist() == [[-1, -2], [-0.5, -3]]
-    assert found[TEACHER_ON_STUDENT].values().tolist() == [[-2, -1], [-3, -torch.inf], [-torch.inf, -torch.inf]]
+    assert found[TEACHER_ON_STUDENT].values().tolist() == [
+        [-2, -1],
+        [-3, -torch.inf],
+        [-torch.inf, -torch.inf],
+    ]
     assert [len(row) for row in found[TEACHER_ON_STUDENT].unbind()] == [2, 1]
 
 
@@ -317,11 +372,15 @@ def test_both_homes_of_the_teacher_lead_to_the_same_advantages(strategy: str, me
     assert expected[ADVANTAGES].values().count_nonzero() > 5
     assert expected[SUMS][:, COLUMNS.index("events")].sum() > 0
     for name, field in expected.items():
-        theirs, ours = (value.values() if value.is_nested else value for value in (field, found[name]))
+        theirs, ours = (
+            value.values() if value.is_nested else value for value in (field, found[name])
+        )
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-LACKING = torch.zeros(sum(LENGTHS), dtype=torch.bool).index_fill(0, torch.tensor([1, 4, 6, 9]), True)
+LACKING = torch.zeros(sum(LENGTHS), dtype=torch.bool).index_fill(
+    0, torch.tensor([1, 4, 6, 9]), True
+)
 
 
 @pytest.mark.parametrize("normaliser", ["generated", "reliable"])
@@ -329,12 +388,17 @@ LACKING = torch.zeros(sum(LENGTHS), dtype=torch.bool).index_fill(0, torch.tensor
 @pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
 def test_a_token_without_a_score_takes_no_part(strategy: str, metric: str, normaliser: str):
     batch, fields = passes(strategy)
-    worker = server_of(strategy, drift=DriftConfig(w_drop=W_DROP, metric=metric), loss_normaliser=normaliser)
+    worker = server_of(
+        strategy, drift=DriftConfig(w_drop=W_DROP, metric=metric), loss_normaliser=normaliser
+    )
     lacking = batch.clone().update(read(worker, given_by_servers(batch, fields, ~LACKING)))
     # What the student's pass says of an id that no model has.
     on_teacher = batch[STUDENT_ON_TEACHER].values().masked_fill(LACKING.unsqueeze(1), -torch.inf)
     lacking[STUDENT_ON_TEACHER] = cut(on_teacher)
-    result, expected = computed(worker, lacking), computed(worker, without(batch.clone().update(fields), LACKING))
+    result, expected = (
+        computed(worker, lacking),
+        computed(worker, without(batch.clone().update(fields), LACKING)),
+    )
     for name in (ADVANTAGES, "advantages", "returns", COUNTED):
         values = result[name].values()
         assert not values[LACKING].any(), name
@@ -354,7 +418,9 @@ def test_a_token_without_a_score_takes_no_part(strategy: str, metric: str, norma
 def test_without_drift_weights_a_token_without_a_score_takes_no_part_either():
     batch, fields = passes("intersection")
     worker = server_of("intersection", drift=DriftConfig(enable=False))
-    found = computed(worker, batch.clone().update(read(worker, given_by_servers(batch, fields, ~LACKING))))
+    found = computed(
+        worker, batch.clone().update(read(worker, given_by_servers(batch, fields, ~LACKING)))
+    )
     assert found[COUNTED].values().tolist() == (~LACKING).long().tolist()
     assert found[SUMS][:, COLUMNS.index("loss_weight")].tolist() == [4, 1, 4]
 
@@ -363,7 +429,9 @@ def test_a_response_without_any_score_is_no_error():
     batch, fields = passes("only_tch")
     worker = server_of("only_tch")
     lacking = batch.clone().update(read(worker, given_by_servers(batch, fields, ~EVERY)))
-    lacking[STUDENT_ON_TEACHER] = cut(torch.full_like(batch[STUDENT_ON_TEACHER].values(), -torch.inf))
+    lacking[STUDENT_ON_TEACHER] = cut(
+        torch.full_like(batch[STUDENT_ON_TEACHER].values(), -torch.inf)
+    )
     result = computed(worker, lacking)
     assert not result[ADVANTAGES].values().any()
     assert not result[COUNTED].values().any()
@@ -376,7 +444,9 @@ def test_tokens_nobody_generated_lack_no_score():
     batch["response_mask"] = cut(torch.tensor([0] * 7 + [1] * 6))
     worker = server_of("intersection")
     known = torch.tensor([False] * 7 + [True] * 6)
-    found = computed(worker, batch.clone().update(read(worker, given_by_servers(batch, fields, known))))
+    found = computed(
+        worker, batch.clone().update(read(worker, given_by_servers(batch, fields, known)))
+    )
     assert found[SUMS][:, COLUMNS.index("missing")].tolist() == [0, 0, 0]
     assert found[SUMS][:, COLUMNS.index("tokens")].tolist() == [0, 1, 5]
 
@@ -389,9 +459,15 @@ def test_the_advantage_reads_what_it_says(strategy: str):
 
 
 def test_reports_of_a_score_come_back_as_they_were():
-    report = ScoreReport(late=1, failed=2, missing=3, computed=40, began=1.5, ended=2.5, error="lost")
+    report = ScoreReport(
+        late=1, failed=2, missing=3, computed=40, began=1.5, ended=2.5, error="lost"
+    )
     data = batch(DRIFTING[:2])
-    outputs = [TokenOutput(token_ids=[], extra_fields=extra) for extra in ({SCORE_REPORT: report}, {})]
-    tu.assign_non_tensor_stack(data, EXTRA, [output.model_dump()["extra_fields"] for output in outputs])
+    outputs = [
+        TokenOutput(token_ids=[], extra_fields=extra) for extra in ({SCORE_REPORT: report}, {})
+    ]
+    tu.assign_non_tensor_stack(
+        data, EXTRA, [output.model_dump()["extra_fields"] for output in outputs]
+    )
     assert reports(data, SCORE_REPORT, ScoreReport) == [report, None]
     assert reports(data, REPORT, GateReport) == [None, None]

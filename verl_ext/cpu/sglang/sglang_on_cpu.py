@@ -1,7 +1,7 @@
 """SGLang without an accelerator: what it assumes of one, put right as its modules are imported.
 
-A ``.pth`` file loads this in every process of the environment, because SGLang's own processes import nothing of ours.
-Nothing heavy is imported here.
+A ``.pth`` file loads this in every process of the environment, because SGLang's own processes
+import nothing of ours. Nothing heavy is imported here.
 """
 
 import os
@@ -23,14 +23,17 @@ ENGINE = {
     "skip_server_warmup": True,
     "sleep_on_idle": True,  # idle engines would poll, each a third of a core
 }
-"""Engine arguments that a CPU asks for, whatever was given: verl sets some of these to what a GPU asks for."""
+"""Engine arguments that a CPU asks for, whatever was given: verl sets some of these to what a GPU
+asks for."""
 CACHE = 65536
-"""Tokens of the cache of an engine, unless given: SGLang's default would take most of the machine's memory."""
+"""Tokens of the cache of an engine, unless given: SGLang's default would take most of the machine's
+memory."""
 
 
 @when_imported("torch")
 def declare_operators(torch: Any) -> None:
-    """PyPI's torchvision is built for CUDA, its operators do not load; torchvision asks for their schemas."""
+    """PyPI's torchvision is built for CUDA, its operators do not load; torchvision asks for their
+    schemas."""
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -51,7 +54,8 @@ def choose_engine(server_args: Any) -> None:
 
 
 class _Unpinned:
-    """``torch``, whose tensors are not pinned. For one module: others hand it on where the real one is due."""
+    """``torch``, whose tensors are not pinned. For one module: others hand it on where the real one
+    is due."""
 
     def __init__(self, torch: ModuleType):
         self._torch = torch
@@ -73,7 +77,8 @@ def unpin(logits_processor: Any) -> None:
 def send_values(common: Any) -> None:
     """Weights reach the server as they are, not as handles of a GPU's memory.
 
-    Shared memory in the place of those would need torch's manager process, whose answer is waited for one second only.
+    Shared memory in the place of those would need torch's manager process, whose answer is waited
+    for one second only.
     """
     common.ForkingPickler = pickle.Pickler
 

@@ -1,18 +1,23 @@
-"""Does this teacher fit this student? Where the two part, and what training would save, before it is started.
+"""Does this teacher fit this student? Where the two part, and what training would save, before it
+is started.
 
-    python -m recipe.prune_opd diagnose STUDENT TEACHER --data train.parquet --max-response-length 2048 --out report
+    python -m recipe.prune_opd diagnose STUDENT TEACHER --data train.parquet --max-response-length
+    2048 --out report
 
-STUDENT and TEACHER are local folders or hub names. The student answers some prompts of the data, both models score the
-answers, and what is printed says how far their most likely tokens overlap, on which tokens they part, how long
-responses stay reliable, and how many tokens training would generate under which settings, with settings to paste. It
-needs the weights of both models, one after the other, and uses a GPU where there is one.
+STUDENT and TEACHER are local folders or hub names. The student answers some prompts of the data,
+both models score the answers, and what is printed says how far their most likely tokens overlap, on
+which tokens they part, how long responses stay reliable, and how many tokens training would
+generate under which settings, with settings to paste. It needs the weights of both models, one
+after the other, and uses a GPU where there is one.
 
 Up to --prompts x --samples x --max-response-length tokens are sampled. On a CPU begin small:
 
-    python -m recipe.prune_opd diagnose STUDENT TEACHER --data train.parquet --prompts 8 --max-response-length 192
+    python -m recipe.prune_opd diagnose STUDENT TEACHER --data train.parquet --prompts 8
+    --max-response-length 192
 
-Responses that the student has already written can be taken instead with --rollouts FILE.jsonl, one object a line:
-{"prompt": TEXT or MESSAGES, "response": TEXT} or {"prompt_ids": [...], "response_ids": [...]}.
+Responses that the student has already written can be taken instead with --rollouts FILE.jsonl, one
+object a line: {"prompt": TEXT or MESSAGES, "response": TEXT} or {"prompt_ids": [...],
+"response_ids": [...]}.
 
 docs/diagnose.md explains every number, and what the verdict rests on.
 """
@@ -40,7 +45,8 @@ from recipe.prune_opd.commands.terminal import console
 
 AUTO = "auto"
 GATES = ("off", "cumulative", "windowed", "consecutive", "relative")
-"""Kinds of the gate that are compared: prune_opd.gate.kind, and none. Named here, since torch comes with the config."""
+"""Kinds of the gate that are compared: prune_opd.gate.kind, and none. Named here, since torch comes
+with the config."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,14 +63,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _data_arguments(parser: argparse.ArgumentParser, plan: Plan) -> None:
     """Of prompts and responses."""
-    data = parser.add_argument_group("prompts or responses (one of --data and --rollouts is needed)")
-    data.add_argument("--data", type=Path, metavar="FILE", help="prompts in verl's format: .parquet, .json or .jsonl")
-    data.add_argument(
-        "--rollouts", type=Path, metavar="FILE", help="responses of the student, .jsonl, not sampled here"
+    data = parser.add_argument_group(
+        "prompts or responses (one of --data and --rollouts is needed)"
     )
-    data.add_argument("--prompts", type=count, default=16, metavar="N", help="prompts, chosen by --seed (%(default)s)")
-    data.add_argument("--samples", type=count, default=2, metavar="N", help="responses to each prompt (%(default)s)")
-    data.add_argument("--prompt-key", default=plan.prompt_key, metavar="NAME", help="data.prompt_key (%(default)s)")
+    data.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="prompts in verl's format: .parquet, .json or .jsonl",
+    )
+    data.add_argument(
+        "--rollouts",
+        type=Path,
+        metavar="FILE",
+        help="responses of the student, .jsonl, not sampled here",
+    )
+    data.add_argument(
+        "--prompts",
+        type=count,
+        default=16,
+        metavar="N",
+        help="prompts, chosen by --seed (%(default)s)",
+    )
+    data.add_argument(
+        "--samples",
+        type=count,
+        default=2,
+        metavar="N",
+        help="responses to each prompt (%(default)s)",
+    )
+    data.add_argument(
+        "--prompt-key",
+        default=plan.prompt_key,
+        metavar="NAME",
+        help="data.prompt_key (%(default)s)",
+    )
     data.add_argument(
         "--chat-template-kwargs",
         type=mapping,
@@ -90,11 +123,19 @@ def _run_arguments(parser: argparse.ArgumentParser, plan: Plan) -> None:
         metavar="N",
         help="data.max_prompt_length; longer prompts are passed over (%(default)s)",
     )
-    run_.add_argument("--topk", type=count, default=plan.topk, metavar="K", help="prune_opd.topk (%(default)s)")
     run_.add_argument(
-        "--threshold", type=_share, default=0.7, metavar="GAMMA", help="prune_opd.drift.threshold (%(default)s)"
+        "--topk", type=count, default=plan.topk, metavar="K", help="prune_opd.topk (%(default)s)"
     )
-    run_.add_argument("--steps", type=count, default=203, metavar="N", help="training steps (%(default)s)")
+    run_.add_argument(
+        "--threshold",
+        type=_share,
+        default=0.7,
+        metavar="GAMMA",
+        help="prune_opd.drift.threshold (%(default)s)",
+    )
+    run_.add_argument(
+        "--steps", type=count, default=203, metavar="N", help="training steps (%(default)s)"
+    )
     run_.add_argument(
         "--batch",
         type=count,
@@ -122,7 +163,11 @@ def _compared_arguments(parser: argparse.ArgumentParser) -> None:
     """Of settings to compare."""
     compared = parser.add_argument_group("settings to compare")
     compared.add_argument(
-        "--topks", type=count, nargs="+", metavar="K", help="prune_opd.topk (half of --topk, it, twice it)"
+        "--topks",
+        type=count,
+        nargs="+",
+        metavar="K",
+        help="prune_opd.topk (half of --topk, it, twice it)",
     )
     compared.add_argument(
         "--thresholds",
@@ -140,7 +185,12 @@ def _compared_arguments(parser: argparse.ArgumentParser) -> None:
         help="prune_opd.drift.w_drop (half of the recommended one, it, twice it)",
     )
     compared.add_argument(
-        "--gates", nargs="+", choices=GATES, default=GATES, metavar="KIND", help=f"of {', '.join(GATES)} (all)"
+        "--gates",
+        nargs="+",
+        choices=GATES,
+        default=GATES,
+        metavar="KIND",
+        help=f"of {', '.join(GATES)} (all)",
     )
 
 
@@ -148,7 +198,10 @@ def _passes_arguments(parser: argparse.ArgumentParser) -> None:
     """Of how responses are made and scored."""
     passes = parser.add_argument_group("passes")
     passes.add_argument(
-        "--engine", choices=("transformers", "vllm"), default="transformers", help="samples (%(default)s)"
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="samples (%(default)s)",
     )
     passes.add_argument(
         "--batch-size",
@@ -158,14 +211,27 @@ def _passes_arguments(parser: argparse.ArgumentParser) -> None:
         help="responses that transformers samples at once (%(default)s)",
     )
     passes.add_argument(
-        "--chunk", type=count, default=256, metavar="N", help="tokens that are scored at once (%(default)s)"
+        "--chunk",
+        type=count,
+        default=256,
+        metavar="N",
+        help="tokens that are scored at once (%(default)s)",
     )
     passes.add_argument(
-        "--dtype", choices=(AUTO, *DTYPES), default=AUTO, help="of the weights; auto: bfloat16 on a GPU, else float32"
+        "--dtype",
+        choices=(AUTO, *DTYPES),
+        default=AUTO,
+        help="of the weights; auto: bfloat16 on a GPU, else float32",
     )
-    passes.add_argument("--device", default=AUTO, help="cpu, cuda, cuda:1; auto: cuda where there is one")
-    passes.add_argument("--seed", type=int, default=0, help="of prompts, samples and resampling (%(default)s)")
-    passes.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
+    passes.add_argument(
+        "--device", default=AUTO, help="cpu, cuda, cuda:1; auto: cuda where there is one"
+    )
+    passes.add_argument(
+        "--seed", type=int, default=0, help="of prompts, samples and resampling (%(default)s)"
+    )
+    passes.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that comes with the models"
+    )
 
 
 def _output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,9 +241,14 @@ def _output_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="PATH",
-        help="folder for diagnosis.html, .json and .rollouts.jsonl (to give to --rollouts), or the .html file",
+        help=(
+            "folder for diagnosis.html, .json and .rollouts.jsonl (to give to --rollouts), or the"
+            " .html file"
+        ),
     )
-    output.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    output.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of tables"
+    )
 
 
 def _share(text: str) -> float:
@@ -205,7 +276,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+def diagnose(
+    args: argparse.Namespace,
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """The answer, some responses for the page, and all of them as ``--rollouts`` reads them.
 
     Everything is checked before weights are loaded.
@@ -242,7 +315,9 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
         prompts, ready = [], pair_passes.read_rollouts(args.rollouts, student, plan, vocabulary)
     rollouts, scores = pair_passes.examine_pair(student, teacher, plan, passes, prompts, ready)
     ended = torch.tensor([rollout.response_ids[-1] in student.ends for rollout in rollouts])
-    found = forecast(scores, pair_passes.kinds_of(student, scores.tokens), ended, planned, args.teacher)
+    found = forecast(
+        scores, pair_passes.kinds_of(student, scores.tokens), ended, planned, args.teacher
+    )
     answer = {
         "student": args.student,
         "teacher": args.teacher,
@@ -253,7 +328,10 @@ def diagnose(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, A
         "notes": [*warnings, *notes(found["responses"])],
     }
     events = overlap_events(scores.overlap[args.topk], scores.mask, args.threshold)
-    lines = [{"prompt_ids": rollout.prompt_ids, "response_ids": rollout.response_ids} for rollout in rollouts]
+    lines = [
+        {"prompt_ids": rollout.prompt_ids, "response_ids": rollout.response_ids}
+        for rollout in rollouts
+    ]
     return without_nan(answer), pair_passes.examples(student, rollouts, events), lines
 
 
@@ -271,7 +349,9 @@ def _plan(args: argparse.Namespace) -> Plan:
     check_pair(args.student, args.teacher, args.data)
     if args.out is not None:
         _check_out(args.out)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == AUTO else args.device
+    device = (
+        ("cuda" if torch.cuda.is_available() else "cpu") if args.device == AUTO else args.device
+    )
     check_device(device)
     return Plan(
         data=args.data,
@@ -293,10 +373,15 @@ def _check_out(out: Path) -> None:
     try:
         page_file(out).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out: {out} cannot be written ({error}), allowed: a folder or a .html") from error
+        raise ValueError(
+            f"--out: {out} cannot be written ({error}), allowed: a folder or a .html"
+        ) from error
     folder = next((file for file in _files(out) if file.is_dir()), None)
     if folder is not None:
-        raise ValueError(f"--out: {folder} is a folder, allowed: a folder with another name, or a file ending in .html")
+        raise ValueError(
+            f"--out: {folder} is a folder, allowed: a folder with another name, or a file ending in"
+            " .html"
+        )
 
 
 def _passes(args: argparse.Namespace, ks: tuple[int, ...], device: str) -> Any:
@@ -346,12 +431,15 @@ def _numbers_of_candidates(args: argparse.Namespace, vocabulary: int) -> tuple[i
     else:
         wanted = set(args.topks)
         if max(wanted) > vocabulary:
-            raise ValueError(f"--topks: got {max(wanted)}, allowed: at most the common vocabulary, {vocabulary}")
+            raise ValueError(
+                f"--topks: got {max(wanted)}, allowed: at most the common vocabulary, {vocabulary}"
+            )
     return tuple(sorted({*wanted, args.topk}))
 
 
 def scored(ks: tuple[int, ...]) -> tuple[int, ...]:
-    """Numbers of candidates to score: those that are compared, and that of the verdict where it is among their tops."""
+    """Numbers of candidates to score: those that are compared, and that of the verdict where it is
+    among their tops."""
     from recipe.prune_opd.commands.diagnose.recommend import JUDGED_K
 
     return tuple(sorted({*ks, JUDGED_K})) if max(ks) >= JUDGED_K else ks
@@ -362,7 +450,7 @@ def without_nan(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str), parse_constant=lambda constant: None)
 
 
-# ------------------------------------------------------------------------------------------------ output
+# ------------------------------------------------------------------------------------------- output
 
 
 def page_file(out: Path) -> Path:
@@ -376,12 +464,19 @@ def _files(out: Path) -> tuple[Path, Path, Path]:
     return file, file.with_suffix(".json"), file.with_suffix(".rollouts.jsonl")
 
 
-def write(answer: dict[str, Any], examples: list[dict[str, Any]], rollouts: list[dict[str, Any]], out: Path) -> None:
+def write(
+    answer: dict[str, Any],
+    examples: list[dict[str, Any]],
+    rollouts: list[dict[str, Any]],
+    out: Path,
+) -> None:
     """Write the page, and beside it the JSON and the responses."""
     from recipe.prune_opd.commands.diagnose.page import draw
 
     lines = "".join(json.dumps(rollout) + "\n" for rollout in rollouts)
-    for file, text in zip(_files(out), (draw(answer, examples), json.dumps(answer, indent=2), lines), strict=True):
+    for file, text in zip(
+        _files(out), (draw(answer, examples), json.dumps(answer, indent=2), lines), strict=True
+    ):
         try:
             file.write_text(text, encoding="utf-8")
         except OSError as error:
@@ -399,7 +494,8 @@ def show(answer: dict[str, Any]) -> None:
     for table in (_along(answer), _kinds(answer), _tokens(answer)):
         terminal.print(table)
     terminal.print("Recommended:\n")
-    print("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])  # as it is, to be copied
+    # As it is, to be copied.
+    print("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])
     terminal.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]))
     terminal.print(expectation(answer))
     for note in answer["notes"]:
@@ -425,7 +521,14 @@ def _along(answer: dict[str, Any]) -> Any:
 
 
 def _kinds(answer: dict[str, Any]) -> Any:
-    table = _table("By the student's token", "kind", "of all tokens", "overlap", "events per token", "of all events")
+    table = _table(
+        "By the student's token",
+        "kind",
+        "of all tokens",
+        "overlap",
+        "events per token",
+        "of all events",
+    )
     for row in rows_of_kinds(answer):
         table.add_row(*row)
     return table
@@ -433,7 +536,10 @@ def _kinds(answer: dict[str, Any]) -> Any:
 
 def _tokens(answer: dict[str, Any]) -> Any:
     planned = answer["planned"]
-    title = f"Tokens per response by gate: generated/trained on, share saved; k = {planned['topk']}, others: --json"
+    title = (
+        f"Tokens per response by gate: generated/trained on, share saved; k = {planned['topk']},"
+        " others: --json"
+    )
     gates = ["no gate" if kind == "off" else kind for kind in planned["gates"]]
     table = _table(title, "γ", "w_drop", *gates)
     for row in rows_of_grid(answer, planned["topk"]):

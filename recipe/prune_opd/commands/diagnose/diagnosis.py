@@ -1,10 +1,12 @@
-"""Where do two models part along the student's responses, and how many tokens would training make of them?
+"""Where do two models part along the student's responses, and how many tokens would training make
+of them?
 
-Shapes: B responses, T positions, K candidates of each model. Responses are padded at their end; ``mask`` is True on
-their tokens. All lengths are in tokens.
+Shapes: B responses, T positions, K candidates of each model. Responses are padded at their end;
+``mask`` is True on their tokens. All lengths are in tokens.
 
-A response under a limit is the beginning of the same response without one: events, reliability and a gate's stop look
-back only. So responses that were sampled once, up to the largest limit, say what any smaller limit would have left.
+A response under a limit is the beginning of the same response without one: events, reliability and
+a gate's stop look back only. So responses that were sampled once, up to the largest limit, say what
+any smaller limit would have left.
 """
 
 import math
@@ -49,7 +51,9 @@ class PairScores:
         return self.mask.sum(-1)
 
 
-def overlap_ratios(student_ids: Tensor, teacher_ids: Tensor, ks: Sequence[int]) -> dict[int, Tensor]:
+def overlap_ratios(
+    student_ids: Tensor, teacher_ids: Tensor, ks: Sequence[int]
+) -> dict[int, Tensor]:
     """Overlap for several k out of one pass.
 
     Args:
@@ -63,7 +67,7 @@ def overlap_ratios(student_ids: Tensor, teacher_ids: Tensor, ks: Sequence[int]) 
     return {k: overlap_ratio(student_ids[..., :k], teacher_ids[..., :k]) for k in ks}
 
 
-# ------------------------------------------------------------------------------------------------ where and what
+# ----------------------------------------------------------------------------------- where and what
 
 
 def by_position(values: Tensor, mask: Tensor, width: int) -> list[float]:
@@ -74,11 +78,17 @@ def by_position(values: Tensor, mask: Tensor, width: int) -> list[float]:
         mask: (B, T) bool.
         width: >= 1.
     """
-    return _means(values, mask, torch.arange(mask.shape[-1]).expand(mask.shape) // width, -(-mask.shape[-1] // width))
+    return _means(
+        values,
+        mask,
+        torch.arange(mask.shape[-1]).expand(mask.shape) // width,
+        -(-mask.shape[-1] // width),
+    )
 
 
 def by_quarter(values: Tensor, mask: Tensor) -> list[float]:
-    """Means over the quarters of each response, whatever its length; token t of n is in quarter floor(4 t / n).
+    """Means over the quarters of each response, whatever its length; token t of n is in quarter
+    floor(4 t / n).
 
     Args:
         values: (B, T) of any number type.
@@ -109,7 +119,8 @@ def _means(values: Tensor, mask: Tensor, places: Tensor, count: int) -> list[flo
 
 
 def kind_of(text: str, special: bool) -> str:
-    """What a token is by what it writes: with a letter a word, else with a digit a digit, else a symbol.
+    """What a token is by what it writes: with a letter a word, else with a digit a digit, else a
+    symbol.
 
     Args:
         text: the token, decoded by itself.
@@ -124,7 +135,7 @@ def kind_of(text: str, special: bool) -> str:
     return "digits" if any(map(str.isdigit, text)) else "symbols"
 
 
-# ------------------------------------------------------------------------------------------------ tokens
+# ------------------------------------------------------------------------------------------- tokens
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,9 @@ class Lengths:
 
     def of(self, rows: Tensor) -> "Lengths":
         """Those of some responses, (N,) int64."""
-        return Lengths(self.whole[rows], self.generated[rows], self.kept[rows], self.effective[rows])
+        return Lengths(
+            self.whole[rows], self.generated[rows], self.kept[rows], self.effective[rows]
+        )
 
     def under(self, limit: int) -> "Lengths":
         """The same responses under a limit; ``whole`` stays."""
@@ -151,12 +164,17 @@ class Lengths:
 
 
 def lengths_of(
-    events: Tensor, mask: Tensor, w_drop: float, new_gate: Callable[[], Gate] | None = None, chunk: int = 1
+    events: Tensor,
+    mask: Tensor,
+    w_drop: float,
+    new_gate: Callable[[], Gate] | None = None,
+    chunk: int = 1,
 ) -> Lengths:
     """Lengths that drift events leave.
 
-    A gate learns of an event when the chunk with it is complete, so a response that is cut at token s has been
-    generated to the end of the chunk of token s. What a teacher's answer takes comes on top and is not counted.
+    A gate learns of an event when the chunk with it is complete, so a response that is cut at token
+    s has been generated to the end of the chunk of token s. What a teacher's answer takes comes on
+    top and is not counted.
 
     Args:
         events: (B, T) bool.
@@ -171,7 +189,9 @@ def lengths_of(
         return Lengths(whole, whole, whole, effective)
     flags = (row[:length].tolist() for row, length in zip(events, whole, strict=True))
     stops = [new_gate().feed(row) for row in flags]
-    kept = torch.tensor([int(n) if stop is None else stop for stop, n in zip(stops, whole, strict=True)])
+    kept = torch.tensor(
+        [int(n) if stop is None else stop for stop, n in zip(stops, whole, strict=True)]
+    )
     generated = torch.tensor(
         [
             int(n) if stop is None else min(int(n), chunk * (stop // chunk + 1))
@@ -183,7 +203,8 @@ def lengths_of(
 
 @dataclass(frozen=True)
 class Course:
-    """A training run with a student that does not change, each (steps,) float64, lengths per response."""
+    """A training run with a student that does not change, each (steps,) float64, lengths per
+    response."""
 
     limit: Tensor
     whole: Tensor
@@ -192,8 +213,11 @@ class Course:
     effective: Tensor
 
 
-def course(lengths: Lengths, budget: ResponseBudget, batch: int, steps: int, generator: torch.Generator) -> Course:
-    """Batches drawn from known responses, one after the other, under the limit that the budget makes of them.
+def course(
+    lengths: Lengths, budget: ResponseBudget, batch: int, steps: int, generator: torch.Generator
+) -> Course:
+    """Batches drawn from known responses, one after the other, under the limit that the budget
+    makes of them.
 
     Args:
         lengths: of the known responses.
@@ -204,10 +228,16 @@ def course(lengths: Lengths, budget: ResponseBudget, batch: int, steps: int, gen
     """
     rows = []
     for _ in range(steps):
-        drawn, limit = torch.randint(len(lengths.whole), (batch,), generator=generator), budget.limit
+        drawn, limit = (
+            torch.randint(len(lengths.whole), (batch,), generator=generator),
+            budget.limit,
+        )
         cut = lengths.of(drawn).under(limit)
         budget.update(cut.effective.tolist())
-        means = (values.double().mean().item() for values in (cut.whole, cut.generated, cut.kept, cut.effective))
+        means = (
+            values.double().mean().item()
+            for values in (cut.whole, cut.generated, cut.kept, cut.effective)
+        )
         rows.append([limit, *means])
     return Course(*torch.tensor(rows, dtype=torch.float64).unbind(-1))
 
@@ -250,7 +280,9 @@ def predict(
     """
     generator = torch.Generator().manual_seed(seed)
     courses = [course(lengths, new_budget(), batch, steps, generator) for _ in range(runs)]
-    found = torch.stack([torch.stack([getattr(c, f.name) for f in fields(Course)]) for c in courses]).mean((0, 2))
+    found = torch.stack(
+        [torch.stack([getattr(c, f.name) for f in fields(Course)]) for c in courses]
+    ).mean((0, 2))
     interval = (math.nan, math.nan)
     if resamplings:
         drawn = [
@@ -264,7 +296,9 @@ def predict(
 
 def _interval(values: Tensor) -> tuple[float, float]:
     """Percentile interval of (N,) float64."""
-    low, high = values.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)).tolist()
+    low, high = values.quantile(
+        torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    ).tolist()
     return low, high
 
 
@@ -298,5 +332,10 @@ def interval_of_mean(
     if len(groups.unique()) == 1:
         return mean, math.nan, math.nan
     generator = torch.Generator().manual_seed(seed)
-    means = torch.stack([sums[rows].sum() / counts[rows].sum() for rows in resampled(groups, resamplings, generator)])
+    means = torch.stack(
+        [
+            sums[rows].sum() / counts[rows].sum()
+            for rows in resampled(groups, resamplings, generator)
+        ]
+    )
     return mean, *_interval(means)

@@ -1,7 +1,9 @@
-"""What is measured of a pair, and the tokens of a training run under many settings, as one dictionary of plain numbers.
+"""What is measured of a pair, and the tokens of a training run under many settings, as one
+dictionary of plain numbers.
 
-Tokens are predicted for a student that does not change: responses that were sampled are drawn again and again and cut
-where the response budget and the gate of training cut them. Shapes as in ``diagnosis``.
+Tokens are predicted for a student that does not change: responses that were sampled are drawn again
+and again and cut where the response budget and the gate of training cut them. Shapes as in
+``diagnosis``.
 """
 
 from collections.abc import Iterator
@@ -63,7 +65,9 @@ class Planned:
     seed: int = 0
 
 
-def forecast(scores: PairScores, kinds: Tensor, ended: Tensor, planned: Planned, teacher: str) -> dict[str, Any]:
+def forecast(
+    scores: PairScores, kinds: Tensor, ended: Tensor, planned: Planned, teacher: str
+) -> dict[str, Any]:
     """Everything that is reported.
 
     Args:
@@ -79,7 +83,9 @@ def forecast(scores: PairScores, kinds: Tensor, ended: Tensor, planned: Planned,
     events = overlap_events(scores.overlap[planned.topk], scores.mask, planned.threshold)
     measured = measure(scores, events, kinds, ended, planned)
     verdict = verdict_of(scores, planned)
-    advice = recommend(events, scores.mask, planned.limit, planned.steps, planned.topk, planned.threshold)
+    advice = recommend(
+        events, scores.mask, planned.limit, planned.steps, planned.topk, planned.threshold
+    )
     config = advice.build(teacher)
     prediction = predict(
         lengths_of(events, scores.mask, config.drift.w_drop),
@@ -106,7 +112,8 @@ def forecast(scores: PairScores, kinds: Tensor, ended: Tensor, planned: Planned,
 
 
 def verdict_of(scores: PairScores, planned: Planned) -> Verdict:
-    """How the pair fits, at the k and γ of the bounds, or at the largest k there is where that one was not scored."""
+    """How the pair fits, at the k and γ of the bounds, or at the largest k there is where that one
+    was not scored."""
     k = JUDGED_K if JUDGED_K in scores.overlap else max(scores.overlap)
     overlap, mask = scores.overlap[k], scores.mask
     events = overlap_events(overlap, mask, JUDGED_THRESHOLD)
@@ -171,12 +178,18 @@ def _along(columns: dict[str, Tensor], mask: Tensor) -> list[dict[str, Any]]:
     width = -(-mask.shape[-1] // POSITIONS)
     along = {name: by_position(values, mask, width) for name, values in columns.items()}
     return [
-        {"from": start, "tokens": int(mask[:, start : start + width].sum()), **{name: along[name][i] for name in along}}
+        {
+            "from": start,
+            "tokens": int(mask[:, start : start + width].sum()),
+            **{name: along[name][i] for name in along},
+        }
         for i, start in enumerate(range(0, mask.shape[-1], width))
     ]
 
 
-def _kinds(events: Tensor, overlap: Tensor, mask: Tensor, kinds: Tensor) -> dict[str, dict[str, Any]]:
+def _kinds(
+    events: Tensor, overlap: Tensor, mask: Tensor, kinds: Tensor
+) -> dict[str, dict[str, Any]]:
     """Tokens, events and overlap by kind of token."""
     rates = zip(KINDS, by_kind(events, mask, kinds), by_kind(overlap, mask, kinds), strict=True)
     return {
@@ -198,7 +211,8 @@ def _effective_length(events: Tensor, mask: Tensor, limit: int) -> dict[str, Any
 
 
 def compare(scores: PairScores, planned: Planned) -> Iterator[dict[str, Any]]:
-    """Tokens under every combination of settings; the budget of each is the one that would be recommended with them.
+    """Tokens under every combination of settings; the budget of each is the one that would be
+    recommended with them.
 
     Args:
         scores: of both models.
@@ -215,13 +229,17 @@ def compare(scores: PairScores, planned: Planned) -> Iterator[dict[str, Any]]:
             lengths = lengths_of(events, scores.mask, w_drop, partial(gate.build, w_drop), chunk)
         budget = budget_for(lengths.effective, w_drop, planned.limit, planned.steps)
         new_budget = partial(budget.build, planned.limit)
-        prediction = predict(lengths, scores.groups, new_budget, planned.batch, planned.steps, planned.seed)
+        prediction = predict(
+            lengths, scores.groups, new_budget, planned.batch, planned.steps, planned.seed
+        )
         yield {
             "topk": k,
             "threshold": threshold,
             "w_drop": w_drop,
             "gate": kind,
-            "budget": {name: getattr(budget, name) for name in ("init", "min", "max", "step", "margin")},
+            "budget": {
+                name: getattr(budget, name) for name in ("init", "min", "max", "step", "margin")
+            },
             **_with_shares(prediction, planned),
         }
 

@@ -1,4 +1,5 @@
-"""The page of ``diagnose``: figures and a template. What models wrote is escaped by the template."""
+"""The page of ``diagnose``: figures and a template. What models wrote is escaped by the
+template."""
 
 from typing import Any
 
@@ -38,7 +39,9 @@ def draw(answer: dict[str, Any], examples: list[dict[str, Any]]) -> str:
         kinds=rows_of_kinds(answer),
         gates=gates,
         grids=[(k, rows_of_grid(answer, k)) for k in planned["ks"]],
-        overlap=_along(answer, ("overlap", "event_rate"), "Overlap and drift events along the responses"),
+        overlap=_along(
+            answer, ("overlap", "event_rate"), "Overlap and drift events along the responses"
+        ),
         mass=_along(answer, tuple(SHARES), "Probability of the top candidates along the responses"),
         lengths=_lengths(answer),
         examples=examples,
@@ -46,7 +49,8 @@ def draw(answer: dict[str, Any], examples: list[dict[str, Any]]) -> str:
 
 
 def _along(answer: dict[str, Any], names: tuple[str, ...], label: str) -> Markup:
-    """Lines over the position of the token; the colours are those of ``keys`` in the template, in this order."""
+    """Lines over the position of the token; the colours are those of ``keys`` in the template, in
+    this order."""
     rows = answer["overlap"]["by_position"]
     with html.style():
         fig = html.new_figure()
@@ -64,7 +68,9 @@ def _lengths(answer: dict[str, Any]) -> Markup:
     with html.style():
         fig = html.new_figure()
         axes = fig.subplots()
-        axes.hist(answer["effective_length"]["of_responses"], bins=BINS, color=html.series_colour(0))
+        axes.hist(
+            answer["effective_length"]["of_responses"], bins=BINS, color=html.series_colour(0)
+        )
         limit = answer["recommended"]["settings"]["budget.init"]
         axes.axvline(limit, **html.series_line(1))
         axes.set_xlabel("reliable tokens")

@@ -1,4 +1,5 @@
-"""From what was measured of a pair to a verdict and to settings: the paper's values, scaled, with a reason for each.
+"""From what was measured of a pair to a verdict and to settings: the paper's values, scaled, with a
+reason for each.
 
 Where a number comes from and what it rests on: docs/diagnose.md.
 """
@@ -11,20 +12,30 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from recipe.prune_opd.commands.diagnose.diagnosis import lengths_of
-from recipe.prune_opd.config import PAPER_MAX, PAPER_MIN, BudgetConfig, GateConfig, PruneOPDConfig, load_config
+from recipe.prune_opd.config import (
+    PAPER_MAX,
+    PAPER_MIN,
+    BudgetConfig,
+    GateConfig,
+    PruneOPDConfig,
+    load_config,
+)
 from recipe.prune_opd.method.drift import spent_at
 
 CLOSE, DRIFTING, UNRELATED = "close", "drifting", "unrelated"
 PAPER_EVENTS, PAPER_STEP, PAPER_STEPS = 100, 100, 203
-"""Events that use up the reliability with w_drop = 0.01; change of the limit; steps of the paper's runs."""
+"""Events that use up the reliability with w_drop = 0.01; change of the limit; steps of the paper's
+runs."""
 CLOSE_RATE = PAPER_EVENTS / PAPER_MIN
-"""Events per token up to which a response is reliable for the whole of the paper's smallest limit."""
+"""Events per token up to which a response is reliable for the whole of the paper's smallest
+limit."""
 UNRELATED_OVERLAP = 0.3
 """Overlap below which there is nothing to drift from. ``doctor`` warns of the same."""
 JUDGED_K, JUDGED_THRESHOLD = 16, 0.7
 """k and γ of the bounds: events at another k or γ say nothing against them."""
 WORSE = 0.05
-"""Events per token more in the last quarter than in the first: the pair parts along the response."""
+"""Events per token more in the last quarter than in the first: the pair parts along the
+response."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,8 @@ def judge(overlap: list[float], rate: list[float]) -> Verdict:
     """Verdict on a pair.
 
     Args:
-        overlap: mean overlap by quarter of the response, at ``JUDGED_K``; see ``basis`` for another k.
+        overlap: mean overlap by quarter of the response, at ``JUDGED_K``; see ``basis`` for another
+            k.
         rate: events per token by quarter, at that k and ``JUDGED_THRESHOLD``.
     """
     known = [value for value in rate if not math.isnan(value)]
@@ -48,28 +60,36 @@ def judge(overlap: list[float], rate: list[float]) -> Verdict:
     if first < UNRELATED_OVERLAP:
         return Verdict(
             UNRELATED,
-            f"the two share {first:.2f} of their top candidates at the start of a response, less than "
-            f"{UNRELATED_OVERLAP:g}: nothing to drift from; check that it is the right teacher",
+            f"the two share {first:.2f} of their top candidates at the start of a response, less"
+            f" than {UNRELATED_OVERLAP:g}: nothing to drift from; check that it is the right"
+            " teacher",
         )
     if max(known) <= CLOSE_RATE:
         return Verdict(
             CLOSE,
-            f"at most {max(known):.3f} drift events per token in every quarter of a response, no more than "
-            f"{CLOSE_RATE:.3f}: reliable beyond the paper's smallest limit of {PAPER_MIN:,} tokens, so the limit can "
-            "grow from the first batch on, and there is little to prune",
+            f"at most {max(known):.3f} drift events per token in every quarter of a response, no"
+            f" more than {CLOSE_RATE:.3f}: reliable beyond the paper's smallest limit of"
+            f" {PAPER_MIN:,} tokens, so the limit can grow from the first batch on, and there is"
+            " little to prune",
         )
-    course = f"{known[0]:.2f} drift events per token in the first quarter of a response, {known[-1]:.2f} in the last"
+    course = (
+        f"{known[0]:.2f} drift events per token in the first quarter of a response,"
+        f" {known[-1]:.2f} in the last"
+    )
     if known[-1] - known[0] > WORSE:
-        return Verdict(DRIFTING, f"{course}: the two part along the response, which is what pruning is for")
+        return Verdict(
+            DRIFTING, f"{course}: the two part along the response, which is what pruning is for"
+        )
     return Verdict(
         DRIFTING,
-        f"{course}: an initial mismatch that does not get worse; reliability runs out all the same, and training "
-        "lowers the rate if the student can learn from this teacher",
+        f"{course}: an initial mismatch that does not get worse; reliability runs out all the same,"
+        " and training lowers the rate if the student can learn from this teacher",
     )
 
 
 def basis(k: int, topk: int, threshold: float) -> str:
-    """What a reader should know of the k and γ of a verdict; nothing where they are the planned ones.
+    """What a reader should know of the k and γ of a verdict; nothing where they are the planned
+    ones.
 
     Args:
         k: of the overlap that was judged.
@@ -77,19 +97,27 @@ def basis(k: int, topk: int, threshold: float) -> str:
         threshold: the planned γ.
     """
     if k != JUDGED_K:
-        return f"; judged at k = {k}, for which the bounds are not calibrated: they are of k = {JUDGED_K}"
+        return (
+            f"; judged at k = {k}, for which the bounds are not calibrated: they are of k ="
+            f" {JUDGED_K}"
+        )
     if (topk, threshold) != (JUDGED_K, JUDGED_THRESHOLD):
-        return f"; judged at k = {k} and γ = {JUDGED_THRESHOLD:g}, of which the bounds are, whatever is planned"
+        return (
+            f"; judged at k = {k} and γ = {JUDGED_THRESHOLD:g}, of which the bounds are, whatever"
+            " is planned"
+        )
     return ""
 
 
-# ------------------------------------------------------------------------------------------------ settings
+# ----------------------------------------------------------------------------------------- settings
 
 
 def w_drop_for(limit: int) -> float:
-    """Weight lost per event: the paper's 0.01 from 1,024 tokens on, and for shorter limits the same events per token.
+    """Weight lost per event: the paper's 0.01 from 1,024 tokens on, and for shorter limits the same
+    events per token.
 
-    Rounded up to four decimals, which leaves the number of events that use up the reliability as it is.
+    Rounded up to four decimals, which leaves the number of events that use up the reliability as it
+    is.
 
     Args:
         limit: most tokens of a response.
@@ -99,7 +127,8 @@ def w_drop_for(limit: int) -> float:
 
 
 def budget_for(effective: Tensor, w_drop: float, limit: int, steps: int) -> BudgetConfig:
-    """The batch limit: the paper's, scaled to the limit and to the steps, started where this student would keep it.
+    """The batch limit: the paper's, scaled to the limit and to the steps, started where this
+    student would keep it.
 
     Args:
         effective: (B,) int64, effective lengths without a limit.
@@ -107,10 +136,13 @@ def budget_for(effective: Tensor, w_drop: float, limit: int, steps: int) -> Budg
         limit: most tokens of a response.
         steps: of the planned run.
     """
-    least = min(limit, max(math.ceil(limit * PAPER_MIN / PAPER_MAX), int(min(spent_at(w_drop), limit))))
+    least = min(
+        limit, max(math.ceil(limit * PAPER_MIN / PAPER_MAX), int(min(spent_at(w_drop), limit)))
+    )
     step = max(1, round(limit * PAPER_STEP / PAPER_MAX * PAPER_STEPS / steps))
     budget = BudgetConfig(min=least, max=limit, step=step, margin=step)
-    hits = max(1, math.ceil(budget.hit_ratio * len(effective) - 1e-9))  # so many responses keep the limit where it is
+    # So many responses keep the limit where it is.
+    hits = max(1, math.ceil(budget.hit_ratio * len(effective) - 1e-9))
     reached = int(effective.sort(descending=True).values[hits - 1])
     budget.init = sorted((least, reached + step, limit))[1]
     return budget
@@ -161,10 +193,18 @@ class Recommendation:
 
 
 def _written(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
-def recommend(events: Tensor, mask: Tensor, limit: int, steps: int, topk: int, threshold: float) -> Recommendation:
+def recommend(
+    events: Tensor, mask: Tensor, limit: int, steps: int, topk: int, threshold: float
+) -> Recommendation:
     """Settings for a run.
 
     Args:
@@ -190,15 +230,25 @@ def recommend(events: Tensor, mask: Tensor, limit: int, steps: int, topk: int, t
         "gate.enable": False,
     }
     reasons = [
-        f"topk, drift.threshold: k = {topk} and γ = {threshold:g}; what another value costs in accuracy cannot be seen "
-        "before training, and the paper found γ = 0.9 to cost some",
+        (
+            f"topk, drift.threshold: k = {topk} and γ = {threshold:g}; what another value costs in"
+            " accuracy cannot be seen before training, and the paper found γ = 0.9 to cost some"
+        ),
         f"drift.w_drop: weight is gone after {spent} events"
-        + (", the paper's" if spent == PAPER_EVENTS else f", as many per token of the limit as 100 in {PAPER_MIN:,}"),
+        + (
+            ", the paper's"
+            if spent == PAPER_EVENTS
+            else f", as many per token of the limit as 100 in {PAPER_MIN:,}"
+        ),
         f"budget.init: {_reached(budget)}",
-        f"budget.min: a twelfth of the limit, as in the paper, and at least the {spent} tokens that reliability needs "
-        "to run out",
-        f"budget.step, budget.margin: the paper's {PAPER_STEP} of {PAPER_MAX:,} tokens in {PAPER_STEPS} steps, for "
-        f"{limit:,} tokens in {steps} steps",
+        (
+            f"budget.min: a twelfth of the limit, as in the paper, and at least the {spent} tokens"
+            " that reliability needs to run out"
+        ),
+        (
+            f"budget.step, budget.margin: the paper's {PAPER_STEP} of {PAPER_MAX:,} tokens in"
+            f" {PAPER_STEPS} steps, for {limit:,} tokens in {steps} steps"
+        ),
         "gate.enable: off, since it needs devices of its own; the table says what it would save",
     ]
     return Recommendation(settings, reasons)
@@ -212,4 +262,7 @@ def _reached(budget: BudgetConfig) -> str:
         return f"the largest limit; {share} to it, or to within the margin of it"
     if budget.init == budget.min:
         return f"the smallest limit; fewer than {share} beyond it"
-    return f"{share} to {budget.init - budget.margin:,} tokens, so about here the limit would settle by itself"
+    return (
+        f"{share} to {budget.init - budget.margin:,} tokens, so about here the limit would settle"
+        " by itself"
+    )

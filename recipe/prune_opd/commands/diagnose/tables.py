@@ -7,7 +7,11 @@ from typing import Any
 
 FEW = 8
 """Prompts below which the answer says that they are few."""
-SHARES = {"student_mass": "student's", "teacher_mass": "teacher's", "teacher_on_student": "teacher's on student's"}
+SHARES = {
+    "student_mass": "student's",
+    "teacher_mass": "teacher's",
+    "teacher_on_student": "teacher's on student's",
+}
 """Probability of the top k -> column."""
 
 
@@ -21,16 +25,20 @@ def summary(answer: dict[str, Any]) -> str:
     responses, events, planned = answer["responses"], answer["events"], answer["planned"]
     effective = answer["effective_length"]
     low_high = (
-        f" ({number(events['low'], '.3f')} to {number(events['high'], '.3f')})" if events["low"] is not None else ""
+        f" ({number(events['low'], '.3f')} to {number(events['high'], '.3f')})"
+        if events["low"] is not None
+        else ""
     )
     return (
-        f"{responses['number']} responses to {responses['prompts']} prompts, {responses['tokens']:,} tokens, "
-        f"{responses['mean_length']:,.0f} on average; {responses['ended']} ended by themselves, "
-        f"{responses['at_limit']} at the limit of {planned['limit']:,}. Overlap of the top {planned['topk']}: "
-        f"{answer['overlap']['mean']:.3f}; drift events per token at γ = {planned['threshold']:g}: "
-        f"{events['mean']:.3f}{low_high}. Reliable at w_drop = {effective['w_drop']:g}: {effective['mean']:,.0f} "
-        f"tokens on average, {effective['quantiles']['0.1']:,.0f} / {effective['quantiles']['0.5']:,.0f} / "
-        f"{effective['quantiles']['0.9']:,.0f} at the 10th, 50th and 90th percentile."
+        f"{responses['number']} responses to {responses['prompts']} prompts,"
+        f" {responses['tokens']:,} tokens, {responses['mean_length']:,.0f} on average;"
+        f" {responses['ended']} ended by themselves, {responses['at_limit']} at the limit of"
+        f" {planned['limit']:,}. Overlap of the top {planned['topk']}:"
+        f" {answer['overlap']['mean']:.3f}; drift events per token at γ = {planned['threshold']:g}:"
+        f" {events['mean']:.3f}{low_high}. Reliable at w_drop = {effective['w_drop']:g}:"
+        f" {effective['mean']:,.0f} tokens on average, {effective['quantiles']['0.1']:,.0f} /"
+        f" {effective['quantiles']['0.5']:,.0f} / {effective['quantiles']['0.9']:,.0f} at the 10th,"
+        " 50th and 90th percentile."
     )
 
 
@@ -39,10 +47,11 @@ def expectation(answer: dict[str, Any]) -> str:
     found = answer["recommended"]["prediction"]
     interval = "" if found["low"] is None else f" ({found['low']:,.0f} to {found['high']:,.0f})"
     return (
-        f"Expected with them while the student stays as it is: {found['generated']:,.1f}{interval} tokens generated "
-        f"per response, {found['saved']:.0%} fewer than the {found['without_pruning']:,.1f} without pruning, "
-        f"{found['of_limit']:.0%} of the limit; {found['effective']:,.1f} of them reliable; limit "
-        f"{found['limit']:,.0f} on average."
+        "Expected with them while the student stays as it is:"
+        f" {found['generated']:,.1f}{interval} tokens generated per response,"
+        f" {found['saved']:.0%} fewer than the {found['without_pruning']:,.1f} without pruning,"
+        f" {found['of_limit']:.0%} of the limit; {found['effective']:,.1f} of them reliable; limit"
+        f" {found['limit']:,.0f} on average."
     )
 
 
@@ -73,13 +82,16 @@ def rows_of_kinds(answer: dict[str, Any]) -> list[list[str]]:
 
 
 def rows_of_grid(answer: dict[str, Any], topk: int) -> list[list[str]]:
-    """Cells of the table of settings at one k: a row for each γ and w_drop, a column for each gate."""
+    """Cells of the table of settings at one k: a row for each γ and w_drop, a column for each
+    gate."""
     rows: dict[tuple[float, float], list[str]] = {}
     for cell in answer["grid"]:
         if cell["topk"] == topk:
             row = rows.setdefault((cell["threshold"], cell["w_drop"]), [])
             row.append(f"{cell['generated']:,.0f}/{cell['kept']:,.0f} {cell['saved']:.0%}")
-    return [[f"{threshold:g}", f"{w_drop:g}", *cells] for (threshold, w_drop), cells in rows.items()]
+    return [
+        [f"{threshold:g}", f"{w_drop:g}", *cells] for (threshold, w_drop), cells in rows.items()
+    ]
 
 
 def notes(responses: dict[str, int]) -> list[str]:
@@ -91,9 +103,12 @@ def notes(responses: dict[str, int]) -> list[str]:
     said = []
     if responses["cut_early"]:
         said.append(
-            f"{responses['cut_early']} of {responses['number']} responses neither end by themselves nor reach the "
-            "limit: they were cut, and count here as if they had ended there"
+            f"{responses['cut_early']} of {responses['number']} responses neither end by themselves"
+            " nor reach the limit: they were cut, and count here as if they had ended there"
         )
     if responses["prompts"] < FEW:
-        said.append(f"{responses['prompts']} prompts say little about a data set: see the intervals, or give --prompts")
+        said.append(
+            f"{responses['prompts']} prompts say little about a data set: see the intervals, or"
+            " give --prompts"
+        )
     return said

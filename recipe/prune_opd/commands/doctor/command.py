@@ -2,9 +2,10 @@
 
     python -m recipe.prune_opd doctor STUDENT TEACHER --data train.parquet
 
-STUDENT and TEACHER are local folders or hub names. Tokenizers, end tokens, chat templates, context, the data's prompts
-and memory are read from files; then a few tokens are sampled from the student and scored by both models, in float32,
-on this machine (no GPU is needed for small models; --no-weights leaves this out). Each finding is
+STUDENT and TEACHER are local folders or hub names. Tokenizers, end tokens, chat templates, context,
+the data's prompts and memory are read from files; then a few tokens are sampled from the student
+and scored by both models, in float32, on this machine (no GPU is needed for small models;
+--no-weights leaves this out). Each finding is
 
     ok        nothing to do          warning   the run starts, and may go wrong later
     skipped   not looked at          error     the run stops, or what it learns is noise
@@ -33,8 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("student", metavar="STUDENT", help="folder or hub name")
     parser.add_argument("teacher", metavar="TEACHER", help="folder or hub name")
     data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, metavar="FILE", help="prompts in verl's format: .parquet, .json or .jsonl")
-    data.add_argument("--prompt-key", default=plan.prompt_key, metavar="NAME", help="data.prompt_key (%(default)s)")
+    data.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="prompts in verl's format: .parquet, .json or .jsonl",
+    )
+    data.add_argument(
+        "--prompt-key",
+        default=plan.prompt_key,
+        metavar="NAME",
+        help="data.prompt_key (%(default)s)",
+    )
     data.add_argument(
         "--chat-template-kwargs",
         type=mapping,
@@ -42,22 +53,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data.apply_chat_template_kwargs, e.g. '{\"enable_thinking\": false}'",
     )
     data.add_argument(
-        "--max-rows", type=count, default=plan.max_rows, metavar="N", help="prompts to read (%(default)s)"
+        "--max-rows",
+        type=count,
+        default=plan.max_rows,
+        metavar="N",
+        help="prompts to read (%(default)s)",
     )
     run_ = parser.add_argument_group("the run you plan")
     for name, what in (
         ("max_prompt_length", "data.max_prompt_length"),
-        ("max_response_length", "longest response, data.max_response_length or prune_opd.budget.max"),
+        (
+            "max_response_length",
+            "longest response, data.max_response_length or prune_opd.budget.max",
+        ),
         ("topk", "prune_opd.topk"),
         ("gpus", "GPUs of the training"),
     ):
         flag = "--" + name.replace("_", "-")
-        run_.add_argument(flag, type=count, default=getattr(plan, name), metavar="N", help=f"{what} (%(default)s)")
-    run_.add_argument("--gpu-memory", type=positive, metavar="GB", help="memory of a GPU; default: not compared")
-    run_.add_argument("--dtype", choices=DTYPES, default=plan.dtype, help="what training computes in (%(default)s)")
-    run_.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
+        run_.add_argument(
+            flag, type=count, default=getattr(plan, name), metavar="N", help=f"{what} (%(default)s)"
+        )
+    run_.add_argument(
+        "--gpu-memory", type=positive, metavar="GB", help="memory of a GPU; default: not compared"
+    )
+    run_.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=plan.dtype,
+        help="what training computes in (%(default)s)",
+    )
+    run_.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that comes with the models"
+    )
     passes = parser.add_argument_group("passes")
-    passes.add_argument("--no-weights", action="store_true", help="read files only, load no weights")
+    passes.add_argument(
+        "--no-weights", action="store_true", help="read files only, load no weights"
+    )
     passes.add_argument(
         "--tokens",
         type=count,
@@ -65,13 +96,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens sampled for each of 3 prompts (%(default)s)",
     )
-    passes.add_argument("--device", default=plan.device, help="where the models run: cpu, cuda, cuda:1 (%(default)s)")
+    passes.add_argument(
+        "--device",
+        default=plan.device,
+        help="where the models run: cpu, cuda, cuda:1 (%(default)s)",
+    )
     passes.add_argument(
         "--engine",
         action="store_true",
         help="also start vLLM or SGLang and compare its log-probs with the trainer's; a minute",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of a table"
+    )
 
 
 def count(text: str) -> int:
@@ -130,7 +167,11 @@ def run(args: argparse.Namespace) -> int:
     findings = examine(args.student, args.teacher, plan)
     code = exit_code(findings)
     if args.json:
-        print(json.dumps({"exit_code": code, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        print(
+            json.dumps(
+                {"exit_code": code, "findings": [asdict(finding) for finding in findings]}, indent=2
+            )
+        )
     else:
         show(findings)
     return code

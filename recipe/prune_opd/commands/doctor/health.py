@@ -1,4 +1,5 @@
-"""Does a pair of models fit each other and the data? One finding per question, each with what was seen."""
+"""Does a pair of models fit each other and the data? One finding per question, each with what was
+seen."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,14 @@ from tqdm import tqdm
 
 from recipe.prune_opd.checks.data import Data, check_file, read_prompts
 from recipe.prune_opd.checks.files import refuse_pointer
-from recipe.prune_opd.checks.models import Model, different_tokens, render, scaled_context, without_row, wrong_ends
+from recipe.prune_opd.checks.models import (
+    Model,
+    different_tokens,
+    render,
+    scaled_context,
+    without_row,
+    wrong_ends,
+)
 from recipe.prune_opd.commands.estimate import costs
 from recipe.prune_opd.commands.pair.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
 from recipe.prune_opd.commands.pair.weights import passes
@@ -30,11 +38,13 @@ def examine(student_path: str, teacher_path: str, plan: Plan) -> list[Finding]:
         plan: what the run is to be.
 
     Raises:
-        ValueError: a path holds no model configuration with tokenizer, the data file does not exist, or there is no
-            such device.
+        ValueError: a path holds no model configuration with tokenizer, the data file does not
+            exist, or there is no such device.
     """
     if plan.data is not None and not plan.data.is_file():
-        raise ValueError(f"--data: {plan.data} does not exist, allowed: a parquet or JSON file in verl's format")
+        raise ValueError(
+            f"--data: {plan.data} does not exist, allowed: a parquet or JSON file in verl's format"
+        )
     if plan.data is not None:
         refuse_pointer("--data", plan.data)
     check_device(plan.device)
@@ -68,31 +78,36 @@ def check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts where it is built without CUDA
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device: got {device}, allowed: cpu or a device of this machine ({reason})") from error
+        raise ValueError(
+            f"--device: got {device}, allowed: cpu or a device of this machine ({reason})"
+        ) from error
 
 
-# ------------------------------------------------------------------------------------------------ tokens
+# ------------------------------------------------------------------------------------------- tokens
 
 
 def vocabulary(student: Model, teacher: Model, k: int) -> Finding:
     """Rows of the embeddings against the tokenizers and k."""
     ids = {model.key: max(model.tokens, default=-1) + 1 for model in (student, teacher)}
     evidence = (
-        f"tokens: {ids[student.key]:,} and {ids[teacher.key]:,}; rows of the embeddings: {student.vocab_size:,} and "
-        f"{teacher.vocab_size:,}; k = {k}"
+        f"tokens: {ids[student.key]:,} and {ids[teacher.key]:,}; rows of the embeddings:"
+        f" {student.vocab_size:,} and {teacher.vocab_size:,}; k = {k}"
     )
     for model in (student, teacher):
         if without_row(model, model.vocab_size):
             return Finding(
-                "vocabulary", ERROR, evidence, f"{model.key} has tokens without a row: resize its embedding and save it"
+                "vocabulary",
+                ERROR,
+                evidence,
+                f"{model.key} has tokens without a row: resize its embedding and save it",
             )
     if without_row(student, teacher.vocab_size):
         return Finding(
             "vocabulary",
             ERROR,
             evidence,
-            f"the student can write {ids[student.key] - teacher.vocab_size:,} tokens the teacher has no row for: take "
-            "a teacher with the same tokenizer",
+            f"the student can write {ids[student.key] - teacher.vocab_size:,} tokens the teacher"
+            " has no row for: take a teacher with the same tokenizer",
         )
     common = min(student.vocab_size, teacher.vocab_size)
     if k > common:
@@ -106,7 +121,9 @@ def tokens(student: Model, teacher: Model) -> Finding:
     different = different_tokens(student, teacher)
     alone = sorted(student.tokens.keys() ^ teacher.tokens.keys())
     if different:
-        shown = ", ".join(f"{i}: {student.tokens[i]!r} and {teacher.tokens[i]!r}" for i in different[:3])
+        shown = ", ".join(
+            f"{i}: {student.tokens[i]!r} and {teacher.tokens[i]!r}" for i in different[:3]
+        )
         return Finding(
             "token ids",
             ERROR,
@@ -114,7 +131,9 @@ def tokens(student: Model, teacher: Model) -> Finding:
             "take a teacher with the student's tokenizer; there is no cross-tokenizer mode",
         )
     if alone:
-        shown = ", ".join(f"{i} ({student.tokens.get(i) or teacher.tokens[i]!r})" for i in alone[:3])
+        shown = ", ".join(
+            f"{i} ({student.tokens.get(i) or teacher.tokens[i]!r})" for i in alone[:3]
+        )
         return Finding(
             "token ids",
             WARNING,
@@ -127,7 +146,10 @@ def tokens(student: Model, teacher: Model) -> Finding:
 def tokenization(student: Model, teacher: Model, messages: Sequence[Any]) -> Finding:
     """Whether both cut a text into the same tokens."""
     texts = [_content(prompt) for prompt in messages[:64]]
-    cut = [[model.tokenizer.encode(text, add_special_tokens=False) for text in texts] for model in (student, teacher)]
+    cut = [
+        [model.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        for model in (student, teacher)
+    ]
     different = [text for text, ours, theirs in zip(texts, *cut, strict=True) if ours != theirs]
     if not different:
         return Finding("tokenization", OK, f"{len(texts)} texts give the same ids")
@@ -135,31 +157,39 @@ def tokenization(student: Model, teacher: Model, messages: Sequence[Any]) -> Fin
         "tokenization",
         WARNING,
         f"{len(different)} of {len(texts)} texts give other ids, the first: {different[0][:60]!r}",
-        "the teacher reads the student's ids, cut as it never saw them: compare the tokenizer.json of both",
+        "the teacher reads the student's ids, cut as it never saw them: compare the tokenizer.json"
+        " of both",
     )
 
 
 def end_ids(student: Model, teacher: Model) -> Finding:
-    """Tokens that end a response: tokenizer, generation settings, and what the chat template puts there."""
+    """Tokens that end a response: tokenizer, generation settings, and what the chat template puts
+    there."""
     evidence = f"student: {student.names(student.ends)}; teacher: {teacher.names(teacher.ends)}"
     if not student.ends:
         return Finding(
             "end tokens",
             ERROR,
             evidence,
-            "nothing ends the student's responses: set eos_token in its tokenizer and eos_token_id in "
-            "generation_config.json",
+            "nothing ends the student's responses: set eos_token in its tokenizer and eos_token_id"
+            " in generation_config.json",
         )
     outside = wrong_ends(student)
     if outside:
-        return Finding("end tokens", ERROR, evidence, f"ids {outside} are no tokens of the student: correct them")
+        return Finding(
+            "end tokens",
+            ERROR,
+            evidence,
+            f"ids {outside} are no tokens of the student: correct them",
+        )
     if student.ends != teacher.ends:
         return Finding(
             "end tokens",
             WARNING,
             evidence,
-            "the teacher rates the student's end as unlikely, so responses grow until the limit cuts them: give both "
-            "the same eos_token_id in generation_config.json, or fine-tune the student on the teacher's format first",
+            "the teacher rates the student's end as unlikely, so responses grow until the limit"
+            " cuts them: give both the same eos_token_id in generation_config.json, or fine-tune"
+            " the student on the teacher's format first",
         )
     turn = _turn_end(student)
     if turn is not None and turn not in student.ends:
@@ -167,17 +197,23 @@ def end_ids(student: Model, teacher: Model) -> Finding:
             "end tokens",
             WARNING,
             f"{evidence}; the chat template ends a turn with {student.names([turn])}",
-            "add this id to eos_token_id in the student's generation_config.json, or generation runs past its answer",
+            "add this id to eos_token_id in the student's generation_config.json, or generation"
+            " runs past its answer",
         )
     return Finding("end tokens", OK, evidence)
 
 
 def _turn_end(model: Model) -> int | None:
-    """Special token that the chat template puts right after the assistant's words, if there is one."""
+    """Special token that the chat template puts right after the assistant's words, if there is
+    one."""
     mark = "MARK"
     turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": mark}]
     text = _render(model, turns, {}, prompt=False)
-    after = [] if text is None else model.tokenizer.encode(text.rpartition(mark)[2], add_special_tokens=False)
+    after = (
+        []
+        if text is None
+        else model.tokenizer.encode(text.rpartition(mark)[2], add_special_tokens=False)
+    )
     return after[0] if after and after[0] in model.tokenizer.all_special_ids else None
 
 
@@ -192,19 +228,24 @@ def padding(student: Model) -> Finding:
             "set pad_token in the student's tokenizer to a token that ends nothing",
         )
     if pad >= student.vocab_size:
-        return Finding("padding token", ERROR, f"id {pad} has no row in the embedding", "set pad_token to a known one")
+        return Finding(
+            "padding token",
+            ERROR,
+            f"id {pad} has no row in the embedding",
+            "set pad_token to a known one",
+        )
     return Finding("padding token", OK, f"{student.names([pad])}")
 
 
-# ------------------------------------------------------------------------------------------------ prompts
+# ------------------------------------------------------------------------------------------ prompts
 
 
 def prompts(student: Model, plan: Plan) -> tuple[Finding, list[Any], list[Any]]:
     """The data's prompts, and how long they are.
 
     Returns:
-        Finding; chat messages to look at, built-in ones where the data has none; and of the data's prompts one of every
-        set of roles and shapes.
+        Finding; chat messages to look at, built-in ones where the data has none; and of the data's
+        prompts one of every set of roles and shapes.
     """
     ours = [[{"role": "user", "content": text}] for text in TEXTS]
     if plan.data is None:
@@ -215,7 +256,11 @@ def prompts(student: Model, plan: Plan) -> tuple[Finding, list[Any], list[Any]]:
         change = "bring the file into verl's format, or give --prompt-key"
         return Finding("prompts", ERROR, str(error), change), ours, []
     messages = read_prompts(plan.data, plan.prompt_key, plan.max_rows)
-    return _prompt_lengths(student, data, messages, plan), messages, [prompt.messages for prompt in data.prompts]
+    return (
+        _prompt_lengths(student, data, messages, plan),
+        messages,
+        [prompt.messages for prompt in data.prompts],
+    )
 
 
 def _prompt_lengths(student: Model, data: Data, messages: Sequence[Any], plan: Plan) -> Finding:
@@ -223,11 +268,14 @@ def _prompt_lengths(student: Model, data: Data, messages: Sequence[Any], plan: P
     long = sum(length > plan.max_prompt_length for length in lengths)
     first = "" if data.rows == len(messages) else f"the first {len(messages):,} of "
     evidence = (
-        f"{first}{data.rows:,} prompts: {sum(lengths) / len(lengths):,.0f} tokens on average, {max(lengths):,} at "
-        f"most; {long:,} above {plan.max_prompt_length:,}"
+        f"{first}{data.rows:,} prompts: {sum(lengths) / len(lengths):,.0f} tokens on average,"
+        f" {max(lengths):,} at most; {long:,} above {plan.max_prompt_length:,}"
     )
     if long:
-        change = "verl cuts off their beginning: set data.filter_overlong_prompts=true or raise data.max_prompt_length"
+        change = (
+            "verl cuts off their beginning: set data.filter_overlong_prompts=true or raise"
+            " data.max_prompt_length"
+        )
         return Finding("prompts", WARNING, evidence, change)
     return Finding("prompts", OK, evidence)
 
@@ -240,7 +288,9 @@ def _lengths(student: Model, messages: Sequence[Any], kwargs: dict[str, Any]) ->
 def prompt_ids(model: Model, prompt: Any, kwargs: dict[str, Any]) -> list[int]:
     """Ids of a prompt as verl makes them; of its words alone where there is no chat template."""
     text = _render(model, prompt, kwargs)
-    return model.tokenizer.encode(_content(prompt) if text is None else text, add_special_tokens=False)
+    return model.tokenizer.encode(
+        _content(prompt) if text is None else text, add_special_tokens=False
+    )
 
 
 def _short_prompt(student: Model, prompt: Any, kwargs: dict[str, Any]) -> list[int]:
@@ -261,7 +311,9 @@ def _render(model: Model, messages: Any, kwargs: dict[str, Any], prompt: bool = 
         return None
 
 
-def chat_template(student: Model, teacher: Model, messages: Sequence[Any], kwargs: dict[str, Any]) -> Finding:
+def chat_template(
+    student: Model, teacher: Model, messages: Sequence[Any], kwargs: dict[str, Any]
+) -> Finding:
     """Whether the student's template takes these prompts, and both put them into the same words."""
     name = "chat template"
     if not student.tokenizer.chat_template:
@@ -278,11 +330,16 @@ def chat_template(student: Model, teacher: Model, messages: Sequence[Any], kwarg
             "the teacher's tokenizer has none; it reads the student's prompts as they are",
             "make sure the teacher was trained on the student's format",
         )
-    ours, theirs = ([_render(model, prompt, kwargs) for prompt in messages] for model in (student, teacher))
+    ours, theirs = (
+        [_render(model, prompt, kwargs) for prompt in messages] for model in (student, teacher)
+    )
     if None in ours:
         refused = messages[ours.index(None)]
         return Finding(
-            name, ERROR, f"the student's refuses {str(refused)[:80]!r}", "correct the prompts or the template"
+            name,
+            ERROR,
+            f"the student's refuses {str(refused)[:80]!r}",
+            "correct the prompts or the template",
         )
     for mine, other in zip(ours, theirs, strict=True):
         if mine != other:
@@ -290,9 +347,14 @@ def chat_template(student: Model, teacher: Model, messages: Sequence[Any], kwarg
                 name,
                 WARNING,
                 f"the same prompt becomes {_shorten(mine)} and {_shorten(other)}",
-                "the teacher reads the student's form: give both one template, or a student of the teacher's family",
+                "the teacher reads the student's form: give both one template, or a student of the"
+                " teacher's family",
             )
-    alike = "identical" if student.tokenizer.chat_template == teacher.tokenizer.chat_template else "different as text"
+    alike = (
+        "identical"
+        if student.tokenizer.chat_template == teacher.tokenizer.chat_template
+        else "different as text"
+    )
     return Finding(name, OK, f"{len(messages)} prompts come out alike; the templates are {alike}")
 
 
@@ -302,7 +364,7 @@ def _shorten(text: str | None, most: int = 90) -> str:
     return repr(text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}")
 
 
-# ------------------------------------------------------------------------------------------------ sizes
+# -------------------------------------------------------------------------------------------- sizes
 
 
 def context(student: Model, teacher: Model, longest: int) -> Finding:
@@ -312,25 +374,36 @@ def context(student: Model, teacher: Model, longest: int) -> Finding:
     evidence = f"contexts of {shown} tokens; needed: {longest:,}"
     if mine is not None and mine < longest:
         return Finding(
-            "context", ERROR, evidence, "the run does not start: lower the lengths, or take a student with more context"
+            "context",
+            ERROR,
+            evidence,
+            "the run does not start: lower the lengths, or take a student with more context",
         )
     if other is not None and other < longest:
         return Finding(
             "context",
             WARNING,
             evidence,
-            f"what the teacher says beyond {other:,} tokens is extrapolated, and the gate's servers refuse it: lower "
-            "prune_opd.budget.max, or take a teacher with more context",
+            f"what the teacher says beyond {other:,} tokens is extrapolated, and the gate's servers"
+            " refuse it: lower prune_opd.budget.max, or take a teacher with more context",
         )
     return Finding("context", OK, evidence)
 
 
 def stored_dtype(student: Model, teacher: Model, dtype: str) -> Finding:
     """What the weights are stored in, and what is computed in."""
-    stored = [str(getattr(model.config, "dtype", None)).removeprefix("torch.") for model in (student, teacher)]
+    stored = [
+        str(getattr(model.config, "dtype", None)).removeprefix("torch.")
+        for model in (student, teacher)
+    ]
     evidence = f"stored as {stored[0]} and {stored[1]}; computed in {dtype}"
     if dtype == "float16":
-        return Finding("dtype", WARNING, evidence, "float16 ends at 65,504 and overflows easily: compute in bfloat16")
+        return Finding(
+            "dtype",
+            WARNING,
+            evidence,
+            "float16 ends at 65,504 and overflows easily: compute in bfloat16",
+        )
     return Finding("dtype", OK, evidence)
 
 
@@ -350,12 +423,16 @@ def memory(student: Model, teacher: Model, plan: Plan) -> Finding:
     least = state + logits + gathered
     size = costs.readable
     evidence = (
-        f"{ours.parameters:,} and {theirs.parameters:,} parameters; the update takes at least {size(least)} on each of "
-        f"{plan.gpus} GPUs (weights, gradients, Adam {size(state)}; gathered weights {size(gathered)}; logits of one "
-        f"longest sequence {size(logits)}), the rollout's weights {size(2.0 * ours.parameters)}, "
-        f"the teacher in CPU memory {size(4.0 * theirs.parameters)} in all"
+        f"{ours.parameters:,} and {theirs.parameters:,} parameters; the update takes at least"
+        f" {size(least)} on each of {plan.gpus} GPUs (weights, gradients, Adam {size(state)};"
+        f" gathered weights {size(gathered)}; logits of one longest sequence {size(logits)}), the"
+        f" rollout's weights {size(2.0 * ours.parameters)}, the teacher in CPU memory"
+        f" {size(4.0 * theirs.parameters)} in all"
     )
     if plan.gpu_memory is not None and least > plan.gpu_memory * costs.GB:
-        change = "more GPUs, a shorter prune_opd.budget.max, sequence parallelism, or offloading; see `estimate`"
+        change = (
+            "more GPUs, a shorter prune_opd.budget.max, sequence parallelism, or offloading; see"
+            " `estimate`"
+        )
         return Finding("memory", ERROR, evidence, change)
     return Finding("memory", OK, evidence)

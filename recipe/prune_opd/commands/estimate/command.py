@@ -7,10 +7,10 @@ Give it the arguments of the training command you have in mind:
         data.max_response_length=31744 prune_opd.budget.max=12288 \\
         data.train_batch_size=64 actor_rollout_ref.rollout.n=4 trainer.n_gpus_per_node=8 --steps 203
 
-It reads the two model configurations (a local folder or a hub name; no weights) and compares plain OPD, OPD under a
-short fixed limit, Prune-OPD, and Prune-OPD with the in-flight gate. Every number that is not in the configuration is
-an option below. What you do not give is assumed, and listed as such: give what you have measured.
-docs/estimate.md has the formulas and how far off they are.
+It reads the two model configurations (a local folder or a hub name; no weights) and compares plain
+OPD, OPD under a short fixed limit, Prune-OPD, and Prune-OPD with the in-flight gate. Every number
+that is not in the configuration is an option below. What you do not give is assumed, and listed as
+such: give what you have measured. docs/estimate.md has the formulas and how far off they are.
 """
 
 import argparse
@@ -31,15 +31,24 @@ if TYPE_CHECKING:
 
 RECIPE = "+recipe=prune_opd"
 GUESSES: dict[str, tuple[float, str]] = {
-    "steps": (203, "training steps; the paper's number, unless trainer.total_training_steps is set"),
+    "steps": (
+        203,
+        "training steps; the paper's number, unless trainer.total_training_steps is set",
+    ),
     "prompt_length": (200, "mean tokens of a prompt"),
     "length": (7200, "mean tokens of a response that no limit cuts; fits the public run"),
     "spread": (0.6, "standard deviation of the logarithm of that length; fits the public run"),
-    "gate_saving": (0.23, "share of Prune-OPD's tokens that come after R = 0; measured on the public run"),
+    "gate_saving": (
+        0.23,
+        "share of Prune-OPD's tokens that come after R = 0; measured on the public run",
+    ),
     "mfu": (0.17, "share of --peak-tflops that scoring and update reach; fits the public run"),
     "peak_tflops": (989, "dense bf16 TFLOPS of a GPU; an H100's"),
     "bandwidth": (2680, "GB/s at which decoding reads memory; 80 % of an H100's"),
-    "token_overhead": (2.6, "milliseconds of a decoding step besides reading memory; fits the public run"),
+    "token_overhead": (
+        2.6,
+        "milliseconds of a decoding step besides reading memory; fits the public run",
+    ),
     "step_overhead": (9.7, "seconds of a step that depend on no length; fits the public run"),
     "gpu_memory": (80, "GB of a GPU"),
 }
@@ -48,7 +57,12 @@ GUESSES: dict[str, tuple[float, str]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("overrides", nargs="+", metavar="CONFIG", help="arguments of verl.trainer.main_ppo, as typed")
+    parser.add_argument(
+        "overrides",
+        nargs="+",
+        metavar="CONFIG",
+        help="arguments of verl.trainer.main_ppo, as typed",
+    )
     for name, (value, meaning) in GUESSES.items():
         flag = "--" + name.replace("_", "-")
         help_ = f"{meaning} (assumed: {value:g})".replace("%", "%%")  # argparse formats it
@@ -57,18 +71,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mean-limit",
         type=_number,
         metavar="N",
-        help="mean of prune_opd/current_max_response_length over a run of Prune-OPD (assumed: the limit grows by "
-        "prune_opd.budget.step every fourth step, as in the public run)",
+        help=(
+            "mean of prune_opd/current_max_response_length over a run of Prune-OPD (assumed: the"
+            " limit grows by prune_opd.budget.step every fourth step, as in the public run)"
+        ),
     )
-    parser.add_argument("--short", type=_number, metavar="N", help="the short fixed limit (default: the mean limit)")
+    parser.add_argument(
+        "--short", type=_number, metavar="N", help="the short fixed limit (default: the mean limit)"
+    )
     parser.add_argument(
         "--decode-tokens-per-second",
         type=_number,
         metavar="N",
-        help="tokens a second of one response while a full batch is decoded (assumed: from --bandwidth, "
-        "--token-overhead, weights and cache)",
+        help=(
+            "tokens a second of one response while a full batch is decoded (assumed: from"
+            " --bandwidth, --token-overhead, weights and cache)"
+        ),
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of tables"
+    )
 
 
 def _number(text: str) -> float:
@@ -82,13 +104,15 @@ def run(args: argparse.Namespace) -> int:
     """Estimate and print.
 
     Raises:
-        ValueError: the overrides do not compose, a setting is refused, or a model has no configuration.
+        ValueError: the overrides do not compose, a setting is refused, or a model has no
+            configuration.
     """
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         answer = estimate(compose(args.overrides), args)
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere: its message has three lines
+    # An interpolation that leads nowhere: its message has three lines.
+    except OmegaConfBaseException as error:
         raise ValueError(" ".join(str(error).split())) from error
     if args.json:
         print(json.dumps(answer, indent=2))
@@ -98,7 +122,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compose(overrides: list[str]) -> "DictConfig":
-    """verl's configuration under the overrides, as its trainer would see it. The recipe may be left out.
+    """verl's configuration under the overrides, as its trainer would see it. The recipe may be left
+    out.
 
     Raises:
         ValueError: Hydra refuses one of them.
@@ -120,7 +145,7 @@ def compose(overrides: list[str]) -> "DictConfig":
         raise ValueError(f"the overrides do not compose ({reason})") from error
 
 
-# ------------------------------------------------------------------------------------------------ inputs
+# ------------------------------------------------------------------------------------------- inputs
 
 
 COUNTS = (
@@ -174,16 +199,19 @@ def check_numbers(config: "DictConfig") -> None:
     responses = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
     if responses > MOST_RESPONSES:
         raise ValueError(
-            f"data.train_batch_size x actor_rollout_ref.rollout.n: got {responses:,}, allowed: at most "
-            f"{MOST_RESPONSES:,}"
+            f"data.train_batch_size x actor_rollout_ref.rollout.n: got {responses:,}, allowed: at"
+            f" most {MOST_RESPONSES:,}"
         )
     value = OmegaConf.select(config, SHARE)
     if not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise ValueError(f"{SHARE}: got {value!r}, allowed: a number in (0, 1]")
 
 
-def collect(config: "DictConfig", prune_opd: "PruneOPDConfig", args: argparse.Namespace) -> "Values":
-    """Everything the estimate needs to know, from the configuration, the options, or our guesses."""
+def collect(
+    config: "DictConfig", prune_opd: "PruneOPDConfig", args: argparse.Namespace
+) -> "Values":
+    """Everything the estimate needs to know, from the configuration, the options, or our
+    guesses."""
     from recipe.prune_opd.commands.estimate.costs import ramp
     from recipe.prune_opd.commands.estimate.run_costs import Values
 
@@ -201,17 +229,31 @@ def collect(config: "DictConfig", prune_opd: "PruneOPDConfig", args: argparse.Na
         if name == "steps" and given is None and trainer.total_training_steps:
             values.add(name, trainer.total_training_steps, read, meaning)
         else:
-            values.add(name, guess if given is None else given, "assumed" if given is None else "given", meaning)
+            values.add(
+                name,
+                guess if given is None else given,
+                "assumed" if given is None else "given",
+                meaning,
+            )
     _check(values, "length", "mfu", "peak_tflops", "bandwidth", "gpu_memory")
     if args.mean_limit is None:
         mean = ramp(budget.limit, budget.max, budget.step, int(values["steps"]))
-        values.add("mean_limit", round(mean), "assumed", "grows by prune_opd.budget.step every fourth step")
+        values.add(
+            "mean_limit", round(mean), "assumed", "grows by prune_opd.budget.step every fourth step"
+        )
     else:
         values.add("mean_limit", min(args.mean_limit, budget.max), "given", "of a run of Prune-OPD")
     short = values["mean_limit"] if args.short is None else min(args.short, budget.max)
-    values.add("short", short, "the mean limit" if args.short is None else "given", "the short fixed limit")
+    values.add(
+        "short", short, "the mean limit" if args.short is None else "given", "the short fixed limit"
+    )
     if args.decode_tokens_per_second:
-        values.add("decode_tokens_per_second", args.decode_tokens_per_second, "given", "of one response, batch full")
+        values.add(
+            "decode_tokens_per_second",
+            args.decode_tokens_per_second,
+            "given",
+            "of one response, batch full",
+        )
     _check(values, "mean_limit", "short")
     return values
 
@@ -219,15 +261,21 @@ def collect(config: "DictConfig", prune_opd: "PruneOPDConfig", args: argparse.Na
 def _check(values: "Values", *positive: str) -> None:
     for name in positive:
         if values[name] <= 0:
-            raise ValueError(f"--{name.replace('_', '-')}: got {values[name]:g}, allowed: a number > 0")
+            raise ValueError(
+                f"--{name.replace('_', '-')}: got {values[name]:g}, allowed: a number > 0"
+            )
     if not 1 <= values["steps"] <= MOST_STEPS:
-        raise ValueError(f"--steps: got {values['steps']:g}, allowed: a number from 1 to {MOST_STEPS:,}")
+        raise ValueError(
+            f"--steps: got {values['steps']:g}, allowed: a number from 1 to {MOST_STEPS:,}"
+        )
     for name in ("mfu", "gate_saving"):
         if values[name] > 1:
-            raise ValueError(f"--{name.replace('_', '-')}: got {values[name]:g}, allowed: a share of at most 1")
+            raise ValueError(
+                f"--{name.replace('_', '-')}: got {values[name]:g}, allowed: a share of at most 1"
+            )
 
 
-# ------------------------------------------------------------------------------------------------ the estimate
+# ------------------------------------------------------------------------------------- the estimate
 
 
 def estimate(config: "DictConfig", args: argparse.Namespace) -> dict[str, Any]:
@@ -247,8 +295,12 @@ def estimate(config: "DictConfig", args: argparse.Namespace) -> dict[str, Any]:
     check_numbers(config)
     prune_opd = check_settings(config)
     model = config.actor_rollout_ref.model
-    student = read_shape("actor_rollout_ref.model.path", str(model.path), bool(model.trust_remote_code))
-    teacher = read_shape("prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code)
+    student = read_shape(
+        "actor_rollout_ref.model.path", str(model.path), bool(model.trust_remote_code)
+    )
+    teacher = read_shape(
+        "prune_opd.teacher.path", str(prune_opd.teacher.path), prune_opd.teacher.trust_remote_code
+    )
     values = collect(config, prune_opd, args)
     step = Step(config, prune_opd, student, teacher, values, args.decode_tokens_per_second)
     scenarios = [
@@ -259,9 +311,14 @@ def estimate(config: "DictConfig", args: argparse.Namespace) -> dict[str, Any]:
     ]
     notes = ["validation, checkpoints and the start of the run take time that is not counted"]
     if model.lora_rank:
-        notes.append("LoRA is not taken into account: gradients and optimizer are those of all parameters")
+        notes.append(
+            "LoRA is not taken into account: gradients and optimizer are those of all parameters"
+        )
     if prune_opd.teacher.serves:
-        notes.append(f"teacher.home={prune_opd.teacher.home} is not taken into account: counted is a worker group's")
+        notes.append(
+            f"teacher.home={prune_opd.teacher.home} is not taken into account: counted is a worker"
+            " group's"
+        )
     return {
         "models": {"student": _describe(student), "teacher": _describe(teacher)},
         "scenarios": [asdict(scenario) for scenario in scenarios],
@@ -286,17 +343,21 @@ def read_shape(key: str, path: str, trust_remote_code: bool) -> "Shape":
         raise ValueError(f"{key}: {path}: {error}") from error
     if shape.experts > 1:
         raise ValueError(
-            f"{key}: {path} is a mixture of {shape.experts} experts per layer (model_type "
-            f"{config.model_type!r}), allowed: a dense model, all of whose parameters every token meets"
+            f"{key}: {path} is a mixture of {shape.experts} experts per layer (model_type"
+            f" {config.model_type!r}), allowed: a dense model, all of whose parameters every token"
+            " meets"
         )
     return shape
 
 
 def _describe(shape: "Shape") -> dict[str, Any]:
-    return asdict(shape) | {"matmul_parameters": shape.matmul, "cache_bytes_per_token": shape.cache_bytes}
+    return asdict(shape) | {
+        "matmul_parameters": shape.matmul,
+        "cache_bytes_per_token": shape.cache_bytes,
+    }
 
 
-# ------------------------------------------------------------------------------------------------ for people
+# --------------------------------------------------------------------------------------- for people
 
 
 def show(answer: dict[str, Any]) -> None:
@@ -304,7 +365,8 @@ def show(answer: dict[str, Any]) -> None:
     terminal = console()
     for name, shape in answer["models"].items():
         terminal.print(
-            f"{name}: {shape['parameters']:,} parameters, {shape['layers']} layers, vocabulary {shape['vocabulary']:,}"
+            f"{name}: {shape['parameters']:,} parameters, {shape['layers']} layers, vocabulary"
+            f" {shape['vocabulary']:,}"
         )
     terminal.print(_scenarios(answer["scenarios"]))
     terminal.print(_parts(answer["scenarios"]))
@@ -325,7 +387,9 @@ def _table(title: str, *columns: str, left: int = 1) -> Any:
 
 
 def _scenarios(scenarios: list[dict[str, Any]]) -> Any:
-    table = _table("Whole run", "", "limit", "length", "M tokens", "EFLOP", "hours", "GPUs", "GPU h", "saved")
+    table = _table(
+        "Whole run", "", "limit", "length", "M tokens", "EFLOP", "hours", "GPUs", "GPU h", "saved"
+    )
     first = scenarios[0]
     for row in scenarios:
         table.add_row(
@@ -347,7 +411,9 @@ def _parts(scenarios: list[dict[str, Any]]) -> Any:
     table = _table("Seconds of a step", "", *(name.replace("_", " ") for name in names), "all")
     for row in scenarios:
         parts = row["seconds_per_step"]
-        table.add_row(row["name"], *(f"{parts[name]:,.1f}" for name in names), f"{sum(parts.values()):,.1f}")
+        table.add_row(
+            row["name"], *(f"{parts[name]:,.1f}" for name in names), f"{sum(parts.values()):,.1f}"
+        )
     return table
 
 

@@ -1,4 +1,5 @@
-"""What a model and a batch cost: parameters, FLOPs, bytes. Arithmetic on configurations, without weights.
+"""What a model and a batch cost: parameters, FLOPs, bytes. Arithmetic on configurations, without
+weights.
 
 Symbols: L layers, h hidden size, H and G query and key-value heads of d, V rows of the embedding.
 The formulas with words: docs/estimate.md.
@@ -51,7 +52,8 @@ class Shape:
 
     @property
     def matmul(self) -> int:
-        """Parameters every token is multiplied with: all but the input embedding, a tied head counted."""
+        """Parameters every token is multiplied with: all but the input embedding, a tied head
+        counted."""
         return self.parameters if self.tied else self.parameters - self.embedding
 
     @property
@@ -70,8 +72,11 @@ def read_config(key: str, path: str, trust_remote_code: bool = False) -> Any:
 
     check_model(key, path, ("config.json",))
     try:
-        return AutoConfig.from_pretrained(local_path(path), trust_remote_code=trust_remote_code).get_text_config()
-    except Exception as error:  # a file of another shape is a TypeError or whatever its reader stumbles over
+        return AutoConfig.from_pretrained(
+            local_path(path), trust_remote_code=trust_remote_code
+        ).get_text_config()
+    # A file of another shape is a TypeError or whatever its reader stumbles over.
+    except Exception as error:
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= MOST_REASON else f"{reason[:MOST_REASON]}..."
         raise ValueError(f"{key}: {path} holds no model configuration ({reason})") from error
@@ -80,7 +85,8 @@ def read_config(key: str, path: str, trust_remote_code: bool = False) -> Any:
 def model_shape(config: Any) -> Shape:
     """Sizes of the model that a configuration describes.
 
-    Counted by formula for Llama, Qwen2 and Qwen3, by building the model without storage for all others.
+    Counted by formula for Llama, Qwen2 and Qwen3, by building the model without storage for all
+    others.
 
     Args:
         config: ``transformers`` text configuration.
@@ -91,12 +97,14 @@ def model_shape(config: Any) -> Shape:
     absent = [name for name in SIZES if not isinstance(getattr(config, name, None), int)]
     if absent:
         raise ValueError(
-            f"model_type {config.model_type!r} has no {', '.join(absent)}, allowed: a causal language model with "
-            "attention"
+            f"model_type {config.model_type!r} has no {', '.join(absent)}, allowed: a causal"
+            " language model with attention"
         )
     below = [f"{name} = {getattr(config, name)}" for name in SIZES if getattr(config, name) < 1]
     if below:
-        raise ValueError(f"model_type {config.model_type!r} has {', '.join(below)}, allowed: whole numbers >= 1")
+        raise ValueError(
+            f"model_type {config.model_type!r} has {', '.join(below)}, allowed: whole numbers >= 1"
+        )
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = getattr(config, "num_key_value_heads", None) or heads
@@ -110,7 +118,10 @@ def model_shape(config: Any) -> Shape:
         parameters=_count(config, heads * size, groups * size, size),
         embedding=embedding,
         tied=bool(getattr(config, "tie_word_embeddings", False)),
-        experts=max(getattr(config, name, 0) or 0 for name in ("num_experts", "num_local_experts", "n_routed_experts")),
+        experts=max(
+            getattr(config, name, 0) or 0
+            for name in ("num_experts", "num_local_experts", "n_routed_experts")
+        ),
     )
 
 
@@ -140,11 +151,13 @@ def _count_built(config: Any) -> int:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        raise ValueError(f"model_type {config.model_type!r} is no causal language model of transformers") from error
+        raise ValueError(
+            f"model_type {config.model_type!r} is no causal language model of transformers"
+        ) from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-# ------------------------------------------------------------------------------------------------ FLOPs
+# -------------------------------------------------------------------------------------------- FLOPs
 
 
 def forward_flops(shape: Shape, sequences: NDArray[np.float64]) -> float:
@@ -162,14 +175,19 @@ def forward_flops(shape: Shape, sequences: NDArray[np.float64]) -> float:
     if shape.experts > 1:
         raise ValueError(f"a model with {shape.experts} experts per layer, allowed: dense models")
     pairs = float((sequences**2).sum()) / 2
-    return 2.0 * shape.matmul * float(sequences.sum()) + 4.0 * shape.layers * shape.attention * pairs
+    return (
+        2.0 * shape.matmul * float(sequences.sum()) + 4.0 * shape.layers * shape.attention * pairs
+    )
 
 
-# ------------------------------------------------------------------------------------------------ lengths
+# ------------------------------------------------------------------------------------------ lengths
 
 
-def response_lengths(mean: float, spread: float, limit: float, responses: int) -> NDArray[np.float64]:
-    """Lengths of responses cut at a limit, as quantiles of a log-normal distribution; no randomness.
+def response_lengths(
+    mean: float, spread: float, limit: float, responses: int
+) -> NDArray[np.float64]:
+    """Lengths of responses cut at a limit, as quantiles of a log-normal distribution; no
+    randomness.
 
     Args:
         mean: tokens of a response that nothing cuts.
@@ -191,7 +209,7 @@ def ramp(first: int, most: int, step: int, steps: int, batches_per_move: float =
     return float(np.minimum(first + step * np.arange(steps) / batches_per_move, most).mean())
 
 
-# ------------------------------------------------------------------------------------------------ bytes
+# -------------------------------------------------------------------------------------------- bytes
 
 
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
@@ -222,6 +240,12 @@ def payload_bytes(tokens: float, k: int, strategy: str = "only_stu") -> tuple[fl
     A block is K int32 ids or K float32 log-probs per response token.
     """
     both_ways = 2 + 2  # ids and log-probs of each model's own top k
-    at_ids = {"only_stu": 1, "intersection": 1, "only_tch": 1, "union": 2, "union_intersection": 2}.get(strategy, 0)
+    at_ids = {
+        "only_stu": 1,
+        "intersection": 1,
+        "only_tch": 1,
+        "union": 2,
+        "union_intersection": 2,
+    }.get(strategy, 0)
     columns = {"union": 2 * k, "union_intersection": 2 * k, "sampled": 1}.get(strategy, k)
     return tokens * 4 * k * (both_ways + at_ids), tokens * 4 * columns * 3

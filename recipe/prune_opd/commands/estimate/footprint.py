@@ -13,7 +13,8 @@ Row = tuple[str, str, float, str]
 """What, when, bytes on a GPU, and how they come about."""
 
 MOMENTS = ("always", "update", "loss", "layers")
-"""When something is held: all the time, through the update, or while the loss or a layer is differentiated."""
+"""When something is held: all the time, through the update, or while the loss or a layer is
+differentiated."""
 
 
 def memory(
@@ -36,13 +37,18 @@ def memory(
     """
     table = [
         *_training(config.actor_rollout_ref, student, values),
-        *_teaching(config.actor_rollout_ref.ref, teacher, values, _copies(prune_opd.teacher.temperature)),
+        *_teaching(
+            config.actor_rollout_ref.ref, teacher, values, _copies(prune_opd.teacher.temperature)
+        ),
         *_rollout(config.actor_rollout_ref.rollout, student, values),
         *_payload(prune_opd, plain.scored_tokens / values["steps"]),
         _gate(prune_opd, teacher),
     ]
     table.append(_peak(table))
-    return [{"what": what, "when": when, "bytes": float(size), "how": how} for what, when, size, how in table]
+    return [
+        {"what": what, "when": when, "bytes": float(size), "how": how}
+        for what, when, size, how in table
+    ]
 
 
 def _peak(table: list[Row]) -> Row:
@@ -61,7 +67,12 @@ def _training(config: DictConfig, student: costs.Shape, values: Values) -> list[
     """The student's weights, update and scoring pass."""
     actor, gpus = config.actor, values["GPUs of the training"]
     dtype, pieces = actor.fsdp_config.model_dtype, ROWS_AT_A_TIME
-    rows = _rows(actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu, actor.ppo_micro_batch_size_per_gpu, values)
+    rows = _rows(
+        actor.use_dynamic_bsz,
+        actor.ppo_max_token_len_per_gpu,
+        actor.ppo_micro_batch_size_per_gpu,
+        values,
+    )
     weights, logits = costs.weight_bytes(student, dtype, gpus), rows * student.vocabulary * 2
     entropy = 0 if actor.entropy_from_logits_with_chunking else 2 * logits
     copies = _copies(config.rollout.temperature)
@@ -69,19 +80,42 @@ def _training(config: DictConfig, student: costs.Shape, values: Values) -> list[
         ("student's weights, sharded", "always", weights, f"{dtype} / {gpus} GPUs"),
         ("gradients, sharded", "update", weights, f"as the weights, {dtype}"),
         ("Adam's two moments, sharded", "always", 2 * weights, f"twice the weights, {dtype}"),
-        ("gathered weights", "update", 2 * (student.root + 2 * student.layer), "bf16: embedding, head, two layers"),
+        (
+            "gathered weights",
+            "update",
+            2 * (student.root + 2 * student.layer),
+            "bf16: embedding, head, two layers",
+        ),
         *_activations(student, rows, config.model.enable_gradient_checkpointing),
-        ("logits", "loss", copies * logits, f"{copies} x rows x V x 2 bytes, the gradient in their place"),
-        ("float32 piece of logits", "loss", 4.0 * pieces * student.vocabulary, f"{pieces} x V x 4 bytes"),
-        ("student's logits with entropy", "scoring", copies * logits + entropy, "as above, x 4 more for entropy"),
+        (
+            "logits",
+            "loss",
+            copies * logits,
+            f"{copies} x rows x V x 2 bytes, the gradient in their place",
+        ),
+        (
+            "float32 piece of logits",
+            "loss",
+            4.0 * pieces * student.vocabulary,
+            f"{pieces} x V x 4 bytes",
+        ),
+        (
+            "student's logits with entropy",
+            "scoring",
+            copies * logits + entropy,
+            "as above, x 4 more for entropy",
+        ),
     ]
 
 
 def _activations(student: costs.Shape, rows: int, checkpointed: bool) -> list[Row]:
-    """What the layers keep for their gradient: bf16, a layer's inside 34 bytes per row and unit of the hidden size."""
+    """What the layers keep for their gradient: bf16, a layer's inside 34 bytes per row and unit of
+    the hidden size."""
     unit = rows * student.hidden
     if not checkpointed:
-        return [("activations", "update", 34 * unit * student.layers, f"{rows} rows x 34 h L bytes")]
+        return [
+            ("activations", "update", 34 * unit * student.layers, f"{rows} rows x 34 h L bytes")
+        ]
     return [
         ("inputs of all layers", "update", 2 * unit * student.layers, f"bf16, {rows} rows x h L"),
         ("inside of one layer", "layers", 34 * unit, f"made again, {rows} rows x 34 h bytes"),
@@ -89,7 +123,8 @@ def _activations(student: costs.Shape, rows: int, checkpointed: bool) -> list[Ro
 
 
 def _copies(temperature: float) -> int:
-    """Logits a pass holds: verl divides them by the temperature into a second tensor, unless it is 1."""
+    """Logits a pass holds: verl divides them by the temperature into a second tensor, unless it is
+    1."""
     return 1 if temperature == 1 else 2
 
 
@@ -103,7 +138,10 @@ def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values, copies: int
     )
     gpus, dtype = values["GPUs of the training"], ref.fsdp_config.model_dtype
     home = "CPU" if ref.fsdp_config.forward_only or ref.fsdp_config.param_offload else "always"
-    weights, logits = costs.weight_bytes(teacher, dtype, gpus), copies * rows * teacher.vocabulary * 2
+    weights, logits = (
+        costs.weight_bytes(teacher, dtype, gpus),
+        copies * rows * teacher.vocabulary * 2,
+    )
     return [
         ("teacher's logits", "scoring", logits, f"{copies} x {rows} rows x V x 2 bytes"),
         ("teacher's weights, sharded", home, weights, f"{dtype} / {gpus} GPUs"),
@@ -113,7 +151,12 @@ def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values, copies: int
 def _rollout(rollout: DictConfig, student: costs.Shape, values: Values) -> list[Row]:
     """Weights and cache of the rollout's engine."""
     replica = rollout.tensor_model_parallel_size
-    at_once = values["prompts per step"] * values["responses per prompt"] * replica / values["GPUs of the training"]
+    at_once = (
+        values["prompts per step"]
+        * values["responses per prompt"]
+        * replica
+        / values["GPUs of the training"]
+    )
     weights, token = costs.weight_bytes(student, "bf16", replica), student.cache_bytes / replica
     everything = at_once * (values["prompt_length"] + values["limit"]) * token
     room = values["gpu_memory"] * costs.GB * rollout.gpu_memory_utilization - weights

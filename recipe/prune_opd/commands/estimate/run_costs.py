@@ -1,4 +1,5 @@
-"""Tokens, FLOPs and time of a training, by step and by part, out of what the configuration and the user say."""
+"""Tokens, FLOPs and time of a training, by step and by part, out of what the configuration and the
+user say."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,12 @@ class Step:
         values: Values,
         decode_rate: float | None,
     ):
-        self.student, self.teacher, self.values, self.decode_rate = student, teacher, values, decode_rate
+        self.student, self.teacher, self.values, self.decode_rate = (
+            student,
+            teacher,
+            values,
+            decode_rate,
+        )
         self.gpus: int = values["GPUs of the training"]
         self.responses: int = values["prompts per step"] * values["responses per prompt"]
         self.passes = 2 if needs_student_on_teacher(prune_opd.strategy) else 1
@@ -73,7 +79,9 @@ class Step:
 
     def scenario(self, name: str, limit: float, gate: bool = False) -> Scenario:
         """Tokens, FLOPs and time of a run at a constant limit."""
-        lengths = costs.response_lengths(self.values["length"], self.values["spread"], limit, self.responses)
+        lengths = costs.response_lengths(
+            self.values["length"], self.values["spread"], limit, self.responses
+        )
         kept = lengths * (1 - self.values["gate_saving"]) if gate else lengths
         beyond = self.gate.chunk_for(limit) if gate else 0  # generated until the abort arrives
         made = np.minimum(kept + beyond, lengths)
@@ -97,7 +105,9 @@ class Step:
             decode_tokens_per_second=rate,
         )
 
-    def _flops(self, kept: NDArray[np.float64], made: NDArray[np.float64], gate: bool) -> dict[str, float]:
+    def _flops(
+        self, kept: NDArray[np.float64], made: NDArray[np.float64], gate: bool
+    ) -> dict[str, float]:
         prompt = self.values["prompt_length"]
         student = costs.forward_flops(self.student, prompt + kept)
         return {
@@ -111,13 +121,17 @@ class Step:
     def _seconds(self, flops: dict[str, float], generate: float) -> dict[str, float]:
         """The gate's teacher works beside generation, on its own devices, and adds nothing."""
         rate = self.gpus * self.values["peak_tflops"] * 1e12 * self.values["mfu"]
-        seconds = {name: flops[name] / rate for name in ("score_student", "score_teacher", "update")}
+        seconds = {
+            name: flops[name] / rate for name in ("score_student", "score_teacher", "update")
+        }
         return {"generate": generate, **seconds, "fixed": self.values["step_overhead"]}
 
     def _iterations(self, made: NDArray[np.float64], limit: float, slots: float) -> float:
-        """Decoding steps: as many as the longest response, or more where not all responses fit into the cache.
+        """Decoding steps: as many as the longest response, or more where not all responses fit into
+        the cache.
 
-        A gate leaves the longest as it is: some response stays reliable up to the limit nearly always.
+        A gate leaves the longest as it is: some response stays reliable up to the limit nearly
+            always.
         """
         replicas = max(self.gpus // self.parallel, 1)
         return max(min(limit, self._longest(len(made))), float(made.sum()) / replicas / slots)
@@ -130,14 +144,19 @@ class Step:
         context = self.values["prompt_length"] + float(made.mean()) / 2
         read = costs.weight_bytes(self.student, "bf16") + slots * context * self.student.cache_bytes
         milliseconds = (
-            read / self.parallel / (self.values["bandwidth"] * costs.GB) * 1e3 + self.values["token_overhead"]
+            read / self.parallel / (self.values["bandwidth"] * costs.GB) * 1e3
+            + self.values["token_overhead"]
         )
         return 1e3 / milliseconds, slots
 
     def _longest(self, responses: int) -> float:
         """Tokens of the longest of a batch under the full limit."""
         values = self.values
-        return float(costs.response_lengths(values["length"], values["spread"], values["limit"], responses)[-1])
+        return float(
+            costs.response_lengths(values["length"], values["spread"], values["limit"], responses)[
+                -1
+            ]
+        )
 
     def room(self) -> float:
         """Bytes a replica has for the cache of keys and values."""
@@ -150,8 +169,9 @@ class Step:
         at_once = self.responses * self.parallel / self.gpus
         if self.room() < each:
             raise ValueError(
-                "actor_rollout_ref.rollout.gpu_memory_utilization: the rollout's share of memory does not hold the "
-                f"student and one response of {length:.0f} tokens, allowed: more memory (--gpu-memory), a larger share "
-                "or a larger actor_rollout_ref.rollout.tensor_model_parallel_size"
+                "actor_rollout_ref.rollout.gpu_memory_utilization: the rollout's share of memory"
+                f" does not hold the student and one response of {length:.0f} tokens, allowed: more"
+                " memory (--gpu-memory), a larger share or a larger"
+                " actor_rollout_ref.rollout.tensor_model_parallel_size"
             )
         return max(min(at_once, self.room() / each), 1.0)

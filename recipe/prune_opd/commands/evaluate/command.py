@@ -1,7 +1,8 @@
 """Accuracy, lengths and failures from verl's validation dumps.
 
-Reads the files {step}.jsonl that verl writes to trainer.validation_data_dir. Which benchmark a response belongs to, its
-length in tokens and whether the limit cut it are in the dump where recipe.prune_opd.grading graded it.
+Reads the files {step}.jsonl that verl writes to trainer.validation_data_dir. Which benchmark a
+response belongs to, its length in tokens and whether the limit cut it are in the dump where
+recipe.prune_opd.grading graded it.
 """
 
 import argparse
@@ -14,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd.checks.files import check_readable
-from recipe.prune_opd.commands.evaluate.evaluation import LEVEL, NONE, SEED, Estimate, Response, Summary, summarise
+from recipe.prune_opd.commands.evaluate.evaluation import (
+    LEVEL,
+    NONE,
+    SEED,
+    Estimate,
+    Response,
+    Summary,
+    summarise,
+)
 from recipe.prune_opd.commands.files import TEXT_FILES, check_model, json_lines
 from recipe.prune_opd.commands.terminal import show
 
@@ -56,14 +65,32 @@ NEEDED = ("input", "output", "score")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``recipe.prune_opd.__main__``."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl", help="validation dumps of verl")
-    parser.add_argument("--k", type=int, nargs="+", default=[], help="k of pass@k (default: responses per problem)")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE.jsonl", help="validation dumps of verl"
+    )
+    parser.add_argument(
+        "--k", type=int, nargs="+", default=[], help="k of pass@k (default: responses per problem)"
+    )
     parser.add_argument("--benchmark", help="name of the benchmark, where the dump names none")
-    parser.add_argument("--regrade", action="store_true", help="grade the texts again instead of taking the scores")
-    parser.add_argument("--tokenizer", metavar="PATH", help="folder or hub name: counts tokens where the dump does not")
-    parser.add_argument("--limit", type=int, help="tokens a response could have; with --tokenizer tells the cut ones")
-    parser.add_argument("--seed", type=int, default=SEED, help="seed of the bootstrap (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead of the table")
+    parser.add_argument(
+        "--regrade", action="store_true", help="grade the texts again instead of taking the scores"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="folder or hub name: counts tokens where the dump does not",
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        help="tokens a response could have; with --tokenizer tells the cut ones",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=SEED, help="seed of the bootstrap (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object instead of the table"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,7 +121,11 @@ def run(args: argparse.Namespace) -> int:
             for summary in summarise(responses, args.k, args.seed)
         ]
     if args.json:
-        print(json.dumps({"seed": args.seed, "results": [result.as_dict() for result in results]}, indent=2))
+        print(
+            json.dumps(
+                {"seed": args.seed, "results": [result.as_dict() for result in results]}, indent=2
+            )
+        )
     else:
         _print_table(results)
         print("".join(f"note: {note}\n" for note in notes), end="")
@@ -117,7 +148,8 @@ class Result:
 
 
 def read_dump(file: Path) -> list[dict[str, Any]]:
-    """Rows of a dump, the last output of each session, each with its ``problem``, see ``_problems``.
+    """Rows of a dump, the last output of each session, each with its ``problem``, see
+    ``_problems``.
 
     Raises:
         ValueError: the file cannot be read, holds no responses, or a line is not a response.
@@ -132,7 +164,9 @@ def read_dump(file: Path) -> list[dict[str, Any]]:
 def _checked(where: str, row: Any) -> dict[str, Any]:
     missing = [name for name in NEEDED if not isinstance(row, dict) or name not in row]
     if missing:
-        raise ValueError(f"{where} is no response of a validation dump, it lacks {', '.join(missing)}")
+        raise ValueError(
+            f"{where} is no response of a validation dump, it lacks {', '.join(missing)}"
+        )
     for name, (holds, allowed) in FIELDS.items():
         value = row.get(name)
         if not holds(value) and (value is not None or name in NEEDED):
@@ -144,8 +178,9 @@ def _problems(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with ``problem``: what samples of one problem have in common.
 
     verl gives every row of the validation file a uid, and files repeat a problem to have it sampled
-    more often. So it is not the uid that tells problems apart, but the prompt and the ground truth. Of a
-    uid with several outputs it is the prompt of the first: later ones hold what was said before.
+    more often. So it is not the uid that tells problems apart, but the prompt and the ground truth.
+    Of a uid with several outputs it is the prompt of the first: later ones hold what was said
+    before.
     """
     firsts: dict[str, tuple[int, str, str]] = {}
     keys = [_key(row) for row in rows]
@@ -169,7 +204,10 @@ def repeats(rows: list[dict[str, Any]], file: Path) -> list[str]:
     problems = len({row["problem"] for row in rows})
     if prompts <= problems:
         return []
-    return [f"{file}: its {prompts:,} prompts are {problems:,} problems; equal ones with one ground truth count as one"]
+    return [
+        f"{file}: its {prompts:,} prompts are {problems:,} problems; equal ones with one ground"
+        " truth count as one"
+    ]
 
 
 def _last_outputs(rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
@@ -185,14 +223,17 @@ def _last_outputs(rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str | None, int]:
-    """uid, session and output of verl's key ``{uid}_{session}_{output}``; the prompt where there is none."""
+    """uid, session and output of verl's key ``{uid}_{session}_{output}``; the prompt where there is
+    none."""
     parts = str(row.get("uid", "")).rsplit("_", 2)
     if len(parts) == 3 and parts[2].isdecimal():
         return parts[0], parts[1], int(parts[2])
     return row["input"], None, 0
 
 
-def by_step(rows: list[dict[str, Any]], file: Path, benchmark: str) -> dict[int | None, list[Response]]:
+def by_step(
+    rows: list[dict[str, Any]], file: Path, benchmark: str
+) -> dict[int | None, list[Response]]:
     """Graded responses by step.
 
     Args:
@@ -221,7 +262,8 @@ def _correct(row: dict[str, Any], file: Path) -> bool:
     found = row["score"] if row.get("acc") is None else row["acc"]
     if found not in (0, 1):  # True and False are equal to them
         raise ValueError(
-            f"{file}: got the score {found!r}, allowed: 0 or 1, or a field acc; --regrade grades the texts"
+            f"{file}: got the score {found!r}, allowed: 0 or 1, or a field acc; --regrade grades"
+            " the texts"
         )
     return bool(found)
 
@@ -241,14 +283,26 @@ def regrade(rows: list[dict[str, Any]], benchmark: str) -> list[dict[str, Any]]:
             raise ValueError("--regrade: the dump has a response without ground truth (gts)")
 
     def grade(row: dict[str, Any]) -> dict[str, Any]:
-        found = grading.compute_score(row.get("data_source") or benchmark, row["output"], row["gts"])
+        found = grading.compute_score(
+            row.get("data_source") or benchmark, row["output"], row["gts"]
+        )
         return {**row, **{name: found[name] for name in ("score", "acc", "pred", "unread")}}
 
     with ThreadPoolExecutor(grading.PROCESSES) as pool:
-        return list(tqdm(pool.map(grade, rows), total=len(rows), desc="grading", unit="response", disable=None))
+        return list(
+            tqdm(
+                pool.map(grade, rows),
+                total=len(rows),
+                desc="grading",
+                unit="response",
+                disable=None,
+            )
+        )
 
 
-def count_tokens(rows: list[dict[str, Any]], tokenizer: str, limit: int | None) -> list[dict[str, Any]]:
+def count_tokens(
+    rows: list[dict[str, Any]], tokenizer: str, limit: int | None
+) -> list[dict[str, Any]]:
     """The rows with ``tokens`` and, under a limit, ``truncated`` where they lack them.
 
     Dumps hold decoded text: encoded again it may have a few tokens more or fewer than were sampled.

@@ -1,9 +1,11 @@
-"""What sampled answers say about a model: average and pass rates, lengths and failures, with intervals.
+"""What sampled answers say about a model: average and pass rates, lengths and failures, with
+intervals.
 
 Pure functions. Shapes: P problems, N responses of a problem, which may differ between problems.
 
-Every number is the mean over problems of the problem's own value. Intervals are over problems, not over responses:
-responses to one problem are alike, and it is from other problems that another result would come.
+Every number is the mean over problems of the problem's own value. Intervals are over problems, not
+over responses: responses to one problem are alike, and it is from other problems that another
+result would come.
 """
 
 import math
@@ -18,7 +20,8 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 """How often an interval shall hold the true mean."""
 FEW = 10
-"""Problems below which a bootstrap is too narrow: of 5 it holds the true mean 82 to 90 times of 100."""
+"""Problems below which a bootstrap is too narrow: of 5 it holds the true mean 82 to 90 times of
+100."""
 BOOTSTRAP, WILSON, NONE = "bootstrap", "wilson", "none"
 """How an interval was made."""
 CELLS = 1_000_000
@@ -75,7 +78,8 @@ class Summary:
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the probability that at least one of k responses is right (arXiv:2107.03374).
+    """Unbiased estimate of the probability that at least one of k responses is right
+    (arXiv:2107.03374).
 
     Args:
         n: responses of the problem.
@@ -86,18 +90,21 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
         ValueError: not 0 <= correct <= n or not 1 <= k <= n.
     """
     if not (0 <= correct <= n and 1 <= k <= n):
-        raise ValueError(f"pass@{k} of {n} responses with {correct} right ones, allowed: k from 1 to the responses")
+        raise ValueError(
+            f"pass@{k} of {n} responses with {correct} right ones, allowed: k from 1 to the"
+            " responses"
+        )
     return 1 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 def estimate(values: Sequence[float], share: bool, seed: int = SEED) -> Estimate:
     """Mean over problems with its interval at ``LEVEL``.
 
-    A bootstrap resamples problems. It is of no use where all values are the same, and too narrow with
-    fewer problems than ``FEW``: there a share has Wilson's interval of P observations, and so it has
-    where every problem counts 0 or 1. A value between 0 and 1 varies less than one that is 0 or 1, so
-    Wilson's interval is wide enough. For a length there is nothing like it. One problem says nothing
-    about others.
+    A bootstrap resamples problems. It is of no use where all values are the same, and too narrow
+    with fewer problems than ``FEW``: there a share has Wilson's interval of P observations, and so
+    it has where every problem counts 0 or 1. A value between 0 and 1 varies less than one that is 0
+    or 1, so Wilson's interval is wide enough. For a length there is nothing like it. One problem
+    says nothing about others.
 
     Args:
         values: (P,), one per problem.
@@ -144,7 +151,9 @@ def _bootstrap(values: Sequence[float], seed: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def summarise(responses: Iterable[Response], ks: Sequence[int] = (), seed: int = SEED) -> list[Summary]:
+def summarise(
+    responses: Iterable[Response], ks: Sequence[int] = (), seed: int = SEED
+) -> list[Summary]:
     """One summary per benchmark, sorted by name.
 
     Args:
@@ -158,13 +167,21 @@ def summarise(responses: Iterable[Response], ks: Sequence[int] = (), seed: int =
     grouped: dict[str, dict[str, list[Response]]] = defaultdict(lambda: defaultdict(list))
     for response in responses:
         grouped[response.benchmark][response.problem].append(response)
-    return [_summary(name, list(problems.values()), ks, seed) for name, problems in sorted(grouped.items())]
+    return [
+        _summary(name, list(problems.values()), ks, seed)
+        for name, problems in sorted(grouped.items())
+    ]
 
 
-def _summary(benchmark: str, problems: list[list[Response]], ks: Sequence[int], seed: int) -> Summary:
+def _summary(
+    benchmark: str, problems: list[list[Response]], ks: Sequence[int], seed: int
+) -> Summary:
     counts = [len(responses) for responses in problems]
     if ks and max(ks) > min(counts):
-        raise ValueError(f"pass@{max(ks)}: {benchmark} has a problem with {min(counts)} responses, allowed: k up to it")
+        raise ValueError(
+            f"pass@{max(ks)}: {benchmark} has a problem with {min(counts)} responses, allowed: k up"
+            " to it"
+        )
     right = [sum(response.correct for response in responses) for responses in problems]
     everyone = [response for responses in problems for response in responses]
 

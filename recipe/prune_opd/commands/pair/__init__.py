@@ -1,1 +1,2 @@
-"""A pair of models looked at: weights, engines, passes over prompts. What `doctor` and `diagnose` share."""
+"""A pair of models looked at: weights, engines, passes over prompts. What `doctor` and `diagnose`
+share."""

@@ -1,6 +1,7 @@
 """Rollout engines on a model's weights, started outside of a training to sample and to be compared.
 
-Engines write their log to standard output. Here it goes to standard error: with ``--json`` the answer is alone there.
+Engines write their log to standard output. Here it goes to standard error: with ``--json`` the
+answer is alone there.
 """
 
 import os
@@ -45,7 +46,8 @@ def installed() -> str:
 
 
 def ask(name: str, prompts: Sequence[list[int]], tokens: int, **arguments: Any) -> list[Answer]:
-    """A response to each prompt, sampled at temperature 1. The engine is started for it, and gone afterwards.
+    """A response to each prompt, sampled at temperature 1. The engine is started for it, and gone
+    afterwards.
 
     Args:
         name: of ``TITLES``.
@@ -59,15 +61,20 @@ def ask(name: str, prompts: Sequence[list[int]], tokens: int, **arguments: Any) 
     longest = max(map(len, prompts)) + tokens
     if name == "vllm":
         return _ask_vllm(prompts, tokens, longest, **arguments)
-    # In a process of its own: SGLang ends the process it was started from when one of its own fails.
+    # In a process of its own: SGLang ends the process it was started from when one of its own
+    # fails.
     with talk_to_stderr(), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(_ask_sglang, prompts, tokens, longest, **arguments).result()
         except BrokenProcessPool as error:
-            raise RuntimeError("the engine's process died, its log on standard error says why") from error
+            raise RuntimeError(
+                "the engine's process died, its log on standard error says why"
+            ) from error
 
 
-def _ask_vllm(prompts: Sequence[list[int]], tokens: int, longest: int, **arguments: Any) -> list[Answer]:
+def _ask_vllm(
+    prompts: Sequence[list[int]], tokens: int, longest: int, **arguments: Any
+) -> list[Answer]:
     with vllm_engine(max_model_len=longest, enforce_eager=True, **arguments) as (vllm, engine):
         sampling = vllm.SamplingParams(temperature=1.0, max_tokens=tokens, logprobs=0, seed=0)
         outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], sampling)
@@ -81,7 +88,8 @@ def _ask_vllm(prompts: Sequence[list[int]], tokens: int, longest: int, **argumen
 
 @contextmanager
 def vllm_engine(path: str, **arguments: Any) -> Iterator[tuple[Any, Any]]:
-    """vLLM's module and a running engine, which is shut down at the end: its memory is needed for scoring.
+    """vLLM's module and a running engine, which is shut down at the end: its memory is needed for
+    scoring.
 
     Args:
         path: the model.
@@ -101,7 +109,12 @@ def vllm_engine(path: str, **arguments: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _ask_sglang(
-    prompts: Sequence[list[int]], tokens: int, longest: int, path: str, dtype: str, trust_remote_code: bool
+    prompts: Sequence[list[int]],
+    tokens: int,
+    longest: int,
+    path: str,
+    dtype: str,
+    trust_remote_code: bool,
 ) -> list[Answer]:
     """See ``ask``. ``shutdown`` ends all children of the process."""
     import sglang
@@ -116,11 +129,15 @@ def _ask_sglang(
     )
     try:
         sampling = {"temperature": 1.0, "max_new_tokens": tokens}
-        outputs = engine.generate(input_ids=list(prompts), sampling_params=sampling, return_logprob=True)
+        outputs = engine.generate(
+            input_ids=list(prompts), sampling_params=sampling, return_logprob=True
+        )
         entries = [output["meta_info"]["output_token_logprobs"] for output in outputs]
     finally:
         engine.shutdown()
-    return [Answer([token for _, token, *_ in row], [value for value, *_ in row]) for row in entries]
+    return [
+        Answer([token for _, token, *_ in row], [value for value, *_ in row]) for row in entries
+    ]
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""Responses of the student, sampled here or read from a file, and the passes of both models over them.
+"""Responses of the student, sampled here or read from a file, and the passes of both models over
+them.
 
-One model is in memory at a time. A response goes through it in chunks with its key-value cache kept, so that of the
-logits no more than (chunk, V) exists; what stays is (T, K) ids and log-probs per response.
+One model is in memory at a time. A response goes through it in chunks with its key-value cache
+kept, so that of the logits no more than (chunk, V) exists; what stays is (T, K) ids and log-probs
+per response.
 
 Shapes: T response tokens, K candidates, V vocabulary, N rows of a chunk.
 """
@@ -68,11 +70,12 @@ class Passes:
     engine: str = "transformers"
 
 
-# ------------------------------------------------------------------------------------------------ prompts, rollouts
+# -------------------------------------------------------------------------------- prompts, rollouts
 
 
 def choose_prompts(student: Model, plan: Plan, passes: Passes) -> list[list[int]]:
-    """Ids of some prompts of the data, chosen by the seed; those above ``plan.max_prompt_length`` are passed over.
+    """Ids of some prompts of the data, chosen by the seed; those above ``plan.max_prompt_length``
+    are passed over.
 
     Raises:
         ValueError: the file is not there or not in verl's format, or all its prompts are too long.
@@ -90,7 +93,9 @@ def choose_prompts(student: Model, plan: Plan, passes: Passes) -> list[list[int]
         if len(chosen) == passes.prompts:
             break
     if not chosen:
-        raise ValueError(f"--data: {plan.data} has no prompt of at most {plan.max_prompt_length} tokens")
+        raise ValueError(
+            f"--data: {plan.data} has no prompt of at most {plan.max_prompt_length} tokens"
+        )
     return chosen
 
 
@@ -104,7 +109,8 @@ def read_rollouts(file: Path, student: Model, plan: Plan, vocabulary: int) -> li
         vocabulary: ids below it are known to both models.
 
     Raises:
-        ValueError: there is no such file, it is empty, or a line is not as it should be; names the line.
+        ValueError: there is no such file, it is empty, or a line is not as it should be; names the
+            line.
     """
     check_readable("--rollouts: ", file, "a file with one JSON object a line")
     rollouts, numbers = [], dict[tuple[int, ...], int]()
@@ -117,7 +123,9 @@ def read_rollouts(file: Path, student: Model, plan: Plan, vocabulary: int) -> li
     return rollouts
 
 
-def _read_line(where: str, row: Any, student: Model, plan: Plan, vocabulary: int) -> tuple[list[int], list[int]]:
+def _read_line(
+    where: str, row: Any, student: Model, plan: Plan, vocabulary: int
+) -> tuple[list[int], list[int]]:
     if not isinstance(row, dict):
         raise ValueError(f"{where} holds {str(row)[:60]!r}, allowed: a JSON object")
     prompt = _ids(where, row, "prompt", student, plan, vocabulary)
@@ -129,38 +137,51 @@ def _read_line(where: str, row: Any, student: Model, plan: Plan, vocabulary: int
     return prompt, response[: plan.max_response_length]
 
 
-def _ids(where: str, row: dict[str, Any], name: str, student: Model, plan: Plan, vocabulary: int) -> list[int]:
-    """Ids of ``name`` or of its text. Raises ValueError where neither is there or an id is unknown."""
+def _ids(
+    where: str, row: dict[str, Any], name: str, student: Model, plan: Plan, vocabulary: int
+) -> list[int]:
+    """Ids of ``name`` or of its text. Raises ValueError where neither is there or an id is
+    unknown."""
     if f"{name}_ids" in row:
         ids = row[f"{name}_ids"]
         known = isinstance(ids, list) and all(type(i) is int and 0 <= i < vocabulary for i in ids)
         if not known:
             raise ValueError(
-                f"{where}, {name}_ids: got {str(ids)[:60]}, allowed: a list of ids from 0 to {vocabulary - 1}"
+                f"{where}, {name}_ids: got {str(ids)[:60]}, allowed: a list of ids from 0 to"
+                f" {vocabulary - 1}"
             )
     elif name in row and isinstance(row[name], str):
         ids = student.tokenizer.encode(row[name], add_special_tokens=False)
     elif name == "prompt" and is_chat(row.get(name)):
         ids = prompt_ids(student, row[name], plan.template_kwargs or {})
     else:
-        found = f"{name} = {str(row[name])[:60]!r}" if name in row else f"the keys {', '.join(row) or 'none'}"
+        found = (
+            f"{name} = {str(row[name])[:60]!r}"
+            if name in row
+            else f"the keys {', '.join(row) or 'none'}"
+        )
         chat = ", or as a list of messages" if name == "prompt" else ""
-        raise ValueError(f"{where}: got {found}, allowed: {name}_ids as ids, or {name} as text{chat}")
+        raise ValueError(
+            f"{where}: got {found}, allowed: {name}_ids as ids, or {name} as text{chat}"
+        )
     if name == "prompt" and not ids:
         raise ValueError(f"{where} has an empty prompt, allowed: at least one token")
     return ids
 
 
 def _end(student: Model) -> int:
-    """The token that ends the student's text: its tokenizer's own, where that is one of its ends."""
+    """The token that ends the student's text: its tokenizer's own, where that is one of its
+    ends."""
     own = student.tokenizer.eos_token_id
     return own if own in student.ends else min(student.ends)
 
 
-# ------------------------------------------------------------------------------------------------ sampling
+# ----------------------------------------------------------------------------------------- sampling
 
 
-def sample(model: Any, student: Model, prompts: Sequence[list[int]], plan: Plan, passes: Passes) -> list[Rollout]:
+def sample(
+    model: Any, student: Model, prompts: Sequence[list[int]], plan: Plan, passes: Passes
+) -> list[Rollout]:
     """Responses to the prompts by transformers, ``passes.samples`` each.
 
     Args:
@@ -179,7 +200,8 @@ def sample(model: Any, student: Model, prompts: Sequence[list[int]], plan: Plan,
             bar.update(len(input_ids))
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-    # In the place of the model's own, which may bring another top_p, a repetition penalty and the like.
+    # In the place of the model's own, which may bring another top_p, a repetition penalty and the
+    # like.
     model.generation_config = GenerationConfig(
         max_new_tokens=plan.max_response_length,
         do_sample=True,
@@ -188,19 +210,28 @@ def sample(model: Any, student: Model, prompts: Sequence[list[int]], plan: Plan,
         top_p=1.0,
         eos_token_id=sorted(student.ends) or None,
         pad_token_id=min(student.ends, default=0),
-        suppress_tokens=list(range(max(student.tokens) + 1, student.vocab_size)) or None,  # rows without a token
+        suppress_tokens=list(range(max(student.tokens) + 1, student.vocab_size))
+        or None,  # rows without a token
     )
     torch.manual_seed(passes.seed)
     asked, responses = _asked(prompts, passes), list[list[int]]()
-    with tqdm(desc="sampling, at most", unit=" tokens", total=len(asked) * plan.max_response_length) as bar:
+    with tqdm(
+        desc="sampling, at most", unit=" tokens", total=len(asked) * plan.max_response_length
+    ) as bar:
         for start in range(0, len(asked), passes.batch):
             batch = [ids for _, ids in asked[start : start + passes.batch]]
             width = max(map(len, batch))
             # Padded on the left, where the mask hides it: any id will do.
-            ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in batch], device=plan.device)
-            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=plan.device)
+            ids = torch.tensor(
+                [[0] * (width - len(prompt)) + prompt for prompt in batch], device=plan.device
+            )
+            mask = torch.tensor(
+                [[0] * (width - len(p)) + [1] * len(p) for p in batch], device=plan.device
+            )
             answers = model.generate(ids, attention_mask=mask, stopping_criteria=[Progress()])
-            responses += [_until_end(answer, student.ends) for answer in answers[:, width:].tolist()]
+            responses += [
+                _until_end(answer, student.ends) for answer in answers[:, width:].tolist()
+            ]
             bar.n = len(responses) * plan.max_response_length
             bar.refresh()
     return _rollouts(asked, responses)
@@ -211,7 +242,10 @@ def _asked(prompts: Sequence[list[int]], passes: Passes) -> list[tuple[int, list
 
 
 def _rollouts(asked: list[tuple[int, list[int]]], responses: list[list[int]]) -> list[Rollout]:
-    return [Rollout(number, ids, response) for (number, ids), response in zip(asked, responses, strict=True)]
+    return [
+        Rollout(number, ids, response)
+        for (number, ids), response in zip(asked, responses, strict=True)
+    ]
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:
@@ -222,7 +256,9 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
     return ids
 
 
-def sample_vllm(student: Model, prompts: Sequence[list[int]], plan: Plan, passes: Passes) -> list[Rollout]:
+def sample_vllm(
+    student: Model, prompts: Sequence[list[int]], plan: Plan, passes: Passes
+) -> list[Rollout]:
     """Responses to the prompts by vLLM, ``passes.samples`` each.
 
     Raises:
@@ -237,7 +273,9 @@ def sample_vllm(student: Model, prompts: Sequence[list[int]], plan: Plan, passes
         ) from error
 
 
-def _ask_vllm(student: Model, prompts: Sequence[list[int]], plan: Plan, passes: Passes) -> list[list[int]]:
+def _ask_vllm(
+    student: Model, prompts: Sequence[list[int]], plan: Plan, passes: Passes
+) -> list[list[int]]:
     """A response to each prompt."""
     arguments = {
         "dtype": passes.dtype,
@@ -261,7 +299,7 @@ def _ask_vllm(student: Model, prompts: Sequence[list[int]], plan: Plan, passes: 
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-# ------------------------------------------------------------------------------------------------ scoring
+# ------------------------------------------------------------------------------------------ scoring
 
 
 def load_model(model: Model, plan: Plan, passes: Passes) -> Any:
@@ -339,11 +377,16 @@ def score(
         rows = logits.float() / temperature
         tops.append(top_log_probs(rows, max(passes.ks), vocabulary))
         if at is not None:
-            masses.append(log_probs_at(rows, at[done : done + len(rows)].to(rows.device)).exp().sum(-1))
+            masses.append(
+                log_probs_at(rows, at[done : done + len(rows)].to(rows.device)).exp().sum(-1)
+            )
         done += len(rows)
     top_ids, log_probs = (torch.cat(pieces).cpu() for pieces in zip(*tops, strict=True))
     if log_probs.isnan().any():
-        raise ValueError(f"{of.key}: {of.path} gives NaN in {passes.dtype}, allowed: another --dtype, or whole weights")
+        raise ValueError(
+            f"{of.key}: {of.path} gives NaN in {passes.dtype}, allowed: another --dtype, or whole"
+            " weights"
+        )
     return Scored(top_ids, log_probs, torch.cat(masses).cpu() if masses else None)
 
 
@@ -375,28 +418,39 @@ def examine_pair(
         model = load_model(student, plan, passes)
         found = found or sample(model, student, prompts, plan, passes)
         bar = tqdm(found, desc="scoring by the student", unit=" responses")
-        ours = [score(model, student, rollout, vocabulary, passes.temperature, passes) for rollout in bar]
+        ours = [
+            score(model, student, rollout, vocabulary, passes.temperature, passes)
+            for rollout in bar
+        ]
         del model
         _free()
         model = load_model(teacher, plan, passes)
         columns = []
-        for rollout, mine in zip(tqdm(found, desc="scoring by the teacher", unit=" responses"), ours, strict=True):
+        for rollout, mine in zip(
+            tqdm(found, desc="scoring by the teacher", unit=" responses"), ours, strict=True
+        ):
             at = mine.ids[:, : passes.k]
-            theirs = score(model, teacher, rollout, vocabulary, passes.teacher_temperature, passes, at)
+            theirs = score(
+                model, teacher, rollout, vocabulary, passes.teacher_temperature, passes, at
+            )
             columns.append(_compare(mine, theirs, rollout, passes))
     tokens, mask, student_mass, teacher_mass, teacher_on_student, *overlaps = (
         pad_sequence(list(column), batch_first=True) for column in zip(*columns, strict=True)
     )
     groups = torch.tensor([rollout.prompt for rollout in found])
     overlap = dict(zip(passes.ks, overlaps, strict=True))
-    return found, PairScores(tokens, mask, overlap, student_mass, teacher_mass, teacher_on_student, groups)
+    return found, PairScores(
+        tokens, mask, overlap, student_mass, teacher_mass, teacher_on_student, groups
+    )
 
 
 def _compare(mine: Scored, theirs: Scored, rollout: Rollout, passes: Passes) -> list[Tensor]:
     """(T,) columns of ``PairScores``, an overlap for each k at the end."""
     assert theirs.mass_at is not None
     tokens = torch.tensor(rollout.response_ids)
-    student_mass, teacher_mass = (scored.log_probs[:, : passes.k].exp().sum(-1) for scored in (mine, theirs))
+    student_mass, teacher_mass = (
+        scored.log_probs[:, : passes.k].exp().sum(-1) for scored in (mine, theirs)
+    )
     ratios = overlap_ratios(mine.ids, theirs.ids, passes.ks)
     known = torch.ones(len(tokens), dtype=torch.bool)
     return [tokens, known, student_mass, teacher_mass, theirs.mass_at, *ratios.values()]
@@ -434,7 +488,9 @@ def examples(model: Model, rollouts: Sequence[Rollout], events: Tensor) -> list[
         texts = [model.tokenizer.decode([token]) for token in ids]
         tokens = list(zip(texts, flags[: len(ids)], strict=True))
         left = len(rollout.response_ids) - len(ids)
-        shown.append({"prompt": model.tokenizer.decode(rollout.prompt_ids), "tokens": tokens, "left": left})
+        shown.append(
+            {"prompt": model.tokenizer.decode(rollout.prompt_ids), "tokens": tokens, "left": left}
+        )
     return shown
 
 

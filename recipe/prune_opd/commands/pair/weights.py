@@ -1,4 +1,5 @@
-"""What only the weights can tell of a pair: whole, finite, the same in a batch and in the engine, near each other.
+"""What only the weights can tell of a pair: whole, finite, the same in a batch and in the engine,
+near each other.
 
 Shapes: B sequences, T response positions, K candidates.
 """
@@ -31,7 +32,8 @@ SELF_LOSS = 1e-3
 POOR_OVERLAP = 0.3
 """Mean overlap below which a teacher has little to say about what the student writes."""
 ENGINE_CLOSE, ENGINE_FAR = 0.05, 0.5
-"""Mean difference of log-probs: ordinary rounding up to the first, other weights or another model from the second."""
+"""Mean difference of log-probs: ordinary rounding up to the first, other weights or another model
+from the second."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class OwnTopK(TopK):
     """(B, T) bool, False on padding."""
 
 
-def passes(student: Model, teacher: Model, prompts: Sequence[list[int]], plan: Plan) -> list[Finding]:
+def passes(
+    student: Model, teacher: Model, prompts: Sequence[list[int]], plan: Plan
+) -> list[Finding]:
     """What only the weights can tell.
 
     Args:
@@ -69,26 +73,42 @@ def passes(student: Model, teacher: Model, prompts: Sequence[list[int]], plan: P
         model, finding = load(student, plan, names[0])
         findings = [finding]
         if model is None or finding.status == ERROR:
-            return findings + [Finding(name, SKIPPED, "not checked: needs the student") for name in names[1:]]
+            return findings + [
+                Finding(name, SKIPPED, "not checked: needs the student") for name in names[1:]
+            ]
         bar = tqdm(prompts, desc="sampling from the student", unit=" responses")
         known = min(max(student.tokens) + 1, student.vocab_size)
         try:
+            # Of different lengths, so that some are padded.
             sequences = [
-                sample(model, prompt, max(plan.tokens - 5 * i, 1), known, seed=i) for i, prompt in enumerate(bar)
-            ]  # of different lengths, so that some are padded
+                sample(model, prompt, max(plan.tokens - 5 * i, 1), known, seed=i)
+                for i, prompt in enumerate(bar)
+            ]
         except FloatingPointError as error:
-            findings[0] = Finding(names[0], ERROR, str(error), "the checkpoint is broken: take an earlier one")
-            return findings + [Finding(name, SKIPPED, "not checked: needs the student") for name in names[1:]]
-        findings.append(own_teacher(model, sequences, k, min(student.vocab_size, teacher.vocab_size)))
+            findings[0] = Finding(
+                names[0], ERROR, str(error), "the checkpoint is broken: take an earlier one"
+            )
+            return findings + [
+                Finding(name, SKIPPED, "not checked: needs the student") for name in names[1:]
+            ]
+        findings.append(
+            own_teacher(model, sequences, k, min(student.vocab_size, teacher.vocab_size))
+        )
         mine = score(model, sequences, k, min(student.vocab_size, teacher.vocab_size))
-        findings[0] = overflow(model, sequences, plan.dtype, findings[0])  # from here on in plan.dtype
+        # From here on in plan.dtype.
+        findings[0] = overflow(model, sequences, plan.dtype, findings[0])
         findings.append(engine(model, student, prompts, plan))
         del model
         model, finding = load(teacher, plan, names[3])
         findings.append(finding)
         longest_id = max(int(sequence.ids.max()) for sequence in sequences)
         if model is None or finding.status == ERROR or longest_id >= teacher.vocab_size:
-            return [*findings, Finding(names[4], SKIPPED, "not checked: needs the teacher on the student's tokens")]
+            return [
+                *findings,
+                Finding(
+                    names[4], SKIPPED, "not checked: needs the teacher on the student's tokens"
+                ),
+            ]
         theirs = score(model, sequences, k, min(student.vocab_size, teacher.vocab_size))
         findings[-1] = overflow(model, sequences, plan.dtype, finding)
         return [*findings, agreement(mine, theirs)]
@@ -104,24 +124,38 @@ def load(model: Model, plan: Plan, name: str, dtype: str = "float32") -> tuple[A
         return None, Finding(name, ERROR, str(error), "take a causal language model")
     free = _free_memory(plan.device)
     if needed > free:
-        evidence = f"not checked: {costs.readable(needed)} needed in {dtype}, {costs.readable(free)} free"
-        return None, Finding(name, SKIPPED, evidence, "run it where there is more memory, or give --device")
+        evidence = (
+            f"not checked: {costs.readable(needed)} needed in {dtype}, {costs.readable(free)} free"
+        )
+        return None, Finding(
+            name, SKIPPED, evidence, "run it where there is more memory, or give --device"
+        )
     try:
         answer: Any = AutoModelForCausalLM.from_pretrained(
-            model.path, dtype=getattr(torch, dtype), trust_remote_code=plan.trust_remote_code, output_loading_info=True
+            model.path,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=plan.trust_remote_code,
+            output_loading_info=True,
         )
-    except Exception as error:  # safetensors has an exception of its own, and a model's own code may raise anything
-        return None, Finding(name, ERROR, reason_of(error), "the folder needs weights that transformers reads")
+    # Safetensors has an exception of its own, and a model's own code may raise anything.
+    except Exception as error:
+        return None, Finding(
+            name, ERROR, reason_of(error), "the folder needs weights that transformers reads"
+        )
     loaded, info = answer
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
         evidence = f"{len(absent)} tensors are not in the checkpoint, the first: {absent[0]}"
-        return None, Finding(name, ERROR, evidence, "they would be random: save the model again, whole")
+        return None, Finding(
+            name, ERROR, evidence, "they would be random: save the model again, whole"
+        )
     loaded = loaded.to(plan.device).eval()
     broken = _not_finite(loaded)
     if broken:
         evidence = f"{len(broken)} tensors hold NaN or infinity, the first: {broken[0]}"
-        return loaded, Finding(name, ERROR, evidence, "the checkpoint is broken: take an earlier one")
+        return loaded, Finding(
+            name, ERROR, evidence, "the checkpoint is broken: take an earlier one"
+        )
     return loaded, Finding(name, OK, "finite")
 
 
@@ -167,7 +201,8 @@ def sample(model: Any, prompt: list[int], tokens: int, vocabulary: int, seed: in
 
 
 def _alone(model: Any, sequence: Sample) -> Tensor:
-    """(T, V) float32 logits that score the response, each sequence by itself: row t is the position before token t."""
+    """(T, V) float32 logits that score the response, each sequence by itself: row t is the position
+    before token t."""
     return model(input_ids=sequence.ids.unsqueeze(0)).logits[0, sequence.prompt - 1 : -1].float()
 
 
@@ -177,7 +212,10 @@ def _together(model: Any, sequences: Sequence[Sample]) -> list[Tensor]:
     lengths = torch.tensor([len(sequence.ids) for sequence in sequences], device=ids.device)
     mask = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
     logits = model(input_ids=ids, attention_mask=mask.long()).logits.float()
-    return [row[sequence.prompt - 1 : len(sequence.ids) - 1] for row, sequence in zip(logits, sequences, strict=True)]
+    return [
+        row[sequence.prompt - 1 : len(sequence.ids) - 1]
+        for row, sequence in zip(logits, sequences, strict=True)
+    ]
 
 
 def score(model: Any, sequences: Sequence[Sample], k: int, vocabulary: int) -> OwnTopK:
@@ -187,35 +225,48 @@ def score(model: Any, sequences: Sequence[Sample], k: int, vocabulary: int) -> O
 
 def _scores(logits: Iterable[Tensor], k: int, vocabulary: int) -> OwnTopK:
     tops = [top_log_probs(rows, k, vocabulary) for rows in logits]
-    ids, log_probs = (pad_sequence(list(values), batch_first=True) for values in zip(*tops, strict=True))
-    mask = pad_sequence([torch.ones(len(top[0]), dtype=torch.bool, device=ids.device) for top in tops], True)
+    ids, log_probs = (
+        pad_sequence(list(values), batch_first=True) for values in zip(*tops, strict=True)
+    )
+    mask = pad_sequence(
+        [torch.ones(len(top[0]), dtype=torch.bool, device=ids.device) for top in tops], True
+    )
     return OwnTopK(ids, log_probs, mask)
 
 
 def own_teacher(model: Any, sequences: Sequence[Sample], k: int, vocabulary: int) -> Finding:
     """The loss of a student that is its own teacher, by this package's own functions.
 
-    The student scores each sequence alone, the teacher all in one padded batch, so that padding that leaks into other
-    positions shows.
+    The student scores each sequence alone, the teacher all in one padded batch, so that padding
+    that leaks into other positions shows.
     """
     student = score(model, sequences, k, vocabulary)
     batch = _together(model, sequences)
     teacher = _scores(batch, k, vocabulary)
     on_student = pad_sequence(
-        [log_probs_at(rows, ids[: len(rows)]) for rows, ids in zip(batch, student.ids, strict=True)], batch_first=True
+        [
+            log_probs_at(rows, ids[: len(rows)])
+            for rows, ids in zip(batch, student.ids, strict=True)
+        ],
+        batch_first=True,
     )
     responses = pad_sequence([one.ids[one.prompt :] for one in sequences], batch_first=True)
     pruned = prune(Scores(responses, student, teacher, on_student), student.mask, RULES)
     overlap, events = pruned.overlap, pruned.events
-    loss = float(topk_policy_loss(student.log_probs, student.log_probs, pruned.advantages, student.mask)[0])
+    loss = float(
+        topk_policy_loss(student.log_probs, student.log_probs, pruned.advantages, student.mask)[0]
+    )
     number = int(student.mask.sum())
     evidence = (
-        f"loss {loss:.1e} over {number} sampled tokens, overlap {_mean(overlap, student.mask):.3f}, "
-        f"{int(events.sum())} drift events"
+        f"loss {loss:.1e} over {number} sampled tokens, overlap {_mean(overlap, student.mask):.3f},"
+        f" {int(events.sum())} drift events"
     )
     if abs(loss) < SELF_LOSS and not events.any():
         return Finding("own teacher", OK, evidence)
-    change = "the model scores a sequence differently in a padded batch: its code or attn_implementation is at fault"
+    change = (
+        "the model scores a sequence differently in a padded batch: its code or attn_implementation"
+        " is at fault"
+    )
     return Finding("own teacher", ERROR, evidence, change)
 
 
@@ -224,7 +275,8 @@ def _mean(values: Tensor, mask: Tensor) -> float:
 
 
 def overflow(model: Any, sequences: Sequence[Sample], dtype: str, finding: Finding) -> Finding:
-    """``finding`` with what the dtype of the computation does to the log-probs; the model is in that dtype after it."""
+    """``finding`` with what the dtype of the computation does to the log-probs; the model is in
+    that dtype after it."""
     exact = torch.cat([_alone(model, sequence).log_softmax(-1) for sequence in sequences])
     for parameter in model.parameters():  # buffers stay in float32, as in training
         parameter.data = parameter.data.to(getattr(torch, dtype))
@@ -232,10 +284,17 @@ def overflow(model: Any, sequences: Sequence[Sample], dtype: str, finding: Findi
     sampled = torch.cat([sequence.ids[sequence.prompt :] for sequence in sequences]).unsqueeze(-1)
     bad = int((~torch.isfinite(rounded.gather(-1, sampled))).sum())
     if bad:
-        evidence = f"finite, but in {dtype} the log-probs of {bad} of {len(sampled)} sampled tokens are not"
-        return Finding(finding.name, ERROR, evidence, "it overflows: compute in bfloat16 or float32")
+        evidence = (
+            f"finite, but in {dtype} the log-probs of {bad} of {len(sampled)} sampled tokens"
+            " are not"
+        )
+        return Finding(
+            finding.name, ERROR, evidence, "it overflows: compute in bfloat16 or float32"
+        )
     error = float((exact - rounded).gather(-1, sampled).abs().mean())
-    return Finding(finding.name, OK, f"finite; rounding to {dtype} moves a log-prob by {error:.1e} on average")
+    return Finding(
+        finding.name, OK, f"finite; rounding to {dtype} moves a log-prob by {error:.1e} on average"
+    )
 
 
 def agreement(student: OwnTopK, teacher: OwnTopK) -> Finding:
@@ -245,20 +304,24 @@ def agreement(student: OwnTopK, teacher: OwnTopK) -> Finding:
     share = _mean(overlap_events(overlap, student.mask, THRESHOLD).float(), student.mask)
     k = student.ids.shape[-1]
     evidence = (
-        f"overlap of the top {k} on {int(student.mask.sum())} sampled tokens: {mean:.2f}; drift events at "
-        f"γ = {THRESHOLD}: {share:.0%}"
+        f"overlap of the top {k} on {int(student.mask.sum())} sampled tokens: {mean:.2f}; drift"
+        f" events at γ = {THRESHOLD}: {share:.0%}"
     )
     if mean < POOR_OVERLAP:
-        change = "the teacher would choose quite other words from the start: check that it is the right model"
+        change = (
+            "the teacher would choose quite other words from the start: check that it is the right"
+            " model"
+        )
         return Finding("agreement", WARNING, evidence, change)
     return Finding("agreement", OK, evidence)
 
 
-# ------------------------------------------------------------------------------------------------ engine
+# ------------------------------------------------------------------------------------------- engine
 
 
 def engine(model: Any, student: Model, prompts: Sequence[list[int]], plan: Plan) -> Finding:
-    """Log-probs of the rollout engine against those of the same weights in transformers, both in ``plan.dtype``."""
+    """Log-probs of the rollout engine against those of the same weights in transformers, both in
+    ``plan.dtype``."""
     name = "rollout engine"
     if not plan.engine:
         return Finding(name, SKIPPED, "not checked: --engine starts vLLM or SGLang and compares")
@@ -273,23 +336,36 @@ def engine(model: Any, student: Model, prompts: Sequence[list[int]], plan: Plan)
     except Exception as error:  # whatever it is, the other findings are wanted
         change = "the rollout would end the same way: its log on standard error says more"
         return Finding(name, ERROR, f"{title} does not run: {reason_of(error)}", change)
-    differences = torch.cat([_difference(model, *pair) for pair in zip(prompts, answers, strict=True)])
+    differences = torch.cat(
+        [_difference(model, *pair) for pair in zip(prompts, answers, strict=True)]
+    )
     mean, most = float(differences.mean()), float(differences.max())
-    evidence = f"log-probs of {len(differences)} tokens by {title} differ by {mean:.3f} on average, {most:.3f} at most"
+    evidence = (
+        f"log-probs of {len(differences)} tokens by {title} differ by {mean:.3f} on average,"
+        f" {most:.3f} at most"
+    )
     if mean < ENGINE_CLOSE:
         return Finding(name, OK, evidence)
     change = (
-        "the engine runs other weights or another precision than the trainer: compare dtype, quantisation, versions"
+        "the engine runs other weights or another precision than the trainer: compare dtype,"
+        " quantisation, versions"
     )
     return Finding(name, WARNING if mean < ENGINE_FAR else ERROR, evidence, change)
 
 
-def _answers(used: str, model: Any, student: Model, prompts: Sequence[list[int]], plan: Plan) -> list[Answer]:
-    """What the engine samples. It takes most of a GPU, so that the student's other copy leaves it meanwhile."""
+def _answers(
+    used: str, model: Any, student: Model, prompts: Sequence[list[int]], plan: Plan
+) -> list[Answer]:
+    """What the engine samples. It takes most of a GPU, so that the student's other copy leaves it
+    meanwhile."""
     model.to("cpu")
     if plan.device.startswith("cuda"):
         torch.cuda.empty_cache()
-    arguments = {"path": student.path, "dtype": plan.dtype, "trust_remote_code": plan.trust_remote_code}
+    arguments = {
+        "path": student.path,
+        "dtype": plan.dtype,
+        "trust_remote_code": plan.trust_remote_code,
+    }
     answers = ask(used, prompts, plan.tokens, **arguments)
     model.to(plan.device)
     return answers
@@ -298,6 +374,8 @@ def _answers(used: str, model: Any, student: Model, prompts: Sequence[list[int]]
 def _difference(model: Any, prompt: list[int], answer: Answer) -> Tensor:
     """(T,) absolute differences on one sampled response."""
     ids = torch.tensor(answer.token_ids, device=model.device)
-    logits = _alone(model, Sample(torch.tensor(prompt + answer.token_ids, device=model.device), len(prompt)))
+    logits = _alone(
+        model, Sample(torch.tensor(prompt + answer.token_ids, device=model.device), len(prompt))
+    )
     ours = logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     return (ours.cpu() - torch.tensor(answer.log_probs)).abs()

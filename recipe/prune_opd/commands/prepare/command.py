@@ -1,7 +1,7 @@
 """A dataset as parquet in verl's format, from the hub or from a local file.
 
-Prompts end as the paper's do, the ground truth is in reward_model.ground_truth, and ids and answers are checked. The
-same input gives the same bytes, with the same version of pyarrow.
+Prompts end as the paper's do, the ground truth is in reward_model.ground_truth, and ids and answers
+are checked. The same input gives the same bytes, with the same version of pyarrow.
 """
 
 import argparse
@@ -39,27 +39,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".parquet, .json or .jsonl instead of the hub, raw or in verl's format",
     )
-    parser.add_argument("--split", help="split on the hub, and extra_info.split (default: the dataset's usual one)")
+    parser.add_argument(
+        "--split", help="split on the hub, and extra_info.split (default: the dataset's usual one)"
+    )
     parser.add_argument(
         "--against",
         type=Path,
         action="append",
         default=[],
         metavar="FILE",
-        help="parquet in verl's format that should share no question with this one: the training data, say; repeatable",
+        help=(
+            "parquet in verl's format that should share no question with this one: the training"
+            " data, say; repeatable"
+        ),
     )
     parser.add_argument(
-        "--drop-duplicates", action="store_true", help="leave out questions that repeat or are in an --against file"
+        "--drop-duplicates",
+        action="store_true",
+        help="leave out questions that repeat or are in an --against file",
     )
     parser.add_argument("--suffix", help="end of every prompt, instead of the paper's")
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead of the table")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object instead of the table"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """See ``recipe.prune_opd.__main__``.
 
     Raises:
-        ValueError: no such dataset, or input that cannot be used; one sentence that names file and row.
+        ValueError: no such dataset, or input that cannot be used; one sentence that names file and
+            row.
     """
     name = args.dataset.lower().replace("-", "_")
     if name not in DATASETS:
@@ -71,13 +81,17 @@ def run(args: argparse.Namespace) -> int:
         raw, origin = read_local(args.input), str(args.input)
     else:
         raw, origin = read_hub(name, dataset, split), f"{dataset.hub}, {split}"
-    problems, repeats = unique_rows(_progress(parse_rows(raw, dataset, origin), f"reading {name}"), origin)
+    problems, repeats = unique_rows(
+        _progress(parse_rows(raw, dataset, origin), f"reading {name}"), origin
+    )
     others = {file: questions_of(file) for file in args.against}
     found = Overlaps.of(problems, others)
     if args.drop_duplicates:
         problems = [problem for number, problem in enumerate(problems) if number not in found.all]
         if not problems:
-            raise ValueError(f"{origin}: every question is in an --against file, nothing is left to write")
+            raise ValueError(
+                f"{origin}: every question is in an --against file, nothing is left to write"
+            )
     write(out, [verl_row(problem, dataset, split, args.suffix) for problem in problems])
     _report(
         {
@@ -105,7 +119,8 @@ FENCES = re.compile(r"\\[()\[\]]|\\left(?![a-z])|\\right(?![a-z])|\\[,;:! ]|\.(?
 
 
 def normalise(question: str) -> str:
-    """What two writings of one question have in common: no white space, dollar signs, braces or end marks, one case.
+    """What two writings of one question have in common: no white space, dollar signs, braces or end
+    marks, one case.
 
     The point of ``1.5`` or ``.5`` is no end mark.
     """
@@ -124,7 +139,8 @@ def questions_of(file: Path) -> set[str]:
     for number, row in enumerate(_progress(read_parquet(file), f"reading {file.name}")):
         if "reward_model" not in row:
             raise ValueError(
-                f"--against: {file} has no column 'reward_model', allowed: a parquet file in verl's format"
+                f"--against: {file} has no column 'reward_model', allowed: a parquet file in verl's"
+                " format"
             )
         found.add(normalise(from_verl(row, f"{file}, row {number}").question))
     return found
@@ -196,7 +212,8 @@ def _check_out(out: Path) -> None:
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write parquet whose bytes depend on the rows and the version of pyarrow alone. Never leaves half a file."""
+    """Write parquet whose bytes depend on the rows and the version of pyarrow alone. Never leaves
+    half a file."""
     import pyarrow
     from pyarrow import parquet
 
@@ -214,7 +231,14 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f".{file.name}.{os.getpid()}")
-        parquet.write_table(table, part, version="2.6", compression="snappy", row_group_size=4096, store_schema=False)
+        parquet.write_table(
+            table,
+            part,
+            version="2.6",
+            compression="snappy",
+            row_group_size=4096,
+            store_schema=False,
+        )
         part.replace(file)
     except OSError as error:
         raise ValueError(f"--out: {file} cannot be written ({error})") from error
@@ -240,9 +264,15 @@ def _report(found: dict[str, Any], as_json: bool) -> None:
             for file, count in value.items():
                 table.add_row(f"questions also in {file}", f"{count:,}")
         elif isinstance(value, list):
-            table.add_row(key.replace("_", " "), ", ".join(value[:3]) + (", ..." if len(value) > 3 else "") or "none")
+            table.add_row(
+                key.replace("_", " "),
+                ", ".join(value[:3]) + (", ..." if len(value) > 3 else "") or "none",
+            )
         elif value is not None:
             table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
     show(table, width=100)
     if found["expected_rows"] not in (None, found["rows"] + found["duplicates_left_out"]):
-        print(f"note: {found['rows']:,} rows, {found['expected_rows']:,} were expected: another version of the data?")
+        print(
+            f"note: {found['rows']:,} rows, {found['expected_rows']:,} were expected: another"
+            " version of the data?"
+        )

@@ -1,4 +1,5 @@
-"""The datasets of ``prepare``: where they are, what their columns are called, how their prompts instruct a model."""
+"""The datasets of ``prepare``: where they are, what their columns are called, how their prompts
+instruct a model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,8 +7,8 @@ from dataclasses import dataclass, field
 SUFFIX = " Please reason step by step, and put your final answer within \\boxed{}."
 """End of every validation prompt of the paper."""
 DAPO_HEAD = (
-    "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
-    "$Answer (without quotes) where $Answer is the answer to the problem.\n\n"
+    "Solve the following math problem step by step. The last line of your response should be of the"
+    " form Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
 )
 DAPO_TAIL = '\n\nRemember to put your answer on its own line after "Answer:".'
 """DAPO-Math-17K comes with prompts of its own, on which the paper trains."""
@@ -16,7 +17,8 @@ INSTRUCTIONS = (
     "Let's think step by step and output the final answer within \\boxed{}.",
     'Let\'s think step by step and output the final answer after "####".',
 )
-"""Ends of prompts that ask for a form of the answer: the paper's, and those of verl's own preprocessing."""
+"""Ends of prompts that ask for a form of the answer: the paper's, and those of verl's own
+preprocessing."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,12 @@ def _after_hashes(solution: str) -> str:
 
 DATASETS = {
     "dapo_math_17k": Dataset(
-        "BytedTsinghua-SIA/DAPO-Math-17k", "train", "math_dapo", 17917, head=DAPO_HEAD, tail=DAPO_TAIL
+        "BytedTsinghua-SIA/DAPO-Math-17k",
+        "train",
+        "math_dapo",
+        17917,
+        head=DAPO_HEAD,
+        tail=DAPO_TAIL,
     ),
     "math_500": Dataset("HuggingFaceH4/MATH-500", "test", "MATH-500", 500, id="unique_id"),
     "aime24": Dataset("HuggingFaceH4/aime_2024", "train", "AIME24", 30),
@@ -62,16 +69,25 @@ DATASETS = {
     "hmmt24": Dataset("MathArena/hmmt_feb_2024", "train", "HMMT24", 30, id="problem_idx"),
     "hmmt25": Dataset("MathArena/hmmt_feb_2025", "train", "HMMT25", 30, id="problem_idx"),
     "gsm8k": Dataset(
-        "openai/gsm8k", "test", "GSM8K", 1319, config="main", question="question", id=None, final=_after_hashes
+        "openai/gsm8k",
+        "test",
+        "GSM8K",
+        1319,
+        config="main",
+        question="question",
+        id=None,
+        final=_after_hashes,
     ),
 }
 """By name, which is also that of the file."""
 
 
 def bare_question(prompt: str) -> str:
-    """A prompt without the instructions of DAPO, the paper or verl around it, which would be there twice."""
+    """A prompt without the instructions of DAPO, the paper or verl around it, which would be there
+    twice."""
     prompt = prompt.removeprefix(DAPO_HEAD).removesuffix(DAPO_TAIL)
-    if prompt.endswith(SUFFIX):  # as the paper's files have it: white space before it is the question's
+    # As the paper's files have it: white space before it is the question's.
+    if prompt.endswith(SUFFIX):
         return prompt.removesuffix(SUFFIX)
     for instruction in INSTRUCTIONS:
         shorter = prompt.rstrip().removesuffix(instruction.strip())

@@ -1,11 +1,12 @@
-"""Problems out of rows of any format: a question, its answer, an id. What is none is refused, by its row."""
+"""Problems out of rows of any format: a question, its answer, an id. What is none is refused, by
+its row."""
 
 import ast
 import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from numbers import Number
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def read_hub(name: str, dataset: Dataset, split: str) -> Iterable[dict[str, Any]
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"{name}: split {split!r} of {dataset.hub} cannot be loaded from the hub ({reason}); with a copy of it "
-            "give --input FILE"
+            f"{name}: split {split!r} of {dataset.hub} cannot be loaded from the hub ({reason});"
+            " with a copy of it give --input FILE"
         ) from error
 
 
@@ -96,7 +97,8 @@ def parse_rows(rows: Iterable[Any], dataset: Dataset, origin: str) -> Iterator[P
         origin: where they are from, for messages.
 
     Raises:
-        ValueError: a column is missing, or a question, an answer or an id is empty or something else; names the row.
+        ValueError: a column is missing, or a question, an answer or an id is empty or something
+            else; names the row.
     """
     for number, row in enumerate(rows):
         yield _problem(row, dataset, number, f"{origin}, row {number}")
@@ -105,7 +107,9 @@ def parse_rows(rows: Iterable[Any], dataset: Dataset, origin: str) -> Iterator[P
 def _problem(row: Any, dataset: Dataset, number: int, place: str) -> Problem:
     if not isinstance(row, dict):
         raise ValueError(f"{place} is no object but a {type(row).__name__}")
-    problem = from_verl(row, place) if "reward_model" in row else _from_raw(row, dataset, number, place)
+    problem = (
+        from_verl(row, place) if "reward_model" in row else _from_raw(row, dataset, number, place)
+    )
     for part in ("id", "question", "answer"):
         if not getattr(problem, part).strip():
             raise ValueError(f"{place} has an empty {part}, allowed: text")
@@ -117,8 +121,8 @@ def _from_raw(row: dict[str, Any], dataset: Dataset, number: int, place: str) ->
     missing = [column for column in needed if column not in row]
     if missing:
         raise ValueError(
-            f"{place} has no column {', '.join(map(repr, missing))}, its columns: {', '.join(row)}; "
-            f"needed: {', '.join(needed)}, or verl's prompt and reward_model"
+            f"{place} has no column {', '.join(map(repr, missing))}, its columns: {', '.join(row)};"
+            f" needed: {', '.join(needed)}, or verl's prompt and reward_model"
         )
     question = _text(row[dataset.question], f"{place} has the question")
     answer = truth(row[dataset.answer], f"{place} has the answer")
@@ -142,7 +146,9 @@ def from_verl(row: dict[str, Any], place: str) -> Problem:
     turns = _turns(row.get("prompt"), place)
     extra = row.get("extra_info") or {}
     if not isinstance(extra, dict):
-        raise ValueError(f"{place} has the extra_info {extra!r:.60}, allowed: an object, with index")
+        raise ValueError(
+            f"{place} has the extra_info {extra!r:.60}, allowed: an object, with index"
+        )
     index = extra.get("index")
     return Problem(
         _identity(row.get("id") if index is None else index, f"{place} has the id"),
@@ -157,15 +163,21 @@ def _turns(prompt: Any, place: str) -> list[tuple[str, str]]:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise ValueError(
-            f"{place} has the prompt {prompt!r:.60}, allowed: a text or a list of messages with role and content"
+            f"{place} has the prompt {prompt!r:.60}, allowed: a text or a list of messages with"
+            " role and content"
         )
     if any(message["content"] is None for message in messages[:-1]):
-        raise ValueError(f"{place} has a message without content before the question, allowed: text")
-    turns = [(message["role"], _text(message["content"], f"{place} has the content")) for message in messages]
+        raise ValueError(
+            f"{place} has a message without content before the question, allowed: text"
+        )
+    turns = [
+        (message["role"], _text(message["content"], f"{place} has the content"))
+        for message in messages
+    ]
     if turns[-1][0] != "user":
         raise ValueError(
-            f"{place} has a prompt that ends with a turn of {turns[-1][0]!r}, {turns[-1][1]!r:.60}, "
-            "allowed: one that ends with the question, a turn of 'user'"
+            f"{place} has a prompt that ends with a turn of {turns[-1][0]!r}, {turns[-1][1]!r:.60},"
+            " allowed: one that ends with the question, a turn of 'user'"
         )
     return turns
 
@@ -183,7 +195,9 @@ def _text(value: Any, what: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} {value!r:.60}, allowed: text in Unicode (half a surrogate pair)") from error
+        raise ValueError(
+            f"{what} {value!r:.60}, allowed: text in Unicode (half a surrogate pair)"
+        ) from error
     return value
 
 
@@ -194,7 +208,8 @@ def _identity(value: Any, what: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Number) and not isinstance(value, (bool, complex)) and math.isfinite(value)  # type: ignore[arg-type]
+    """Whether it is a finite real number; ``bool`` is none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 PRINTED_LIST = re.compile(r"""\[\s*(['"]).*\1\s*\]""", re.DOTALL)
@@ -202,7 +217,8 @@ PRINTED_LIST = re.compile(r"""\[\s*(['"]).*\1\s*\]""", re.DOTALL)
 
 
 def truth(value: Any, what: str) -> str:
-    """A ground truth as text: numbers as they are printed, 142.0 stays 142.0; the element of a list with one.
+    """A ground truth as text: numbers as they are printed, 142.0 stays 142.0; the element of a list
+    with one.
 
     Args:
         value: of the answer's column.
@@ -228,7 +244,8 @@ def truth(value: Any, what: str) -> str:
 
 
 def unique_rows(problems: Iterable[Problem], origin: str) -> tuple[list[Problem], int]:
-    """Problems with identical rows left out, and how many those were. The hub's DAPO-Math-17K has each row 100 times.
+    """Problems with identical rows left out, and how many those were. The hub's DAPO-Math-17K has
+    each row 100 times.
 
     Raises:
         ValueError: two different rows have one id, or there are no rows.
@@ -239,7 +256,9 @@ def unique_rows(problems: Iterable[Problem], origin: str) -> tuple[list[Problem]
         first = by_id.setdefault(problem.id, problem)
         if first is not problem:
             if first != problem:
-                raise ValueError(f"{origin}: two different rows have the id {problem.id!r}, allowed: one")
+                raise ValueError(
+                    f"{origin}: two different rows have the id {problem.id!r}, allowed: one"
+                )
             repeats += 1
     if not by_id:
         raise ValueError(f"{origin} holds no rows")

@@ -1,7 +1,8 @@
 """One page about one or several runs, to be opened in a browser: it needs no server and no network.
 
-A run is a folder that it wrote into, with the file of verl's logger (trainer.logger=[console,file]) and, where
-prune_opd.records.dir was there as well, our records; or just the file. Several runs are laid over each other.
+A run is a folder that it wrote into, with the file of verl's logger (trainer.logger=[console,file])
+and, where prune_opd.records.dir was there as well, our records; or just the file. Several runs are
+laid over each other.
 """
 
 import argparse
@@ -15,18 +16,31 @@ from recipe.prune_opd.commands.terminal import show
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``recipe.prune_opd.__main__``."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or file of verl's logger")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: %(default)s)")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder of a run, or file of verl's logger",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="file to write (default: %(default)s)"
+    )
     parser.add_argument("--title", help="heading of the page (default: the names of the runs)")
-    parser.add_argument("--step", type=int, help="step whose samples are shown (default: the first and the last)")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON and write no page")
+    parser.add_argument(
+        "--step", type=int, help="step whose samples are shown (default: the first and the last)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the summary as JSON and write no page"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """See ``recipe.prune_opd.__main__``.
 
     Raises:
-        ValueError: there is no run at a path, no sample of the step, or the page cannot be written; names which.
+        ValueError: there is no run at a path, no sample of the step, or the page cannot be written;
+            names which.
     """
     if not args.json:
         _check_out(args.out)
@@ -35,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summaries, indent=2))
         return 0
-    from recipe.prune_opd.commands.report.page import report  # matplotlib: what prints alone need not wait for it
+    # matplotlib: what prints alone need not wait for it.
+    from recipe.prune_opd.commands.report.page import report
 
     text = report(runs, args.title or ", ".join(one.name for one in runs), args.step)
     try:

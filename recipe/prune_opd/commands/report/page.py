@@ -1,6 +1,8 @@
-"""One page about one or several runs: their numbers, curves, positions, time, and samples token by token.
+"""One page about one or several runs: their numbers, curves, positions, time, and samples token by
+token.
 
-Everything that a run has not logged is left out and named. See ``runs`` for what is read, ``html`` for how it is shown.
+Everything that a run has not logged is left out and named. See ``runs`` for what is read, ``html``
+for how it is shown.
 """
 
 import math
@@ -23,7 +25,8 @@ from recipe.prune_opd.commands.report.tokens import token_views
 
 MOST_RUNS = len(html.SERIES)
 POINTS = 400
-"""Most points of a curve and columns of a heat map: more would not be seen, but would have to be loaded."""
+"""Most points of a curve and columns of a heat map: more would not be seen, but would have to be
+loaded."""
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
 Values = Callable[[Run], Mapping[int, float]]
@@ -41,11 +44,12 @@ class Chart:
     """Points are few: each is marked."""
 
 
-# ------------------------------------------------------------------------------------------------ what is shown
+# ------------------------------------------------------------------------------------ what is shown
 
 
 def of(metric: str, *record: str) -> Values:
-    """Step -> a metric of verl's logger, and where that is not there the same out of the records."""
+    """Step -> a metric of verl's logger, and where that is not there the same out of the
+    records."""
     return lambda run: (run.record(*record) if record else {}) | run.metric(metric)
 
 
@@ -75,12 +79,19 @@ def so_far(values: Values, scale: float) -> Values:
 
 
 def entropy_gap(run: Run) -> dict[int, float]:
-    """Step -> teacher's minus student's entropy per token, each within its own candidates, where both are numbers."""
+    """Step -> teacher's minus student's entropy per token, each within its own candidates, where
+    both are numbers."""
     found = {}
     for step, record in run.recorded.items():
         where = record["positions"]
-        pairs = zip(where["tokens"], where["teacher_entropy"], where["student_entropy"], strict=True)
-        gaps = [(count, teacher - student) for count, teacher, student in pairs if None not in (teacher, student)]
+        pairs = zip(
+            where["tokens"], where["teacher_entropy"], where["student_entropy"], strict=True
+        )
+        gaps = [
+            (count, teacher - student)
+            for count, teacher, student in pairs
+            if None not in (teacher, student)
+        ]
         if gaps:
             found[step] = sum(count * gap for count, gap in gaps) / sum(count for count, _ in gaps)
     return found
@@ -102,7 +113,11 @@ CHARTS = (
         "Tokens of a response before its reliability is used up.",
     ),
     Chart("Response length, tokens", {"mean": of("response_length/mean", "length", "mean")}),
-    Chart("Overlap of the top k", {"": of("prune_opd/overlap_ratio")}, "Share of candidates that both models have."),
+    Chart(
+        "Overlap of the top k",
+        {"": of("prune_opd/overlap_ratio")},
+        "Share of candidates that both models have.",
+    ),
     Chart("Drift events per token", {"": of("prune_opd/event_rate")}),
     Chart("Reliability weight", {"": of("prune_opd/reliability_weight")}, "Mean of R over tokens."),
     Chart(
@@ -139,7 +154,11 @@ CHARTS = (
     ),
     Chart("Gradient norm", {"": of("actor/grad_norm")}, "Before clipping."),
     Chart("Student's entropy, nats per token", {"": of("actor/entropy")}),
-    Chart("Entropy gap, nats per token", {"": entropy_gap}, "Teacher's minus student's, within the top k of each."),
+    Chart(
+        "Entropy gap, nats per token",
+        {"": entropy_gap},
+        "Teacher's minus student's, within the top k of each.",
+    ),
     Chart("Reward before weighting, nats per token", {"": of("prune_opd/reward_mean")}),
 )
 
@@ -161,7 +180,7 @@ BY_POSITION = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ page
+# --------------------------------------------------------------------------------------------- page
 
 
 def report(runs: Sequence[Run], title: str, step: int | None = None) -> str:
@@ -173,15 +192,26 @@ def report(runs: Sequence[Run], title: str, step: int | None = None) -> str:
         step: whose samples are shown; None for the first and the last that have some.
 
     Raises:
-        ValueError: more runs than colours, no samples of that step, or a file of samples is damaged.
+        ValueError: more runs than colours, no samples of that step, or a file of samples is
+            damaged.
     """
     if len(runs) > MOST_RUNS:
-        raise ValueError(f"RUN: got {len(runs)} runs, allowed: at most {MOST_RUNS}, which can still be told apart")
+        raise ValueError(
+            f"RUN: got {len(runs)} runs, allowed: at most {MOST_RUNS}, which can still be told"
+            " apart"
+        )
     views = token_views(runs, step)  # before the drawing, which takes long
     accuracy = {name for run in runs for name in run.accuracies()}
-    charts = [Chart(f"Accuracy, {name}", {"": accuracy_on(name)}, marked=True) for name in sorted(accuracy)]
+    charts = [
+        Chart(f"Accuracy, {name}", {"": accuracy_on(name)}, marked=True)
+        for name in sorted(accuracy)
+    ]
     charts += CHARTS
-    shown = [chart for chart in charts if any(values(run) for run in runs for values in chart.lines.values())]
+    shown = [
+        chart
+        for chart in charts
+        if any(values(run) for run in runs for values in chart.lines.values())
+    ]
     absent = [chart.title for chart in charts if chart not in shown]
     if not accuracy:
         absent.insert(0, "Accuracy")
@@ -199,7 +229,13 @@ def report(runs: Sequence[Run], title: str, step: int | None = None) -> str:
         charts=[(chart, [curves(runs, chart, axis) for axis in AXES]) for chart in drawn],
         positions=position_charts(runs),
         unrecorded=[run.name for run in runs if not run.recorded],
-        maps=heat_maps([run for run in runs if any(record["positions"]["tokens"] for record in run.recorded.values())]),
+        maps=heat_maps(
+            [
+                run
+                for run in runs
+                if any(record["positions"]["tokens"] for record in run.recorded.values())
+            ]
+        ),
         times=time_split(runs),
         **views,
     )
@@ -207,20 +243,37 @@ def report(runs: Sequence[Run], title: str, step: int | None = None) -> str:
 
 def curves(runs: Sequence[Run], chart: Chart, axis: str) -> Markup:
     """A chart along an axis of ``AXES``."""
-    lines = {name: values for name, values in chart.lines.items() if any(values(run) for run in runs)}
+    lines = {
+        name: values for name, values in chart.lines.items() if any(values(run) for run in runs)
+    }
     with html.style():
         fig = html.new_figure()
         axes = fig.subplots()
         for index, run in enumerate(runs):
             along = run.along(axis)
             for dashes, values in zip(DASHES, lines.values(), strict=False):
-                points = sorted((along[step], value) for step, value in values(run).items() if step in along)
+                points = sorted(
+                    (along[step], value) for step, value in values(run).items() if step in along
+                )
                 x, y = thinned(points)
                 marker = "o" if chart.marked or len(x) == 1 else ""
-                axes.plot(x, y, dashes, color=html.series_colour(index), linewidth=1.4, marker=marker, markersize=3.5)
+                axes.plot(
+                    x,
+                    y,
+                    dashes,
+                    color=html.series_colour(index),
+                    linewidth=1.4,
+                    marker=marker,
+                    markersize=3.5,
+                )
         if len(lines) > 1:
-            styles = [Line2D([], [], color=html.INK, linestyle=d, linewidth=1) for d in DASHES[: len(lines)]]
-            fig.legend(styles, list(lines), loc="outside upper left", ncols=4, fontsize=8, handlelength=1.8)
+            styles = [
+                Line2D([], [], color=html.INK, linestyle=d, linewidth=1)
+                for d in DASHES[: len(lines)]
+            ]
+            fig.legend(
+                styles, list(lines), loc="outside upper left", ncols=4, fontsize=8, handlelength=1.8
+            )
         axes.set_xlabel(AXES[axis])
         if axes.get_ylim()[1] >= 1e5:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -231,7 +284,8 @@ def curves(runs: Sequence[Run], chart: Chart, axis: str) -> Markup:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """x and y of a curve with at most ``POINTS`` points, each the mean of as many neighbours, not-numbers left out."""
+    """x and y of a curve with at most ``POINTS`` points, each the mean of as many neighbours,
+    not-numbers left out."""
     finite = [(x, y) for x, y in points if math.isfinite(y)]
     if not finite:
         return [], []
@@ -240,7 +294,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[fl
     return [float(x) for x, _ in blocks], [float(y) for _, y in blocks]
 
 
-# ------------------------------------------------------------------------------------------------ positions
+# ---------------------------------------------------------------------------------------- positions
 
 
 def position_charts(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
@@ -258,10 +312,22 @@ def position_charts(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
                 tenth = -(-len(records) // 10)
                 for dashes, part in zip(DASHES, (records[-tenth:], records[:tenth]), strict=False):
                     x, y = by_position(part, name)
-                    axes.plot(x, y, dashes, color=html.series_colour(index), linewidth=1.4, marker="." * (len(x) == 1))
-            styles = [Line2D([], [], color=html.INK, linestyle=dashes, linewidth=1) for dashes in DASHES[:2]]
+                    axes.plot(
+                        x,
+                        y,
+                        dashes,
+                        color=html.series_colour(index),
+                        linewidth=1.4,
+                        marker="." * (len(x) == 1),
+                    )
+            styles = [
+                Line2D([], [], color=html.INK, linestyle=dashes, linewidth=1)
+                for dashes in DASHES[:2]
+            ]
             labels = ["last tenth of the steps", "first tenth"]
-            fig.legend(styles, labels, loc="outside upper left", ncols=2, fontsize=8, handlelength=1.8)
+            fig.legend(
+                styles, labels, loc="outside upper left", ncols=2, fontsize=8, handlelength=1.8
+            )
             axes.set_xlabel("position in the response, tokens")
             axes.grid()
         found.append((title, html.figure(fig, f"{title} by position")))
@@ -269,7 +335,8 @@ def position_charts(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
 
 
 def by_position(records: Iterable[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Middles of the position buckets, and the mean over all tokens in each that has any, of what is a number."""
+    """Middles of the position buckets, and the mean over all tokens in each that has any, of what
+    is a number."""
     total: dict[tuple[int, int], tuple[float, float]] = {}
     for record in records:
         where = record["positions"]
@@ -278,17 +345,26 @@ def by_position(records: Iterable[Mapping[str, Any]], name: str) -> tuple[list[f
             if mean is not None:
                 tokens, value = total.get(bucket, (0.0, 0.0))
                 total[bucket] = tokens + count, value + count * mean
-    return [sum(bucket) / 2 for bucket in sorted(total)], [total[b][1] / total[b][0] for b in sorted(total)]
+    return [sum(bucket) / 2 for bucket in sorted(total)], [
+        total[b][1] / total[b][0] for b in sorted(total)
+    ]
 
 
 def heat_maps(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, Markup]]]]:
-    """Means by position and step, for every run one map each; the colours of a value mean the same in all runs.
+    """Means by position and step, for every run one map each; the colours of a value mean the same
+    in all runs.
 
     Args:
         runs: with records of at least one token each.
     """
-    edges = [max((record["positions"]["edges"] for record in run.recorded.values()), key=len) for run in runs]
-    grids = {name: [grid(run, name, its) for run, its in zip(runs, edges, strict=True)] for name in BY_POSITION}
+    edges = [
+        max((record["positions"]["edges"] for record in run.recorded.values()), key=len)
+        for run in runs
+    ]
+    grids = {
+        name: [grid(run, name, its) for run, its in zip(runs, edges, strict=True)]
+        for name in BY_POSITION
+    }
     bounds = {name: _bounds(given) for name, given in grids.items()}
     return [
         (
@@ -333,12 +409,14 @@ def heat_map(
 
 
 def grid(run: Run, name: str, edges: list[int]) -> NDArray[np.float64]:
-    """(N buckets, columns), a column per step or per block of steps; NaN where there was no token or no number.
+    """(N buckets, columns), a column per step or per block of steps; NaN where there was no token
+    or no number.
 
     Args:
         run: with records.
         name: a value by position.
-        edges: of the buckets. A step recorded with others, under another ``budget.max``, is left out.
+        edges: of the buckets. A step recorded with others, under another ``budget.max``, is left
+            out.
     """
     first, last = min(run.recorded), max(run.recorded)
     size = -(-(last - first + 1) // POINTS)
@@ -355,7 +433,7 @@ def grid(run: Run, name: str, edges: list[int]) -> NDArray[np.float64]:
     return np.divide(total, tokens, out=np.full_like(total, np.nan), where=tokens > 0)
 
 
-# ------------------------------------------------------------------------------------------------ time
+# --------------------------------------------------------------------------------------------- time
 
 
 def time_split(runs: Sequence[Run]) -> Markup | None:
@@ -369,7 +447,9 @@ def time_split(runs: Sequence[Run]) -> Markup | None:
         left = [0.0] * len(runs)
         for index, part in enumerate([*TIMES, "other"]):
             widths = [split.get(part, 0.0) for split in splits]
-            axes.barh(range(len(runs)), widths, 0.6, left, color=html.series_colour(index), label=part)
+            axes.barh(
+                range(len(runs)), widths, 0.6, left, color=html.series_colour(index), label=part
+            )
             left = [a + b for a, b in zip(left, widths, strict=True)]
         _name_bars(axes, [run.name for run in runs])
         axes.set_xlabel("seconds of a step, mean")
@@ -378,7 +458,9 @@ def time_split(runs: Sequence[Run]) -> Markup | None:
 
 
 def _name_bars(axes: Axes, names: list[str]) -> None:
-    axes.set_yticks(range(len(names)), [name if len(name) <= 24 else f"{name[:23]}…" for name in names])
+    axes.set_yticks(
+        range(len(names)), [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
+    )
     axes.invert_yaxis()
 
 
@@ -388,7 +470,13 @@ def seconds(run: Run) -> dict[str, float]:
     if not whole:
         return {}
     parts = {
-        part: sum(sum(run.metric(f"timing_s/{name}").get(step, 0.0) for name in names) for step in whole) / len(whole)
+        part: (
+            sum(
+                sum(run.metric(f"timing_s/{name}").get(step, 0.0) for name in names)
+                for step in whole
+            )
+            / len(whole)
+        )
         for part, names in TIMES.items()
     }
     return parts | {"other": max(0.0, sum(whole.values()) / len(whole) - sum(parts.values()))}

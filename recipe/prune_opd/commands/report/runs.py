@@ -1,6 +1,8 @@
-"""What training runs left behind, read: the file of verl's logger, which any run has, and our records.
+"""What training runs left behind, read: the file of verl's logger, which any run has, and our
+records.
 
-A step of a ``Run`` is a training step, counted from 1; step 0 is what was validated before training.
+A step of a ``Run`` is a training step, counted from 1; step 0 is what was validated before
+training.
 """
 
 import json
@@ -13,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd.checks.files import check_readable, lfs_pointer
-from recipe.prune_opd.records.files import STEPS, read_lines, read_samples, read_steps, sampled_steps, samples_file
+from recipe.prune_opd.records.files import (
+    STEPS,
+    read_lines,
+    read_samples,
+    read_steps,
+    sampled_steps,
+    samples_file,
+)
 
 TRAINED = "training/global_step"
 """What verl logs with a training step, and not with a validation alone."""
@@ -56,14 +65,21 @@ class Run:
 
     def accuracies(self) -> dict[str, dict[int, float]]:
         """Benchmark -> step -> Avg@N of verl's validation."""
-        names = sorted({name for metrics in self.logged.values() for name in metrics if re.search(ACCURACY, name)})
+        names = sorted(
+            {
+                name
+                for metrics in self.logged.values()
+                for name in metrics
+                if re.search(ACCURACY, name)
+            }
+        )
         return {re.search(ACCURACY, name)[1]: self.metric(name) for name in names}  # type: ignore[index]
 
     def generated(self) -> dict[int, float]:
         """Step -> tokens that the rollout generated for training.
 
-        Of a run without records: what its metrics say; for another recipe's the share of the responses in all tokens,
-        which is exact but for padding rows.
+        Of a run without records: what its metrics say; for another recipe's the share of the
+        responses in all tokens, which is exact but for padding rows.
         """
         found = {}
         for step, metrics in self.logged.items():
@@ -76,9 +92,11 @@ class Run:
         return found | self.record("tokens", "generated")
 
     def along(self, axis: str) -> dict[int, float]:
-        """Step -> where it ends on an axis of ``AXES``: its number, tokens generated or hours trained until then.
+        """Step -> where it ends on an axis of ``AXES``: its number, tokens generated or hours
+        trained until then.
 
-        Empty where that cannot be known, because steps are missing at the beginning; up to the first one missing later.
+        Empty where that cannot be known, because steps are missing at the beginning; up to the
+        first one missing later.
         """
         steps = {0, *self.logged, *self.recorded}
         if axis == "step":
@@ -94,8 +112,13 @@ class Run:
         return course if len(course) > 1 else {}
 
     def sampled(self) -> list[int]:
-        """Steps whose tokens were kept; those that a run of before left in the folder are none of this run's."""
-        return [step for step in sampled_steps(self.records) if step in self.recorded] if self.records else []
+        """Steps whose tokens were kept; those that a run of before left in the folder are none of
+        this run's."""
+        return (
+            [step for step in sampled_steps(self.records) if step in self.recorded]
+            if self.records
+            else []
+        )
 
     def samples(self, step: int) -> list[dict[str, Any]]:
         """Responses of a step, token by token.
@@ -110,11 +133,21 @@ class Run:
         samples = read_samples(self.records, step)
         for number, sample in enumerate(samples, 1):
             if not _is_sample(sample):
-                raise ValueError(f"{file}, line {number} is no sample of a run, allowed: lines that a run wrote")
+                raise ValueError(
+                    f"{file}, line {number} is no sample of a run, allowed: lines that a run wrote"
+                )
         return samples
 
 
-PER_TOKEN = ("tokens", "overlap", "weight", "student_ids", "student_log_probs", "teacher_ids", "teacher_log_probs")
+PER_TOKEN = (
+    "tokens",
+    "overlap",
+    "weight",
+    "student_ids",
+    "student_log_probs",
+    "teacher_ids",
+    "teacher_log_probs",
+)
 """Lists of a sample with an entry per token."""
 PER_SAMPLE = ("limit", "effective_length", "stopped", "ended", "prompt", "events", "pieces")
 ACCURACY = r"^val-core/(.+)/[^/]+/mean@\d+$"
@@ -141,8 +174,10 @@ def read_run(path: Path, name: str) -> Run:
         for file in filter(lfs_pointer, _find(path, "*.jsonl")):
             check_readable("", file, "a file of verl's logger")
         raise ValueError(
-            f"{path} holds neither a log nor records of a run, allowed: a folder with the file of verl's logger "
-            f'(trainer.logger=[console,file]: lines with "step" and "data") or with {STEPS} (prune_opd.records.dir)'
+            f"{path} holds neither a log nor records of a run, allowed: a folder with the file of"
+            " verl's logger "
+            '(trainer.logger=[console,file]: lines with "step" and "data") or with'
+            f" {STEPS} (prune_opd.records.dir)"
         )
     lines, faults = [], []
     for log in logs:
@@ -150,15 +185,17 @@ def read_run(path: Path, name: str) -> Run:
         logged = [line for line in found if _is_logged(line)]
         if not logged and (found or wrong):
             raise ValueError(
-                f"{log} is no file of verl's logger, allowed: one (trainer.logger=[console,file]), which has lines "
-                'with "step" and "data", or the folder that the run wrote into'
+                f"{log} is no file of verl's logger, allowed: one (trainer.logger=[console,file]),"
+                ' which has lines with "step" and "data", or the folder that the run wrote into'
             )
         lines += logged
         faults += wrong
     recorded, wrong = _read_records(records) if records else ({}, [])
     run = Run(name, merged(lines), recorded, records, (*faults, *wrong))
     if not run.logged and not run.recorded:
-        raise ValueError(f"{path} holds the log of a run that has not finished a step, allowed: one that has")
+        raise ValueError(
+            f"{path} holds the log of a run that has not finished a step, allowed: one that has"
+        )
     return run
 
 
@@ -170,13 +207,20 @@ def _read_records(folder: Path) -> tuple[dict[int, dict[str, Any]], list[str]]:
     strange = [str(record["step"]) for record in found if not _is_record(record)]
     if strange:
         steps = ", ".join(strange[:5])
-        faults.append(f"{folder / STEPS} has {len(strange)} records of another form, of steps {steps}, left out")
+        faults.append(
+            f"{folder / STEPS} has {len(strange)} records of another form, of steps {steps},"
+            " left out"
+        )
     return whole, faults
 
 
 def _is_record(record: dict[str, Any]) -> bool:
     where = record["positions"]
-    if record["step"] < 1 or not isinstance(where, dict) or not isinstance(where.get("edges"), list):
+    if (
+        record["step"] < 1
+        or not isinstance(where, dict)
+        or not isinstance(where.get("edges"), list)
+    ):
         return False
     buckets = max(len(where["edges"]) - 1, 0)
     return all(
@@ -193,18 +237,26 @@ def _is_sample(sample: Any) -> bool:
     lists = [sample[name] for name in PER_TOKEN]
     alike = all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists)
     pieces = sample["pieces"]
-    return alike and isinstance(pieces, dict) and all(str(token) in pieces for token in sample["tokens"])
+    return (
+        alike
+        and isinstance(pieces, dict)
+        and all(str(token) in pieces for token in sample["tokens"])
+    )
 
 
 def read_runs(paths: list[Path]) -> list[Run]:
-    """Runs under names that tell them apart: the last part of their paths, or all of it where that is the same.
+    """Runs under names that tell them apart: the last part of their paths, or all of it where that
+    is the same.
 
     Raises:
         ValueError: see ``read_run``.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]  # links keep their names
     short = [path.stem if os.path.isfile(path) else path.name for path in absolute]
-    names = [name if short.count(name) == 1 else str(path) for path, name in zip(paths, short, strict=True)]
+    names = [
+        name if short.count(name) == 1 else str(path)
+        for path, name in zip(paths, short, strict=True)
+    ]
     return [read_run(path, _as_text(name)) for path, name in zip(paths, names, strict=True)]
 
 
@@ -214,7 +266,8 @@ def _as_text(name: str) -> str:
 
 
 def merged(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
-    """Metrics by step. A step that was trained again replaces itself and what came after it; a validation is added."""
+    """Metrics by step. A step that was trained again replaces itself and what came after it; a
+    validation is added."""
     steps: dict[int, dict[str, float]] = {}
     for line in lines:
         step, data = line["step"], {k: v for k, v in line["data"].items() if _is_number(v)}
@@ -225,10 +278,16 @@ def merged(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
 
 
 def _find(path: Path, pattern: str) -> list[Path]:
-    """Files of a run's folder and of two levels of folders below it: no further, checkpoints are deep and large."""
+    """Files of a run's folder and of two levels of folders below it: no further, checkpoints are
+    deep and large."""
     if path.is_file():
         return []
-    return sorted(file for depth in ("", "*/", "*/*/") for file in path.glob(depth + pattern) if file.is_file())
+    return sorted(
+        file
+        for depth in ("", "*/", "*/*/")
+        for file in path.glob(depth + pattern)
+        if file.is_file()
+    )
 
 
 def _logs(path: Path) -> list[Path]:
@@ -251,7 +310,8 @@ def _is_logged(line: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it can be reckoned with: NaN can, as a gap in a curve; a whole number of 400 digits cannot."""
+    """Whether it can be reckoned with: NaN can, as a gap in a curve; a whole number of 400 digits
+    cannot."""
     return isinstance(value, (int, float)) and not abs(value) > 1e300
 
 
@@ -262,15 +322,22 @@ def _parts(files: list[Path], path: Path) -> list[Path]:
         found = re.fullmatch(r"(.+?)(?:\.(\d+))?\.jsonl", file.name)
         return (str(file.parent / found[1]), int(found[2] or 0)) if found else (str(file), 0)
 
-    groups = [list(group) for _, group in groupby(sorted(files, key=key), lambda file: key(file)[0])]
+    groups = [
+        list(group) for _, group in groupby(sorted(files, key=key), lambda file: key(file)[0])
+    ]
     if len(groups) > 1:
         names = ", ".join(str(group[0]) for group in groups[:4])
-        raise ValueError(f"{path} holds the logs of {len(groups)} runs ({names}), allowed: one run; name its file")
+        raise ValueError(
+            f"{path} holds the logs of {len(groups)} runs ({names}), allowed: one run; name its"
+            " file"
+        )
     return groups[0] if groups else []
 
 
 def _only(folders: list[Path], path: Path) -> Path | None:
     if len(folders) > 1:
         names = ", ".join(map(str, folders[:4]))
-        raise ValueError(f"{path} holds the records of {len(folders)} runs ({names}), allowed: one run")
+        raise ValueError(
+            f"{path} holds the records of {len(folders)} runs ({names}), allowed: one run"
+        )
     return folders[0] if folders else None

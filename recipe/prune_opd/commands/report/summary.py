@@ -1,7 +1,8 @@
 """The numbers of a run in a row, and what a reader of them has to know: which steps they are of.
 
-A log may lack steps (a resume that began its file anew, a line lost) that the records have, and the other way round.
-A sum is then over the steps that are known, the row says of how many, and a note of which.
+A log may lack steps (a resume that began its file anew, a line lost) that the records have, and the
+other way round. A sum is then over the steps that are known, the row says of how many, and a note
+of which.
 """
 
 import math
@@ -39,9 +40,11 @@ def summary(run: Run) -> dict[str, Any]:
     """The numbers of a run, None where they are not known.
 
     Returns:
-        ``tokens`` and ``hours``: sums over the steps that are known, see ``counted``: name -> ranges of them.
+        ``tokens`` and ``hours``: sums over the steps that are known, see ``counted``: name ->
+            ranges of them.
         ``reliable_share``: of the tokens generated, over the steps where both are known. ``limit``,
-        ``effective_length``, ``overlap`` and ``accuracy``: of the first and the last step that has one.
+        ``effective_length``, ``overlap`` and ``accuracy``: of the first and the last step that has
+        one.
     """
     each = series(run)
     sums = {name: math.fsum(each[name].values()) if each[name] else None for name in SUMS}
@@ -62,15 +65,19 @@ def summary(run: Run) -> dict[str, Any]:
 
 def series(run: Run) -> dict[str, dict[int, float]]:
     """Name of ``SUMS`` and ``PAIRS`` -> step -> value of the step, where it is a number."""
-    records = {name: run.record("tokens", name) for name in ("scored", "trained", "reliable", "saved")}
+    records = {
+        name: run.record("tokens", name) for name in ("scored", "trained", "reliable", "saved")
+    }
     found = {
         **records,
         "generated": run.generated(),
         "reliable": records["reliable"] | run.metric("prune_opd/kept_tokens"),
         "hours": {step: seconds / 3600 for step, seconds in run.metric("timing_s/step").items()},
         "limit": run.record("limit") | run.metric("prune_opd/current_max_response_length"),
-        "effective_length": run.record("effective_length", "mean")
-        | run.metric("prune_opd/effective_response_length_mean"),
+        "effective_length": (
+            run.record("effective_length", "mean")
+            | run.metric("prune_opd/effective_response_length_mean")
+        ),
         "overlap": run.metric("prune_opd/overlap_ratio"),
     }
     return {
@@ -110,13 +117,18 @@ def named(stretches: Sequence[tuple[int, int]], most: int = 4) -> str:
     return f"{', '.join(texts[: most - 1])}, ... {texts[-1]} ({len(texts)} stretches)"
 
 
-# ------------------------------------------------------------------------------------------------ for people
+# --------------------------------------------------------------------------------------- for people
 
 
 def cells(found: Mapping[str, Any]) -> list[str]:
-    """A run's summary as text, in the order of ``COLUMNS``. A sum that lacks steps says how many it has."""
+    """A run's summary as text, in the order of ``COLUMNS``. A sum that lacks steps says how many it
+    has."""
     tokens, accuracies = found["tokens"], [pair for pair in found["accuracy"].values() if pair]
-    mean = tuple(sum(side) / len(accuracies) for side in zip(*accuracies, strict=True)) if accuracies else None
+    mean = (
+        tuple(sum(side) / len(accuracies) for side in zip(*accuracies, strict=True))
+        if accuracies
+        else None
+    )
     reliable, hours = found["reliable_share"], found["hours"]
 
     def of_steps(name: str, text: str) -> str:
@@ -148,7 +160,8 @@ def _count(value: float | None) -> str:
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader has to know: what could not be read, which steps a number is of, how far curves go."""
+    """What a reader has to know: what could not be read, which steps a number is of, how far curves
+    go."""
     found = [fault for run in runs for fault in run.faults]
     for run in runs:
         found += [*_two_runs(run), *_partial_sums(run), *_partial_pairs(run), *_partial_axes(run)]
@@ -161,14 +174,20 @@ def notes(runs: Sequence[Run]) -> list[str]:
 def _two_runs(run: Run) -> list[str]:
     """A note where records and log cannot be of one run."""
     recorded, logged = run.record("limit"), run.metric("prune_opd/current_max_response_length")
-    other = [step for step in sorted(recorded.keys() & logged.keys()) if recorded[step] != logged[step]]
+    other = [
+        step for step in sorted(recorded.keys() & logged.keys()) if recorded[step] != logged[step]
+    ]
     if not other:
         return []
-    return [f"{run.name} has records and a log that differ, in the limit of step {other[0]}: are they of one run?"]
+    return [
+        f"{run.name} has records and a log that differ, in the limit of step {other[0]}: are they"
+        " of one run?"
+    ]
 
 
 def _partial_sums(run: Run) -> list[str]:
-    """One note that names the steps of every sum which lacks some; none where all are whole or unknown."""
+    """One note that names the steps of every sum which lacks some; none where all are whole or
+    unknown."""
     each = series(run)
     steps = {name: ranges(each[name]) for name in SUMS if each[name]}
     if all(known == [(1, run.last)] for known in steps.values()):
@@ -177,7 +196,9 @@ def _partial_sums(run: Run) -> list[str]:
     for name, known in steps.items():
         groups.setdefault(named(known), []).append(SUMS[name])
     parts = "; ".join(f"{', '.join(names)}: {known}" for known, names in groups.items())
-    return [f"{run.name} lacks steps of its {run.last}; summed are the steps that are known, of {parts}"]
+    return [
+        f"{run.name} lacks steps of its {run.last}; summed are the steps that are known, of {parts}"
+    ]
 
 
 def _partial_pairs(run: Run) -> list[str]:
@@ -189,7 +210,10 @@ def _partial_pairs(run: Run) -> list[str]:
             found.append(f"{called} from {min(known)} to {max(known)}")
     if not found:
         return []
-    return [f"{run.name} lacks its first or last step for what is shown of them; taken are steps: {', '.join(found)}"]
+    return [
+        f"{run.name} lacks its first or last step for what is shown of them; taken are steps:"
+        f" {', '.join(found)}"
+    ]
 
 
 def _partial_axes(run: Run) -> list[str]:
@@ -199,5 +223,8 @@ def _partial_axes(run: Run) -> list[str]:
         if last == 0:
             found.append(f"{run.name} has no curves by {AXES[axis]}: its log lacks the first steps")
         elif last < run.last:
-            found.append(f"{run.name} has curves by {AXES[axis]} up to step {last} only: its log lacks the next one")
+            found.append(
+                f"{run.name} has curves by {AXES[axis]} up to step {last} only: its log lacks the"
+                " next one"
+            )
     return found

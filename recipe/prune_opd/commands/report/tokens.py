@@ -1,4 +1,5 @@
-"""Samples token by token, made ready for the page: bounded, and as compact as they can be read in the browser."""
+"""Samples token by token, made ready for the page: bounded, and as compact as they can be read in
+the browser."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +17,8 @@ PROMPT = 600
 
 
 def token_views(runs: Sequence[Run], step: int | None = None) -> dict[str, Any]:
-    """What the page's template needs: ``samples`` to be written out, ``candidates`` for its script, and which sample is
-    ``opened``: the one that lost the most tokens.
+    """What the page's template needs: ``samples`` to be written out, ``candidates`` for its script,
+    and which sample is ``opened``: the one that lost the most tokens.
 
     Args:
         runs: at least one.
@@ -28,7 +29,11 @@ def token_views(runs: Sequence[Run], step: int | None = None) -> dict[str, Any]:
     """
     kept = sorted({one for run in runs for one in run.sampled()})
     if step is not None and step not in kept:
-        allowed = f"steps with samples: {', '.join(map(str, kept))}" if kept else "none, no run kept samples"
+        allowed = (
+            f"steps with samples: {', '.join(map(str, kept))}"
+            if kept
+            else "none, no run kept samples"
+        )
         raise ValueError(f"--step: got {step}, allowed: {allowed}")
     responses = min(RESPONSES, max(1, TOKENS // (LEAST * len(runs))))
     picked = [(run, *one) for run in runs for one in _picked(run, responses, step)]
@@ -43,7 +48,8 @@ def token_views(runs: Sequence[Run], step: int | None = None) -> dict[str, Any]:
 
 
 def _picked(run: Run, most: int, step: int | None) -> list[tuple[int, dict[str, Any]]]:
-    """Up to so many responses and their steps: of the given one, or of the first and the last, evenly from each."""
+    """Up to so many responses and their steps: of the given one, or of the first and the last,
+    evenly from each."""
     steps = [one for one in run.sampled() if step is None or one == step]
     ends = [steps[0], steps[-1]] if len(steps) > 1 and most > 1 else steps[-1:]
     found = []
@@ -61,7 +67,8 @@ def spent(sample: dict[str, Any]) -> int | None:
 
 
 def shown(sample: dict[str, Any], most: int) -> list[int]:
-    """Positions of the tokens to show: the first, and where reliability ends beyond them, as many around that.
+    """Positions of the tokens to show: the first, and where reliability ends beyond them, as many
+    around that.
 
     Args:
         sample: see ``samples.token_data``.
@@ -75,7 +82,8 @@ def shown(sample: dict[str, Any], most: int) -> list[int]:
 
 
 def view(run: str, step: int, sample: dict[str, Any], most: int) -> dict[str, Any]:
-    """A response to be written out: its facts, and for each token ``shown`` its position, text and classes.
+    """A response to be written out: its facts, and for each token ``shown`` its position, text and
+    classes.
 
     Args:
         run: the run's name.
@@ -85,7 +93,13 @@ def view(run: str, step: int, sample: dict[str, Any], most: int) -> dict[str, An
     """
     events, length = set(sample["events"]), len(sample["tokens"])
     places = shown(sample, most)
-    end = "stopped by the gate" if sample["stopped"] else "ended by itself" if sample["ended"] else "cut by the limit"
+    end = (
+        "stopped by the gate"
+        if sample["stopped"]
+        else "ended by itself"
+        if sample["ended"]
+        else "cut by the limit"
+    )
     return {
         "run": run,
         "step": step,
@@ -97,7 +111,11 @@ def view(run: str, step: int, sample: dict[str, Any], most: int) -> dict[str, An
         "end": end,
         "spent": spent(sample),
         "tokens": [
-            (i, readable(sample["pieces"][str(sample["tokens"][i])]), _classes(sample, i) + " e" * (i in events))
+            (
+                i,
+                readable(sample["pieces"][str(sample["tokens"][i])]),
+                _classes(sample, i) + " e" * (i in events),
+            )
             for i in places
         ],
         "more": length - 1 - max(places, default=-1),
@@ -106,7 +124,9 @@ def view(run: str, step: int, sample: dict[str, Any], most: int) -> dict[str, An
 
 def _classes(sample: dict[str, Any], i: int) -> str:
     overlap = sample["overlap"][i]
-    return f"w{round(10 * sample['weight'][i])} " + ("u" if overlap is None else f"o{round(10 * overlap)}")
+    return f"w{round(10 * sample['weight'][i])} " + (
+        "u" if overlap is None else f"o{round(10 * overlap)}"
+    )
 
 
 def readable(piece: str) -> str:
@@ -122,16 +142,17 @@ def candidates(sample: dict[str, Any], most: int) -> dict[str, Any]:
         most: tokens to show.
 
     Returns:
-        ``pieces``: texts. For each token its ``position``, ``sampled``, the index of its own, ``student`` and
-        ``teacher``, indices and log-probs in hundredths of a nat in turns, ``overlap`` and ``weight`` in percent; no
-        overlap is None.
+        ``pieces``: texts. For each token its ``position``, ``sampled``, the index of its own,
+        ``student`` and ``teacher``, indices and log-probs in hundredths of a nat in turns,
+        ``overlap`` and ``weight`` in percent; no overlap is None.
     """
     places = shown(sample, most)
     ids = {token: index for index, token in enumerate(sample["pieces"])}
 
     def row(tokens: list[int], log_probs: list[float | None]) -> list[int]:
         known = [(str(t), p) for t, p in zip(tokens, log_probs, strict=True) if str(t) in ids]
-        pairs = [(ids[t], round(100 * p)) for t, p in known if p is not None]  # None: it was not finite
+        # None: it was not finite.
+        pairs = [(ids[t], round(100 * p)) for t, p in known if p is not None]
         return [value for pair in pairs for value in pair]
 
     both = {

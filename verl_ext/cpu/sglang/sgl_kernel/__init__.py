@@ -1,4 +1,5 @@
-"""Stands for SGLang's kernels for accelerators, which SGLang imports on a CPU too and does not call there."""
+"""Stands for SGLang's kernels for accelerators, which SGLang imports on a CPU too and does not call
+there."""
 
 from collections.abc import Callable
 from typing import Any
