@@ -24,7 +24,7 @@ import asyncio
 import statistics
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ from tqdm import tqdm
 from verl.single_controller.ray.base import RayResourcePool
 from verl.workers.rollout.llm_server import LLMServerManager
 
-from recipe.prune_opd.config import PruneOPDConfig, load_config
+from recipe.prune_opd.checks.keys import read_config
+from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.method.drift import reliability
 from recipe.prune_opd.records.reports import GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
@@ -98,7 +99,7 @@ class Bench:
     def __init__(self, models: Path, pair_: Pair, responses: int, block_size: int):
         self.pair, self.block_size = pair_, block_size
         self.config = compose(models, pair_, block_size)
-        self.prune_opd = load_config(self.config.prune_opd)
+        self.prune_opd = read_config(self.config)
         follow_rollout(self.config, self.prune_opd.topk)
         rollout = LLMServerManager.create(config=self.config)
         pool = teacher_pool(self.config, self.prune_opd)
@@ -113,6 +114,7 @@ class Bench:
             prune_opd=self.prune_opd,
             teacher=teacher,
             vocab_size=len(task.VOCABULARY),
+            teaches=False,
         )
         problems = task.sample_problems(responses, seed=2)
         self.prompts = pair.encode_prompts(task.build_tokenizer(), problems).tolist()
@@ -130,7 +132,8 @@ class Bench:
 
     def settings(self, chunk: int) -> PruneOPDConfig:
         """The configuration with another chunk."""
-        return replace(self.prune_opd, gate=replace(self.prune_opd.gate, chunk=chunk))
+        gate = self.prune_opd.gate.model_copy(update={"chunk": chunk})
+        return self.prune_opd.model_copy(update={"gate": gate})
 
 
 def compose(models: Path, pair_: Pair, block_size: int) -> DictConfig:
@@ -272,7 +275,7 @@ async def effective_length(
         sequence.private = 1  # nothing from a cache
         teacher = await sequence.score(prompt + tokens, deadline=600)
     events = torch.from_numpy(
-        find_events(bench.prune_opd.drift.build(), student, teacher, tokens)
+        find_events(bench.prune_opd.rules.metric, student, teacher, tokens)
     ).unsqueeze(0)
     mask = torch.ones_like(events)
     return int(reliability(events, mask, bench.prune_opd.drift.w_drop, 0.0).effective_length)

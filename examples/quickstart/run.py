@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument(
         "--engine", choices=("vllm", "sglang"), default="vllm", help="engine of the rollouts"
     )
-    parser.add_argument("--steps", type=int, default=40, help="updates, each on 64 responses")
+    parser.add_argument("--steps", type=int, default=30, help="updates, each on 64 responses")
     parser.add_argument(
         "--timeout", type=int, default=1800, help="seconds until the training is given up"
     )

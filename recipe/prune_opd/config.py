@@ -1,36 +1,43 @@
 """Keys of ``prune_opd.*``: typed, documented under each field, defaults are the paper's.
 
-Invalid values cannot be built. ``conf/recipe/prune_opd_base.yaml`` beside this file shows the same
-keys to Hydra.
+The one place for a key: the yaml that Hydra reads and the tables of the documentation are made from
+this file by ``docs/generate.py``. Invalid values cannot be built.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from recipe.prune_opd.method.budget import ResponseBudget
-from recipe.prune_opd.method.drift import DriftMetric, OverlapRatio, TeacherTopPAccept, spent_at
-from recipe.prune_opd.method.gates import Consecutive, Cumulative, Gate, Never, Relative, Windowed
+from recipe.prune_opd.method.budget import BUDGETS, Budget
+from recipe.prune_opd.method.drift import METRICS, DriftMetric
+from recipe.prune_opd.method.gates import GATES, Gate, GateRule
 from recipe.prune_opd.method.pruning import Rules
-from recipe.prune_opd.method.reward import SERVED, STRATEGIES, WEIGHTINGS
+from recipe.prune_opd.method.reward import STRATEGIES, WEIGHTINGS
 
-METRICS: dict[str, Callable[["DriftConfig"], DriftMetric]] = {
-    "overlap_ratio": lambda drift: OverlapRatio(drift.threshold),
-    "teacher_top_p_accept": lambda drift: TeacherTopPAccept(drift.top_p),
-}
-GATES = ("cumulative", "windowed", "consecutive", "relative", "never")
-NORMALISERS = ("generated", "reliable")
-HOMES = ("worker_group", "server", "url")
-APIS = ENGINES = ("vllm", "sglang")
 PAPER_MAX, PAPER_MIN, PAPER_INIT = 12288, 1024, 1024
 SMALLEST_CHUNK, QUESTIONS = 64, 64
 """Of a gate whose chunk is not given: tokens, and the most questions about a response. A question
 sends the whole sequence, so a token is sent half as often as a response asks."""
+
+Engine = Literal["vllm", "sglang"]
+ENGINES: tuple[str, ...] = get_args(Engine)
+"""Whose servers can be followed and asked."""
+Positive = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Seconds = Annotated[float, Gt(0)]
+Share = Annotated[float, Gt(0), Le(1)]
+
+
+ELSEWHERE = "elsewhere"
+"""Stands for a key that each recipe sets for itself."""
+
+
+def recipe(default: Any, value: str) -> Any:
+    """A field to which the recipes give another value than its default, a key of verl's mostly."""
+    return Field(default, json_schema_extra={"recipe": value})
 
 
 def require(condition: bool, key: str, found: Any, allowed: str) -> None:
@@ -43,62 +50,54 @@ def require(condition: bool, key: str, found: Any, allowed: str) -> None:
         raise ValueError(f"prune_opd.{key}: got {found!r}, allowed: {allowed}")
 
 
-@dataclass
-class TeacherServerConfig:
+class Keys(BaseModel):
+    """A group of keys."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # Hydra reads a folder named 7 as a number
+    )
+
+
+class TeacherServerConfig(Keys):
     """The teacher as inference servers beside the trainer, where something needs it while responses
     are generated.
 
     They take devices of their own, ``replicas * tensor_model_parallel_size`` of them.
     """
 
-    engine: str = "vllm"
-    """``vllm`` or ``sglang``. The recipe takes the rollout's,
-    ``actor_rollout_ref.rollout.name``."""
-    replicas: int = 1
-    """Servers; responses are shared out among them."""
-    tensor_model_parallel_size: int = 1
+    engine: str = recipe("vllm", "${actor_rollout_ref.rollout.name}")
+    """What the servers run, ``vllm`` or ``sglang``."""
+    replicas: Positive = 1
+    """Servers; responses are shared out among them, each stays with one."""
+    tensor_model_parallel_size: Positive = 1
     """Devices of a server."""
-    gpu_memory_utilization: float = 0.85
-    """Share of a device's memory for weights and prefix cache, in (0, 1]."""
-    dtype: str = "bfloat16"
-    """Dtype of the weights. The recipe takes the rollout's, ``actor_rollout_ref.rollout.dtype``."""
-    block_size: int = 16
+    gpu_memory_utilization: Share = 0.85
+    """Share of a device's memory for weights and prefix cache."""
+    dtype: str = recipe("bfloat16", "${actor_rollout_ref.rollout.dtype}")
+    """Dtype of the weights."""
+    block_size: Positive = 16
     """Tokens per block of vLLM's prefix cache (SGLang's holds single tokens). A gate's chunk that
     is a multiple of it is scored without recomputing."""
-    max_num_batched_tokens: int = 2048
-    """Tokens a server runs through the model at once. Reporting log-probs costs it a row of logits
-    for each."""
+    max_num_batched_tokens: Positive = 2048
+    """Tokens a server runs through the model at once. vLLM may hold a row of logits of each,
+    outside of the memory it has planned: 2048 rows of 152,000 float32 are 1.2 GB."""
     enforce_eager: bool = True
     """No CUDA graphs: scoring is prefill, which they help little."""
-    engine_kwargs: dict[str, Any] = field(default_factory=dict)
-    """More arguments for the engine, as ``actor_rollout_ref.rollout.engine_kwargs.ENGINE``."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "replicas",
-            "tensor_model_parallel_size",
-            "block_size",
-            "max_num_batched_tokens",
-        ):
-            require(
-                getattr(self, name) >= 1,
-                f"teacher.server.{name}",
-                getattr(self, name),
-                "a whole number >= 1",
-            )
-        share = self.gpu_memory_utilization
-        require(
-            0 < share <= 1, "teacher.server.gpu_memory_utilization", share, "a number in (0, 1]"
-        )
+    engine_kwargs: dict[str, Any] = {}
+    """More arguments for the engine, as ``actor_rollout_ref.rollout.engine_kwargs.ENGINE``. They
+    win over the keys above."""
 
 
-@dataclass
-class TeacherUrlConfig:
+class TeacherUrlConfig(Keys):
     """The teacher on inference servers that somebody else runs."""
 
-    urls: list[str] = field(default_factory=list)
+    urls: list[str] = []
     """``http(s)://host:port`` of each server. All serve the same teacher."""
-    api: str = "vllm"
+    api: Engine = "vllm"
     """``vllm``: ``vllm serve``, on its /v1/completions. ``sglang``: ``sglang.launch_server``, on
     its /generate."""
     model: str | None = None
@@ -108,26 +107,19 @@ class TeacherUrlConfig:
     ca_file: str | None = None
     """File with certificates to trust beside the system's."""
 
-    def __post_init__(self) -> None:
-        require(self.api in APIS, "teacher.url.api", self.api, ", ".join(APIS))
-        for url in self.urls:
+    @field_validator("urls")
+    @classmethod
+    def _bare(cls, urls: list[str]) -> list[str]:
+        for url in urls:
             parts = urlsplit(url)
-            bare = (
-                parts.hostname
-                and url == f"{parts.scheme}://{parts.netloc}"
-                and "@" not in parts.netloc
-            )
-            known = parts.scheme in ("http", "https") and bare
-            require(
-                bool(known),
-                "teacher.url.urls",
-                url,
-                "http://host:port or https://host:port and nothing else",
-            )
+            bare = url == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
+            known = parts.scheme in ("http", "https") and parts.hostname and bare
+            allowed = "http://host:port or https://host:port and nothing else"
+            require(bool(known), "teacher.url.urls", url, allowed)
+        return urls
 
 
-@dataclass
-class TeacherConfig:
+class TeacherConfig(Keys):
     """The frozen model that scores responses.
 
     How the worker group holds it is verl's own:
@@ -135,7 +127,7 @@ class TeacherConfig:
     ``actor_rollout_ref.ref.log_prob_{micro_batch_size_per_gpu,use_dynamic_bsz,max_token_len_per_gpu}``.
     """
 
-    path: str | None = None
+    path: str = Field("", validate_default=True, json_schema_extra={"recipe": None})
     """Required. Local folder or hub name of the teacher."""
     home: str = "worker_group"
     """Where it is. ``worker_group``: on the trainer's devices, as verl's reference model; scores
@@ -143,228 +135,177 @@ class TeacherConfig:
     their own top k and the sampled token, and score a response while others are still being
     generated; for strategies only_tch, intersection and sampled. ``url``: the same, on servers that
     somebody else runs (``url.*``)."""
-    concurrency: int = 256
+    args: dict[str, Any] = {}
+    """Parameters of a home of your own."""
+    concurrency: Positive = 256
     """With servers: responses that are being scored at once, by all rollout workers together.
     Others wait their turn, so that a slow teacher does not pile up work."""
-    deadline: float = 600.0
+    deadline: Seconds = 600.0
     """With servers: seconds for an answer about a finished response. A gate has its own,
     ``gate.deadline``."""
-    retries: int = 5
+    retries: Natural = 5
     """With servers: more questions about a response after one that failed or was not answered in
     time, 1, 2, 4, ... seconds later."""
-    max_missing: float = 0.01
-    """With servers: share of a step's tokens in [0, 1) that may lack the teacher's score. They are
-    masked; above it the run stops, with a checkpoint."""
-    temperature: float = 1.0
+    max_missing: Annotated[float, Ge(0), Lt(1)] = 0.01
+    """With servers: share of a step's tokens that may lack the teacher's score. They are masked;
+    above it the run stops, with a checkpoint."""
+    temperature: Seconds = 1.0
     """Teacher logits are divided by it. The student's are divided by
     ``actor_rollout_ref.rollout.temperature``."""
     trust_remote_code: bool = False
-    """As ``actor_rollout_ref.model.trust_remote_code``, for the teacher."""
-    override_config: dict[str, Any] = field(default_factory=dict)
+    """As ``actor_rollout_ref.model.trust_remote_code``, for the teacher's model and tokenizer."""
+    override_config: dict[str, Any] = recipe({}, "${actor_rollout_ref.model.override_config}")
     """As ``actor_rollout_ref.model.override_config``, for the teacher (``attn_implementation``,
     ...)."""
-    server: TeacherServerConfig = field(default_factory=TeacherServerConfig)
+    server: TeacherServerConfig = TeacherServerConfig()
     """Its inference servers. Started with ``home=server``, or where the gate is on: then the
     teacher is in memory twice with ``home=worker_group``, once with ``home=server``."""
-    url: TeacherUrlConfig = field(default_factory=TeacherUrlConfig)
+    url: TeacherUrlConfig = TeacherUrlConfig()
     """Servers that somebody else runs, with ``home=url``."""
 
-    def __post_init__(self) -> None:
-        require(
-            bool(self.path), "teacher.path", self.path, "a folder or hub name of the teacher model"
-        )
-        require(
-            0 < self.temperature < math.inf, "teacher.temperature", self.temperature, "a number > 0"
-        )
-        require(self.home in HOMES, "teacher.home", self.home, ", ".join(HOMES))
-        require(
-            0 <= self.max_missing < 1, "teacher.max_missing", self.max_missing, "a number in [0, 1)"
-        )
-        require(
-            self.concurrency >= 1, "teacher.concurrency", self.concurrency, "a whole number >= 1"
-        )
-        require(0 < self.deadline < math.inf, "teacher.deadline", self.deadline, "seconds > 0")
-        require(self.retries >= 0, "teacher.retries", self.retries, "a whole number >= 0")
-        missing = self.home == "url" and not self.url.urls
-        require(
-            not missing,
-            "teacher.url.urls",
-            [],
-            "at least one http://host:port with teacher.home=url",
-        )
-
-    @property
-    def serves(self) -> bool:
-        """Whether it scores each response as soon as that is complete, and knows no more than its
-        own top k."""
-        return self.home != "worker_group"
+    @field_validator("path", mode="before")
+    @classmethod
+    def _given(cls, path: Any) -> Any:
+        require(bool(path), "teacher.path", path, "a folder or hub name of the teacher model")
+        return path
 
 
-@dataclass
-class DriftConfig:
-    """What counts as drift, and what it costs (METHOD: sections 3.1, 3.2)."""
+class DriftConfig(Keys):
+    """What counts as drift, and what it costs (METHOD: sections 1, 2)."""
 
     enable: bool = True
     """Multiply the reward by the reliability weight. False: events are measured, the loss is that
     of plain OPD."""
     metric: str = "overlap_ratio"
-    """``overlap_ratio`` or ``teacher_top_p_accept``."""
-    threshold: float = 0.7
-    """γ in (0, 1]: an overlap below it is an event. It depends on k: 0.7 asks for 12 of 16, or for
-    23 of 32."""
-    top_p: float = 0.95
-    """Nucleus of ``teacher_top_p_accept`` in (0, 1]: a sampled token outside it is an event."""
-    w_drop: float = 0.01
-    """Weight lost per event: reliability reaches 0 at the ceil(1 / w_drop)-th."""
-    w_base: float = 0.5
+    """What counts as drift: ``overlap_ratio`` or ``teacher_top_p_accept``."""
+    args: dict[str, Any] = {}
+    """Parameters of a metric of your own."""
+    threshold: Share = 0.7
+    """γ: an overlap below it is an event. It depends on k: 0.7 asks for 12 of 16, or for 23 of
+    32."""
+    top_p: Share = 0.95
+    """Nucleus of ``teacher_top_p_accept``: a sampled token outside it is an event."""
+    w_drop: Annotated[float, Ge(0)] = 0.01
+    """Weight lost per event: reliability reaches 0 at the ceil(1 / w_drop)-th. 0: never."""
+    w_base: Annotated[float, Ge(0)] = 0.5
     """Weight added on every generated token. Not a floor: the weight runs from 1 + w_base down to
     w_base."""
 
-    def __post_init__(self) -> None:
-        require(self.metric in METRICS, "drift.metric", self.metric, ", ".join(METRICS))
-        require(0 < self.threshold <= 1, "drift.threshold", self.threshold, "a number in (0, 1]")
-        require(0 < self.top_p <= 1, "drift.top_p", self.top_p, "a number in (0, 1]")
-        require(0 <= self.w_drop < math.inf, "drift.w_drop", self.w_drop, "a number >= 0")
-        require(0 <= self.w_base < math.inf, "drift.w_base", self.w_base, "a number >= 0")
-
     def build(self) -> DriftMetric:
-        """The metric with its bound."""
-        return METRICS[self.metric](self)
+        """The metric with its parameters.
+
+        Raises:
+            ValueError: see ``Registry.build``.
+        """
+        keys = self.model_dump(exclude={"enable", "metric", "args"})
+        return METRICS.build(self.metric, self.args, "prune_opd.drift.args", keys)
 
 
-@dataclass
-class BudgetConfig:
-    """How long a training response may become (METHOD: section 3.4). All lengths in tokens."""
+class BudgetConfig(Keys):
+    """How long a training response may become (METHOD: section 5). All lengths in tokens."""
 
     enable: bool = True
     """Move the limit after every batch. False: it stays at ``max``."""
-    init: int | None = None
+    rule: str = "hits"
+    """What moves it: ``hits``, the share of responses that stay reliable up to the limit."""
+    args: dict[str, Any] = {}
+    """Parameters of a rule of your own."""
+    init: Positive | None = None
     """First limit. Default 1024, or ``max`` where that is smaller; the paper takes 2048 for a close
     teacher."""
-    min: int | None = None
+    min: Positive | None = None
     """The limit never falls below it. Default 1024, or ``max`` where that is smaller."""
-    max: int | None = None
+    max: Positive | None = recipe(None, ELSEWHERE)
     """The limit never rises above it, in baselines too. Default: the rollout's response length, at
     most 12288."""
-    step: int = 100
-    """Change of the limit."""
-    hit_ratio: float = 0.1
-    """ρ in [0, 1]: share of responses that must stay reliable up to the limit for it to grow."""
-    margin: int = 100
-    """How far before the limit a response already counts as reaching it."""
-    patience: int = 3
+    step: Positive = 100
+    """Tokens by which the limit changes."""
+    hit_ratio: Annotated[float, Ge(0), Le(1)] = 0.1
+    """ρ: share of responses that must stay reliable up to the limit for it to grow."""
+    margin: Natural = 100
+    """Tokens before the limit from which a response counts as reaching it."""
+    patience: Positive = 3
     """Batches in a row below ``hit_ratio`` until the limit shrinks."""
 
-    def __post_init__(self) -> None:
-        for name in ("init", "min", "max"):
-            value = getattr(self, name)
-            require(
-                value is None or value >= 1, f"budget.{name}", value, "a whole number >= 1, or null"
-            )
-        require(self.step >= 1, "budget.step", self.step, "a whole number >= 1")
-        require(0 <= self.hit_ratio <= 1, "budget.hit_ratio", self.hit_ratio, "a number in [0, 1]")
-        require(self.margin >= 0, "budget.margin", self.margin, "a whole number >= 0")
-        require(self.patience >= 1, "budget.patience", self.patience, "a whole number >= 1")
-
-    def build(self, response_length: int) -> ResponseBudget:
-        """The budget object for a rollout that can generate ``response_length`` tokens.
+    def resolved(self, response_length: int) -> "BudgetConfig":
+        """The same with its three lengths as numbers, for a rollout of ``response_length`` tokens.
 
         A default is lowered to fit; a value the user gave is never adjusted.
 
         Raises:
             ValueError: a given value does not fit.
         """
+        rollout = f"the rollout's response length, {response_length} (data.max_response_length)"
         most = min(response_length, PAPER_MAX) if self.max is None else self.max
-        require(
-            most <= response_length,
-            "budget.max",
-            most,
-            f"at most the rollout's response length, {response_length} (data.max_response_length)",
-        )
+        require(most <= response_length, "budget.max", most, f"at most {rollout}")
         least = min(PAPER_MIN, most) if self.min is None else self.min
         require(least <= most, "budget.min", least, f"at most budget.max, {most}")
         init = max(least, min(PAPER_INIT, most)) if self.init is None else self.init
-        require(
-            least <= init <= most,
-            "budget.init",
-            init,
-            f"from budget.min, {least}, to budget.max, {most}",
-        )
+        bounds = f"from budget.min, {least}, to budget.max, {most}"
+        require(least <= init <= most, "budget.init", init, bounds)
+        return self.model_copy(update={"init": init, "min": least, "max": most})
+
+    @property
+    def longest(self) -> int:
+        """The largest limit; the lengths must be ``resolved``."""
+        assert self.max is not None, "budget lengths are resolved at start"
+        return self.max
+
+    def build(self) -> Budget:
+        """A budget at its start; its lengths must be ``resolved``.
+
+        Raises:
+            ValueError: see ``Registry.build``.
+        """
+        keys = self.model_dump(exclude={"enable", "rule", "args"})
         if not self.enable:
-            least = init = most
-        return ResponseBudget(
-            init, least, most, self.step, self.hit_ratio, self.margin, self.patience
-        )
+            keys |= {"init": self.max, "min": self.max}
+        return BUDGETS.build(self.rule, self.args, "prune_opd.budget.args", keys)
 
 
-@dataclass
-class GateConfig:
+class GateConfig(Keys):
     """Stopping a response while it is generated, once teacher and student have parted."""
 
     enable: bool = False
-    """Needs devices for ``teacher.server``."""
+    """Start the teacher's servers and stop responses. Needs devices for ``teacher.server``."""
     kind: str = "cumulative"
-    """``cumulative``: reliability has reached 0 (``drift.w_drop``). ``windowed``: of the last
-    ``window`` tokens a share above ``rate`` are events. ``consecutive``: ``run_length`` events in a
-    row. ``relative``: the share of events in the last ``window`` tokens is more than ``increase``
-    above that in the first ``window``. ``never``: nothing is stopped; responses are scored while
-    they grow, which hides the work of ``teacher.home=server``."""
-    min_tokens: int = 1
+    """The rule. ``cumulative``: reliability has reached 0 (``drift.w_drop``). ``windowed``: of the
+    last ``window`` tokens a share above ``rate`` are events. ``consecutive``: ``run_length`` events
+    in a row. ``relative``: the share of events in the last ``window`` tokens is more than
+    ``increase`` above that in the first ``window``. ``never``: nothing is stopped; responses are
+    scored while they grow, which hides the work of ``teacher.home=server``."""
+    args: dict[str, Any] = {}
+    """Parameters of a rule of your own."""
+    min_tokens: Positive = 1
     """Tokens that a stopped response keeps in any case. Not ``budget.min``."""
-    window: int = 128
+    window: Positive = 128
     """Tokens; ``windowed`` and ``relative``."""
-    rate: float = 0.5
-    """Events per token in [0, 1); ``windowed``."""
-    run_length: int = 16
+    rate: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """Events per token; ``windowed``."""
+    run_length: Positive = 16
     """Events; ``consecutive``."""
-    increase: float = 0.3
-    """Events per token in [0, 1); ``relative``."""
-    chunk: int | None = None
+    increase: Annotated[float, Ge(0), Lt(1)] = 0.3
+    """Events per token; ``relative``."""
+    chunk: Positive | None = None
     """Tokens between two questions to the teacher. Small: stops sooner, asks more often. Default:
     64, doubled until a response at its limit asks at most 64 times: 128 for a limit above 4096, 256
     above 8192, 512 above 16384."""
-    deadline: float = 10.0
+    deadline: Seconds = 10.0
     """Seconds to wait for an answer. Past it the response goes on; the answer is waited for again
     at the next chunk."""
-    retries: int = 2
+    retries: Natural = 2
     """Late, failed or useless answers a response bears. After one more it runs on to its limit
     without a gate."""
 
-    def __post_init__(self) -> None:
-        require(self.kind in GATES, "gate.kind", self.kind, ", ".join(GATES))
-        for name in ("min_tokens", "window", "run_length"):
-            require(
-                getattr(self, name) >= 1, f"gate.{name}", getattr(self, name), "a whole number >= 1"
-            )
-        require(
-            self.chunk is None or self.chunk >= 1,
-            "gate.chunk",
-            self.chunk,
-            "a whole number >= 1, or null",
-        )
-        for name in ("rate", "increase"):
-            require(
-                0 <= getattr(self, name) < 1,
-                f"gate.{name}",
-                getattr(self, name),
-                "a number in [0, 1)",
-            )
-        require(0 < self.deadline < math.inf, "gate.deadline", self.deadline, "seconds > 0")
-        require(self.retries >= 0, "gate.retries", self.retries, "a whole number >= 0")
+    def build(self, w_drop: float) -> GateRule:
+        """The rule with its parameters.
 
-    def build(self, w_drop: float) -> Gate:
-        """A gate for one response."""
-        match self.kind:
-            case "cumulative":
-                return Cumulative(w_drop, self.min_tokens)
-            case "windowed":
-                return Windowed(self.window, self.rate, self.min_tokens)
-            case "consecutive":
-                return Consecutive(self.run_length, self.min_tokens)
-            case "relative":
-                return Relative(self.window, self.increase, self.min_tokens)
-            case _:
-                return Never(self.min_tokens)
+        Raises:
+            ValueError: see ``Registry.build``.
+        """
+        own = {"min_tokens", "window", "rate", "run_length", "increase"}
+        keys = self.model_dump(include=own) | {"w_drop": w_drop}
+        return GATES.build(self.kind, self.args, "prune_opd.gate.args", keys)
 
     def chunk_for(self, limit: float) -> int:
         """Tokens between two questions about a response of at most ``limit`` tokens."""
@@ -375,257 +316,77 @@ class GateConfig:
             chunk *= 2
         return chunk
 
-    def warning(self, limit: int) -> str | None:
-        """What to say at start of a given chunk that is small for responses of at most ``limit``
-        tokens.
 
-        Small: more than twice the questions that a chosen one would ask at most.
-        """
-        asked = limit // self.chunk_for(limit)
-        if asked <= 2 * QUESTIONS:
-            return None
-        return (
-            f"prune_opd.gate.chunk: {self.chunk} is small for responses of up to {limit} tokens:"
-            f" one asks its teacher {asked} times, each time sends all tokens so far, and a token"
-            f" is sent {asked // 2} times on average; null would take"
-            f" {replace(self, chunk=None).chunk_for(limit)}"
-        )
-
-    def check_reach(self, w_drop: float, longest: int) -> None:
-        """Refuse a rule that could stop nothing.
-
-        Raises:
-            ValueError: the rule needs more than ``longest`` tokens to hold.
-        """
-        if self.kind == "never":
-            return
-        needed = {
-            "cumulative": ("drift.w_drop", w_drop, spent_at(w_drop)),
-            "windowed": ("gate.window", self.window, self.window),
-            "consecutive": ("gate.run_length", self.run_length, self.run_length),
-            "relative": ("gate.window", self.window, 2 * self.window),
-        }
-        allowed = f"a value with which {self.kind} can hold within budget.max, {longest} tokens"
-        key, found, tokens = needed[self.kind]
-        require(tokens <= longest, key, found, allowed)
-        require(
-            self.min_tokens < longest,
-            "gate.min_tokens",
-            self.min_tokens,
-            f"less than budget.max, {longest}",
-        )
-
-    def describe(self, w_drop: float, budget: ResponseBudget) -> str:
-        """The rule in force, for the banner."""
-        rule = {
-            "cumulative": f"w_drop = {w_drop}",
-            "windowed": f"above {self.rate} events per token over {self.window} tokens",
-            "consecutive": f"{self.run_length} events in a row",
-            "relative": f"{self.increase} events per token above the first {self.window} tokens",
-            "never": "stops nothing",
-        }
-        first, last = self.chunk_for(budget.limit), self.chunk_for(budget.max)
-        grows = f", {last} at a limit of {budget.max}" if last > first else ""
-        return f"{self.kind}, {rule[self.kind]}, every {first} tokens{grows}"
-
-
-@dataclass
-class RecordsConfig:
+class RecordsConfig(Keys):
     """What a run writes down beside verl's logs, for ``python -m recipe.prune_opd report``."""
 
-    dir: str | None = None
-    """Folder. The recipe's is ``trainer.default_local_dir``/records, where a resumed run finds it
-    again; null: no records."""
-    every: int = 20
+    dir: str | None = recipe(None, "${trainer.default_local_dir}/records")
+    """Folder, where a resumed run finds it again; null: no records."""
+    every: Natural = 20
     """Steps from one look at single tokens to the next; the first step has one too. 0: none."""
-    samples: int = 4
+    samples: Positive = 4
     """Responses that are kept token by token each time, from the least reliable to the most."""
-    topk: int = 5
+    topk: Positive = 5
     """Candidates of each model kept per token, at most ``topk`` of the run."""
-
-    def __post_init__(self) -> None:
-        require(self.every >= 0, "records.every", self.every, "a whole number >= 0")
-        for name in ("samples", "topk"):
-            require(
-                getattr(self, name) >= 1,
-                f"records.{name}",
-                getattr(self, name),
-                "a whole number >= 1",
-            )
 
     def samples_at(self, step: int) -> bool:
         """Whether tokens of this step, counted from 1, are kept."""
         return self.every > 0 and (step == 1 or step % self.every == 0)
 
 
-@dataclass
-class PruneOPDConfig:
+class PruneOPDConfig(Keys):
     """All of ``prune_opd.*``."""
 
     teacher: TeacherConfig
-    drift: DriftConfig = field(default_factory=DriftConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
-    records: RecordsConfig = field(default_factory=RecordsConfig)
-    topk: int = 16
-    """k: candidates per position of each model."""
+    topk: Positive = 16
+    """k: candidates per position of each model; at most the smaller vocabulary."""
     strategy: str = "only_stu"
-    """Which candidates are rewarded: only_stu, only_tch, intersection, union, union_intersection,
-    sampled."""
+    """Which candidates are rewarded: ``only_stu``, ``only_tch``, ``intersection``, ``union``,
+    ``union_intersection``, ``sampled``."""
+    strategy_args: dict[str, Any] = {}
+    """Parameters of a strategy of your own."""
     weighting: str = "student_p"
-    """What weighs a candidate: student_p, teacher_p, none."""
-    loss_normaliser: str = "generated"
+    """What weighs a candidate: ``student_p``, ``teacher_p``, ``none``. ``sampled`` ignores it."""
+    weighting_args: dict[str, Any] = {}
+    """Parameters of a weighting of your own."""
+    loss_normaliser: Literal["generated", "reliable"] = "generated"
     """What the loss is divided by: ``generated`` tokens (the paper's), or the ``reliable`` ones
     among them (R > 0), whose number does not change when a response is stopped at R = 0."""
     dump_dir: str | None = None
     """Folder for the tensors behind every step (ids, log-probs, weights, advantages), one file per
     data-parallel rank, which all ranks of a sequence-parallel group share. Large."""
+    drift: DriftConfig = DriftConfig()
+    budget: BudgetConfig = BudgetConfig()
+    gate: GateConfig = GateConfig()
+    records: RecordsConfig = RecordsConfig()
 
-    def __post_init__(self) -> None:
-        require(self.topk >= 1, "topk", self.topk, "a whole number >= 1")
-        require(self.strategy in STRATEGIES, "strategy", self.strategy, ", ".join(STRATEGIES))
-        require(self.weighting in WEIGHTINGS, "weighting", self.weighting, ", ".join(WEIGHTINGS))
-        require(
-            self.loss_normaliser in NORMALISERS,
-            "loss_normaliser",
-            self.loss_normaliser,
-            ", ".join(NORMALISERS),
-        )
-        if self.teacher.serves:
-            self._check_home()
-        if self.starts_servers:
-            self._check_servers()
+    @model_validator(mode="after")
+    def _buildable(self) -> "PruneOPDConfig":
+        BUDGETS.find(self.budget.rule)  # built once its lengths are known
+        rules, _ = self.rules, self.gate_rule
         if self.gate.enable:
-            self._check_gate()
+            known = rules.metric.ranks_only or self.teacher.temperature == 1
+            servers = "servers report probabilities at temperature 1"
+            allowed = f"1 with gate.enable and drift.metric={self.drift.metric}: {servers}"
+            require(known, "teacher.temperature", self.teacher.temperature, allowed)
+            allowed = f"a metric of both top k alone with gate.enable, not of {rules.metric.needs}"
+            require(not rules.metric.needs, "drift.metric", self.drift.metric, allowed)
+        return self
 
-    @property
-    def starts_servers(self) -> bool:
-        """Whether the run has teacher servers of its own."""
-        return self.gate.enable or self.teacher.home == "server"
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Parts of ``Scores`` beyond both top k that the strategy reads."""
-        return STRATEGIES[self.strategy].needs
-
-    @property
+    @cached_property
     def rules(self) -> Rules:
         """What ``prune`` goes by."""
-        drift = self.drift
-        return Rules(
-            drift.build(), drift.w_drop, drift.w_base, drift.enable, self.strategy, self.weighting
-        )
+        drift, key = self.drift, "prune_opd.weighting_args"
+        weighting = WEIGHTINGS.build(self.weighting, self.weighting_args, key, {})
+        key = "prune_opd.strategy_args"
+        strategy = STRATEGIES.build(self.strategy, self.strategy_args, key, {})
+        return Rules(drift.build(), drift.w_drop, drift.w_base, drift.enable, strategy, weighting)
 
-    @property
-    def asks_servers(self) -> bool:
-        """Whether teacher servers are asked about responses, growing or finished."""
-        return self.gate.enable or self.teacher.serves
+    @cached_property
+    def gate_rule(self) -> GateRule:
+        """What stops a response."""
+        return self.gate.build(self.drift.w_drop)
 
-    def _check_home(self) -> None:
-        home = f"teacher.home={self.teacher.home}"
-        require(
-            self.strategy in SERVED,
-            "strategy",
-            self.strategy,
-            f"{', '.join(SERVED)} with {home}, which cannot score the student's candidates",
-        )
-        require(
-            self.teacher.temperature == 1,
-            "teacher.temperature",
-            self.teacher.temperature,
-            f"1 with {home}: servers report probabilities at temperature 1",
-        )
-        ungated = self.teacher.home == "server" or not self.gate.enable
-        require(
-            ungated,
-            "gate.enable",
-            True,
-            f"false with {home}: a gate needs servers that the run has started",
-        )
-
-    def _check_servers(self) -> None:
-        engine = self.teacher.server.engine
-        require(engine in ENGINES, "teacher.server.engine", engine, ", ".join(ENGINES))
-        require(
-            not self.teacher.trust_remote_code,
-            "teacher.trust_remote_code",
-            self.teacher.trust_remote_code,
-            "false with gate.enable or teacher.home=server: verl starts teacher servers without it",
-        )
-
-    def _check_gate(self) -> None:
-        drift, teacher = self.drift, self.teacher
-        endless = self.gate.kind == "cumulative" and drift.w_drop == 0
-        require(
-            not endless,
-            "drift.w_drop",
-            drift.w_drop,
-            "a number > 0 with gate.kind=cumulative, which waits for R = 0",
-        )
-        require(
-            drift.metric == "overlap_ratio" or teacher.temperature == 1,
-            "teacher.temperature",
-            teacher.temperature,
-            f"1 with gate.enable and drift.metric={drift.metric}: servers report probabilities at"
-            " temperature 1",
-        )
-
-    def describe(self, budget: ResponseBudget) -> str:
-        """What is on, for the banner at start."""
-        drift, lines = self.drift, ["Prune-OPD"]
-        event = (
-            f"γ = {drift.threshold}"
-            if drift.metric == "overlap_ratio"
-            else f"top_p = {drift.top_p}"
-        )
-        weights = f"w_drop = {drift.w_drop}, w_base = {drift.w_base}"
-        limit = f"{budget.limit} to start, {budget.min} to {budget.max}, step {budget.step}"
-        homes = self.teacher.home.replace("_", " ")
-        if self.gate.enable and self.teacher.home == "worker_group":
-            homes += " and, for the gate, servers"
-        lines.append(
-            f"  teacher   {self.teacher.path} ({homes}, temperature {self.teacher.temperature})"
-        )
-        lines.append(f"  reward    {self.strategy}, {self.weighting}, k = {self.topk}")
-        lines.append(f"  drift     {drift.metric}, {event}")
-        lines.append(f"  weights   {weights if drift.enable else 'off: plain OPD'}")
-        lines.append(
-            f"  budget    {limit if self.budget.enable else f'off: fixed at {budget.max} tokens'}"
-        )
-        off = "off: responses end by themselves or at the limit"
-        gate = self.gate.describe(drift.w_drop, budget) if self.gate.enable else off
-        lines.append(f"  gate      {gate}")
-        return "\n".join(lines)
-
-
-def load_config(node: DictConfig) -> PruneOPDConfig:
-    """Typed ``prune_opd.*`` out of the composed configuration.
-
-    Args:
-        node: the node ``prune_opd``.
-
-    Raises:
-        ValueError: a value is of the wrong type or outside what is allowed; names the key.
-    """
-    if not isinstance(node, DictConfig):
-        raise ValueError(
-            f"prune_opd: got {node!r}, allowed: the keys that +recipe=prune_opd brings"
-        )
-    for group in ("teacher", "teacher.server", "teacher.url", "drift", "budget", "gate", "records"):
-        found = OmegaConf.select(node, group, default=DictConfig({}))
-        require(isinstance(found, DictConfig), group, found, "a group of keys")
-    try:
-        given = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PruneOPDConfig), given))  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        key = ".".join(
-            part
-            for part in ("prune_opd", str(error.full_key or "").removeprefix("prune_opd."))
-            if part
-        )
-        reason = (
-            "no value was given"
-            if isinstance(error, MissingMandatoryValue)
-            else str(error.msg).splitlines()[0]
-        )
-        raise ValueError(f"{key}: {reason}") from error
+    def new_gate(self) -> Gate:
+        """A gate for one response."""
+        return Gate(self.gate_rule, self.gate.min_tokens)

@@ -22,7 +22,7 @@ from contract import assert_rows, log_probs_of
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
-from recipe.prune_opd.config import load_config
+from recipe.prune_opd.checks.keys import read_config
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.records.reports import REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
@@ -74,7 +74,7 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
     with hydra.initialize_config_dir(str(defaults), version_base=None):
         config = hydra.compose("ppo_trainer", overrides)
     OmegaConf.resolve(config)
-    prune_opd = load_config(config.prune_opd)
+    prune_opd = read_config(config)
     follow_rollout(config, K)
     ray.init(num_cpus=32, num_gpus=8, include_dashboard=False, log_to_driver=False)
     try:

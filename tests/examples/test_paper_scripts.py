@@ -11,8 +11,8 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.checks.settings import check_settings
-from recipe.prune_opd.config import load_config
+from recipe.prune_opd.checks.keys import load_config
+from recipe.prune_opd.training.start import check_values
 
 PAPER = Path(__file__).resolve().parents[2] / "examples" / "paper"
 FIRST_LIMIT = {
@@ -91,7 +91,7 @@ def test_every_script_is_tested() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_settings_are_accepted(config: Callable[[str], DictConfig], script: str) -> None:
-    check_settings(config(script))
+    check_values(config(script))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -180,7 +180,7 @@ def test_every_pass_holds_the_longest_sequence(
 @pytest.mark.parametrize("pair", FIRST_LIMIT)
 def test_method_is_as_in_the_paper(config: Callable[[str], DictConfig], pair: str) -> None:
     ours = load_config(config(pair).prune_opd)
-    budget, drift = ours.budget.build(31744), ours.drift
+    budget, drift = ours.budget.resolved(31744).build(), ours.drift
     assert (ours.topk, ours.strategy, ours.weighting, ours.teacher.temperature) == (
         16,
         "only_stu",
@@ -196,7 +196,7 @@ def test_method_is_as_in_the_paper(config: Callable[[str], DictConfig], pair: st
 @pytest.mark.parametrize("pair", FIRST_LIMIT)
 def test_twin_does_not_prune(config: Callable[[str], DictConfig], pair: str) -> None:
     ours = load_config(config(f"{pair}_opd").prune_opd)
-    budget = ours.budget.build(31744)
+    budget = ours.budget.resolved(31744).build()
     assert not ours.drift.enable
     assert (budget.limit, budget.min, budget.max) == (12288, 12288, 12288)
 
@@ -246,7 +246,7 @@ def test_environment_and_arguments_win(compose: Compose, echo: Path) -> None:
 def test_fixed_length_leaves_the_limit_to_the_caller(compose: Compose, echo: Path) -> None:
     limit = "prune_opd.budget.max=1800"
     found = resolve(compose, echo, "r1_1.5b_from_justrl", limit, RECIPE="opd_fixed_length")
-    budget = load_config(OmegaConf.create(found).prune_opd).budget.build(31744)
+    budget = load_config(OmegaConf.create(found).prune_opd).budget.resolved(31744).build()
     assert (budget.limit, budget.min, budget.max) == (1800, 1800, 1800)
 
 

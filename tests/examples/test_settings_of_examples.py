@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipe.prune_opd.checks.attention import check_attention
-from recipe.prune_opd.checks.settings import check_settings
+from recipe.prune_opd.training.start import check_values
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,7 @@ def module(monkeypatch):
 def test_the_quickstart_is_accepted(compose, module, tmp_path, recipe, engine):
     command = module("examples/quickstart", "run").training_command(tmp_path, recipe, 40, [])
     config = compose(*command[2:], f"actor_rollout_ref.rollout.name={engine}")
-    check_attention(config, check_settings(config))
+    check_attention(config, check_values(config)[1].held)
 
 
 def test_the_runs_of_the_tests_are_accepted(compose, module, tmp_path):
@@ -37,4 +37,4 @@ def test_the_runs_of_the_tests_are_accepted(compose, module, tmp_path):
     for settings in ({}, trainer.SAME):
         _, _, _, *overrides = harness.command(tmp_path, tmp_path, "prune_opd", settings)
         config = compose(*overrides)
-        check_attention(config, check_settings(config))
+        check_attention(config, check_values(config)[1].held)

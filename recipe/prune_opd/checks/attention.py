@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from recipe.prune_opd.checks.batches import sequence_parallel_size
 from recipe.prune_opd.checks.code import import_libraries
-from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.config import TeacherConfig
 
 logger = logging.getLogger(__name__)
 
@@ -55,18 +55,22 @@ class Attention:
         return f"{self.name!r}, verl's default," if self.name == VERLS else f"{self.name!r},"
 
 
-def attentions(config: DictConfig, prune_opd: PruneOPDConfig) -> Iterator[Attention]:
+def attentions(config: DictConfig, teacher: TeacherConfig | None) -> Iterator[Attention]:
     """The attention in force for each model that a worker holds.
 
     verl passes on ``override_config.attn_implementation``, one name or one for each part of a
     model.
+
+    Args:
+        config: verl's composed configuration.
+        teacher: None where no worker holds it.
     """
     node = config.actor_rollout_ref
     models: list[tuple[str, str, Any]] = [
         ("actor_rollout_ref.model", "actor", node.model.override_config)
     ]
-    if not prune_opd.teacher.serves:
-        models.append(("prune_opd.teacher", "ref", prune_opd.teacher.override_config))
+    if teacher is not None:
+        models.append(("prune_opd.teacher", "ref", teacher.override_config))
     for key, part, override in models:
         given = (override or {}).get("attn_implementation", VERLS)
         names = given.values() if isinstance(given, Mapping) else [given]
@@ -79,7 +83,7 @@ def attentions(config: DictConfig, prune_opd: PruneOPDConfig) -> Iterator[Attent
             )
 
 
-def check_sequence_parallelism(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
+def check_sequence_parallelism(config: DictConfig, teacher: TeacherConfig | None) -> None:
     """Check that ranks which share a sequence see all of it. verl teaches that to flash attention
     alone.
 
@@ -87,7 +91,7 @@ def check_sequence_parallelism(config: DictConfig, prune_opd: PruneOPDConfig) ->
         ValueError: an attention, or padded batches, with ``ulysses_sequence_parallel_size`` above
             1.
     """
-    for one in attentions(config, prune_opd):
+    for one in attentions(config, teacher):
         if one.ranks > 1 and one.base in BLIND:
             raise ValueError(
                 f"{one.key}: got {one.name!r}, allowed with {one.ranks_key}={one.ranks}: a flash"
@@ -101,7 +105,7 @@ def check_sequence_parallelism(config: DictConfig, prune_opd: PruneOPDConfig) ->
             )
 
 
-def check_attention(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
+def check_attention(config: DictConfig, teacher: TeacherConfig | None) -> None:
     """Check that the attention can be imported in this process, so ask where the trainer runs.
 
     Whether there is a GPU is not asked: Ray hides them from the trainer's own process.
@@ -110,7 +114,7 @@ def check_attention(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
         ValueError: it cannot be imported, or is unknown to transformers; says how to install it.
     """
     import_libraries(config)  # where users register their own
-    for one in attentions(config, prune_opd):
+    for one in attentions(config, teacher):
         if one.base in FLASH:
             _check_flash(one, config.trainer.device)
         elif "/" in one.base:

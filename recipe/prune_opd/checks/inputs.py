@@ -12,33 +12,38 @@ from recipe.prune_opd.checks.models import (
     Model,
     check_pair,
     check_rollout_context,
-    check_server_context,
     render,
 )
 from recipe.prune_opd.checks.scoring import GRADING, grades_here, reads_rows
-from recipe.prune_opd.config import PruneOPDConfig, load_config
+from recipe.prune_opd.config import PruneOPDConfig
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the trainer takes from the files."""
+    """What a run takes from the files."""
 
-    teacher_vocab_size: int
-    """Number of token ids the teacher has."""
+    student: Model
+    """Configuration and tokenizer of the student."""
+    teacher: Model
+    """The same of the teacher."""
     reward_function: str | None
     """``reward.custom_reward_function.path`` that the data needs; None: as configured."""
 
 
-def check_inputs(config: DictConfig) -> Inputs:
-    """Check files: the data, row by row, the models' configurations, tokenizers and the student's
-    chat template; and a teacher's URLs. Loads no weights.
+def check_inputs(config: DictConfig, prune_opd: PruneOPDConfig, weights: bool) -> Inputs:
+    """Check the data, row by row, and both models without their weights.
+
+    Args:
+        config: verl's composed configuration.
+        prune_opd: the typed part of it.
+        weights: this run loads the teacher's weights, so its files must be there.
 
     Raises:
         ValueError: names the key and the file, what was found and what is needed.
     """
     import_libraries(config)
     check_code(config)
-    prune_opd, model = load_config(config.prune_opd), config.actor_rollout_ref.model
+    model = config.actor_rollout_ref.model
     data = check_data(config, reads_rows(config))
     graded = grades_here(config, data.sources)
     student = Model(
@@ -51,20 +56,18 @@ def check_inputs(config: DictConfig) -> Inputs:
     )
     teacher = Model(
         "prune_opd.teacher.path",
-        str(prune_opd.teacher.path),
+        prune_opd.teacher.path,
         prune_opd.teacher.trust_remote_code,
         None,
         None,
     )
-    for one in (student,) if prune_opd.teacher.home == "url" else (student, teacher):
+    for one in (student, teacher) if weights else (student,):
         refuse_pointers(one.key, one.path, weights=True)
     check_pair(student, teacher, prune_opd.topk)
     check_rollout_context(config, student)
     kwargs: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
     check_template(student, data.prompts, kwargs)
-    if prune_opd.asks_servers:
-        _check_servers(config, prune_opd, student, teacher)
-    return Inputs(teacher.vocab_size, GRADING if graded else None)
+    return Inputs(student, teacher, GRADING if graded else None)
 
 
 def check_template(student: Model, prompts: list[Prompt], kwargs: dict[str, Any]) -> None:
@@ -88,23 +91,3 @@ def check_template(student: Model, prompts: list[Prompt], kwargs: dict[str, Any]
                 f"{prompt.where} holds {shown(prompt.messages)}, which the chat template of"
                 f" {student.path} refuses ({error}); correct the prompts or the template"
             ) from error
-
-
-def _check_servers(
-    config: DictConfig, prune_opd: PruneOPDConfig, student: Model, teacher: Model
-) -> None:
-    """Servers refuse what a training pass would bear."""
-    budget = prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
-    engine = (
-        prune_opd.teacher.url.api
-        if prune_opd.teacher.home == "url"
-        else prune_opd.teacher.server.engine
-    )
-    longest = config.data.max_prompt_length + budget.max
-    check_server_context(teacher, longest, engine)
-    if prune_opd.teacher.home == "url":
-        # Its client imports verl's, which takes seconds.
-        from recipe.prune_opd.teacher.urls import check_urls
-
-        vocabulary = min(student.vocab_size, teacher.vocab_size)
-        check_urls(prune_opd.teacher, prune_opd.topk, student, vocabulary, longest)

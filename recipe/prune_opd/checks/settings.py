@@ -1,6 +1,7 @@
 """Settings of verl that are refused, each in one sentence. docs/configuration.md lists every
 refusal."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.checks.attention import check_sequence_parallelism
-from recipe.prune_opd.checks.batches import check_batches
+from recipe.prune_opd.checks.keys import load_config, read_config
 from recipe.prune_opd.checks.numbers import ACTOR, ROLLOUT, check_numbers
-from recipe.prune_opd.config import ENGINES, PruneOPDConfig, load_config
+from recipe.prune_opd.config import ENGINES, PruneOPDConfig, require
+from recipe.prune_opd.method.gates import GateRule
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,6 @@ class Setting:
 
 SETTINGS = (
     Setting("trainer.use_v1", (True,), "the trainer is built on verl's V1 trainer"),
-    Setting(
-        "trainer.v1.trainer_mode", ("prune_opd",), "another trainer would train on task rewards"
-    ),
     Setting("algorithm.adv_estimator", ("prune_opd",), "the reward is given per candidate token"),
     Setting(
         "algorithm.use_kl_in_reward",
@@ -117,11 +115,6 @@ SETTINGS = (
     Setting(f"{ROLLOUT}.mode", ("async",), "verl has no other"),
     Setting(f"{ROLLOUT}.pipeline_model_parallel_size", (1,), "verl's rollout has no pipeline"),
     Setting(f"{ROLLOUT}.multi_turn.enable", (False,), "the limit acts on single-turn responses"),
-    Setting(
-        f"{ROLLOUT}.agent.default_agent_loop",
-        ("prune_opd",),
-        "another agent loop would not see the limit",
-    ),
 )
 
 
@@ -161,21 +154,9 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
             )
     check_numbers(config)
     _check_folders(config)
-    budget = typed.budget.build(config.actor_rollout_ref.rollout.response_length)
-    if typed.teacher.serves and config.trainer.del_local_ckpt_after_load:
-        raise ValueError(
-            "trainer.del_local_ckpt_after_load: got True, allowed with"
-            f" prune_opd.teacher.home={typed.teacher.home}: False, because a run that loses its"
-            " teacher goes back to the checkpoint it came from"
-        )
-    if typed.starts_servers:
-        _check_servers(config, typed)
+    typed = read_config(config)
     if typed.gate.enable:
         _check_gate(config, typed)
-        typed.gate.check_reach(typed.drift.w_drop, budget.max)
-    longest = config.data.max_prompt_length + budget.max
-    check_batches(config, longest, teacher_passes=not typed.teacher.serves)
-    check_sequence_parallelism(config, typed)
     return typed
 
 
@@ -198,25 +179,13 @@ def _check_folders(config: DictConfig) -> None:
         )
 
 
-def _check_servers(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
-    """The teacher's servers must fit the nodes, and report what is asked of them."""
-    server, per_node = prune_opd.teacher.server, config.trainer.n_gpus_per_node
-    devices = server.replicas * server.tensor_model_parallel_size
-    if devices > per_node and (devices % per_node or per_node % server.tensor_model_parallel_size):
-        raise ValueError(
-            f"prune_opd.teacher.server: got {server.replicas} replicas of"
-            f" {server.tensor_model_parallel_size} devices, allowed: at most"
-            f" trainer.n_gpus_per_node, {per_node}, together, or whole nodes of whole replicas"
-        )
-    _check_engine("prune_opd.teacher.server.engine_kwargs", server.engine_kwargs, prune_opd)
-
-
 def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
     """The rollout must report what the gate asks, and verl must not compare log-probs of two
     distributions."""
     rollout = config.actor_rollout_ref.rollout
     engine = rollout.engine_kwargs.get(rollout.name) or {}
-    _check_engine(f"{ROLLOUT}.engine_kwargs.{rollout.name}", engine, prune_opd)
+    key = f"{ROLLOUT}.engine_kwargs.{rollout.name}"
+    check_engine(key, engine, prune_opd.topk, "gate.enable")
     plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
     if rollout.calculate_log_probs and not plain:
         raise ValueError(
@@ -224,14 +193,33 @@ def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
             " where the rollout has a temperature, top_p or top_k, because the servers then report"
             " the unprocessed distribution"
         )
+    _check_reach(prune_opd.gate_rule, prune_opd.gate.min_tokens, prune_opd.budget.longest)
 
 
-def _check_engine(key: str, arguments: Mapping[str, Any], prune_opd: PruneOPDConfig) -> None:
-    """Arguments of an engine go past the keys that verl and this recipe set."""
-    topk, needed_by = (
-        prune_opd.topk,
-        "gate.enable" if prune_opd.gate.enable else "teacher.home=server",
-    )
+def _check_reach(rule: GateRule, min_tokens: int, longest: int) -> None:
+    """A rule that needs more tokens than a response may have would stop nothing."""
+    if rule.reach > longest:
+        earliest = f"holds at {rule.reach} tokens at the earliest"
+        raise ValueError(
+            f"prune_opd.gate.kind: got {rule}, which"
+            f" {'never holds' if rule.reach == math.inf else earliest}, allowed: a rule that can"
+            f" hold within budget.max, {longest} tokens"
+        )
+    require(min_tokens < longest, "gate.min_tokens", min_tokens, f"less than budget.max, {longest}")
+
+
+def check_engine(key: str, arguments: Mapping[str, Any], topk: int, needed_by: str) -> None:
+    """Check arguments of an engine, which go past the keys that verl and this recipe set.
+
+    Args:
+        key: that holds them.
+        arguments: by the engine's names.
+        topk: K.
+        needed_by: what asks the engine for its top k, a key of ``prune_opd`` with its value.
+
+    Raises:
+        ValueError: an argument would change what is reported.
+    """
     mode, most = arguments.get("logprobs_mode"), arguments.get("max_logprobs")
     if mode not in (None, "raw_logprobs"):
         raise ValueError(

@@ -1,18 +1,50 @@
 """The response budget: how long the next batch may generate. (METHOD: paper section 3.4)"""
 
-import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-RESUME = (
-    "resume from an earlier checkpoint (trainer.resume_from_path), or start from the weights of"
-    " this one (actor_rollout_ref.model.path) with trainer.resume_mode=disable"
-)
-"""What to do about a state that cannot be read."""
+from recipe.prune_opd.method.registry import Registry
 
 
-class ResponseBudget:
+class Budget(ABC):
+    """Limit on the response length that may move from batch to batch. All lengths are in tokens."""
+
+    max: int
+    """The limit never rises above it."""
+
+    @property
+    @abstractmethod
+    def limit(self) -> int:
+        """M: the most tokens a response of the next batch may have."""
+
+    @abstractmethod
+    def update(self, effective_lengths: Sequence[int]) -> dict[str, float]:
+        """Take in a batch that was generated under ``limit`` and move the limit for the next one.
+
+        Args:
+            effective_lengths: E of every real sequence (padding sequences left out), any iterable
+                of numbers.
+
+        Returns:
+            Metrics for the logs, among them ``prune_opd/current_max_response_length`` and
+            ``prune_opd/next_max_response_length``.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold to go on exactly here; values that JSON has."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict()``'s answer.
+
+        Raises:
+            ValueError: it is no such answer, or does not fit this budget, which is then as before.
+        """
+
+
+class ResponseBudget(Budget):
     """Batch-wise limit M on the response length, moved by how many responses stay reliable up to
     it.
 
@@ -123,6 +155,9 @@ class ResponseBudget:
         self._limit, self._no_hit_steps = limit, no_hit_steps
 
 
+BUDGETS: Registry[Budget] = Registry("prune_opd.budget.rule", Budget, hits=ResponseBudget)
+
+
 def _saved(state: Any, name: str) -> int:
     if not isinstance(state, dict):
         raise ValueError(
@@ -134,30 +169,6 @@ def _saved(state: Any, name: str) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"budget.{name}: got {value!r:.60}, allowed: a whole number >= 0")
     return value
-
-
-def load_state(file: Path, budget: ResponseBudget) -> None:
-    """Go on from the state file beside a checkpoint: ``{"budget": state_dict()}``.
-
-    Raises:
-        ValueError: it cannot be read, is not such a file, or does not fit this budget; names the
-            file.
-    """
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror}): {RESUME}") from error
-    except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{file} is no JSON ({reason}), it was cut off or changed: {RESUME}"
-        ) from error
-    if not isinstance(state, dict) or "budget" not in state:
-        raise ValueError(f"{file} has no budget, it was changed or is of another version: {RESUME}")
-    try:
-        budget.load_state_dict(state["budget"])
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
 
 
 def _require(condition: bool, rule: str, **given: float) -> None:

@@ -7,11 +7,14 @@ accordingly.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
+
+from recipe.prune_opd.method.registry import Registry
 
 if TYPE_CHECKING:
     from recipe.prune_opd.method.reward import Scores
@@ -102,17 +105,33 @@ def nucleus_events(
     return ~accepted & mask.bool()
 
 
-class DriftMetric(Protocol):
+class DriftMetric(ABC):
     """What counts as a drift event."""
 
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Optional parts of ``Scores`` it reads. The in-flight gate has none of them."""
+    ranks_only: ClassVar[bool] = False
+    """It reads ids and no probabilities, so the models' temperatures do not matter to it."""
+
+    @abstractmethod
     def events(self, scores: "Scores", mask: Tensor) -> Tensor:
-        """D, (B, T) bool, on tokens of ``mask`` alone."""
+        """Mark the drift events.
+
+        Args:
+            scores: of both models on the responses.
+            mask: (B, T) bool, tokens that count.
+
+        Returns:
+            D, (B, T) bool, on tokens of ``mask`` alone. A token's event depends on that token's
+            scores only: the in-flight gate asks about a response piece by piece.
+        """
 
 
 @dataclass(frozen=True)
-class OverlapRatio:
+class OverlapRatio(DriftMetric):
     """Metric ``overlap_ratio``: fewer than a share γ of the candidates are in both top k."""
 
+    ranks_only = True
     threshold: float
     """γ."""
 
@@ -120,17 +139,32 @@ class OverlapRatio:
         """See ``overlap_events``."""
         return overlap_events(scores.overlap, mask, self.threshold)
 
+    def __str__(self) -> str:
+        return f"overlap_ratio, γ = {self.threshold}"
+
 
 @dataclass(frozen=True)
-class TeacherTopPAccept:
+class TeacherTopPAccept(DriftMetric):
     """Metric ``teacher_top_p_accept``: the sampled token is outside the teacher's nucleus."""
 
     top_p: float
+    """Probability of the nucleus."""
 
     def events(self, scores: "Scores", mask: Tensor) -> Tensor:
         """See ``nucleus_events``."""
         teacher = scores.teacher
         return nucleus_events(scores.responses, teacher.ids, teacher.log_probs, mask, self.top_p)
+
+    def __str__(self) -> str:
+        return f"teacher_top_p_accept, top_p = {self.top_p}"
+
+
+METRICS: Registry[DriftMetric] = Registry(
+    "prune_opd.drift.metric",
+    DriftMetric,
+    overlap_ratio=OverlapRatio,
+    teacher_top_p_accept=TeacherTopPAccept,
+)
 
 
 @dataclass(frozen=True)

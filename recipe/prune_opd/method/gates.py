@@ -1,35 +1,208 @@
-"""When is a response that is being generated to be stopped? Rules over its drift events, fed as
-they come.
+"""When is a response that is being generated to be stopped? Rules over its drift events.
 
-A rule looks at token t and those before it. The response is stopped at the first t for which it
-holds and for which ``min_tokens`` tokens come before; these t tokens are kept. ``cumulative`` is
-the paper's reliability at 0.
+A rule looks at a token and those before it. The response is stopped at the first token t at which
+it holds and before which there are ``min_tokens`` others; these t tokens are kept. ``cumulative``
+is the paper's reliability at 0. (METHOD: section 8)
+
+Shapes: B responses, T tokens of each.
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from recipe.prune_opd.method.drift import SLACK, spent_at
+from recipe.prune_opd.method.registry import Registry
 
 
-class Gate(ABC):
+class GateRule(ABC):
+    """What stops a response."""
+
+    @abstractmethod
+    def holds(self, events: Tensor) -> Tensor:
+        """Say at which tokens the rule holds, each by its own event and those before it.
+
+        Args:
+            events: D, (B, T) bool, from the start of the responses on.
+
+        Returns:
+            (B, T) bool.
+        """
+
+    @property
+    @abstractmethod
+    def reach(self) -> float:
+        """Tokens a response must have for the rule to hold, at the least. 0 where it is not meant
+        to hold."""
+
+
+@dataclass(frozen=True)
+class Cumulative(GateRule):
+    """Reliability R = 1 - w_drop * events has reached 0 (METHOD: section 2)."""
+
+    w_drop: float
+    """The one of ``drift``."""
+
+    def holds(self, events: Tensor) -> Tensor:
+        """See ``GateRule``."""
+        return events.cumsum(-1) >= spent_at(self.w_drop)
+
+    @property
+    def reach(self) -> float:
+        """See ``GateRule``."""
+        return spent_at(self.w_drop)
+
+    def __str__(self) -> str:
+        return f"cumulative, w_drop = {self.w_drop}"
+
+
+@dataclass(frozen=True)
+class Windowed(GateRule):
+    """Of the last ``window`` tokens a share above ``rate`` are events."""
+
+    window: int
+    """Tokens, >= 1."""
+    rate: float
+    """Events per token in [0, 1)."""
+
+    def holds(self, events: Tensor) -> Tensor:
+        """See ``GateRule``."""
+        return _in_last(events, self.window) > self.rate * self.window + SLACK
+
+    @property
+    def reach(self) -> float:
+        """See ``GateRule``."""
+        return self.window
+
+    def __str__(self) -> str:
+        return f"windowed, above {self.rate} events per token over {self.window} tokens"
+
+
+@dataclass(frozen=True)
+class Consecutive(GateRule):
+    """``run_length`` events in a row."""
+
+    run_length: int
+    """Events, >= 1."""
+
+    def holds(self, events: Tensor) -> Tensor:
+        """See ``GateRule``."""
+        return _in_last(events, self.run_length) == self.run_length
+
+    @property
+    def reach(self) -> float:
+        """See ``GateRule``."""
+        return self.run_length
+
+    def __str__(self) -> str:
+        return f"consecutive, {self.run_length} events in a row"
+
+
+@dataclass(frozen=True)
+class Relative(GateRule):
+    """The share of events in the last ``window`` tokens is more than ``increase`` above that in the
+    first ``window``.
+
+    The two windows never share a token. An initial mismatch of the pair thus stops nothing, getting
+    worse does.
+    """
+
+    window: int
+    """Tokens, >= 1."""
+    increase: float
+    """Events per token in [0, 1)."""
+
+    def holds(self, events: Tensor) -> Tensor:
+        """See ``GateRule``."""
+        first = events[..., : self.window].sum(-1, keepdim=True)
+        risen = _in_last(events, self.window) - first > self.increase * self.window + SLACK
+        return risen & (torch.arange(events.shape[-1]) + 1 >= 2 * self.window)
+
+    @property
+    def reach(self) -> float:
+        """See ``GateRule``."""
+        return 2 * self.window
+
+    def __str__(self) -> str:
+        more = f"{self.increase} events per token above the first {self.window} tokens"
+        return f"relative, {more}"
+
+
+@dataclass(frozen=True)
+class Never(GateRule):
+    """Stops nothing. The teacher scores responses while they grow all the same."""
+
+    def holds(self, events: Tensor) -> Tensor:
+        """See ``GateRule``."""
+        return torch.zeros_like(events, dtype=torch.bool)
+
+    @property
+    def reach(self) -> float:
+        """See ``GateRule``."""
+        return 0
+
+    def __str__(self) -> str:
+        return "never, stops nothing"
+
+
+GATES: Registry[GateRule] = Registry(
+    "prune_opd.gate.kind",
+    GateRule,
+    cumulative=Cumulative,
+    windowed=Windowed,
+    consecutive=Consecutive,
+    relative=Relative,
+    never=Never,
+)
+
+
+def _in_last(events: Tensor, window: int) -> Tensor:
+    """Events among the ``window`` tokens that end at each, (B, T) int64; -1 where there are fewer
+    tokens."""
+    count = events.long().cumsum(-1)
+    before = torch.nn.functional.pad(count, (window, 0))[..., : events.shape[-1]]
+    whole = torch.arange(events.shape[-1]) + 1 >= window
+    return torch.where(whole, count - before, -1)
+
+
+def stops(rule: GateRule, events: Tensor, min_tokens: int) -> Tensor:
+    """Find where whole responses would be stopped.
+
+    Args:
+        rule: that stops them.
+        events: D, (B, T) bool, False behind the end of a response.
+        min_tokens: tokens that are kept in any case, >= 1.
+
+    Returns:
+        (B,) int64, tokens to keep; T where a response is not stopped.
+    """
+    late_enough = torch.arange(events.shape[-1]) >= min_tokens
+    holds = rule.holds(events) & late_enough
+    first = holds.long().argmax(-1)
+    return torch.where(holds.any(-1), first, events.shape[-1])
+
+
+class Gate:
     """A rule and how far it has got with one response.
 
     Args:
+        rule: that stops it.
         min_tokens: tokens that are kept in any case, >= 1.
 
     Raises:
         ValueError: ``min_tokens`` is below 1.
     """
 
-    def __init__(self, min_tokens: int = 1):
+    def __init__(self, rule: GateRule, min_tokens: int = 1):
         if min_tokens < 1:
             raise ValueError(f"min_tokens: got {min_tokens}, allowed: a whole number >= 1")
-        self.min_tokens = min_tokens
-        self.seen = 0
+        self.rule, self.min_tokens = rule, min_tokens
         self.stop: int | None = None
         """Tokens to keep, once the response is to be stopped."""
+        self._events: list[bool] = []
 
     def feed(self, events: Iterable[bool]) -> int | None:
         """Go on with the next tokens.
@@ -40,86 +213,9 @@ class Gate(ABC):
         Returns:
             Tokens of the response to keep, or None while it may go on.
         """
-        for event in events:
-            if self.stop is None and self._holds(bool(event)) and self.seen >= self.min_tokens:
-                self.stop = self.seen
-            self.seen += 1
+        self._events += map(bool, events)
+        if self.stop is None and self._events:
+            seen = torch.tensor([self._events])
+            stop = int(stops(self.rule, seen, self.min_tokens))
+            self.stop = stop if stop < len(self._events) else None
         return self.stop
-
-    @abstractmethod
-    def _holds(self, event: bool) -> bool:
-        """Whether the rule holds at the token that has ``seen`` others before it."""
-
-
-class Cumulative(Gate):
-    """Reliability R = 1 - w_drop * events has reached 0 (METHOD: paper section 3.2)."""
-
-    def __init__(self, w_drop: float, min_tokens: int = 1):
-        super().__init__(min_tokens)
-        self.left = spent_at(w_drop)
-
-    def _holds(self, event: bool) -> bool:
-        self.left -= event
-        return self.left <= 0
-
-
-class Windowed(Gate):
-    """Of the last ``window`` tokens a share above ``rate`` are events."""
-
-    def __init__(self, window: int, rate: float, min_tokens: int = 1):
-        super().__init__(min_tokens)
-        self.last, self.most = _Window(window), rate * window + SLACK
-
-    def _holds(self, event: bool) -> bool:
-        self.last.add(event)
-        return self.seen + 1 >= self.last.size and self.last.events > self.most
-
-
-class Consecutive(Gate):
-    """``run_length`` events in a row."""
-
-    def __init__(self, run_length: int, min_tokens: int = 1):
-        super().__init__(min_tokens)
-        self.run_length, self.run = run_length, 0
-
-    def _holds(self, event: bool) -> bool:
-        self.run = self.run + 1 if event else 0
-        return self.run >= self.run_length
-
-
-class Relative(Gate):
-    """The share of events in the last ``window`` tokens is more than ``increase`` above that in the
-    first ``window``.
-
-    The two windows never share a token. An initial mismatch of the pair thus stops nothing, getting
-    worse does.
-    """
-
-    def __init__(self, window: int, increase: float, min_tokens: int = 1):
-        super().__init__(min_tokens)
-        self.first, self.last, self.most = 0, _Window(window), increase * window + SLACK
-
-    def _holds(self, event: bool) -> bool:
-        self.last.add(event)
-        if self.seen < self.last.size:
-            self.first += event
-        return self.seen + 1 >= 2 * self.last.size and self.last.events - self.first > self.most
-
-
-class Never(Gate):
-    """Stops nothing. The teacher scores responses while they grow all the same."""
-
-    def _holds(self, event: bool) -> bool:
-        return False
-
-
-class _Window:
-    """Number of events among the last ``size`` tokens."""
-
-    def __init__(self, size: int):
-        self.size, self.events = size, 0
-        self._flags: deque[bool] = deque([False] * size, maxlen=size)
-
-    def add(self, event: bool) -> None:
-        self.events += event - self._flags[0]
-        self._flags.append(event)

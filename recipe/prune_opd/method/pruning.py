@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from recipe.prune_opd.method.drift import DriftMetric, Reliability, reliability
-from recipe.prune_opd.method.reward import Scores, TopKReward, topk_reward
+from recipe.prune_opd.method.reward import Scores, Strategy, TopKReward, Weighting, topk_reward
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,13 @@ class Rules:
     w_base: float
     applied: bool
     """False: events are measured and weigh nothing, as in plain OPD."""
-    strategy: str
-    weighting: str
+    strategy: Strategy
+    weighting: Weighting
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Optional parts of ``Scores`` that the rules read."""
+        return tuple(dict.fromkeys((*self.strategy.needs, *self.metric.needs)))
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def prune(scores: Scores, mask: Tensor, rules: Rules) -> Pruned:
 
 
 def find_drift(scores: Scores, mask: Tensor, rules: Rules) -> Drift:
-    """The first half of ``prune``, which needs both models' top k alone."""
+    """Find where responses have drifted: the first half of ``prune``."""
     events = rules.metric.events(scores, mask)
     weights = reliability(events, mask, rules.w_drop, rules.w_base)
     if not rules.applied:

@@ -5,17 +5,16 @@ S and T are log-softmax over the full vocabulary of student and teacher; they ar
 over the candidates. Only the weights w are, as each strategy says.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from recipe.prune_opd.method.drift import is_member, overlap_ratio
-
-Rule = TypeVar("Rule")
+from recipe.prune_opd.method.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -90,22 +89,30 @@ class TopKReward:
     """S at ``ids``, (B, T, K') float32: the old log-probs of the update."""
 
 
-@dataclass(frozen=True)
-class Strategy:
+class Strategy(ABC):
     """Which tokens are rewarded at each position."""
 
-    candidates: Callable[[Scores], Candidates]
-    needs: tuple[str, ...]
-    """Optional parts of ``Scores`` that ``candidates`` reads."""
-    served: bool
-    """The teacher's own top k and the sampled token tell all that is needed of the teacher."""
-    renormalise: bool = True
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Optional parts of ``Scores`` it reads. Which homes of the teacher serve it follows."""
+    renormalise: ClassVar[bool] = True
     """Weights sum to 1 over the candidates of a position. False: they are the models' own
     probabilities."""
 
+    @abstractmethod
+    def candidates(self, scores: Scores) -> Candidates:
+        """Choose the candidates, out of ``scores`` with all that the strategy ``needs``."""
+
+
+class Weighting(ABC):
+    """What weighs a candidate against the others of its position."""
+
+    @abstractmethod
+    def log_weight(self, candidates: Candidates) -> Tensor:
+        """Logarithm of the weights before they are renormalised, (B, T, K')."""
+
 
 def topk_reward(
-    scores: Scores, strategy: str = "only_stu", weighting: str = "student_p"
+    scores: Scores, strategy: str | Strategy = "only_stu", weighting: str | Weighting = "student_p"
 ) -> TopKReward:
     """Reward of every candidate under one strategy.
 
@@ -114,30 +121,23 @@ def topk_reward(
 
     Args:
         scores: of both models, with what the strategy ``needs``.
-        strategy: one of ``STRATEGIES``.
-        weighting: one of ``WEIGHTINGS``. With one candidate, as ``sampled`` has, each of them is 1.
+        strategy: one of ``STRATEGIES``, or such an object.
+        weighting: one of ``WEIGHTINGS``, or such an object. With one candidate, as ``sampled`` has,
+            each of them is 1.
 
     Raises:
         ValueError: unknown strategy or weighting, or a part of ``scores`` that the strategy needs
             is missing.
     """
-    rule, log_weight = (
-        _known("strategy", strategy, STRATEGIES),
-        _known("weighting", weighting, WEIGHTINGS),
-    )
+    rule = STRATEGIES.find(strategy)() if isinstance(strategy, str) else strategy
+    weigh = WEIGHTINGS.find(weighting)() if isinstance(weighting, str) else weighting
     missing = [name for name in rule.needs if getattr(scores, name) is None]
     if missing:
         raise ValueError(f"strategy {strategy!r} needs {', '.join(missing)}")
     found = rule.candidates(scores)
-    weights = _weights(found, log_weight(found), rule.renormalise)
+    weights = _weights(found, weigh.log_weight(found), rule.renormalise)
     reward = torch.where(found.valid, -weights * (found.student - found.teacher), 0.0)
     return TopKReward(reward, found.ids, found.valid, found.student)
-
-
-def needs_student_on_teacher(strategy: str) -> bool:
-    """Whether a strategy needs the student's log-probs on the teacher's ids: one more student
-    pass."""
-    return "student_on_teacher" in STRATEGIES[strategy].needs
 
 
 def _weights(candidates: Candidates, log_weight: Tensor, renormalise: bool) -> Tensor:
@@ -152,47 +152,110 @@ def _weights(candidates: Candidates, log_weight: Tensor, renormalise: bool) -> T
 # --------------------------------------------------------------------------------------- strategies
 
 
-def _possible(
+def possible(
     ids: Tensor, student: Tensor, teacher: Tensor, valid: Tensor | None = None
 ) -> Candidates:
+    """Candidates less those that one of the models gives probability 0.
+
+    Args:
+        ids: (B, T, K') int.
+        student: S at ``ids``, (B, T, K') float.
+        teacher: T at ``ids``, (B, T, K') float.
+        valid: (B, T, K') bool, columns that hold a candidate; None: all.
+    """
     student, teacher = student.float(), teacher.float()
     finite = ~student.isneginf() & ~teacher.isneginf()
     return Candidates(ids, student, teacher, finite if valid is None else valid & finite)
 
 
-def _only_stu(scores: Scores) -> Candidates:
-    assert scores.teacher_on_student is not None
-    return _possible(scores.student.ids, scores.student.log_probs, scores.teacher_on_student)
+def log_probs_of(ids: Tensor, of: TopK) -> Tensor:
+    """A model's log-probs of some ids, where they are among its own candidates.
+
+    Args:
+        ids: (..., K) int, distinct in a row.
+        of: the model's candidates, (..., K2).
+
+    Returns:
+        (..., K) float; -inf for an id that is not among them.
+    """
+    found = torch.full_like(ids, -torch.inf, dtype=of.log_probs.dtype)
+    for theirs, log_probs in zip(of.ids.unbind(-1), of.log_probs.unbind(-1), strict=True):
+        found = torch.where(ids == theirs.unsqueeze(-1), log_probs.unsqueeze(-1), found)
+    return found
 
 
-def _only_tch(scores: Scores) -> Candidates:
-    assert scores.student_on_teacher is not None
-    return _possible(scores.teacher.ids, scores.student_on_teacher, scores.teacher.log_probs)
+class OnlyStudent(Strategy):
+    """K_S."""
+
+    needs = ("teacher_on_student",)
+
+    def candidates(self, scores: Scores) -> Candidates:
+        """See ``Strategy``."""
+        assert scores.teacher_on_student is not None
+        return possible(scores.student.ids, scores.student.log_probs, scores.teacher_on_student)
 
 
-def _intersection(scores: Scores) -> Candidates:
-    assert scores.teacher_on_student is not None
-    shared = is_member(scores.student.ids, scores.teacher.ids)
-    return _possible(
-        scores.student.ids, scores.student.log_probs, scores.teacher_on_student, shared
-    )
+class OnlyTeacher(Strategy):
+    """K_T."""
+
+    needs = ("student_on_teacher",)
+
+    def candidates(self, scores: Scores) -> Candidates:
+        """See ``Strategy``."""
+        assert scores.student_on_teacher is not None
+        return possible(scores.teacher.ids, scores.student_on_teacher, scores.teacher.log_probs)
 
 
-def _union(scores: Scores) -> Candidates:
+class Intersection(Strategy):
+    """K_S, those also in K_T. The teacher's own top k tells all that is needed of it."""
+
+    def candidates(self, scores: Scores) -> Candidates:
+        """See ``Strategy``."""
+        student, teacher = scores.student, scores.teacher
+        shared = is_member(student.ids, teacher.ids)
+        return possible(student.ids, student.log_probs, log_probs_of(student.ids, teacher), shared)
+
+
+class Union(Strategy):
     """K_S, then what only K_T has."""
-    return _both(scores, torch.ones_like(scores.student.ids, dtype=torch.bool))
+
+    needs = ("teacher_on_student", "student_on_teacher")
+
+    def candidates(self, scores: Scores) -> Candidates:
+        """See ``Strategy``."""
+        return _both(scores, torch.ones_like(scores.student.ids, dtype=torch.bool))
 
 
-def _union_intersection(scores: Scores) -> Candidates:
+class UnionIntersection(Strategy):
     """What only one of K_S and K_T has."""
-    return _both(scores, ~is_member(scores.student.ids, scores.teacher.ids))
+
+    needs = ("teacher_on_student", "student_on_teacher")
+    renormalise = False
+
+    def candidates(self, scores: Scores) -> Candidates:
+        """See ``Strategy``."""
+        return _both(scores, ~is_member(scores.student.ids, scores.teacher.ids))
+
+
+class SampledToken(Strategy):
+    """The sampled token."""
+
+    needs = ("sampled",)
+
+    def candidates(self, scores: Scores) -> Candidates:
+        """See ``Strategy``."""
+        assert scores.sampled is not None
+        columns = (scores.responses, scores.sampled.student, scores.sampled.teacher)
+        ids, student, teacher = (column.unsqueeze(-1) for column in columns)
+        return possible(ids, student, teacher)
 
 
 def _both(scores: Scores, of_student: Tensor) -> Candidates:
+    """K_S where ``of_student``, then what only K_T has."""
     student, teacher = scores.student, scores.teacher
     assert scores.teacher_on_student is not None
     assert scores.student_on_teacher is not None
-    return _possible(
+    return possible(
         torch.cat([student.ids, teacher.ids], -1),
         torch.cat([student.log_probs, scores.student_on_teacher], -1),
         torch.cat([scores.teacher_on_student, teacher.log_probs], -1),
@@ -200,33 +263,49 @@ def _both(scores: Scores, of_student: Tensor) -> Candidates:
     )
 
 
-def _sampled(scores: Scores) -> Candidates:
-    assert scores.sampled is not None
-    columns = (scores.responses, scores.sampled.student, scores.sampled.teacher)
-    return _possible(*(column.unsqueeze(-1) for column in columns))
+STRATEGIES: Registry[Strategy] = Registry(
+    "prune_opd.strategy",
+    Strategy,
+    only_stu=OnlyStudent,
+    only_tch=OnlyTeacher,
+    intersection=Intersection,
+    union=Union,
+    union_intersection=UnionIntersection,
+    sampled=SampledToken,
+)
 
 
-_TWICE = ("teacher_on_student", "student_on_teacher")
-STRATEGIES = {
-    "only_stu": Strategy(_only_stu, ("teacher_on_student",), served=False),
-    "only_tch": Strategy(_only_tch, ("student_on_teacher",), served=True),
-    "intersection": Strategy(_intersection, ("teacher_on_student",), served=True),
-    "union": Strategy(_union, _TWICE, served=False),
-    "union_intersection": Strategy(_union_intersection, _TWICE, served=False, renormalise=False),
-    "sampled": Strategy(_sampled, ("sampled",), served=True),
-}
-SERVED = tuple(name for name, strategy in STRATEGIES.items() if strategy.served)
-"""Those that a teacher on servers can tell all about."""
-
-WEIGHTINGS: dict[str, Callable[[Candidates], Tensor]] = {
-    "student_p": lambda candidates: candidates.student,
-    "teacher_p": lambda candidates: candidates.teacher,
-    "none": lambda candidates: torch.zeros_like(candidates.student),
-}
-"""Name -> logarithm of the weights before they are renormalised, (B, T, K')."""
+# --------------------------------------------------------------------------------------- weightings
 
 
-def _known(kind: str, name: str, names: dict[str, Rule]) -> Rule:
-    if name not in names:
-        raise ValueError(f"unknown {kind} {name!r}, allowed: {', '.join(names)}")
-    return names[name]
+class StudentProbability(Weighting):
+    """The student's probability p(v)."""
+
+    def log_weight(self, candidates: Candidates) -> Tensor:
+        """See ``Weighting``."""
+        return candidates.student
+
+
+class TeacherProbability(Weighting):
+    """The teacher's probability q(v)."""
+
+    def log_weight(self, candidates: Candidates) -> Tensor:
+        """See ``Weighting``."""
+        return candidates.teacher
+
+
+class Uniform(Weighting):
+    """1 for every candidate."""
+
+    def log_weight(self, candidates: Candidates) -> Tensor:
+        """See ``Weighting``."""
+        return torch.zeros_like(candidates.student)
+
+
+WEIGHTINGS: Registry[Weighting] = Registry(
+    "prune_opd.weighting",
+    Weighting,
+    student_p=StudentProbability,
+    teacher_p=TeacherProbability,
+    none=Uniform,
+)

@@ -32,23 +32,6 @@ def served_rows(field: Tensor, responses: Tensor) -> Tensor:
     return torch.nested.nested_tensor_from_jagged(torch.cat(rows), offsets)
 
 
-def log_probs_of(ids: Tensor, teacher_ids: Tensor, teacher_log_probs: Tensor) -> Tensor:
-    """The teacher's log-probs of some ids, where they are among its own candidates.
-
-    Args:
-        ids: (N, K) int, distinct in a row.
-        teacher_ids: (N, K) int, distinct in a row.
-        teacher_log_probs: (N, K) float.
-
-    Returns:
-        (N, K) float; ``-inf`` for an id that the teacher did not report.
-    """
-    found = torch.full(ids.shape, MISSING, dtype=teacher_log_probs.dtype)
-    for theirs, log_probs in zip(teacher_ids.unbind(-1), teacher_log_probs.unbind(-1), strict=True):
-        found = torch.where(ids == theirs.unsqueeze(-1), log_probs.unsqueeze(-1), found)
-    return found
-
-
 def is_missing(teacher_log_probs: Tensor) -> Tensor:
     """Tokens without the teacher's score, (..., K) -> (...) bool: even its most likely candidate
     has probability 0."""

@@ -31,12 +31,22 @@ class TeachingClient(FollowingClient):
         teacher: client of the teacher's servers, a ``ScoringClient``, or a ``UrlTeacher`` where
             there is no gate.
         vocab_size: of the teacher.
+        teaches: finished responses are scored by ``teacher``; else a gate asks alone.
         **kwargs: see ``LLMServerClient``.
     """
 
-    def __init__(self, *, prune_opd: PruneOPDConfig, teacher: Any, vocab_size: int, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        prune_opd: PruneOPDConfig,
+        teacher: Any,
+        vocab_size: int,
+        teaches: bool,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.prune_opd, self.teacher, self.vocab_size = prune_opd, teacher, vocab_size
+        self.teaches = teaches
 
     @functools.cached_property
     def _scorer(self) -> ResponseScorer:
@@ -61,7 +71,7 @@ class TeachingClient(FollowingClient):
             output: of the agent loop.
             known: rows from the start of the response that a gate has asked for already.
         """
-        sampled, tokens = "sampled" in self.prune_opd.needs, len(output.response_ids)
+        sampled, tokens = "sampled" in self.prune_opd.rules.needs, len(output.response_ids)
         if known is not None and len(known) >= tokens and not sampled:
             rows, own, report = known[:tokens], None, _while_growing(output.extra_fields[REPORT])
         else:

@@ -1,24 +1,70 @@
-"""The servers behind the gate: verl's configuration adjusted so that responses can be followed and
-scored."""
+"""The teacher on inference servers that this run starts, and rollout servers whose responses can be
+followed."""
 
-import os
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, open_dict
 
 from recipe.prune_opd.checks.files import local_path
-from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig
-from verl_ext.rollout import register
-from verl_ext.rollout.rows import RAW
-from verl_ext.rollout.teacher_pool import TeacherPool
-from verl_ext.rollout.url_teacher import UrlTeacher
+from recipe.prune_opd.checks.models import Model, check_server_context
+from recipe.prune_opd.checks.settings import check_engine
+from recipe.prune_opd.config import ENGINES, PruneOPDConfig, require
+from recipe.prune_opd.teacher.home import Home
+
+if TYPE_CHECKING:  # takes seconds
+    from verl_ext.rollout.teacher_pool import TeacherPool
 
 VLLM_MAX_LOGPROBS = 20
 """vLLM's default of ``max_logprobs``."""
 
 
+class Served(Home):
+    """A teacher on servers: they know their own top k and the sampled token, and score a response
+    while others are still being generated."""
+
+    delivers = ("sampled",)
+
+    def check(self, config: DictConfig) -> None:
+        """See ``Home``."""
+        super().check(config)
+        teacher = self.prune_opd.teacher
+        home = f"teacher.home={teacher.home}"
+        allowed = f"1 with {home}: servers report probabilities at temperature 1"
+        require(teacher.temperature == 1, "teacher.temperature", teacher.temperature, allowed)
+        if config.trainer.del_local_ckpt_after_load:
+            raise ValueError(
+                f"trainer.del_local_ckpt_after_load: got True, allowed with prune_opd.{home}:"
+                " False, because a run that loses its teacher goes back to the checkpoint it came"
+                " from"
+            )
+
+
+class Servers(Served):
+    """Servers with devices of their own beside the trainer's."""
+
+    def check(self, config: DictConfig) -> None:
+        """See ``Home``."""
+        super().check(config)
+        check_pool(config, self.prune_opd, "teacher.home=server")
+
+    def check_models(self, config: DictConfig, student: Model, teacher: Model) -> None:
+        """See ``Home``."""
+        check_server_models(config, self.prune_opd, teacher)
+
+    def pool(self, config: DictConfig) -> "TeacherPool":
+        """See ``Home``."""
+        return teacher_pool(config, self.prune_opd)
+
+    def client(self, config: DictConfig, servers: Any) -> Any:
+        """See ``Home``."""
+        return self.pool(config).client(config, servers)
+
+
 def follow_rollout(config: DictConfig, topk: int) -> None:
     """Have the rollout servers report the unprocessed top-k of what they generate."""
+    from verl_ext.rollout import register
+    from verl_ext.rollout.rows import RAW
+
     rollout = config.actor_rollout_ref.rollout
     register(rollout.name)
     with open_dict(config):
@@ -28,40 +74,18 @@ def follow_rollout(config: DictConfig, topk: int) -> None:
         rollout.engine_kwargs.vllm = engine
 
 
-def url_teacher(teacher: TeacherConfig) -> UrlTeacher:
-    """The teacher on servers that somebody else runs.
-
-    Raises:
-        ValueError: the environment has no such variable for the key, or there is no such file.
-    """
-    given, key = teacher.url, None
-    if given.api_key_env:
-        key = os.environ.get(given.api_key_env, "").strip()
-        if not key:
-            raise ValueError(
-                "prune_opd.teacher.url.api_key_env: the environment has no variable"
-                f" {given.api_key_env}, needed where the trainer runs"
-            )
-    certificates = None
-    if given.ca_file:  # read here: the machines that ask may not have the file
-        if not Path(given.ca_file).is_file():
-            raise ValueError(
-                f"prune_opd.teacher.url.ca_file: {given.ca_file} does not exist, allowed: a file in"
-                " PEM format"
-            )
-        certificates = Path(given.ca_file).read_text()
-    return UrlTeacher(given.urls, given.model or str(teacher.path), given.api, key, certificates)
-
-
-def teacher_pool(config: DictConfig, prune_opd: PruneOPDConfig) -> TeacherPool:
+def teacher_pool(config: DictConfig, prune_opd: PruneOPDConfig) -> "TeacherPool":
     """The teacher's servers, as long as a training response may become."""
+    from verl_ext.rollout.teacher_pool import TeacherPool
+
     server, rollout = prune_opd.teacher.server, config.actor_rollout_ref.rollout
+    longest = prune_opd.budget.longest
     return TeacherPool(
         path=local_path(str(prune_opd.teacher.path)),
         engine=server.engine,
         topk=prune_opd.topk,
         max_prompt_length=rollout.prompt_length,
-        max_response_length=prune_opd.budget.build(rollout.response_length).max,
+        max_response_length=longest,
         replicas=server.replicas,
         tensor_model_parallel_size=server.tensor_model_parallel_size,
         dtype=server.dtype,
@@ -71,3 +95,45 @@ def teacher_pool(config: DictConfig, prune_opd: PruneOPDConfig) -> TeacherPool:
         enforce_eager=server.enforce_eager,
         engine_kwargs=server.engine_kwargs,
     )
+
+
+def check_pool(config: DictConfig, prune_opd: PruneOPDConfig, needed_by: str) -> None:
+    """Check that the teacher's servers fit the nodes, and report what is asked of them.
+
+    Args:
+        config: verl's composed configuration.
+        prune_opd: the typed part of it.
+        needed_by: the setting for which they are started, for messages.
+
+    Raises:
+        ValueError: names the key, what was found and what is allowed.
+    """
+    teacher = prune_opd.teacher
+    engine = teacher.server.engine
+    require(engine in ENGINES, "teacher.server.engine", engine, ", ".join(ENGINES))
+    server, per_node = teacher.server, config.trainer.n_gpus_per_node
+    require(
+        not teacher.trust_remote_code,
+        "teacher.trust_remote_code",
+        teacher.trust_remote_code,
+        "false with gate.enable or teacher.home=server: verl starts teacher servers without it",
+    )
+    devices = server.replicas * server.tensor_model_parallel_size
+    if devices > per_node and (devices % per_node or per_node % server.tensor_model_parallel_size):
+        raise ValueError(
+            f"prune_opd.teacher.server: got {server.replicas} replicas of"
+            f" {server.tensor_model_parallel_size} devices, allowed: at most"
+            f" trainer.n_gpus_per_node, {per_node}, together, or whole nodes of whole replicas"
+        )
+    key = "prune_opd.teacher.server.engine_kwargs"
+    check_engine(key, server.engine_kwargs, prune_opd.topk, needed_by)
+
+
+def check_server_models(config: DictConfig, prune_opd: PruneOPDConfig, teacher: Model) -> None:
+    """Check that the teacher's context holds the longest training sequence.
+
+    Raises:
+        ValueError: names the model, its context and what is needed.
+    """
+    longest = config.data.max_prompt_length + prune_opd.budget.longest
+    check_server_context(teacher, longest, prune_opd.teacher.server.engine)

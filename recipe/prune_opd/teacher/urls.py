@@ -3,17 +3,19 @@ can it do it?"""
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from omegaconf import DictConfig
 
-from recipe.prune_opd.config import TeacherConfig
-from recipe.prune_opd.teacher.servers import url_teacher
+from recipe.prune_opd.checks.models import Model, check_server_context
+from recipe.prune_opd.config import TeacherConfig, require
+from recipe.prune_opd.teacher.servers import Served
 from verl_ext.rollout.rows import RESERVED, BadQuestion, BadScore
-
-if TYPE_CHECKING:
-    from recipe.prune_opd.checks.models import Model
+from verl_ext.rollout.url_teacher import UrlTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +29,60 @@ UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 """In the text of a token that is a part of a character; servers write these in different ways."""
 
 
+class Urls(Served):
+    """Servers that somebody else runs: they cost this run no device."""
+
+    has_files = False
+
+    def check(self, config: DictConfig) -> None:
+        """See ``Home``."""
+        super().check(config)
+        home = f"teacher.home={self.prune_opd.teacher.home}"
+        urls, gated = self.prune_opd.teacher.url.urls, self.prune_opd.gate.enable
+        require(bool(urls), "teacher.url.urls", urls, f"at least one http://host:port with {home}")
+        allowed = f"false with {home}: a gate needs servers that the run has started"
+        require(not gated, "gate.enable", gated, allowed)
+
+    def check_models(self, config: DictConfig, student: Model, teacher: Model) -> None:
+        """See ``Home``."""
+        given = self.prune_opd
+        longest = config.data.max_prompt_length + given.budget.longest
+        check_server_context(teacher, longest, given.teacher.url.api)
+        common = min(student.vocab_size, teacher.vocab_size)
+        check_urls(given.teacher, given.topk, student, common, longest)
+
+    def client(self, config: DictConfig, servers: Any) -> UrlTeacher:
+        """See ``Home``."""
+        return url_teacher(self.prune_opd.teacher)
+
+
+def url_teacher(teacher: TeacherConfig) -> UrlTeacher:
+    """The teacher on servers that somebody else runs.
+
+    Raises:
+        ValueError: the environment has no such variable for the key, or there is no such file.
+    """
+    given, key = teacher.url, None
+    if given.api_key_env:
+        key = os.environ.get(given.api_key_env, "").strip()
+        if not key:
+            raise ValueError(
+                "prune_opd.teacher.url.api_key_env: the environment has no variable"
+                f" {given.api_key_env}, needed where the trainer runs"
+            )
+    certificates = None
+    if given.ca_file:  # read here: the machines that ask may not have the file
+        if not Path(given.ca_file).is_file():
+            raise ValueError(
+                f"prune_opd.teacher.url.ca_file: {given.ca_file} does not exist, allowed: a file in"
+                " PEM format"
+            )
+        certificates = Path(given.ca_file).read_text()
+    return UrlTeacher(given.urls, given.model or str(teacher.path), given.api, key, certificates)
+
+
 def check_urls(
-    teacher: TeacherConfig, topk: int, student: "Model", common: int, longest: int
+    teacher: TeacherConfig, topk: int, student: Model, common: int, longest: int
 ) -> None:
     """Ask every server about the model, its context, and for the score of a probe.
 
@@ -89,7 +143,7 @@ def check_urls(
         _check_texts(url, texts, student)
 
 
-def _check_texts(url: str, texts: dict[int, str], student: "Model") -> None:
+def _check_texts(url: str, texts: dict[int, str], student: Model) -> None:
     readable = 0
     for i, theirs in texts.items():
         ours = student.tokenizer.decode([i])

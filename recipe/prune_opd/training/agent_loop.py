@@ -87,6 +87,6 @@ class LimitedAgentLoop(SingleTurnAgentLoop):
         gated = GatedGeneration(client) if client.prune_opd.gate.enable else None
         self.server_manager = gated or client
         output = await super().run(sampling_params, **kwargs)
-        if client.prune_opd.teacher.serves:
+        if client.teaches:
             await client.teach(output, gated.teacher_rows if gated else None)
         return output

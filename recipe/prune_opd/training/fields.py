@@ -27,13 +27,18 @@ MODEL_FIELDS = ("input_ids", "position_ids", "loss_mask", "responses", "multi_mo
 
 def teacher_fields(config: PruneOPDConfig) -> tuple[str, ...]:
     """Fields the teacher's pass reads."""
-    return (*MODEL_FIELDS, STUDENT_IDS) if "teacher_on_student" in config.needs else MODEL_FIELDS
+    return (
+        (*MODEL_FIELDS, STUDENT_IDS) if "teacher_on_student" in config.rules.needs else MODEL_FIELDS
+    )
 
 
 def served_fields(config: PruneOPDConfig) -> tuple[str, ...]:
     """Fields ``read_served_scores`` reads."""
-    fields = ("responses", SERVED_IDS, SERVED_LOG_PROBS)
-    return (*fields, STUDENT_IDS) if "teacher_on_student" in config.needs else fields
+    return "responses", SERVED_IDS, SERVED_LOG_PROBS
+
+
+READS = {"compute_ref_log_prob": teacher_fields, "read_served_scores": served_fields}
+"""Fields that a method of the worker which brings the teacher's scores reads."""
 
 
 def advantage_fields(config: PruneOPDConfig) -> tuple[str, ...]:
@@ -48,7 +53,7 @@ def advantage_fields(config: PruneOPDConfig) -> tuple[str, ...]:
         "student_on_teacher": (STUDENT_ON_TEACHER,),
         "sampled": ("old_log_probs", TEACHER_SAMPLED),
     }
-    for part in config.needs:
+    for part in config.rules.needs:
         fields += needed[part]
     return tuple(fields)
 

@@ -79,8 +79,8 @@ class GatedResponse:
     ):
         self.client, self.sequence, self.request_id = client, sequence, request_id
         self.config = client.prune_opd
-        self.gate = self.config.gate.build(self.config.drift.w_drop)
-        self.metric = self.config.drift.build()
+        self.gate = self.config.new_gate()
+        self.metric = self.config.rules.metric
         self.prompt_ids, self.sampling_params = prompt_ids, sampling_params
         self.priority = {"priority": kwargs["priority"]} if kwargs.get("priority") else {}
         self.tokens: list[int] = []

@@ -1,7 +1,6 @@
-"""The synchronous trainer of Prune-OPD: verl's, with a teacher pass, pruned rewards and a moving
-response limit."""
+"""The trainer of Prune-OPD: one of verl's, with a teacher, pruned rewards and a moving response
+limit."""
 
-import json
 import logging
 import os
 from itertools import compress
@@ -11,25 +10,21 @@ from typing import Any
 import ray
 import torch
 import transfer_queue as tq
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.workers.rollout.llm_server import LLMServerClient
 
-from recipe.prune_opd.checks.attention import check_attention, warn_of_slow_log_probs
+from recipe.prune_opd.checks.attention import warn_of_slow_log_probs
 from recipe.prune_opd.checks.batches import warn_of_empty_responses
 from recipe.prune_opd.checks.files import local_path
-from recipe.prune_opd.checks.inputs import check_inputs
-from recipe.prune_opd.checks.settings import check_settings
-from recipe.prune_opd.method.budget import load_state
 from recipe.prune_opd.method.pruning import find_drift
-from recipe.prune_opd.method.reward import needs_student_on_teacher
 from recipe.prune_opd.records.files import Records
 from recipe.prune_opd.records.metrics import (
     COLUMNS,
@@ -42,64 +37,56 @@ from recipe.prune_opd.records.positions import bucket_edges
 from recipe.prune_opd.records.reports import REPORT, GateReport
 from recipe.prune_opd.records.samples import chosen, token_data
 from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
-from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool, url_teacher
+from recipe.prune_opd.teacher.servers import follow_rollout
 from recipe.prune_opd.training.agent_loop import LIMIT
+from recipe.prune_opd.training.banner import announce
+from recipe.prune_opd.training.checkpoint import Frozen, load_state, save_state
 from recipe.prune_opd.training.fields import (
     EXTRA,
     MODEL_FIELDS,
     POSITIONS,
+    READS,
     SUMS,
     TEACHER_IDS,
     TOP_K_FIELDS,
     UPDATE_FIELDS,
     advantage_fields,
-    served_fields,
-    teacher_fields,
 )
+from recipe.prune_opd.training.start import check_files, check_values
 from recipe.prune_opd.training.worker import PruneOPDWorker, counted_tokens, reports, scores_of
 from verl_ext import compat
-from verl_ext.rollout.client import ScoringClient
 from verl_ext.rollout.scoring import ScoreReport
-from verl_ext.rollout.url_teacher import UrlTeacher
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "prune_opd.json"
 
+class PruneOPD(PPOTrainer):
+    """Mixin over one of verl's trainers: its reference model is the teacher.
 
-@register_trainer("prune_opd")
-class PruneOPDTrainer(PPOTrainerSync):
-    """verl's synchronous trainer whose reference model is the teacher.
+    A trainer of the user's own is ``class Mine(PruneOPD, TheirTrainer)`` with verl's
+    ``register_trainer``.
 
     Args:
         config: verl's composed configuration with the node ``prune_opd``.
 
     Raises:
-        ValueError: bad input, see ``recipe.prune_opd.checks``.
+        ValueError: bad input, see ``recipe.prune_opd.training.start``.
     """
 
+    verl_mode: str
+    """verl's name of the trainer below, which its base class compares literally."""
     global_steps: int
     train_dataloader: Any
 
     def __init__(self, config: DictConfig):
         compat.check()
-        self.prune_opd = check_settings(config)
-        check_attention(config, self.prune_opd)
-        inputs = check_inputs(config)
-        self.teacher_vocab_size = inputs.teacher_vocab_size
+        self.prune_opd, self.home = check_values(config)
+        inputs = check_files(config, self.prune_opd, self.home)
+        self.teacher_vocab_size = inputs.teacher.vocab_size
         warn_of_slow_log_probs(config)
         warn_of_empty_responses(config)
-        self.budget = self.prune_opd.budget.build(config.actor_rollout_ref.rollout.response_length)
-        with open_dict(config):
-            # verl's base class compares the mode with "sync" in seven places.
-            config.trainer.v1.trainer_mode = "sync"
-            config.actor_rollout_ref.prune_opd = config.prune_opd
-            config.actor_rollout_ref.teacher_vocab_size = self.teacher_vocab_size
-            config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
-            if inputs.reward_function:
-                config.reward.custom_reward_function.path = inputs.reward_function
-            if self.prune_opd.gate.enable:
-                follow_rollout(config, self.prune_opd.topk)
+        self.budget = self.prune_opd.budget.build()
+        self._hand_on(config, inputs.reward_function)
         self._data_before: tuple[int, Any] = (0, None)
         """A step, and the dataloader's state before it."""
         self._checkpoint: tuple[int, Path | None] = (0, None)
@@ -109,29 +96,36 @@ class PruneOPDTrainer(PPOTrainerSync):
         self.records = (
             Records(Path(self.prune_opd.records.dir)) if self.prune_opd.records.dir else None
         )
-        self._announce(inputs.reward_function)
+        announce(self.prune_opd, self.home, self.budget, inputs.reward_function)
 
-    def _announce(self, grader: str | None) -> None:
-        """Say what is on, who grades where verl does not, and what will be slow."""
-        print(self.prune_opd.describe(self.budget), flush=True)
-        gate = self.prune_opd.gate
-        if gate.enable and (warning := gate.warning(self.budget.max)):
-            logger.warning(warning)
-        if grader:
-            print(f"  scores    {grader}, as verl's has no rule for this data", flush=True)
+    def _hand_on(self, config: DictConfig, reward_function: str | None) -> None:
+        """Put into the configuration what the workers are to know."""
+        lengths = self.prune_opd.budget.model_dump(include={"init", "min", "max"})
+        with open_dict(config):
+            config.trainer.v1.trainer_mode = self.verl_mode
+            config.prune_opd.budget = OmegaConf.merge(config.prune_opd.budget, lengths)
+            config.actor_rollout_ref.prune_opd = config.prune_opd
+            config.actor_rollout_ref.teacher_vocab_size = self.teacher_vocab_size
+            config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
+            if reward_function:
+                config.reward.custom_reward_function.path = reward_function
+            if self.prune_opd.gate.enable:
+                follow_rollout(config, self.prune_opd.topk)
+
+    # ------------------------------------------------------------------------------------- teacher
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
         # One colocated worker for student and teacher, with LoRA too, where verl would use the
         # actor as reference.
         both, alone = Role.ActorRolloutRef, Role.ActorRollout
-        role, other = (alone, both) if self.prune_opd.teacher.serves else (both, alone)
+        role, other = (both, alone) if self.home.reference_model else (alone, both)
         self.role_worker_mapping.pop(other, None)
         self.mapping.pop(other, None)
         self.role_worker_mapping[role] = ray.remote(PruneOPDWorker)
         self.mapping[role] = "global_pool"
-        if self.prune_opd.starts_servers:
-            self.teacher_pool = teacher_pool(self.config, self.prune_opd)
+        self.teacher_pool = self.home.pool(self.config)
+        if self.teacher_pool:
             nodes = self.teacher_pool.nodes(self.config.trainer.n_gpus_per_node)
             self.resource_pool_manager.resource_pool_spec["teacher_pool"] = nodes
             self.mapping[Role.TeacherModel] = "teacher_pool"
@@ -139,7 +133,8 @@ class PruneOPDTrainer(PPOTrainerSync):
     def on_init_end(self) -> None:
         """Start the teacher's servers, on devices of their own."""
         super().on_init_end()
-        if self.prune_opd.starts_servers:
+        self.teacher_servers = None
+        if self.teacher_pool:
             pool = self.resource_pool_manager.get_resource_pool(Role.TeacherModel)
             self.teacher_servers = self.teacher_pool.start(
                 self.config, pool, self.config.trainer.n_gpus_per_node
@@ -147,20 +142,18 @@ class PruneOPDTrainer(PPOTrainerSync):
 
     def get_llm_client(self) -> LLMServerClient:
         """verl's client of the rollout servers, or one that also reaches the teacher's."""
-        if not self.prune_opd.asks_servers:
+        teacher = self.home.client(self.config, self.teacher_servers)
+        if teacher is None:
             return super().get_llm_client()
-        if self.prune_opd.starts_servers:
-            teacher: ScoringClient | UrlTeacher = self.teacher_pool.client(
-                self.config, self.teacher_servers
-            )
-        else:
-            teacher = url_teacher(self.prune_opd.teacher)
         return self.llm_server_manager.get_client(
             TeachingClient,
             prune_opd=self.prune_opd,
             teacher=teacher,
             vocab_size=self.teacher_vocab_size,
+            teaches=not self.home.reference_model,
         )
+
+    # --------------------------------------------------------------------------------------- steps
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
         if "agent_name" in batch:
@@ -178,11 +171,9 @@ class PruneOPDTrainer(PPOTrainerSync):
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """The teacher's pass or its servers' answers, and one more pass of the student where the
         strategy needs it."""
-        if self.prune_opd.teacher.serves:
-            self._on_workers("read_served_scores", batch, served_fields(self.prune_opd))
-        else:
-            self._on_workers("compute_ref_log_prob", batch, teacher_fields(self.prune_opd))
-        if needs_student_on_teacher(self.prune_opd.strategy):
+        method = self.home.worker_method
+        self._on_workers(method, batch, READS[method](self.prune_opd))
+        if "student_on_teacher" in self.prune_opd.rules.needs:
             batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
             self._on_workers("compute_student_on_teacher", batch, (*MODEL_FIELDS, TEACHER_IDS))
         return batch
@@ -201,9 +192,9 @@ class PruneOPDTrainer(PPOTrainerSync):
         real = [not tag.get("is_padding", False) for tag in batch.tags]
         sums = self._rows(batch, SUMS, real)
         metrics.update(summarise(sums, self.budget.max))
-        if self.prune_opd.asks_servers:
+        if self.home.is_asked:
             extra = self._fetch(batch, EXTRA)
-        if self.prune_opd.teacher.serves:
+        if not self.home.reference_model:
             scores = list(compress(reports(extra, SCORE_REPORT, ScoreReport), real))
             metrics.update(summarise_scores(scores, sums))
             self._refuse_missing(metrics, scores)
@@ -361,7 +352,7 @@ class PruneOPDTrainer(PPOTrainerSync):
         if before == 0:
             return "no step has been trained yet, start again"
         if self._checkpoint[0] != before:
-            self.global_steps, self.train_dataloader = before, _Frozen(self._data_before[1])
+            self.global_steps, self.train_dataloader = before, Frozen(self._data_before[1])
             self._save_checkpoint()
         return (
             f"the state before this step is in {self._checkpoint[1]}, where the run goes on when it"
@@ -372,10 +363,7 @@ class PruneOPDTrainer(PPOTrainerSync):
         """The budget's state goes in first: verl's last act is the file that declares the
         checkpoint complete."""
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{STATE_FILE}.partial"
-        partial.write_text(json.dumps({"budget": self.budget.state_dict()}))
-        partial.replace(folder / STATE_FILE)
+        save_state(folder, self.budget)
         super()._save_checkpoint()
         self._checkpoint = self.global_steps, folder
 
@@ -387,22 +375,12 @@ class PruneOPDTrainer(PPOTrainerSync):
         folder = trainer.resume_from_path
         if trainer.resume_mode == "auto":
             folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
-        file = Path(folder) / STATE_FILE
-        if not file.is_file():
-            raise ValueError(
-                f"{file} does not exist: the checkpoint was not written by the prune_opd trainer,"
-                " so it cannot be resumed exactly; start from its weights"
-                " (actor_rollout_ref.model.path), trainer.resume_mode=disable"
-            )
-        load_state(file, self.budget)
+        load_state(Path(folder), self.budget)
         self._checkpoint = self.global_steps, Path(folder)
 
 
-class _Frozen:
-    """Stands for a dataloader that was somewhere else when its state was taken."""
+@register_trainer("prune_opd")
+class PruneOPDTrainer(PruneOPD, PPOTrainerSync):
+    """verl's synchronous trainer with Prune-OPD."""
 
-    def __init__(self, state: Any):
-        self._state = state
-
-    def state_dict(self) -> Any:
-        return self._state
+    verl_mode = "sync"

@@ -26,8 +26,8 @@ from verl.workers.config import HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from recipe.prune_opd.checks.files import local_path
+from recipe.prune_opd.checks.keys import load_config
 from recipe.prune_opd.checks.models import end_tokens
-from recipe.prune_opd.config import load_config
 from recipe.prune_opd.method.loss import topk_policy_loss
 from recipe.prune_opd.method.pruning import Pruned, prune
 from recipe.prune_opd.method.reward import Sampled, Scores, TopK
@@ -38,7 +38,6 @@ from recipe.prune_opd.teacher.answers import (
     SERVED_IDS,
     SERVED_LOG_PROBS,
     is_missing,
-    log_probs_of,
     served_rows,
 )
 from recipe.prune_opd.training.fields import (
@@ -82,14 +81,14 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         self.ref_worker_cls = self._build_teacher
         super().init_model()
         self.actor.set_loss_fn(TopKPass(self._policy_loss))
-        if not self.prune_opd.teacher.serves:
+        if self.ref is not None:
             self.ref.set_loss_fn(TopKPass())
         student = self.actor.model_config
         self.vocab_size = min(
             student.hf_config.get_text_config().vocab_size, self.config.teacher_vocab_size
         )
         self.ends = end_tokens(student.generation_config, student.tokenizer)
-        self.max_length = self.prune_opd.budget.build(self.config.rollout.response_length).max
+        self.max_length = self.prune_opd.budget.longest
 
     def _build_teacher(self, config: TrainingWorkerConfig) -> TrainingWorker:
         given = self.prune_opd.teacher
@@ -140,7 +139,7 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         tokens."""
         at = STUDENT_IDS if STUDENT_IDS in data else None
         request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size, at=at)
-        request_pass(data, request, sampled="sampled" in self.prune_opd.needs)
+        request_pass(data, request, sampled="sampled" in self.prune_opd.rules.needs)
         tu.assign_non_tensor_data(data, "temperature", self.prune_opd.teacher.temperature)
         blocks = {
             "top_ids": TEACHER_IDS,
@@ -185,14 +184,10 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         )
         offsets = data["responses"].offsets()
         fields = {}
-        if "sampled" in self.prune_opd.needs:
+        if "sampled" in self.prune_opd.rules.needs:
             fields[TEACHER_SAMPLED] = log_probs.values()[:, 0]
             ids, log_probs = (
                 _jagged_values(block.values()[:, 1:], offsets) for block in (ids, log_probs)
-            )
-        if "teacher_on_student" in self.prune_opd.needs:
-            fields[TEACHER_ON_STUDENT] = log_probs_of(
-                data[STUDENT_IDS].values(), ids.values(), log_probs.values()
             )
         jagged = {name: _jagged_values(values, offsets) for name, values in fields.items()}
         return TensorDict(

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from recipe.prune_opd.checks.inputs import check_inputs
+from recipe.prune_opd.checks.inputs import Inputs
+from recipe.prune_opd.checks.keys import read_config
+from recipe.prune_opd.teacher.home import build_home
+from recipe.prune_opd.training import start
 
 VOCABULARY = ["<unk>", "<eos>", "<end>", *(f"w{i}" for i in range(20))]
 CHATML = (
@@ -73,6 +76,15 @@ def row(*turns: Any, **columns: Any) -> dict[str, Any]:
     ]
     given = {"prompt": prompt or [{"role": "user", "content": "w1 w2"}], "data_source": "AIME24"}
     return given | {"reward_model": {"ground_truth": "1", "style": "rule"}} | columns
+
+
+def check_inputs(config: DictConfig) -> Inputs:
+    """The start check's look at files, without its look at the attention and at verl's keys."""
+    prune_opd = read_config(config)
+    home = build_home(prune_opd)
+    inputs = start.check_inputs(config, prune_opd, weights=home.has_files)
+    home.check_models(config, inputs.student, inputs.teacher)
+    return inputs
 
 
 def refusal(config: DictConfig) -> str:

@@ -10,7 +10,7 @@ from verl.utils import torch_functional
 
 from recipe.prune_opd.checks import attention
 from recipe.prune_opd.checks.attention import check_attention, warn_of_slow_log_probs
-from recipe.prune_opd.checks.settings import check_settings
+from recipe.prune_opd.training.start import check_values
 
 STUDENT = "actor_rollout_ref.model.override_config"
 TEACHER = "prune_opd.teacher.override_config"
@@ -31,7 +31,7 @@ def refusal(check, *arguments) -> str:
 
 
 def check(config: DictConfig) -> None:
-    check_attention(config, check_settings(config))
+    check_attention(config, check_values(config)[1].held)
 
 
 @pytest.fixture
@@ -182,9 +182,9 @@ def test_the_trainer_asks_in_its_own_process(config):
 def test_ranks_that_see_their_own_part_alone_are_refused(config, name, node, part):
     choose(config, TEACHER, "flash_attention_2")
     choose(config, node, name)
-    check_settings(config)
+    check_values(config)
     OmegaConf.update(config, PARALLEL[part], 2)
-    message = refusal(check_settings, config)
+    message = refusal(check_values, config)
     assert message.startswith(
         f"{node}.attn_implementation: got {name!r}, allowed with {PARALLEL[part]}=2: a flash"
     )
@@ -193,7 +193,7 @@ def test_ranks_that_see_their_own_part_alone_are_refused(config, name, node, par
 def test_the_engines_own_key_is_no_way_around(config):
     choose(config, STUDENT, "sdpa")
     config.actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size = 2
-    refusal(check_settings, config)
+    refusal(check_values, config)
 
 
 @pytest.mark.parametrize(
@@ -202,22 +202,22 @@ def test_the_engines_own_key_is_no_way_around(config):
 def test_attentions_that_gather_the_sequence_are_allowed(config, name):
     choose(config, STUDENT, name)
     config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 2
-    check_settings(config)
+    check_values(config)
 
 
 def test_a_teacher_on_servers_is_not_asked(config):
     choose(config, TEACHER, "sdpa")
     config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 2
-    refusal(check_settings, config)
+    refusal(check_values, config)
     config.prune_opd.teacher.home, config.prune_opd.strategy = "server", "intersection"
-    check_settings(config)
+    check_values(config)
 
 
 def test_padded_batches_are_not_shared_out(config):
     config.actor_rollout_ref.model.use_remove_padding = False
-    check_settings(config)
+    check_values(config)
     config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 2
-    message = refusal(check_settings, config)
+    message = refusal(check_values, config)
     assert message.startswith(
         "actor_rollout_ref.model.use_remove_padding: got False, allowed with actor_rollout_ref."
     )

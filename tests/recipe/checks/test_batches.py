@@ -4,7 +4,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.batches import Batches, warn_of_empty_responses
-from recipe.prune_opd.checks.settings import check_settings
+from recipe.prune_opd.training.start import check_values
 
 # ------------------------------------------------------------------------------------------- passes
 
@@ -16,13 +16,13 @@ def test_the_teachers_pass_needs_a_micro_batch(config, dynamic, size, allowed):
     config.actor_rollout_ref.ref.log_prob_use_dynamic_bsz = dynamic
     config.actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu = size
     if allowed:
-        check_settings(config)
+        check_values(config)
     else:
         with pytest.raises(
             ValueError,
             match=r"^actor_rollout_ref\.ref\.log_prob_micro_batch_size_per_gpu: got None",
         ):
-            check_settings(config)
+            check_values(config)
 
 
 @pytest.mark.parametrize(
@@ -36,24 +36,24 @@ def test_the_teachers_pass_needs_a_micro_batch(config, dynamic, size, allowed):
 def test_micro_batches_must_hold_the_longest_sequence(config, key):
     config.data.max_prompt_length, config.data.max_response_length = 100, 400
     OmegaConf.update(config, key, 500)
-    check_settings(config)
+    check_values(config)
     OmegaConf.update(config, key, 499)
     with pytest.raises(
         ValueError, match=rf"^{key.replace('.', '[.]')}: got 499, allowed: at least 500"
     ):
-        check_settings(config)
+        check_values(config)
     # The limit counts, not what validation may generate; and sequence-parallel ranks share a
     # sequence.
     config.prune_opd.budget.max = 399
-    check_settings(config)
+    check_values(config)
     config.prune_opd.budget.max = None
     config.actor_rollout_ref.actor.ulysses_sequence_parallel_size = 2
-    check_settings(config)
+    check_values(config)
 
 
 def refusal(config: DictConfig) -> str:
     with pytest.raises(ValueError, match="allowed") as refused:
-        check_settings(config)
+        check_values(config)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -84,7 +84,7 @@ def test_ranks_take_equal_shares_of_a_mini_batch(
     )
     node.actor.ulysses_sequence_parallel_size = parallel
     if multiple is None:
-        check_settings(config)
+        check_values(config)
     else:
         message = refusal(config)
         assert message.startswith(
@@ -96,7 +96,7 @@ def test_ranks_take_equal_shares_of_a_mini_batch(
             in message
         )
         node.actor.ppo_mini_batch_size = 5 * multiple
-        check_settings(config)
+        check_values(config)
 
 
 def test_the_engines_own_key_of_sequence_parallelism_counts_too(config):
@@ -105,7 +105,7 @@ def test_the_engines_own_key_of_sequence_parallelism_counts_too(config):
     config.actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size = 8
     assert "actor_rollout_ref.ref" in refusal(config), "the teacher still has 8 ranks"
     config.actor_rollout_ref.ref.fsdp_config.ulysses_sequence_parallel_size = 8
-    check_settings(config)
+    check_values(config)
 
 
 def test_the_teachers_ranks_do_not_matter_where_it_is_on_servers(config):
@@ -114,7 +114,7 @@ def test_the_teachers_ranks_do_not_matter_where_it_is_on_servers(config):
     node.actor.ulysses_sequence_parallel_size, node.ref.ulysses_sequence_parallel_size = 4, 1
     assert "actor_rollout_ref.ref" in refusal(config)
     config.prune_opd.teacher.home, config.prune_opd.strategy = "server", "intersection"
-    check_settings(config)
+    check_values(config)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +135,13 @@ def test_ranks_that_work_together_go_into_all_ranks(config, key, found):
         f"got {found}, allowed: a divisor of trainer.nnodes x trainer.n_gpus_per_node, 8" in message
     )
     OmegaConf.update(config, key, 4)
-    check_settings(config)
+    check_values(config)
 
 
 @pytest.mark.parametrize("size", [-1, 8, 100])
 def test_one_fsdp_group_of_all_ranks_is_allowed(config, size):
     config.actor_rollout_ref.actor.fsdp_config.fsdp_size = size
-    check_settings(config)
+    check_values(config)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_fixed_micro_batches_go_into_a_ranks_share(config, key, share, found):
     node.actor.use_dynamic_bsz = False
     for name in ("actor.ppo", "rollout.log_prob", "ref.log_prob"):
         OmegaConf.update(node, f"{name}_micro_batch_size_per_gpu", 2)
-    check_settings(config)
+    check_values(config)
     OmegaConf.update(node, key, found)
     message = refusal(config)
     assert message.startswith(
@@ -167,7 +167,7 @@ def test_fixed_micro_batches_go_into_a_ranks_share(config, key, share, found):
     )
     assert f"use_dynamic_bsz=false: a divisor of {share}, " in message
     node.actor.use_dynamic_bsz = True
-    check_settings(config)
+    check_values(config)
 
 
 def test_scoring_and_update_cut_micro_batches_alike(config):
@@ -183,7 +183,7 @@ def test_scoring_and_update_cut_micro_batches_alike(config):
 def test_prompts_are_fetched_in_whole_parts_of_a_batch(config, found, allowed):
     config.data.train_batch_size, config.data.gen_batch_size = 64, found
     if allowed:
-        check_settings(config)
+        check_values(config)
     else:
         assert refusal(config).startswith(
             f"data.gen_batch_size: got {found}, allowed: null or a divisor of "
@@ -197,7 +197,7 @@ def test_vllm_runs_a_token_of_every_sequence_at_once(config):
         "actor_rollout_ref.rollout.max_num_batched_tokens: got 128, allowed with vLLM: "
     )
     rollout.name = "sglang"
-    check_settings(config)
+    check_values(config)
 
 
 # ---------------------------------------------------------------------------------- empty responses
@@ -210,7 +210,7 @@ def test_empty_responses_are_said(config, caplog, prompts, mini, empty):
     """verl pads a batch to whole mini-batches without a word."""
     config.data.train_batch_size, config.actor_rollout_ref.rollout.n = prompts, 4
     config.actor_rollout_ref.actor.ppo_mini_batch_size = mini
-    check_settings(config)
+    check_values(config)
     batches = Batches.of(config)
     assert batches.filled - batches.given == empty
     with caplog.at_level(logging.WARNING):

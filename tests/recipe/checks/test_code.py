@@ -1,12 +1,11 @@
 """Code of the user's own."""
 
 import pytest
-from made import refusal
+from made import check_inputs, refusal
 from omegaconf import OmegaConf
 
 from recipe.prune_opd.checks.attention import check_attention
-from recipe.prune_opd.checks.inputs import check_inputs
-from recipe.prune_opd.checks.settings import check_settings
+from recipe.prune_opd.training.start import check_values
 
 OWN = """
 from torch.utils.data import Dataset
@@ -70,4 +69,4 @@ def test_a_library_that_cannot_be_imported_is_named(inputs):
     )
     assert refusal(inputs).startswith(said)
     with pytest.raises(ValueError, match="external_lib"):
-        check_attention(inputs, check_settings(inputs))
+        check_attention(inputs, check_values(inputs)[1].held)

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 from datasets import concatenate_datasets, load_dataset
-from made import POINTER, refusal, row, save_data
+from made import POINTER, check_inputs, refusal, row, save_data
 
 from recipe.prune_opd.checks import data
 from recipe.prune_opd.checks.data import check_file, prompt_fault, read_prompts
-from recipe.prune_opd.checks.inputs import check_inputs
 from recipe.prune_opd.checks.scoring import NAMED_SCORER, SCORER
 from recipe.prune_opd.checks.shapes import first_of_each, marks_of, regular, shape_of
 

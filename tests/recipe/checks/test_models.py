@@ -5,11 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from made import CHATML, POINTER, VOCABULARY, refusal, row, save_data, save_model
+from made import CHATML, POINTER, VOCABULARY, check_inputs, refusal, row, save_data, save_model
 from omegaconf import OmegaConf
 
 from recipe.prune_opd.checks.files import local_path, refuse_pointers
-from recipe.prune_opd.checks.inputs import Inputs, check_inputs
 from recipe.prune_opd.checks.models import Model, check_server_context, scaled_context
 from recipe.prune_opd.checks.scoring import GRADING
 
@@ -155,7 +154,7 @@ def test_topk_above_the_common_vocabulary_is_refused(inputs, tmp_path, smaller):
 
 def test_the_teachers_vocabulary_is_returned(inputs, tmp_path):
     inputs.prune_opd.teacher.path = save_model(tmp_path / "padded", rows=64)
-    assert check_inputs(inputs).teacher_vocab_size == 64
+    assert check_inputs(inputs).teacher.vocab_size == 64
 
 
 @pytest.mark.parametrize("outside", [23, 10**6])
@@ -391,7 +390,8 @@ def test_the_quickstarts_pair_and_data_are_accepted(
     task.write_parquet(tmp_path / "data", train=128, validation=16)
     for recipe in ("prune_opd", "opd"):
         config = composed_command(run.training_command(tmp_path, recipe, 2, []))
-        assert check_inputs(config) == Inputs(len(tokenizer), None)
+        found = check_inputs(config)
+        assert (found.teacher.vocab_size, found.reward_function) == (len(tokenizer), None)
     assert not caplog.records
 
 

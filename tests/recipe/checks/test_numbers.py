@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe.prune_opd.checks.numbers import NUMBERS, OPTIONAL, ROLLOUT
-from recipe.prune_opd.checks.settings import check_settings
+from recipe.prune_opd.training.start import check_values
 
 NEVER = [math.nan, math.inf, -7, "many", True, [1]]
 
@@ -14,7 +14,7 @@ def test_what_is_no_number_or_outside_any_range_is_refused(config, key):
     for found in [*NEVER, *([] if key in OPTIONAL else [None])]:
         OmegaConf.update(config, key, found)
         with pytest.raises(ValueError, match="allowed") as refused:
-            check_settings(config)
+            check_values(config)
         assert str(refused.value).startswith(f"{key}: got {found!r}, allowed: a ")
 
 
@@ -24,9 +24,9 @@ def test_null_is_allowed_where_verl_has_a_default(config, key):
     OmegaConf.update(config, key, None)
     if dynamic:
         with pytest.raises(ValueError, match=r"got None, allowed: at least"):
-            check_settings(config)
+            check_values(config)
     else:
-        check_settings(config)
+        check_values(config)
 
 
 @pytest.mark.parametrize("key", [key for key, allowed in NUMBERS.items() if allowed.whole])
@@ -35,7 +35,7 @@ def test_fractions_of_a_count_are_refused(config, key):
     with pytest.raises(
         ValueError, match=rf"^{key.replace('.', '[.]')}: got 1.5, allowed: a whole number"
     ):
-        check_settings(config)
+        check_values(config)
 
 
 ZEROS = {
@@ -61,7 +61,7 @@ def test_nothing_at_all_is_refused(config, key):
         ValueError,
         match=rf"^{key.replace('.', '[.]')}: got 0, allowed: a (whole )?number >=? ?[01]",
     ):
-        check_settings(config)
+        check_values(config)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_nothing_at_all_is_refused(config, key):
 )
 def test_ordinary_values_are_allowed(config, key, value):
     OmegaConf.update(config, key, value)
-    check_settings(config)
+    check_values(config)
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf])
@@ -90,4 +90,4 @@ def test_the_teachers_temperature_too(config, temperature):
     with pytest.raises(
         ValueError, match=r"^prune_opd\.teacher\.temperature: got .*, allowed: a number > 0$"
     ):
-        check_settings(config)
+        check_values(config)

@@ -1,10 +1,9 @@
 import copy
 
 import pytest
-from made import refusal, row, save_data
+from made import check_inputs, refusal, row, save_data
 from omegaconf import OmegaConf
 
-from recipe.prune_opd.checks.inputs import check_inputs
 from recipe.prune_opd.checks.scoring import (
     GRADING,
     NAMED_SCORER,

@@ -1,14 +1,14 @@
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.checks.settings import GATE_SETTINGS, SETTINGS, check_settings
+from recipe.prune_opd.checks.settings import GATE_SETTINGS, SETTINGS
+from recipe.prune_opd.training.start import check_values
 
 # ----------------------------------------------------------------------------------------- settings
 
 
 WRONG = {
     "trainer.use_v1": False,
-    "trainer.v1.trainer_mode": "sync",
     "algorithm.adv_estimator": "grpo",
     "algorithm.use_kl_in_reward": True,
     "algorithm.gamma": 0.99,
@@ -39,18 +39,17 @@ WRONG = {
     "actor_rollout_ref.rollout.mode": "sync",
     "actor_rollout_ref.rollout.pipeline_model_parallel_size": 2,
     "actor_rollout_ref.rollout.multi_turn.enable": True,
-    "actor_rollout_ref.rollout.agent.default_agent_loop": "single_turn_agent",
 }
 
 
 def test_the_recipe_itself_is_allowed(config):
-    assert check_settings(config).teacher.path == "T"
+    assert check_values(config)[0].teacher.path == "T"
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
 def test_both_fsdp_engines_are_allowed(config, strategy):
     config.actor_rollout_ref.actor.strategy = strategy
-    check_settings(config)
+    check_values(config)
 
 
 def test_every_setting_has_a_case_here():
@@ -63,7 +62,7 @@ def test_wrong_settings_are_refused(config, setting):
     assert name in OmegaConf.select(config, parent), "verl has no such key"
     OmegaConf.update(config, setting.key, WRONG[setting.key])
     with pytest.raises(ValueError, match="because") as refused:
-        check_settings(config)
+        check_values(config)
     message = str(refused.value)
     found, allowed = WRONG[setting.key], setting.allowed[0]
     assert message.startswith(f"{setting.key}: got {found!r}, allowed with prune_opd: {allowed}")
@@ -88,13 +87,13 @@ ENGINES = ("actor_rollout_ref.rollout.engine_kwargs.vllm", "prune_opd.teacher.se
 def test_arguments_of_an_engine_do_not_slip_past(gated, key, argument, found, allowed):
     OmegaConf.update(gated, key, {argument: found}, force_add=True)
     with pytest.raises(ValueError, match="allowed with") as refused:
-        check_settings(gated)
+        check_values(gated)
     assert (
         str(refused.value)
         == f"{key}.{argument}: got {found!r}, allowed with prune_opd.gate.enable: {allowed}"
     )
     gated.prune_opd.gate.enable = False
-    check_settings(gated)
+    check_values(gated)
 
 
 @pytest.mark.parametrize("key", ENGINES)
@@ -103,24 +102,18 @@ def test_arguments_of_an_engine_do_not_slip_past(gated, key, argument, found, al
 )
 def test_arguments_of_an_engine_that_do_no_harm(gated, key, arguments):
     OmegaConf.update(gated, key, arguments, force_add=True)
-    check_settings(gated)
+    check_values(gated)
 
 
 NEVER = [
-    ({"prune_opd.drift.w_drop": 0.004}, "prune_opd.drift.w_drop: got 0.004"),
-    (
-        {"prune_opd.gate.kind": "windowed", "prune_opd.gate.window": 201},
-        "prune_opd.gate.window: got 201",
-    ),
+    ({"prune_opd.drift.w_drop": 0.004}, "kind: got cumulative, w_drop = 0.004, which holds at 250"),
+    ({"prune_opd.gate.kind": "windowed", "prune_opd.gate.window": 201}, "holds at 201 tokens"),
     (
         {"prune_opd.gate.kind": "consecutive", "prune_opd.gate.run_length": 201},
-        "prune_opd.gate.run_length: got 201",
+        "kind: got consecutive, 201 events in a row, which holds at 201 tokens",
     ),
-    (
-        {"prune_opd.gate.kind": "relative", "prune_opd.gate.window": 101},
-        "prune_opd.gate.window: got 101",
-    ),
-    ({"prune_opd.gate.min_tokens": 200}, "prune_opd.gate.min_tokens: got 200"),
+    ({"prune_opd.gate.kind": "relative", "prune_opd.gate.window": 101}, "holds at 202 tokens"),
+    ({"prune_opd.gate.min_tokens": 200}, "min_tokens: got 200"),
 ]
 
 
@@ -130,10 +123,11 @@ def test_a_rule_that_can_stop_nothing_is_refused(gated, settings, said):
     for key, value in settings.items():
         OmegaConf.update(gated, key, value)
     with pytest.raises(ValueError, match=r"budget\.max, 200") as refused:
-        check_settings(gated)
-    assert str(refused.value).startswith(said)
+        check_values(gated)
+    assert str(refused.value).startswith("prune_opd.gate.")
+    assert said in str(refused.value)
     gated.prune_opd.budget.max = 400
-    check_settings(gated)
+    check_values(gated)
 
 
 WRONG_WITH_A_GATE = {
@@ -151,7 +145,7 @@ def gated(config) -> DictConfig:
 
 
 def test_the_gate_is_allowed(gated):
-    assert check_settings(gated).gate.enable
+    assert check_values(gated)[0].gate.enable
 
 
 def test_every_setting_of_the_gate_has_a_case_here():
@@ -163,7 +157,7 @@ def test_wrong_settings_are_refused_with_a_gate_alone(gated, setting):
     found = WRONG_WITH_A_GATE[setting.key]
     OmegaConf.update(gated, setting.key, found, force_add=True)
     with pytest.raises(ValueError, match="because") as refused:
-        check_settings(gated)
+        check_values(gated)
     message = str(refused.value)
     allowed = setting.allowed[0]
     assert message.startswith(
@@ -171,7 +165,7 @@ def test_wrong_settings_are_refused_with_a_gate_alone(gated, setting):
     )
     assert message.endswith(setting.why)
     gated.prune_opd.gate.enable = False
-    check_settings(gated)
+    check_values(gated)
 
 
 @pytest.mark.parametrize("home", [False, True], ids=["gate", "home"])
@@ -196,15 +190,15 @@ def test_the_teachers_servers_must_fit_the_nodes(
     gated.prune_opd.teacher.server.tensor_model_parallel_size = parallel
     gated.trainer.n_gpus_per_node = per_node
     if allowed:
-        check_settings(gated)
+        check_values(gated)
     else:
         found = f"{replicas} replicas of {parallel} devices"
         with pytest.raises(
             ValueError, match=rf"^prune_opd\.teacher\.server: got {found}, allowed: .* {per_node}, "
         ):
-            check_settings(gated)
+            check_values(gated)
     gated.prune_opd.gate.enable, gated.prune_opd.teacher.home = False, "worker_group"
-    check_settings(gated)
+    check_values(gated)
 
 
 @pytest.mark.parametrize(("key", "value"), [("temperature", 0.7), ("top_p", 0.9), ("top_k", 50)])
@@ -212,22 +206,22 @@ def test_log_probs_of_two_distributions_are_not_compared(gated, key, value):
     rollout = gated.actor_rollout_ref.rollout
     rollout[key] = value
     rollout.calculate_log_probs = False
-    check_settings(gated)
+    check_values(gated)
     rollout.calculate_log_probs = True
     with pytest.raises(
         ValueError, match=r"^actor_rollout_ref\.rollout\.calculate_log_probs: got True"
     ) as refused:
-        check_settings(gated)
+        check_values(gated)
     assert key in str(refused.value)
     gated.prune_opd.gate.enable = False
-    check_settings(gated)
+    check_values(gated)
 
 
 def test_log_probs_of_the_plain_distribution_may_be_compared(gated):
     gated.actor_rollout_ref.rollout.calculate_log_probs = True
     for top_k in (-1, 0):
         gated.actor_rollout_ref.rollout.top_k = top_k
-        check_settings(gated)
+        check_values(gated)
 
 
 @pytest.mark.parametrize(("most", "allowed"), [(15, False), (16, True), (-1, True)])
@@ -239,12 +233,12 @@ def test_the_rollout_must_report_k_candidates(gated, most, allowed):
         force_add=True,
     )
     if allowed:
-        check_settings(gated)
+        check_values(gated)
     else:
         with pytest.raises(
             ValueError, match=r"max_logprobs: got 15, allowed with prune_opd\.gate\.enable: .* 16$"
         ):
-            check_settings(gated)
+            check_values(gated)
 
 
 # ---------------------------------------------------------------------------------- teacher servers
@@ -264,7 +258,7 @@ def served(config) -> DictConfig:
 
 
 def test_a_teacher_on_servers_is_allowed(served):
-    assert check_settings(served).teacher.home == "server"
+    assert check_values(served)[0].teacher.home == "server"
 
 
 def test_a_strategy_that_servers_cannot_serve_ends_the_start(served):
@@ -272,7 +266,7 @@ def test_a_strategy_that_servers_cannot_serve_ends_the_start(served):
     with pytest.raises(
         ValueError, match=r"^prune_opd\.strategy: got 'only_stu', allowed: only_tch"
     ):
-        check_settings(served)
+        check_values(served)
 
 
 @pytest.mark.parametrize(
@@ -288,10 +282,10 @@ def test_arguments_of_the_teachers_engine_alone_matter_without_a_gate(
 ):
     rollout, teacher = ENGINES
     OmegaConf.update(served, rollout, {argument: found}, force_add=True)
-    check_settings(served)  # of the rollout nothing but tokens is wanted
+    check_values(served)  # of the rollout nothing but tokens is wanted
     OmegaConf.update(served, teacher, {argument: found}, force_add=True)
     with pytest.raises(ValueError, match="allowed with") as refused:
-        check_settings(served)
+        check_values(served)
     assert (
         str(refused.value)
         == f"{teacher}.{argument}: got {found!r}, allowed with prune_opd.teacher.home=server:"
@@ -302,23 +296,25 @@ def test_arguments_of_the_teachers_engine_alone_matter_without_a_gate(
 @pytest.mark.parametrize("setting", GATE_SETTINGS, ids=lambda setting: setting.key)
 def test_what_a_gate_alone_needs_may_be_anything_on_servers(served, setting):
     OmegaConf.update(served, setting.key, WRONG_WITH_A_GATE[setting.key], force_add=True)
-    check_settings(served)
+    check_values(served)
 
 
-@pytest.mark.parametrize("needs", ["gate.enable=true", "teacher.home=server"])
-def test_the_teachers_engine_must_be_one_that_can_be_asked(config, needs):
-    """It is the rollout's, unless another is named."""
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("gate.enable", True, "actor_rollout_ref.rollout.name"),
+        ("teacher.home", "server", "prune_opd.teacher.server.engine"),
+    ],
+)
+def test_the_engine_must_be_one_that_can_be_asked(config, key, value, named):
+    """The teacher's is the rollout's, unless another is named."""
     serve(config)
     config.prune_opd.teacher.home = "worker_group"
     config.actor_rollout_ref.rollout.name = "trtllm"
-    check_settings(config)
-    key, value = needs.split("=")
-    OmegaConf.update(config.prune_opd, key, value == "true" or value)
-    with pytest.raises(
-        ValueError,
-        match=r"^prune_opd\.teacher\.server\.engine: got 'trtllm', allowed: vllm, sglang$",
-    ):
-        check_settings(config)
+    check_values(config)
+    OmegaConf.update(config.prune_opd, key, value)
+    with pytest.raises(ValueError, match=rf"^{named}: got 'trtllm', allowed.* vllm,? "):
+        check_values(config)
 
 
 @pytest.mark.parametrize(
@@ -328,10 +324,10 @@ def test_without_a_teachers_pass_its_micro_batches_may_be_anything(served, key):
     ref = served.actor_rollout_ref.ref
     ref.log_prob_use_dynamic_bsz = key == "log_prob_max_token_len_per_gpu"
     ref[key] = 1 if ref.log_prob_use_dynamic_bsz else None
-    check_settings(served)
+    check_values(served)
     served.prune_opd.teacher.home = "worker_group"
     with pytest.raises(ValueError, match=rf"^actor_rollout_ref\.ref\.{key}: got "):
-        check_settings(served)
+        check_values(served)
 
 
 def test_the_students_micro_batches_still_matter(served):
@@ -339,7 +335,7 @@ def test_the_students_micro_batches_still_matter(served):
     with pytest.raises(
         ValueError, match=r"^actor_rollout_ref\.actor\.ppo_max_token_len_per_gpu: got 1, "
     ):
-        check_settings(served)
+        check_values(served)
 
 
 # --------------------------------------------------------------------------------- node and folders
@@ -347,31 +343,31 @@ def test_the_students_micro_batches_still_matter(served):
 
 def test_a_configuration_without_the_recipe_is_refused(compose):
     with pytest.raises(ValueError, match=r"\+recipe=prune_opd"):
-        check_settings(compose())
+        check_values(compose())
 
 
 @pytest.mark.parametrize("node", [3, "yes"])
 def test_the_recipes_node_must_be_a_node(config, node):
     config.prune_opd = node
     with pytest.raises(ValueError, match=r"^prune_opd: "):
-        check_settings(config)
+        check_values(config)
 
 
 def test_the_budget_must_fit_the_rollout(config):
     config.data.max_response_length = 300
-    check_settings(config)
+    check_values(config)
     config.prune_opd.budget.max = 301
     with pytest.raises(ValueError, match=r"prune_opd\.budget\.max: got 301, allowed: .*300"):
-        check_settings(config)
+        check_values(config)
 
 
 @pytest.mark.parametrize(("mode", "path"), [("resume_path", None), ("resume_path", "runs/one")])
 def test_a_folder_to_resume_from_must_be_named(config, mode, path):
     config.trainer.resume_mode, config.trainer.resume_from_path = mode, path
     with pytest.raises(ValueError, match=rf"^trainer\.resume_from_path: got {path!r}, allowed"):
-        check_settings(config)
+        check_values(config)
     config.trainer.resume_from_path = "runs/one/global_step_20"
-    check_settings(config)
+    check_values(config)
 
 
 @pytest.mark.parametrize("recipe", ["prune_opd_eval", "[opd,paper_validation]"])
@@ -388,9 +384,9 @@ def test_the_benchmarks_folder_must_not_depend_on_where_the_command_was_typed(
     with pytest.raises(
         ValueError, match=rf"^data\.benchmarks: got {said}, allowed: the absolute path"
     ):
-        check_settings(config)
+        check_values(config)
     config = compose(*overrides, "data.benchmarks=/data")
-    check_settings(config)
+    check_values(config)
     assert config.data.val_files[0] == "/data/amc23.parquet"
     # Then nothing needs the folder.
-    check_settings(compose(*overrides, "data.val_files=own.parquet"))
+    check_values(compose(*overrides, "data.val_files=own.parquet"))

@@ -5,8 +5,10 @@ import sys
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.checks import start
-from recipe.prune_opd.checks.start import StartCheck
+from recipe.prune_opd.checks.inputs import Inputs
+from recipe.prune_opd.teacher.worker_group import WorkerGroup
+from recipe.prune_opd.training import start
+from recipe.prune_opd.training.start import StartCheck
 
 
 @pytest.fixture
@@ -14,10 +16,14 @@ def here(monkeypatch) -> list[str]:
     """No cluster, and stand-ins for what depends on the machine: their names are noted."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     called: list[str] = []
-    monkeypatch.setattr(
-        start, "check_attention", lambda config, prune_opd: called.append("attention")
-    )
-    monkeypatch.setattr(start, "check_inputs", lambda config: called.append("inputs"))
+
+    def noted(name: str) -> Inputs:
+        called.append(name)
+        return Inputs(None, None, None)
+
+    monkeypatch.setattr(start, "check_attention", lambda *given: called.append("attention"))
+    monkeypatch.setattr(start, "check_inputs", lambda *given, weights: noted("inputs"))
+    monkeypatch.setattr(WorkerGroup, "check_models", lambda *given: called.append("models"))
     return called
 
 
@@ -32,7 +38,7 @@ def ending(config: DictConfig) -> str:
 
 def test_start_goes_on_with_good_input(config, here):
     StartCheck().on_job_start(config, config_name="ppo_trainer")
-    assert here == ["attention", "inputs"]
+    assert here == ["attention", "inputs", "models"]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +52,7 @@ def test_start_ends_with_one_sentence(config, here, key, value):
 
 @pytest.mark.parametrize("check", ["check_attention", "check_inputs"])
 def test_what_depends_on_the_machine_ends_it_too(config, here, monkeypatch, check):
-    def refuse(*arguments):
+    def refuse(*arguments, **named):
         raise ValueError(f"some.key: {check}")
 
     monkeypatch.setattr(start, check, refuse)
@@ -109,3 +115,44 @@ def test_verl_ends_before_ray_starts(tmp_path, overrides, sentence):
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "ray").exists()
     assert "Ray instance" not in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("mode", ["sync", "separate_async", "no_such"])
+def test_a_trainer_without_pruning_is_refused(config, mode):
+    config.trainer.v1.trainer_mode = mode
+    with pytest.raises(ValueError, match=rf"^trainer\.v1\.trainer_mode: got '{mode}', allowed"):
+        start.check_values(config)
+
+
+@pytest.mark.parametrize("name", ["single_turn_agent", "tool_agent", "no_such"])
+def test_an_agent_loop_that_does_not_see_the_limit_is_refused(config, name):
+    config.actor_rollout_ref.rollout.agent.default_agent_loop = name
+    with pytest.raises(ValueError, match=rf"default_agent_loop: got '{name}', allowed"):
+        start.check_values(config)
+
+
+def test_trainers_and_agent_loops_of_ones_own_are_known_by_what_they_are(config, tmp_path):
+    """Not by name: a subclass that is registered with verl is welcome."""
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, register_trainer
+
+    from recipe.prune_opd.training.trainer import PruneOPDTrainer
+
+    file = tmp_path / "loops.yaml"
+    file.write_text(f"- name: mine\n  _target_: {__name__}.MyLoop\n")
+    config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(file)
+    config.actor_rollout_ref.rollout.agent.default_agent_loop = "mine"
+    config.trainer.v1.trainer_mode = "mine"
+    register_trainer("mine")(type("Mine", (PruneOPDTrainer,), {}))
+    try:
+        start.check_values(config)
+    finally:
+        del TRAINER_REGISTRY["mine"]
+
+
+def __getattr__(name: str) -> type:
+    """``MyLoop``, made when it is asked for: importing its base takes seconds."""
+    if name != "MyLoop":
+        raise AttributeError(name)
+    from recipe.prune_opd.training.agent_loop import LimitedAgentLoop
+
+    return type("MyLoop", (LimitedAgentLoop,), {})

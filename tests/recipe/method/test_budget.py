@@ -1,11 +1,10 @@
 import csv
 import json
-import re
 from pathlib import Path
 
 import pytest
 
-from recipe.prune_opd.method.budget import ResponseBudget, load_state
+from recipe.prune_opd.method.budget import ResponseBudget
 
 ASSETS = Path(__file__).parents[2] / "assets"
 PAPER = {
@@ -172,56 +171,3 @@ def test_a_checkpoint_from_other_bounds_is_refused(limit):
     with pytest.raises(ValueError, match=f"limit is {limit}, outside min = 1024 and max = 12288"):
         budget.load_state_dict({"limit": limit, "no_hit_steps": 1})
     assert budget.state_dict() == {"limit": 2048, "no_hit_steps": 0}
-
-
-GOOD = {"limit": 2048, "no_hit_steps": 1}
-
-
-def test_a_state_file_is_what_was_saved(tmp_path):
-    budget = ResponseBudget(**PAPER)
-    file = tmp_path / "prune_opd.json"
-    file.write_text(json.dumps({"budget": {"limit": 3048, "no_hit_steps": 2}}))
-    load_state(file, budget)
-    assert budget.state_dict() == {"limit": 3048, "no_hit_steps": 2}
-
-
-BROKEN = {
-    "empty": ("", "is no JSON"),
-    "cut off": (json.dumps({"budget": GOOD})[:-5], "is no JSON"),
-    "bytes": (b"\xff\xfe", "is no JSON"),
-    "too deep": ("[" * 100_000, "is no JSON"),
-    "a list": ([GOOD], "has no budget, it was changed or is of another version"),
-    "no budget": ({"limit": 2048}, "has no budget"),
-    "budget of another kind": ({"budget": 5}, "budget: got 5, allowed: an object"),
-    "no limit": ({"budget": {"no_hit_steps": 1}}, "budget.limit is missing, found: no_hit_steps"),
-    "no counter": ({"budget": {"limit": 2048}}, "budget.no_hit_steps is missing, found: limit"),
-    "nothing": ({"budget": {}}, "budget.limit is missing, found: nothing"),
-    "text": (
-        {"budget": GOOD | {"limit": "2048"}},
-        "budget.limit: got '2048', allowed: a whole number >= 0",
-    ),
-    "null": ({"budget": GOOD | {"limit": None}}, "budget.limit: got None"),
-    "fraction": ({"budget": GOOD | {"limit": 2048.5}}, "budget.limit: got 2048.5"),
-    "truth": ({"budget": GOOD | {"no_hit_steps": True}}, "budget.no_hit_steps: got True"),
-    "not a number": ({"budget": GOOD | {"limit": float("nan")}}, "budget.limit: got nan"),
-    "negative": ({"budget": GOOD | {"no_hit_steps": -1}}, "budget.no_hit_steps: got -1"),
-    "out of bounds": (
-        {"budget": GOOD | {"limit": 99999}},
-        "limit is 99999, outside min = 1024 and max = 12288",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_state_file_that_cannot_be_used_is_named(case, tmp_path):
-    content, message = BROKEN[case]
-    file = tmp_path / "prune_opd.json"
-    content = content if isinstance(content, (str, bytes)) else json.dumps(content)
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    budget = ResponseBudget(**PAPER)
-    before = budget.state_dict()
-    with pytest.raises(ValueError, match=re.escape(message)) as error:
-        load_state(file, budget)
-    assert str(error.value).startswith(str(file))
-    assert "\n" not in str(error.value)
-    assert budget.state_dict() == before

@@ -7,8 +7,10 @@ from omegaconf import DictConfig, OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-from recipe.prune_opd.config import APIS, TeacherConfig, TeacherUrlConfig, load_config
-from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool, url_teacher
+from recipe.prune_opd.checks.keys import read_config
+from recipe.prune_opd.config import ENGINES, TeacherConfig, TeacherUrlConfig
+from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
+from recipe.prune_opd.teacher.urls import url_teacher
 from verl_ext.rollout import ENGINES
 from verl_ext.rollout.url_teacher import DIALECTS, UrlTeacher
 
@@ -76,7 +78,7 @@ def test_the_teachers_pool_has_all_the_settings(config, monkeypatch):
     monkeypatch.setenv("HOME", "/home/user")
     for key, value in GIVEN.items():
         OmegaConf.update(config, key, value, force_add=True)
-    pool = teacher_pool(config, load_config(config.prune_opd))
+    pool = teacher_pool(config, read_config(config))
     assert vars(pool) == {
         "path": "/home/user/models/teacher",
         "engine": "vllm",
@@ -106,7 +108,7 @@ def test_verl_takes_the_teachers_configuration(config, monkeypatch, engine):
     for key, value in GIVEN.items():
         OmegaConf.update(config, key, value, force_add=True)
     before = copy.deepcopy(config)
-    teacher_pool(config, load_config(config.prune_opd)).start(config, "pool", 8)
+    teacher_pool(config, read_config(config)).start(config, "pool", 8)
     assert config == before, "distillation itself stays off"
     ((given),) = seen
     assert given["resource_pool"] == "pool"
@@ -160,7 +162,7 @@ def test_servers_name_the_teacher_by_its_path_unless_told_otherwise(model):
     assert url_teacher(behind(model=model)) == UrlTeacher(URLS, "org/teacher", "vllm")
 
 
-@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("api", ENGINES)
 def test_every_api_has_a_dialect(api):
     assert url_teacher(behind(api=api)).dialect in DIALECTS
 

@@ -19,7 +19,6 @@ from recipe.prune_opd.teacher.answers import (
     SERVED_IDS,
     SERVED_LOG_PROBS,
     is_missing,
-    log_probs_of,
     served_rows,
 )
 from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
@@ -76,20 +75,6 @@ def test_a_padding_row_of_verl_has_rows_of_its_own_length():
     assert is_missing(log_probs.values()).tolist() == [True] * len(RESPONSE) + [False]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_log_probs_of_ids_agree_with_a_search(seed: int):
-    generator = torch.Generator().manual_seed(seed)
-    ids, theirs = (torch.rand(20, 9, generator=generator).argsort(-1)[:, :4] for _ in range(2))
-    log_probs = torch.randn(20, 4, generator=generator)
-    log_probs[3, 1] = 0.0
-    theirs[5], log_probs[5] = MISSING_ID, MISSING
-    found = log_probs_of(ids, theirs.int(), log_probs)
-    for n, k in torch.ones_like(ids).nonzero().tolist():
-        known = [log_probs[n, j].item() for j in range(4) if theirs[n, j] == ids[n, k]]
-        assert found[n, k].item() == (known[0] if known else -torch.inf)
-    assert 0 < found.isneginf().sum() < found.numel()
-
-
 def test_a_token_is_missing_if_its_best_candidate_is_impossible():
     log_probs = torch.tensor([[-1.0, -2.0], [-1.0, MISSING], [MISSING, MISSING], [0.0, 0.0]])
     assert is_missing(log_probs).tolist() == [False, False, True, False]
@@ -136,7 +121,9 @@ def client_of(
     config = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=rollout))
     settings = TeacherConfig(path="T", home="server", **given)
     prune_opd = PruneOPDConfig(teacher=settings, strategy=strategy, topk=K)
-    return TeachingClient(config=config, prune_opd=prune_opd, teacher=teacher, vocab_size=VOCAB)
+    return TeachingClient(
+        config=config, prune_opd=prune_opd, teacher=teacher, vocab_size=VOCAB, teaches=True
+    )
 
 
 def output_of(response: list[int] = RESPONSE) -> AgentLoopOutput:

@@ -95,6 +95,7 @@ class Teaching:
                 self.prune_opd = PruneOPDConfig(
                     teacher=teacher, strategy="intersection", gate=GateConfig(enable=gate)
                 )
+                self.teaches = home != "worker_group"
                 self.taught: list[tuple[Any, Any]] = []
 
             async def teach(self, output: Any, known: Any = None) -> None:

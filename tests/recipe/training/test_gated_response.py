@@ -13,7 +13,7 @@ import ray
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
-from recipe.prune_opd.config import GATES, DriftConfig, GateConfig, PruneOPDConfig, TeacherConfig
+from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.records.reports import REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.training.gated_response import DRIFT, GatedGeneration, find_events
@@ -242,7 +242,7 @@ def test_stop_is_that_of_the_rule_on_the_whole_response(kind: str, paces: tuple[
     for seed in range(60):
         text = Text(drifting(rng, rng.randint(1, 200)), seed)
         config = settings(kind, chunk=rng.choice([1, 3, 8, 64]), min_tokens=rng.choice([1, 30]))
-        expected = config.gate.build(config.drift.w_drop).feed(text.events)
+        expected = config.new_gate().feed(text.events)
         teacher = Teacher(text, seed=seed, pauses=paces[1])
         output = generate(Student(text, teacher, config, seed, paces[0]))
         report = check(output, text, expected)
@@ -339,7 +339,7 @@ def test_the_nucleus_metric_looks_at_the_sampled_token() -> None:
     ]
     config = settings()
     config.drift.metric = "teacher_top_p_accept"
-    stop = config.gate.build(config.drift.w_drop).feed(text.events)
+    stop = config.new_gate().feed(text.events)
     assert stop is not None
     check(generate(Student(text, Teacher(text), config)), text, stop)
 
@@ -423,7 +423,7 @@ def test_an_abort_by_somebody_else_is_gone_on_from(naps: list[float]) -> None:
         student = Student(text, Teacher(text, seed=seed), config, seed)
         cuts = [0, *sorted(rng.sample(range(1, 150), 3))]
         student.interruptions = list(cuts)
-        stop = config.gate.build(config.drift.w_drop).feed(text.events)
+        stop = config.new_gate().feed(text.events)
         output = generate(student, limit=200)
         check(output, text, stop)
         starts = [0, *cuts][: len(student.requests)]
@@ -534,7 +534,7 @@ def test_no_token_is_lost_or_doubled_whatever_goes_wrong(naps: list[float]) -> N
     rng, given_up = random.Random(0), 0
     for seed in range(150):
         text = Text(drifting(rng, rng.randint(1, 200)), seed)
-        config = settings(rng.choice(GATES), retries=2, chunk=rng.choice([1, 8, 64]))
+        config = settings(rng.choice(list(GATES)), retries=2, chunk=rng.choice([1, 8, 64]))
         faults = tuple(rng.choice([None, None, None, LATE, LOST]) for _ in range(100))
         student = Student(
             text, Teacher(text, faults, seed, rng.randint(0, 8)), config, seed, rng.randint(0, 8)
@@ -542,7 +542,7 @@ def test_no_token_is_lost_or_doubled_whatever_goes_wrong(naps: list[float]) -> N
         student.interruptions = rng.sample(range(200), 2)
         output = generate(student, limit=len(text.tokens))
         report = output.extra_fields[REPORT]
-        stop = config.gate.build(config.drift.w_drop).feed(text.events)
+        stop = config.new_gate().feed(text.events)
         if report.given_up and not report.stopped:
             stop = None
         check(output, text, stop)

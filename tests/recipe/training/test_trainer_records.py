@@ -20,7 +20,7 @@ def record(records: Records, samples=lambda *_: [{"weight": 1.0}]) -> None:
     buckets = len(bucket_edges(LIMIT)) - 1
     trainer = SimpleNamespace(
         global_steps=1,
-        budget=BudgetConfig(init=LIMIT, min=1, max=LIMIT).build(LIMIT),
+        budget=BudgetConfig(init=LIMIT, min=1, max=LIMIT).build(),
         prune_opd=SimpleNamespace(records=RecordsConfig()),
         _rows=lambda *_: torch.ones(1, len(BY_POSITION) * buckets),
         _samples=samples,

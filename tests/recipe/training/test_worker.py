@@ -17,7 +17,7 @@ from recipe.prune_opd.config import (
     RecordsConfig,
     TeacherConfig,
 )
-from recipe.prune_opd.method.gates import Cumulative
+from recipe.prune_opd.method.gates import Cumulative, Gate
 from recipe.prune_opd.records.metrics import COLUMNS
 from recipe.prune_opd.records.metrics import SUMS as PER_TOKEN
 from recipe.prune_opd.records.positions import BY_POSITION
@@ -119,7 +119,7 @@ def test_reliable_tokens_are_those_with_weight_left():
 
 
 def test_a_response_cut_by_the_gate_has_as_many_reliable_tokens():
-    cut = [row[: Cumulative(W_DROP).feed(row)] for row in DRIFTING]
+    cut = [row[: Gate(Cumulative(W_DROP)).feed(row)] for row in DRIFTING]
     assert [len(row) for row in cut] == [6, 6, 5]
     whole, stopped = (
         computed(worker_of(loss_normaliser="reliable"), batch(events))[COUNTED]

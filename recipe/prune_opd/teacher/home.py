@@ -1,0 +1,132 @@
+"""Where the teacher is: one contract for what a place can tell, what it takes and how it is asked.
+
+A place of the user's own is a subclass of ``Home``, named ``package.module:Name`` in
+``prune_opd.teacher.home``.
+"""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from omegaconf import DictConfig
+
+from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig, require
+from recipe.prune_opd.method.registry import Registry
+from recipe.prune_opd.method.reward import STRATEGIES
+
+if TYPE_CHECKING:
+    from recipe.prune_opd.checks.models import Model
+    from verl_ext.rollout.teacher_pool import TeacherPool
+
+OF_STUDENT = ("student_on_teacher",)
+"""Parts of ``Scores`` that the student tells, wherever the teacher is."""
+LACKS = {
+    "teacher_on_student": "cannot score the student's candidates",
+    "sampled": "cannot score the sampled tokens",
+}
+
+
+class Home(ABC):
+    """A place of the teacher.
+
+    Args:
+        prune_opd: the configuration.
+    """
+
+    delivers: ClassVar[tuple[str, ...]]
+    """Optional parts of ``Scores`` it can tell, beside its own top k."""
+    reference_model: ClassVar[bool] = False
+    """The teacher is verl's reference model: a worker of the trainer holds it."""
+    has_files: ClassVar[bool] = True
+    """``teacher.path`` holds its weights, which this run loads."""
+    worker_method: ClassVar[str] = "read_served_scores"
+    """The method of ``PruneOPDWorker`` that brings the teacher's scores of a batch."""
+
+    def __init__(self, prune_opd: PruneOPDConfig):
+        self.prune_opd = prune_opd
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether responses are scored, by servers, while they are generated or right after."""
+        return self.prune_opd.gate.enable or not self.reference_model
+
+    @property
+    def held(self) -> TeacherConfig | None:
+        """The teacher's configuration, where a worker of the trainer holds it."""
+        return self.prune_opd.teacher if self.reference_model else None
+
+    def check(self, config: DictConfig) -> None:
+        """Refuse settings that do not go with this home.
+
+        Args:
+            config: verl's composed configuration, its own checks passed.
+
+        Raises:
+            ValueError: names the key, what was found and what is allowed.
+        """
+        given = self.prune_opd
+        known = (*self.delivers, *OF_STUDENT)
+        lacking = [part for part in given.rules.needs if part not in known]
+        if lacking:
+            fit = [name for name in STRATEGIES if set(STRATEGIES.find(name).needs) <= set(known)]
+            why = LACKS.get(lacking[0], f"does not deliver {lacking[0]}")
+            allowed = f"{', '.join(fit)} with teacher.home={given.teacher.home}, which {why}"
+            by_metric = lacking[0] in given.rules.metric.needs
+            key, found = (
+                ("drift.metric", given.drift.metric) if by_metric else ("strategy", given.strategy)
+            )
+            require(False, key, found, allowed)
+
+    def check_models(  # noqa: B027  # nothing to ask where nobody is asked
+        self, config: DictConfig, student: "Model", teacher: "Model"
+    ) -> None:
+        """Refuse a teacher that cannot be asked.
+
+        Args:
+            config: verl's composed configuration.
+            student: its configuration and tokenizer.
+            teacher: the same.
+
+        Raises:
+            ValueError: names the key, what was found and what is needed.
+        """
+
+    def pool(self, config: DictConfig) -> "TeacherPool | None":
+        """Servers that this run must start, on devices of their own."""
+        return None
+
+    @abstractmethod
+    def client(self, config: DictConfig, servers: Any) -> Any:
+        """What the rollout workers ask about responses.
+
+        Args:
+            config: verl's configuration.
+            servers: of ``pool``, started; None where there are none.
+
+        Returns:
+            A ``verl_ext.rollout.client.ScoringClient`` or what has its methods; None where nobody
+            is asked.
+        """
+
+    def __str__(self) -> str:
+        return self.prune_opd.teacher.home
+
+
+HOMES: Registry[Home] = Registry(
+    "prune_opd.teacher.home",
+    Home,
+    worker_group="recipe.prune_opd.teacher.worker_group:WorkerGroup",
+    server="recipe.prune_opd.teacher.servers:Servers",
+    url="recipe.prune_opd.teacher.urls:Urls",
+)
+
+
+def build_home(prune_opd: PruneOPDConfig) -> Home:
+    """The home that the configuration names.
+
+    Raises:
+        ValueError: see ``Registry.build``.
+    """
+    teacher = prune_opd.teacher
+    return HOMES.build(
+        teacher.home, teacher.args, "prune_opd.teacher.args", {"prune_opd": prune_opd}
+    )

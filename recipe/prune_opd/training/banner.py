@@ -1,0 +1,66 @@
+"""What the trainer says at start: what is on, who grades, and what will be slow."""
+
+import logging
+
+from recipe.prune_opd.config import QUESTIONS, GateConfig, PruneOPDConfig
+from recipe.prune_opd.method.budget import Budget
+from recipe.prune_opd.teacher.home import Home
+
+logger = logging.getLogger(__name__)
+
+
+def announce(prune_opd: PruneOPDConfig, home: Home, budget: Budget, grader: str | None) -> None:
+    """Print the banner, and warn of a gate that asks too often.
+
+    Args:
+        prune_opd: the configuration.
+        home: of the teacher.
+        budget: at its start.
+        grader: the reward function that takes the place of verl's, which does not know the data.
+    """
+    print(banner(prune_opd, home, budget), flush=True)
+    if prune_opd.gate.enable and (warning := chunk_warning(prune_opd.gate, budget.max)):
+        logger.warning(warning)
+    if grader:
+        print(f"  scores    {grader}, as verl's has no rule for this data", flush=True)
+
+
+def banner(prune_opd: PruneOPDConfig, home: Home, budget: Budget) -> str:
+    """Say what is on, a line each."""
+    drift, teacher, given = prune_opd.drift, prune_opd.teacher, prune_opd.budget
+    moves = f"{budget.limit} to start, {given.min} to {budget.max}, step {given.step}"
+    weights = f"w_drop = {drift.w_drop}, w_base = {drift.w_base}"
+    lines = {
+        "teacher": f"{teacher.path} ({home}, temperature {teacher.temperature})",
+        "reward": f"{prune_opd.strategy}, {prune_opd.weighting}, k = {prune_opd.topk}",
+        "drift": str(prune_opd.rules.metric),
+        "weights": weights if drift.enable else "off: plain OPD",
+        "budget": moves if given.enable else f"off: fixed at {budget.max} tokens",
+        "gate": _gate(prune_opd, budget),
+    }
+    return "\n".join(["Prune-OPD", *(f"  {name:<9} {line}" for name, line in lines.items())])
+
+
+def _gate(prune_opd: PruneOPDConfig, budget: Budget) -> str:
+    gate = prune_opd.gate
+    if not gate.enable:
+        return "off: responses end by themselves or at the limit"
+    first, last = gate.chunk_for(budget.limit), gate.chunk_for(budget.max)
+    grows = f", {last} at a limit of {budget.max}" if last > first else ""
+    return f"{prune_opd.gate_rule}, every {first} tokens{grows}"
+
+
+def chunk_warning(gate: GateConfig, limit: int) -> str | None:
+    """What to say of a given chunk that is small for responses of at most ``limit`` tokens.
+
+    Small: more than twice the questions that a chosen one would ask at most.
+    """
+    asked = limit // gate.chunk_for(limit)
+    if asked <= 2 * QUESTIONS:
+        return None
+    chosen = gate.model_copy(update={"chunk": None}).chunk_for(limit)
+    return (
+        f"prune_opd.gate.chunk: {gate.chunk} is small for responses of up to {limit} tokens: one"
+        f" asks its teacher {asked} times, each time sends all tokens so far, and a token is sent"
+        f" {asked // 2} times on average; null would take {chosen}"
+    )

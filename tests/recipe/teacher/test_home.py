@@ -1,0 +1,144 @@
+"""A home of the teacher says before start what it cannot serve, in one sentence."""
+
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.method.reward import STRATEGIES
+from recipe.prune_opd.teacher.home import HOMES, Home, build_home
+
+VERL = OmegaConf.create({"trainer": {"del_local_ckpt_after_load": False, "n_gpus_per_node": 8}})
+URLS = ["http://10.0.0.1:8000", "https://teacher.example:8443"]
+
+
+def home_of(home: str, teacher: dict[str, Any] | None = None, **keys: Any) -> Home:
+    """The home of a configuration, its own checks passed."""
+    url = {"url": {"urls": URLS}} if home == "url" else {}
+    given = {"path": "T", "home": home, **url, **(teacher or {})}
+    config = {"strategy": "sampled", "teacher": given, **keys}
+    built = build_home(PruneOPDConfig.model_validate(config))
+    built.check(VERL)
+    return built
+
+
+@pytest.mark.parametrize("home", HOMES)
+def test_every_home_is_one(home):
+    assert isinstance(home_of(home), Home)
+
+
+@pytest.mark.parametrize("home", ["server", "url"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_servers_are_refused_where_the_students_candidates_are_scored(strategy, home):
+    if strategy in ("only_tch", "intersection", "sampled"):
+        home_of(home, strategy=strategy)
+    else:
+        with pytest.raises(ValueError, match=rf"^prune_opd\.strategy: got '{strategy}'") as refused:
+            home_of(home, strategy=strategy)
+        assert str(refused.value).endswith(
+            f"allowed: only_tch, intersection, sampled with teacher.home={home}, which cannot score"
+            " the student's candidates"
+        )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_worker_group_serves_every_strategy(strategy):
+    home_of("worker_group", strategy=strategy)
+
+
+REFUSED = [
+    ("server", {"temperature": 0.7}, {}, r"temperature: got 0\.7, allowed: 1 with teacher\.home=s"),
+    ("url", {"temperature": 0.7}, {}, r"temperature: got 0\.7, allowed: 1 with teacher\.home=url"),
+    ("server", {"trust_remote_code": True}, {}, "trust_remote_code: got True, allowed: false with"),
+    (
+        "worker_group",
+        {"trust_remote_code": True},
+        {"gate": {"enable": True}},
+        "trust_remote_code: got True, allowed: false with gate.enable",
+    ),
+    ("url", {"url": {"urls": []}}, {}, r"url\.urls: got \[\], allowed: at least one http://"),
+]
+
+
+@pytest.mark.parametrize(("home", "teacher", "keys", "said"), REFUSED)
+def test_what_does_not_go_with_a_home_is_refused(home, teacher, keys, said):
+    with pytest.raises(ValueError, match=rf"^prune_opd\.teacher\.{said}"):
+        home_of(home, teacher, **keys)
+
+
+def test_a_gate_needs_servers_of_the_run():
+    """It asks again and again about one sequence, which an API does not know."""
+    with pytest.raises(
+        ValueError,
+        match=r"^prune_opd\.gate\.enable: got True, allowed: false with teacher\.home=url: ",
+    ):
+        home_of("url", gate={"enable": True})
+
+
+def test_a_run_that_may_go_back_keeps_its_checkpoint():
+    home = home_of("server")
+    config = OmegaConf.merge(VERL, {"trainer": {"del_local_ckpt_after_load": True}})
+    with pytest.raises(ValueError, match=r"^trainer\.del_local_ckpt_after_load: got True"):
+        home.check(config)
+
+
+def test_code_of_the_teachers_own_is_no_matter_elsewhere():
+    assert home_of("url", {"trust_remote_code": True}).prune_opd.teacher.trust_remote_code
+    assert home_of("worker_group", {"trust_remote_code": True}).held.trust_remote_code
+
+
+@pytest.mark.parametrize(
+    ("home", "gate", "asked", "held"),
+    [
+        ("worker_group", False, False, True),
+        ("worker_group", True, True, True),
+        ("server", False, True, False),
+        ("server", True, True, False),
+        ("url", False, True, False),
+    ],
+)
+def test_servers_are_asked_by_the_gate_and_by_their_home(home, gate, asked, held):
+    found = home_of(home, gate={"enable": gate})
+    assert (found.is_asked, found.held is not None, found.reference_model) == (asked, held, held)
+
+
+class Elsewhere(Home):
+    """A home of a user's own that delivers nothing beside its top k."""
+
+    delivers = ()
+
+    def __init__(self, prune_opd: PruneOPDConfig, address: str):
+        super().__init__(prune_opd)
+        self.address = address
+
+    def client(self, config: DictConfig, servers: Any) -> str:
+        return f"client of {self.address}"
+
+
+MINE = f"{__name__}:Elsewhere"
+
+
+def test_a_home_of_ones_own_is_built_with_its_arguments():
+    home = home_of(MINE, {"args": {"address": "there"}}, strategy="intersection")
+    assert home.client(VERL, None) == "client of there"
+    assert (home.is_asked, home.pool(VERL), str(home)) == (True, None, MINE)
+
+
+def test_strategies_are_refused_by_what_a_home_delivers():
+    with pytest.raises(
+        ValueError, match=r"got 'sampled', allowed: only_tch, intersection with .* sampled tokens$"
+    ):
+        home_of(MINE, {"args": {"address": "there"}})
+
+
+def test_names_and_arguments_that_are_none_are_refused():
+    with pytest.raises(
+        ValueError,
+        match=r"^prune_opd\.teacher\.home: got 'servers', allowed: worker_group, server, url, or ",
+    ):
+        home_of("servers")
+    with pytest.raises(ValueError, match=r"^prune_opd\.teacher\.args\.address: no value was given"):
+        home_of(MINE)
+    with pytest.raises(ValueError, match=r"^prune_opd\.teacher\.args\.port: .* it has: address$"):
+        home_of(MINE, {"args": {"address": "there", "port": 1}})

@@ -1,0 +1,69 @@
+"""A checkpoint's state is read whole or refused in one sentence that names the file."""
+
+import json
+import re
+
+import pytest
+
+from recipe.prune_opd.method.budget import ResponseBudget
+from recipe.prune_opd.training.checkpoint import STATE_FILE, load_state, save_state
+
+PAPER = {"init": 2048, "min": 1024, "max": 12288}
+
+GOOD = {"limit": 2048, "no_hit_steps": 1}
+
+
+def test_a_state_is_read_as_it_was_saved(tmp_path):
+    budget, resumed = ResponseBudget(**PAPER), ResponseBudget(**PAPER)
+    budget.load_state_dict({"limit": 3048, "no_hit_steps": 2})
+    save_state(tmp_path / "global_step_7", budget)
+    load_state(tmp_path / "global_step_7", resumed)
+    assert resumed.state_dict() == {"limit": 3048, "no_hit_steps": 2}
+    assert [file.name for file in (tmp_path / "global_step_7").iterdir()] == [STATE_FILE]
+
+
+def test_a_checkpoint_of_plain_verl_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="was not written by the prune_opd trainer"):
+        load_state(tmp_path, ResponseBudget(**PAPER))
+
+
+BROKEN = {
+    "empty": ("", "is no JSON"),
+    "cut off": (json.dumps({"budget": GOOD})[:-5], "is no JSON"),
+    "bytes": (b"\xff\xfe", "is no JSON"),
+    "too deep": ("[" * 100_000, "is no JSON"),
+    "a list": ([GOOD], "has no budget, it was changed or is of another version"),
+    "no budget": ({"limit": 2048}, "has no budget"),
+    "budget of another kind": ({"budget": 5}, "budget: got 5, allowed: an object"),
+    "no limit": ({"budget": {"no_hit_steps": 1}}, "budget.limit is missing, found: no_hit_steps"),
+    "no counter": ({"budget": {"limit": 2048}}, "budget.no_hit_steps is missing, found: limit"),
+    "nothing": ({"budget": {}}, "budget.limit is missing, found: nothing"),
+    "text": (
+        {"budget": GOOD | {"limit": "2048"}},
+        "budget.limit: got '2048', allowed: a whole number >= 0",
+    ),
+    "null": ({"budget": GOOD | {"limit": None}}, "budget.limit: got None"),
+    "fraction": ({"budget": GOOD | {"limit": 2048.5}}, "budget.limit: got 2048.5"),
+    "truth": ({"budget": GOOD | {"no_hit_steps": True}}, "budget.no_hit_steps: got True"),
+    "not a number": ({"budget": GOOD | {"limit": float("nan")}}, "budget.limit: got nan"),
+    "negative": ({"budget": GOOD | {"no_hit_steps": -1}}, "budget.no_hit_steps: got -1"),
+    "out of bounds": (
+        {"budget": GOOD | {"limit": 99999}},
+        "limit is 99999, outside min = 1024 and max = 12288",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_state_file_that_cannot_be_used_is_named(case, tmp_path):
+    content, message = BROKEN[case]
+    file = tmp_path / "prune_opd.json"
+    content = content if isinstance(content, (str, bytes)) else json.dumps(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    budget = ResponseBudget(**PAPER)
+    before = budget.state_dict()
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load_state(tmp_path, budget)
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
+    assert budget.state_dict() == before
