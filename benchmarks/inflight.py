@@ -132,8 +132,8 @@ class Bench:
 
     def settings(self, chunk: int) -> PruneOPDConfig:
         """The configuration with another chunk."""
-        gate = self.prune_opd.gate.model_copy(update={"chunk": chunk})
-        return self.prune_opd.model_copy(update={"gate": gate})
+        gate = self.prune_opd.gate.changed(chunk=chunk)
+        return self.prune_opd.changed(gate=gate)
 
 
 def compose(models: Path, pair_: Pair, block_size: int) -> DictConfig:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import Self
 
 from recipe.prune_opd.method.budget import BUDGETS, Budget
 from recipe.prune_opd.method.drift import METRICS, DriftMetric
@@ -60,6 +61,11 @@ class Keys(BaseModel):
         allow_inf_nan=False,
         coerce_numbers_to_str=True,  # Hydra reads a folder named 7 as a number
     )
+
+    def changed(self, **values: Any) -> Self:
+        """The same with other values of some keys, checked anew."""
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**own | values)
 
 
 class TeacherServerConfig(Keys):
@@ -243,7 +249,7 @@ class BudgetConfig(Keys):
         init = max(least, min(PAPER_INIT, most)) if self.init is None else self.init
         bounds = f"from budget.min, {least}, to budget.max, {most}"
         require(least <= init <= most, "budget.init", init, bounds)
-        return self.model_copy(update={"init": init, "min": least, "max": most})
+        return self.changed(init=init, min=least, max=most)
 
     @property
     def longest(self) -> int:

@@ -55,7 +55,7 @@ def read_config(config: DictConfig) -> PruneOPDConfig:
     """
     typed = load_config(config.prune_opd)
     budget = typed.budget.resolved(config.actor_rollout_ref.rollout.response_length)
-    return typed.model_copy(update={"budget": budget})
+    return typed.changed(budget=budget)
 
 
 def sentence(error: ValidationError) -> str:

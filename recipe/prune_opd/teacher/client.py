@@ -41,7 +41,7 @@ class TeachingClient(FollowingClient):
         prune_opd: PruneOPDConfig,
         teacher: Any,
         vocab_size: int,
-        teaches: bool,
+        teaches: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)

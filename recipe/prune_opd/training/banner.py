@@ -58,7 +58,7 @@ def chunk_warning(gate: GateConfig, limit: int) -> str | None:
     asked = limit // gate.chunk_for(limit)
     if asked <= 2 * QUESTIONS:
         return None
-    chosen = gate.model_copy(update={"chunk": None}).chunk_for(limit)
+    chosen = gate.changed(chunk=None).chunk_for(limit)
     return (
         f"prune_opd.gate.chunk: {gate.chunk} is small for responses of up to {limit} tokens: one"
         f" asks its teacher {asked} times, each time sends all tokens so far, and a token is sent"

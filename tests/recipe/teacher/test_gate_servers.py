@@ -11,7 +11,6 @@ from recipe.prune_opd.checks.keys import read_config
 from recipe.prune_opd.config import ENGINES, TeacherConfig, TeacherUrlConfig
 from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
 from recipe.prune_opd.teacher.urls import url_teacher
-from verl_ext.rollout import ENGINES
 from verl_ext.rollout.url_teacher import DIALECTS, UrlTeacher
 
 GIVEN = {

@@ -14,7 +14,7 @@ def said(response_length: int = 8192, home: str = "worker_group", **groups: Any)
     given = {"teacher": {"path": "T", "home": home}, **groups}
     config = PruneOPDConfig.model_validate(given)
     budget = config.budget.resolved(response_length)
-    config = config.model_copy(update={"budget": budget})
+    config = config.changed(budget=budget)
     return banner(config, build_home(config), budget.build())
 
 

@@ -14,6 +14,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, TeacherConfig
+from recipe.prune_opd.method.gates import GATES
 from recipe.prune_opd.records.reports import REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.training.gated_response import DRIFT, GatedGeneration, find_events
@@ -338,7 +339,7 @@ def test_the_nucleus_metric_looks_at_the_sampled_token() -> None:
         for row, c in zip(text.teacher.ids, columns, strict=True)
     ]
     config = settings()
-    config.drift.metric = "teacher_top_p_accept"
+    config = config.changed(drift=config.drift.changed(metric="teacher_top_p_accept"))
     stop = config.new_gate().feed(text.events)
     assert stop is not None
     check(generate(Student(text, Teacher(text), config)), text, stop)
