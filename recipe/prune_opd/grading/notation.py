@@ -8,273 +8,49 @@ import ast
 import re
 import unicodedata
 
+from recipe.prune_opd.grading import symbols
 from recipe.prune_opd.grading.latex import (
     closing_brace,
     closing_parenthesis,
     replace_command,
     split_outside,
 )
+from recipe.prune_opd.grading.symbols import CHARACTERS, GREEK, NUMERALS, OPERATORS, ROW, SYNONYMS
 
-CHARACTERS = {
-    **{
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "∙": r"\cdot ",
-        "•": r"\cdot ",
-        "∗": "*",
-        "÷": "/",
-    },
-    **{
-        "−": "-",
-        "–": "-",
-        "—": "-",
-        "‐": "-",
-        "‑": "-",
-        "±": r"\pm ",
-        "∓": r"\mp ",
-        "√": r"\sqrt ",
-    },
-    **{
-        "∛": r"\sqrt[3] ",
-        "∜": r"\sqrt[4] ",
-        "∞": r"\infty ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "⩽": r"\le ",
-    },
-    **{
-        "⩾": r"\ge ",
-        "≠": r"\ne ",
-        "≈": r"\approx ",
-        "≃": r"\approx ",
-        "∈": r"\in ",
-        "∉": r"\notin ",
-    },
-    **{
-        "∪": r"\cup ",
-        "∩": r"\cap ",
-        "∖": r"\setminus ",
-        "∅": r"\emptyset ",
-        "°": r"^\circ ",
-        "º": r"^\circ ",
-    },
-    **{
-        "ℝ": r"\mathbb{R}",
-        "ℤ": r"\mathbb{Z}",
-        "ℚ": r"\mathbb{Q}",
-        "ℕ": r"\mathbb{N}",
-        "ℂ": r"\mathbb{C}",
-    },
-    **{
-        "⌊": r"\lfloor ",
-        "⌋": r"\rfloor ",
-        "⌈": r"\lceil ",
-        "⌉": r"\rceil ",
-        "⟨": r"\langle ",
-        "⟩": r"\rangle ",
-    },
-    **{
-        "′": "'",
-        "’": "'",
-        "“": '"',
-        "”": '"',
-        "⁄": "/",
-        "∀": r"\forall ",
-        "∑": r"\sum ",
-        "∫": r"\int ",
-    },
-    **{
-        "→": r"\to ",
-        "∧": r"\text{ and }",
-        "∨": r"\text{ or }",
-        "¢": r"\text{ cents}",
-        "€": "",
-        "£": "",
-        "¥": "",
-    },
-    **{
-        "「": "",
-        "」": "",
-        "。": ".",
-        "、": ",",
-        "𝑒": "e",
-        "ⅇ": "e",
-        "ⅈ": "i",
-        "ϕ": r"\phi ",
-        "𝜋": r"\pi ",
-        "ℯ": "e",
-    },
-}
-SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix")
-SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢₖ", "0123456789+-()nik")
-RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
-LOWERED = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢₖ]+")
-GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi"
-    " chi psi omega"
-)
-FUNCTIONS = (
-    "arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh sin cos tan cot sec csc ln log exp"
-    " lim max min gcd lcm"
-)
 
+def _any(alternatives: list[str]) -> str:
+    """An expression's alternatives."""
+    return "|".join(alternatives)
+
+
+def _run_of(table: dict[int, int]) -> re.Pattern[str]:
+    """A run of characters that ``str.translate`` has in its table."""
+    return re.compile(rf"[{''.join(map(chr, table))}]+")
+
+
+RAISED, LOWERED = _run_of(symbols.SUPERSCRIPTS), _run_of(symbols.SUBSCRIPTS)
+DECORATIONS, TEXTS, COLOURS, FUNCTIONS = (
+    _any(names)
+    for names in (symbols.DECORATIONS, symbols.TEXTS, symbols.COLOURS, symbols.FUNCTIONS)
+)
 SEPARATOR = r"(?:\\[,;:! ]|\{,\}|,\\!\s*)"
 THOUSANDS = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{SEPARATOR}+\d{{3}})+(?!\d)")
-LAYOUT = re.compile(
-    r"\\(?:left|right|middle|bigg?[lrm]?|Bigg?[lrm]?|displaystyle|textstyle|scriptstyle|scriptscriptstyle|limits|"
-    r"nolimits|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it|sf|tt|sl|bfseries|"
-    r"itshape|mdseries|rmfamily|centering|noindent|hfill|null|relax|color\s*\{[^{}]*\}|hspace\*?\s*\{[^{}]*\}|"
-    r"vspace\*?\s*\{[^{}]*\}|label\s*\{[^{}]*\}|tag\*?\s*\{[^{}]*\}|phantom\s*\{[^{}]*\}|unicode\{[^{}]*\})(?![A-Za-z])"
-)
-SPACES = re.compile(
-    r"(?<!\\)\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace)(?![A-Za-z])|(?<!\\)\\[,;:!>"
-    r" \n]|~"
-)
-DECORATIONS = (
-    "boldsymbol|pmb|bm|underline|uline|mathbf|mathit|mathsf|mathtt|mathnormal|mathbin|mathrel|mathord|emph|ensuremath|"
-    "boxed|fbox|framebox|displaylines|bf|underbar|textup|mathstrut|hl|symbf|symrm|symbfup|smash|mathop"
-)
-TEXTS = (
-    "text|textbf|textit|textrm|textsf|texttt|textsc|textnormal|textsl|mbox|hbox|mathrm"
-    "|operatorname|operatorname\\*"
-)
-COLOURS = "textcolor|colorbox|color|fcolorbox"
+LAYOUT = re.compile(rf"\\(?:{_any(symbols.LAYOUTS)})(?![A-Za-z])")
+SPACES = re.compile(rf"(?<!\\)\\(?:{_any(symbols.SPACES)})(?![A-Za-z])|(?<!\\)\\[,;:!> \n]|~")
 DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$")
 UPRIGHT = re.compile(r"[ei]|\\?(?:up)?pi|\\[A-Za-z]+", re.ASCII)
 PLAIN_TEXT = re.compile(r"[\d\s.,:;/+*^()%=<>$-]*")
-ROW = "\ue000"
-SYNONYMS = {
-    **{
-        r"\dfrac": r"\frac",
-        r"\tfrac": r"\frac",
-        r"\cfrac": r"\frac",
-        r"\sfrac": r"\frac",
-        r"\nicefrac": r"\frac",
-    },
-    **{
-        r"\dbinom": r"\binom",
-        r"\tbinom": r"\binom",
-        r"\leq": r"\le",
-        r"\leqslant": r"\le",
-        r"\geq": r"\ge",
-    },
-    **{
-        r"\geqslant": r"\ge",
-        r"\neq": r"\ne",
-        r"\lt": "<",
-        r"\gt": ">",
-        r"\degree": r"^\circ",
-        r"\textdegree": r"^\circ",
-        r"\deg": r"^\circ",
-    },
-    **{
-        r"\lbrace": r"\{",
-        r"\rbrace": r"\}",
-        r"\lbrack": "[",
-        r"\rbrack": "]",
-        r"\lparen": "(",
-        r"\rparen": ")",
-    },
-    **{
-        r"\uppi": r"\pi",
-        r"\Pi": r"\Pi",
-        r"\mathpi": r"\pi",
-        r"\e": "e",
-        r"\exponentialE": "e",
-        r"\imath": "i",
-    },
-    **{
-        r"\imaginaryI": "i",
-        r"\lvert": "|",
-        r"\rvert": "|",
-        r"\vert": "|",
-        r"\mid": "|",
-        r"\div": "/",
-    },
-    **{
-        r"\ast": "*",
-        r"\star": "*",
-        r"\cdotp": r"\cdot",
-        r"\bullet": r"\cdot",
-        r"\colon": ":",
-        r"\slash": "/",
-    },
-    **{
-        r"\land": r"\and",
-        r"\wedge": r"\and",
-        r"\lor": r"\or",
-        r"\vee": r"\or",
-        r"\varnothing": r"\emptyset",
-    },
-    **{
-        r"\ldots": r"\dots",
-        r"\cdots": r"\dots",
-        r"\R": r"\mathbb{R}",
-        r"\Z": r"\mathbb{Z}",
-        r"\N": r"\mathbb{N}",
-    },
-    **{
-        r"\Reals": r"\mathbb{R}",
-        r"\reals": r"\mathbb{R}",
-        r"\backslash": r"\setminus",
-        r"\percent": "%",
-    },
-    **{
-        r"\%": "%",
-        r"\$": "",
-        r"\&": r"\and",
-        r"\#": "",
-        r"\dollar": "",
-        r"\pounds": "",
-        r"\euro": "",
-    },
-    **{
-        r"\bigcup": r"\cup",
-        r"\bigcap": r"\cap",
-        r"\textdollar": "",
-        r"\checkmark": "",
-        r"\cr": ROW,
-    },
-    **{
-        r"\simeq": r"\approx",
-        r"\doteq": "=",
-        r"\varphi": r"\phi",
-        r"\lg": r"\log",
-        r"\infin": r"\infty",
-    },
-}
 NAME = re.compile(r"\\(?:[A-Za-z]+|[%$&#])")
-ENVIRONMENT = re.compile(
-    r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|center|math|cases)\*?\}"
-)
+ENVIRONMENT = re.compile(rf"\\(?:begin|end)\s*\{{(?:{_any(symbols.ENVIRONMENTS)})\*?\}}")
 NEXT_ANSWER = re.compile(r"\\\\(?=\s*[^\s&=<>\\])(?!\s*\\?[A-Za-z]*\s*$)")
 """A line's end, in an environment of several, before a line that does not go on with a sign."""
 DOLLARS = re.compile(r"\\\$\s*((?:[\d.,! ]|\{,\}|\\[,!])+)")
-TAGS = re.compile(r"</?(?:b|i|u|em|strong|answer|br|p|span|div|code|center)\s*/?>", re.IGNORECASE)
-MEASURES = re.compile(
-    r"(?<=\d)\s*(?:平方|立方)?(?:个|元|种|次|人|天|年|米|厘米|千米|公里|度|小时|分钟|秒|名|本|只|条|张|岁|项|组|对)$"
-)
-NUMERALS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
+TAGS = re.compile(rf"</?(?:{_any(symbols.TAGS)})\s*/?>", re.IGNORECASE)
+MEASURES = re.compile(rf"(?<=\d)\s*(?:平方|立方)?(?:{_any(symbols.MEASURES)})$")
 REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 MIXED = re.compile(r"(?<![\d.^_{])(\d+)(?:\s|~|\\[ ,;:])+(\d+)\s*/\s*(\d+)(?![\d.])")
 SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
 RING = re.compile(r"(?<=\d)\s*\^\s*(?:\{\s*)?(?:\\text\{o\}|o(?![A-Za-z]))\s*\}?")
-OPERATORS = {"+/-": r"\pm ", "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "==": "="}
 CHOOSE = re.compile(
     r"(?<![\\\w])(?:\{\s*\}\s*)?[_^]?\{?(?<!\d)(\d+)\}?\s*C\s*_?\{?(\d+)\}?(?!\w)"
     r"|(?<![\\\w])C_\{?(\d+)\}?\^\{?(\d+)\}?|(?<![\\\w{])(\w+)\s+choose\s+(\w+)"
@@ -344,8 +120,8 @@ def _unlisted(text: str) -> str:
 
 def _characters(text: str) -> str:
     text = VULGAR.sub(_vulgar, text)
-    text = RAISED.sub(lambda found: f"^{{{found[0].translate(SUPERSCRIPTS)}}}", text)
-    text = LOWERED.sub(lambda found: f"_{{{found[0].translate(SUBSCRIPTS)}}}", text)
+    text = RAISED.sub(lambda found: f"^{{{found[0].translate(symbols.SUPERSCRIPTS)}}}", text)
+    text = LOWERED.sub(lambda found: f"_{{{found[0].translate(symbols.SUBSCRIPTS)}}}", text)
     text = "".join(CHARACTERS.get(one, one) for one in text)
     text = unicodedata.normalize("NFKC", text)
     return "".join(_character(one) for one in text)
@@ -411,7 +187,7 @@ def _text(content: str) -> str:
         return r" \infty "
     if re.fullmatch(r"(?:the )?empty set", word, re.IGNORECASE):
         return r" \emptyset "
-    if word in FUNCTIONS.split():
+    if word in symbols.FUNCTIONS:
         return rf"\{word} "
     if re.fullmatch(r"[,;]?\s*(?:and|or)\s*[,;]?", word):
         return rf" \{word.strip(',; ')} "
@@ -422,34 +198,22 @@ def _text(content: str) -> str:
 
 def _plain(text: str) -> str:
     """Plain text's functions, powers and words as LaTeX's."""
-    text = re.sub(r"\*\*(?=\s*[\w(\\+-])", "^", re.sub(r"^\s*\*\*|\*\*\s*$", "", text)).replace(
-        '"', ""
-    )
-    text = (
-        re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\.+-])", r" \\cdot ", text)
-        .replace("**", "")
-        .replace("*", "")
-    )
+    text = re.sub(r"^\s*\*\*|\*\*\s*$", "", text)
+    text = re.sub(r"\*\*(?=\s*[\w(\\+-])", "^", text).replace('"', "")
+    text = re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\.+-])", r" \\cdot ", text).replace("*", "")
     text = MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", text)
     text = re.sub(r"(?<![\w.)}^])(\d+)\s*/\s*(\d+)\s+(?=[A-Za-z\\(])", r"\\frac{\1}{\2} ", text)
-    text = (
-        text.replace("+/-", r"\pm ")
-        .replace("<=", r"\le ")
-        .replace(">=", r"\ge ")
-        .replace("!=", r"\ne ")
-        .replace("==", "=")
-    )
+    for operator, command in OPERATORS.items():
+        text = text.replace(operator, command)
     text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+[xX]\s+(?=\d)", r" \\cdot ", text)
     text = re.sub(r"(?<![\\A-Za-z])(?:[Ii]nfinity|inf|oo)(?![A-Za-z])", r"\\infty ", text)
     text = re.sub(r"(?<!\\)(?:sqrt|\broot)\s*(?=[({\d\\A-Za-z])", r"\\sqrt ", text)
     text = re.sub(r"(?<!\\)(?:cbrt|cuberoot)\s*(?=[({\d\\])", r"\\sqrt[3] ", text)
     text = re.sub(r"(?<![\\A-Za-z])log(2|10)(?=\s*\()", r"\\log_{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])asin(?=[\s(])|(?<![\\A-Za-z])a(?=(?:cos|tan)[\s(])", "arc", text)
-    names = "|".join(FUNCTIONS.split())
-    text = re.sub(rf"(?<![\\A-Za-z])({names})(?![A-Za-z])(?=\s*[\w(\\^])", r"\\\1 ", text)
-    greek = "|".join(GREEK.split())
-    text = re.sub(rf"(?<![\\A-Za-z])({greek})(?![A-Za-z])", r"\\\1 ", text)
+    text = re.sub(rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])(?=\s*[\w(\\^])", r"\\\1 ", text)
+    text = re.sub(rf"(?<![\\A-Za-z])({_any(GREEK)})(?![A-Za-z])", r"\\\1 ", text)
     text = re.sub(
         r"(?<![\\A-Za-z])(?:n?C|n?Cr|binom|comb)\(\s*(\w+)\s*,\s*(\w+)\s*\)",
         r"\\binom{\1}{\2}",
@@ -502,7 +266,7 @@ def _parenthesised(text: str, before: str) -> str:
 def _root_of_letter(found: re.Match[str]) -> str:
     root, name = found[1], found[2]
     if name.startswith("\\"):
-        return f"{root}{{{name}}}" if name[1:] in GREEK.split() else found[0]
+        return f"{root}{{{name}}}" if name[1:] in GREEK else found[0]
     return f"{root}{{{name[0]}}}{name[1:]}"
 
 
