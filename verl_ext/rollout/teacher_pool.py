@@ -1,5 +1,4 @@
-"""verl's pool of teacher servers, built on a copy of the configuration: ``distillation`` itself
-stays off.
+"""Pool of teacher servers, verl's, on a copy of the configuration: ``distillation`` stays off.
 
 With ``distillation.enabled`` verl would replace the actor's loss and score every finished response
 once more.
@@ -18,7 +17,7 @@ from verl_ext.rollout.client import ScoringClient
 
 @dataclass(frozen=True)
 class TeacherPool:
-    """One teacher on ``replicas`` servers of ``tensor_model_parallel_size`` devices each.
+    """Teacher on ``replicas`` servers of ``tensor_model_parallel_size`` devices each.
 
     ``engine`` is one of ``verl_ext.rollout.ENGINES``. SGLang has no block size: its cache holds
     tokens.
@@ -96,14 +95,14 @@ class TeacherPool:
         }
 
     def _arguments(self) -> dict[str, Any]:
-        """What verl's keys do not reach."""
+        """Engine arguments that verl's keys do not reach."""
         if self.engine == "vllm":
             return {"block_size": self.block_size, "max_logprobs": self.topk}
         return {"chunked_prefill_size": self.max_num_batched_tokens}
 
     @staticmethod
     def client(config: DictConfig, manager: MultiTeacherModelManager) -> ScoringClient:
-        """Client of the servers that ``start`` has started."""
+        """Make a client of the servers that ``start`` has started."""
         (teacher,) = manager.load_balancer_handle
         servers = zip(
             manager.server_addresses[teacher], manager.server_handles[teacher], strict=True

@@ -18,11 +18,10 @@ from recipe.prune_opd.grading.verdicts import NO_TRUTH, RIGHT, UNREAD
 __all__ = ["PROCESSES", "TOKENS", "TRUNCATED", "UNREAD", "compare", "compute_score", "read_answer"]
 
 TOKENS, TRUNCATED = "response_tokens", "truncated"
-"""Keys of a validation response's ``extra_info``, set by our agent loop: its tokens, and whether
-the limit cut it."""
+"""Keys of a validation response's ``extra_info``, from our agent loop: tokens, and whether cut."""
 
 SHOWN = 200
-"""Characters of an answer that are kept in the result."""
+"""Characters of an answer that the result keeps."""
 
 
 def compute_score(

@@ -19,12 +19,12 @@ from recipe.prune_opd.grading.symbols import CHARACTERS, GREEK, NUMERALS, OPERAT
 
 
 def _any(alternatives: list[str]) -> str:
-    """An expression's alternatives."""
+    """Join alternatives of an expression."""
     return "|".join(alternatives)
 
 
 def _run_of(table: dict[int, int]) -> re.Pattern[str]:
-    """A run of characters that ``str.translate`` has in its table."""
+    """Match a run of characters that ``str.translate`` has in its table."""
     return re.compile(rf"[{''.join(map(chr, table))}]+")
 
 
@@ -43,7 +43,7 @@ PLAIN_TEXT = re.compile(r"[\d\s.,:;/+*^()%=<>$-]*")
 NAME = re.compile(r"\\(?:[A-Za-z]+|[%$&#])")
 ENVIRONMENT = re.compile(rf"\\(?:begin|end)\s*\{{(?:{_any(symbols.ENVIRONMENTS)})\*?\}}")
 NEXT_ANSWER = re.compile(r"\\\\(?=\s*[^\s&=<>\\])(?!\s*\\?[A-Za-z]*\s*$)")
-"""A line's end, in an environment of several, before a line that does not go on with a sign."""
+"""End of a line, in an environment of several, before one that does not go on with a sign."""
 DOLLARS = re.compile(r"\\\$\s*((?:[\d.,! ]|\{,\}|\\[,!])+)")
 TAGS = re.compile(rf"</?(?:{_any(symbols.TAGS)})\s*/?>", re.IGNORECASE)
 MEASURES = re.compile(rf"(?<=\d)\s*(?:平方|立方)?(?:{_any(symbols.MEASURES)})$")
@@ -55,12 +55,12 @@ CHOOSE = re.compile(
     r"(?<![\\\w])(?:\{\s*\}\s*)?[_^]?\{?(?<!\d)(\d+)\}?\s*C\s*_?\{?(\d+)\}?(?!\w)"
     r"|(?<![\\\w])C_\{?(\d+)\}?\^\{?(\d+)\}?|(?<![\\\w{])(\w+)\s+choose\s+(\w+)"
 )
-"""Binomial coefficients that are written ``{}_8C_3``, ``C_8^3``, ``8 choose 3``."""
+"""Binomial coefficients written ``{}_8C_3``, ``C_8^3``, ``8 choose 3``."""
 VULGAR = re.compile(r"(\d*)\s*([¼½¾⅐-⅞])")
 
 
 def canonical(text: str) -> str:
-    """An answer in one notation. Linear in everything but the nesting of commands."""
+    """Rewrite an answer in one notation, in time linear in all but the nesting of commands."""
     text = _rows(_characters(_amount(TAGS.sub(" ", _unlisted(text)))))
     text = THOUSANDS.sub(lambda number: re.sub(SEPARATOR, "", number[0]), text)
     text = REPEATING.sub(_repeating, text)
@@ -77,8 +77,7 @@ def canonical(text: str) -> str:
 
 
 def _amount(text: str) -> str:
-    r"""``\$5.40`` as ``5.40\text{ dollars}``, and a number without the Chinese word of its
-    measure."""
+    r"""Amount ``\$5.40`` as ``5.40\text{ dollars}``, and a number without a Chinese measure."""
     dollars = DOLLARS.fullmatch(text.strip())
     return (
         rf"{dollars[1].rstrip('., ')}\text{{ dollars}}"
@@ -88,8 +87,7 @@ def _amount(text: str) -> str:
 
 
 def _rows(text: str) -> str:
-    r"""Text whose only double backslashes are a matrix's rows, as ``ROW``; its brackets are one
-    kind's."""
+    """Text whose double backslashes are a matrix's rows, as ``ROW``, its brackets of one kind."""
     if not re.search(r"matrix|\{array\}", text):
         if ENVIRONMENT.search(text):
             text = re.sub(r"&\s*(?=[=<>\\])", "", NEXT_ANSWER.sub(", ", text))
@@ -106,8 +104,7 @@ def _rows(text: str) -> str:
 
 
 def _unlisted(text: str) -> str:
-    """What a Python list in text form holds: ``['70']``. Its backslashes may or may not be
-    doubled."""
+    """Items of a Python list in text form, ``['70']``; its backslashes may be doubled."""
     text = text.strip()
     if not re.fullmatch(r"\[\s*(['\"]).*\1\s*,?\s*\]", text, re.DOTALL):
         return text
@@ -150,7 +147,7 @@ def _vulgar(found: re.Match[str]) -> str:
 
 
 def _repeating(found: re.Match[str]) -> str:
-    r"""``0.1\overline{6}`` as a fraction."""
+    r"""Fraction for ``0.1\overline{6}``."""
     whole, fixed, period = found[1] or "0", found[2], found[3]
     nines = (10 ** len(period) - 1) * 10 ** len(fixed)
     top = int(whole + fixed + period) - int(whole + fixed)
@@ -179,7 +176,7 @@ def _undecorated(text: str) -> str:
 
 
 def _text(content: str) -> str:
-    """Upright text: mathematics if it looks like it, else one form for all."""
+    """Upright text as mathematics if it looks like it, else in one form for all."""
     word = content.strip()
     if UPRIGHT.fullmatch(word) or PLAIN_TEXT.fullmatch(word):
         return f" {word} "
@@ -197,7 +194,7 @@ def _text(content: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Plain text's functions, powers and words as LaTeX's."""
+    """Plain text with its functions, powers and words as LaTeX's."""
     text = re.sub(r"^\s*\*\*|\*\*\s*$", "", text)
     text = re.sub(r"\*\*(?=\s*[\w(\\+-])", "^", text).replace('"', "")
     text = re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\.+-])", r" \\cdot ", text).replace("*", "")
@@ -228,8 +225,7 @@ def _plain(text: str) -> str:
 
 
 def _arguments(text: str) -> str:
-    r"""Text whose fractions, roots and powers have braces: ``\frac12``, ``\sqrt(2)``, ``x^(1/2)``,
-    ``2^10``."""
+    r"""Text whose fractions, roots, powers have braces: ``\frac12``, ``\sqrt(2)``, ``x^(1/2)``."""
     text = re.sub(r"\\(sqrt)\s*\[([^\[\]]*)\]\s*", r"\\\1[\2]", text)
     text = _parenthesised(text, r"\\sqrt(?:\[[^\[\]]*\])?\s*|\^\s*|\\exp\s*")
     text = re.sub(r"(\\sqrt(?:\[[^\[\]]*\])?)\s*(\d+(?:\.\d+)?)", r"\1{\2}", text)
@@ -271,7 +267,7 @@ def _root_of_letter(found: re.Match[str]) -> str:
 
 
 def _choose(text: str) -> str:
-    r"""``{n \choose k}`` as ``\binom{n}{k}``."""
+    r"""Rewrite ``{n \choose k}`` as ``\binom{n}{k}``."""
     while match := re.search(r"\\choose(?![A-Za-z])", text):
         start = text.rfind("{", 0, match.start())
         end = closing_brace(text, start + 1) if start >= 0 else None
@@ -283,8 +279,7 @@ def _choose(text: str) -> str:
 
 
 def _groups(text: str) -> str:
-    """Text with braces that belong to no command as parentheses, or a set's if there is a comma in
-    them."""
+    """Text with braces of no command as parentheses, or as a set's if there is a comma in them."""
     pattern, position = re.compile(r"(?:^|(?<=[-+*/=,;(|\s\d{]))\{"), 0
     while match := pattern.search(text, position):
         before = text[: match.start()].rstrip()
@@ -304,8 +299,7 @@ def _groups(text: str) -> str:
 
 
 def _stripped(text: str) -> str:
-    """Text without what surrounds an answer: a full stop, a line break, signs of equality,
-    asterisks."""
+    """Text without full stop, line break, sign of equality or asterisks around an answer."""
     before = None
     while before != text:
         before = text

@@ -1,5 +1,4 @@
-r"""Sentences around an answer: ``\text{The values are } ..`` before it, ``\text{ for all } n``
-behind it."""
+r"""Sentences around an answer: ``\text{The values are }`` before, ``\text{ for all } n`` behind."""
 
 import re
 
@@ -38,7 +37,7 @@ DECIDES = re.compile(r"\b(?:if|when|whenever|provided|unless|iff)\b", re.IGNOREC
 
 
 def without_prose(text: str) -> tuple[str, str]:
-    """A text's answer, and the condition behind it, "" for none."""
+    """Split a text into its answer and the condition behind that, "" for none."""
     text = re.sub(r"^(?:\\text\{the\}|the)\s+(?=\d)", "", _without_lead(text))
     note = NOTE.search(text)
     if note and re.search(r"\w", text[: note.start()]) and text[: note.start()][-1:].isspace():
@@ -68,8 +67,7 @@ def _without_lead(text: str) -> str:
 
 
 def contradict(one: str, other: str) -> bool:
-    """Whether two conditions are different ones that decide: ``if n is even`` and ``if n is
-    odd``."""
+    """Tell whether two conditions decide and differ: ``if n is even`` and ``if n is odd``."""
     if (
         not one
         or not other

@@ -1,16 +1,16 @@
-r"""Symbols of answers: which character or command says what in LaTeX. Tables, without rules.
+"""Symbols of answers, as tables without rules: which character or command says what in LaTeX.
 
 A table has a line for each notation: the one that is kept, then all that are written for it.
 """
 
 
 def words(text: str) -> list[str]:
-    """Words of a text, so that a list of many is one string."""
+    """Split a text into words, so that a list of many is one string."""
     return text.split()
 
 
 def table(lines: str) -> dict[str, str]:
-    """Read a table: what is written -> the notation that is kept."""
+    """Read a table: what may be written -> the notation that is kept."""
     rows = (line.split() for line in lines.strip().splitlines())
     return {written: kept for kept, *variants in rows for written in variants}
 
@@ -68,7 +68,7 @@ SIGNS = table(r"""
     \mathbb{N} ℕ
     \mathbb{C} ℂ
 """)
-"""Character -> what needs no space behind it."""
+"""Character -> text that needs no space behind it."""
 CHARACTERS = {
     **{character: f"{command} " for character, command in COMMANDS.items()},
     **SIGNS,

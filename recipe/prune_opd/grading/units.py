@@ -9,7 +9,7 @@ WORDS = re.compile(
     r"(?:[\s/-]*(?:\\text\{[^{}]*\}|[A-Za-z]{1,}\.?))*)\s*(?:\^\s*\{?\s*(?P<power>\\circ|\d+)\s*\}?)?",
     re.DOTALL,
 )
-"""What comes before words that end an answer, the words, their power."""
+"""Number, the words behind it that end an answer, and their power."""
 BARE = {
     *(
         "mm",
@@ -48,10 +48,9 @@ BARE = {
     ),
     *("degrees", "unit", "units", "sq", "cubic", "usd", "yen", "men", "pts"),
 }
-"""Units without ``\\text`` that are no product of letters. Words of four letters behind a space are
-none either."""
+r"""Units without ``\text`` that are no product of letters; nor are longer words behind a space."""
 LETTERS = {"in", "ft", "mi", "hr", "lb", "oz", "mg", "ml", "dm", "yd"}
-"""Those that are a product behind other letters: ``2\\pi hr``."""
+r"""Units that are a product behind other letters: ``2\pi hr``."""
 DEGREES = re.compile(r"(.*?)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\\text\{[^{}]*\}|[CFK])?", re.DOTALL)
 FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 ORDINAL = re.compile(
@@ -149,8 +148,7 @@ SYMBOLS = {
 
 
 def split_unit(answer: str) -> tuple[str, str]:
-    r"""A number and the unit behind it, ``cm^2`` for ``5\text{ square centimeters}``; "" where
-    there is none.
+    """Split a number from the unit behind it, ``cm^2`` for ``square centimeters``; "" for none.
 
     Args:
         answer: in the notation of ``canonical``.
@@ -181,7 +179,7 @@ def split_unit(answer: str) -> tuple[str, str]:
 
 
 def _is_unit(number: str, words: str, rest: str) -> bool:
-    """Whether words, with what precedes them, are a unit and not letters to multiply."""
+    """Tell whether words, with what precedes them, are a unit and not letters to multiply."""
     if words.startswith(r"\text"):
         return True
     first = re.match(r"[A-Za-z]+", words)
@@ -211,5 +209,5 @@ def _symbol(word: str) -> str:
 
 
 def without_ordinals(answer: str) -> str:
-    r"""The answer with ``12`` for ``12^{\text{th}}``."""
+    r"""Replace ``12^{\text{th}}`` in an answer by ``12``."""
     return ORDINAL.sub(r"\1 ", answer)

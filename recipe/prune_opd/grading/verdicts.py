@@ -1,4 +1,4 @@
-"""Verdicts, and the reasons why there is none."""
+"""Verdicts on an answer, and the reasons why there is none."""
 
 NO_BOX, UNCLOSED, EMPTY, TOO_LONG = "no box", "unclosed box", "empty box", "too long"
 UNPARSED, TOO_HARD, NO_TRUTH = "not parsed", "too hard", "no ground truth"
