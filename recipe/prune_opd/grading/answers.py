@@ -19,8 +19,8 @@ r"""Text between boxes that are one answer: ``\boxed{3}, \boxed{5} and \boxed{7}
 
 LABEL = r"(?:the\s+|my\s+|our\s+)?(?:final\s+|correct\s+)?answer[*_\s]*"
 LINE_START = re.compile(
-    r"(?im)^["
-    rf" \t>#*_`$\[\](){{}}\\-]*(?:\\(?:text|textbf|mathbf)\{{)?{LABEL}(?:(?:is\s*)?[:：=]|(?<=\n))"
+    r"(?im)^[ \t>#*_`$\[\](){}\\-]*(?:\\(?:text|textbf|mathbf)\{)?"
+    rf"{LABEL}(?:(?:is\s*)?[:：=]|(?<=\n))"
 )
 ANYWHERE = re.compile(r"(?i)\banswer[*_\s]*[:：]")
 SENTENCE = re.compile(r"(?i)\banswer\s+(?:\w+\s+){0,4}?is\b[:：]?")

@@ -3,15 +3,13 @@
 import re
 from collections.abc import Sequence
 
-from sympy import MatrixBase, pi
+from sympy import Expr, MatrixBase, pi
 
 from recipe.prune_opd.grading.numbers import equal, proportional, rounds_to
 from recipe.prune_opd.grading.regions import is_equation, is_region, same_set
 from recipe.prune_opd.grading.values import Group, Listing, Quantity, Relation, Value, Word
 
 FLIPPED = {">": "<", ">=": "<="}
-
-
 WORD = re.compile(r"\(?\s*(?:\\text\{\(?[A-Za-z .]+\)?\}|[A-Za-z ]+)\s*\)?")
 
 
@@ -151,7 +149,7 @@ def _same_angle(truth: Quantity, found: Quantity) -> bool:
     return radians.expression.has(pi) and equal(degrees.expression * pi / 180, radians.expression)
 
 
-def _same_number(truth: Quantity, found: Quantity, one, other) -> bool:  # type: ignore[no-untyped-def]
+def _same_number(truth: Quantity, found: Quantity, one: Expr, other: Expr) -> bool:
     if equal(one, other):
         return True
     if (

@@ -14,7 +14,8 @@ from recipe.prune_opd.grading.verdicts import NO_TRUTH, RIGHT, UNPARSED, WRONG
 RUN_TOGETHER = re.compile(r"[^\s,]+(?:,\d{3})+[^\s,]*")
 CHOICE = re.compile(r"(?:\\text\{\s*\(([A-E])\)\s*\}|\(([A-E])\))\s*(?=[^\s,;])")
 LABELLED = re.compile(
-    r"(?:\\text\{)?\s*(?:option|choice)?\s*\(?\s*([A-E])\s*(?:[:.)](?!\W*(?:and|or|[A-E])\b|\s*[,;/&+-])|\}|$)",
+    r"(?:\\text\{)?\s*(?:option|choice)?\s*\(?\s*([A-E])\s*"
+    r"(?:[:.)](?!\W*(?:and|or|[A-E])\b|\s*[,;/&+-])|\}|$)",
     re.I,
 )
 r"""Letter of a choice, before its value or alone: ``\text{C: 204}``, ``B) 204``, ``Option B``."""

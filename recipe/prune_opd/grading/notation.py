@@ -56,6 +56,10 @@ CHOOSE = re.compile(
     r"|(?<![\\\w])C_\{?(\d+)\}?\^\{?(\d+)\}?|(?<![\\\w{])(\w+)\s+choose\s+(\w+)"
 )
 """Binomial coefficients written ``{}_8C_3``, ``C_8^3``, ``8 choose 3``."""
+LEADING = re.compile(
+    r"^(?:=|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|:|\\therefore|\\implies|\\Rightarrow)\s*"
+)
+FOLLOWING = re.compile(r"(?:\\\\|\\|[.,;:?]|\\(?:dots|newline|par|qed|blacksquare|square))+\s*$")
 VULGAR = re.compile(r"(\d*)\s*([¼½¾⅐-⅞])")
 
 
@@ -304,12 +308,6 @@ def _stripped(text: str) -> str:
     while before != text:
         before = text
         text = re.sub(r"^'(.*)'$", r"\1", text.strip().strip("`~*_#").strip())
-        text = re.sub(
-            r"(?:\\\\|\\|[.,;:?]|\\(?:dots|newline|par|qed|blacksquare|square))+\s*$", "", text
-        )
-        text = re.sub(
-            r"^(?:=|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|:|\\therefore|\\implies|\\Rightarrow)\s*",
-            "",
-            text,
-        )
+        text = FOLLOWING.sub("", text)
+        text = LEADING.sub("", text)
     return text

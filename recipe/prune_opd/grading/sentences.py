@@ -8,9 +8,9 @@ PHRASE = re.compile(
     r"\\text\{([^{}]*)\}\s*[:=]?\s*(?=\S)|([A-Za-z'’]+(?:[ ,]+[A-Za-z'’]+)*\s*:?)\s+(?=\S)"
 )
 LEADS = re.compile(
-    r"(?:so|thus|hence|therefore|exactly|only|just|precisely|approximately|about|both|total|point)\s*|"
-    r".*(?:\b(?:is|are|be|equals?|equal"
-    r" to|gives|get|has|have|answers?|values?|solutions?|result)\s*[:=]?|[:=])\s*",
+    r"(?:so|thus|hence|therefore|exactly|only|just|precisely|approximately|about|both|total|point)"
+    r"\s*|.*(?:\b(?:is|are|be|equals?|equal to|gives|get|has|have|answers?|values?|solutions?"
+    r"|result)\s*[:=]?|[:=])\s*",
     re.IGNORECASE | re.DOTALL,
 )
 DENIES = re.compile(
@@ -18,15 +18,16 @@ DENIES = re.compile(
     re.IGNORECASE,
 )
 WORDS = (
-    "for|where|with|when|whenever|if|such that|provided|given|assuming|because|since|whose|in"
-    " which|only if|iff|unless"
+    "for|where|with|when|whenever|if|such that|provided|given|assuming|because|since|whose"
+    "|in which|only if|iff|unless"
 )
 MODULUS = (
     r"\\pmod(?![A-Za-z])|\(\s*\\?(?:b?mod|\\text\{mod\})|\\text\{\(mod\}|(?<=[\d\s])mod(?=\s*\d)"
 )
 ANY = r",\s*[a-z]\s*\\?(?:text\{)?\s*(?:is )?(?:any|an|a) (?:\w+ )*(?:integer|number|constant|real)"
 CONDITION = re.compile(
-    rf"{ANY}|\s*[,;]?\s*(?:\\text\{{\s*[(,]?\s*({WORDS})\b|(?<![A-Za-z\\])({WORDS})(?![A-Za-z])|\\forall(?![A-Za-z])|{MODULUS})",
+    rf"{ANY}|\s*[,;]?\s*(?:\\text\{{\s*[(,]?\s*({WORDS})\b|(?<![A-Za-z\\])({WORDS})(?![A-Za-z])"
+    rf"|\\forall(?![A-Za-z])|{MODULUS})",
     re.IGNORECASE,
 )
 NOTE = re.compile(
