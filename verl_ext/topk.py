@@ -82,8 +82,8 @@ class _LogProbsAt(torch.autograd.Function):
                 " only"
             )
         logits, ids, normaliser = ctx.saved_tensors
-        # Detached, it shares memory and version counter with the logits: a later reader is refused
-        # by torch.
+        # Detached, it shares memory and version counter with the logits, so torch refuses later
+        # readers.
         gradient = logits.detach() if ctx.overwrite else torch.empty_like(logits)
         split = (
             tensor.split(ROWS_AT_A_TIME) for tensor in (gradient, logits, ids, normaliser, upstream)
@@ -175,7 +175,8 @@ def collect(values: Tensor, input_ids: Tensor, responses: Tensor) -> Tensor:
 
 
 def _offsets(jagged: Tensor) -> Tensor:
-    return jagged.offsets()  # type: ignore[attr-defined]  # torch declares it for nested tensors only
+    # torch declares it for nested tensors only
+    return jagged.offsets()  # type: ignore[attr-defined]
 
 
 def join_columns(model_output: Mapping[str, Tensor], name: str) -> Tensor:
@@ -245,8 +246,7 @@ class TopKPass:
             return self._columns(student_logits.squeeze(0), data)
         if self.objective is not None and model_output is not None and torch.is_grad_enabled():
             return self.objective(join_columns(model_output, "log_probs_at"), data)
-        # A scoring pass still has to return a loss: verl calls the loss function or has no logits
-        # processor at all.
+        # A scoring pass too has to return a loss: without a loss function verl shows no logits.
         return torch.zeros((), device=data["input_ids"].values().device), {}
 
     def _columns(self, logits: Tensor, data: TensorDict) -> dict[str, Tensor]:
@@ -257,8 +257,7 @@ class TopKPass:
             columns |= _columns("top_ids", ids) | _columns("top_log_probs", log_probs)
         if request.at:
             ids = _this_rank(spread(data[request.at], data["input_ids"]))
-            # The objective sees nothing else made of the logits: their memory is free for the
-            # gradient.
+            # The objective reads nothing else of the logits: the gradient may take their memory.
             columns |= _columns("log_probs_at", log_probs_at(logits, ids, overwrite=True))
         return columns
 

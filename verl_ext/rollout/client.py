@@ -177,9 +177,8 @@ class GrowingSequence:
     private: int = 0
 
     def __post_init__(self) -> None:
-        self._ahead: TopKRows | None = (
-            None  # the row of the token after the scored ones, which comes with an answer
-        )
+        # The row of the token after the scored ones, which comes with an answer.
+        self._ahead: TopKRows | None = None
         self._server: tuple[str, ActorHandle] | None = None
         self._question: tuple[asyncio.Future[Score], int] | None = None
 

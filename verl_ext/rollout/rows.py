@@ -16,7 +16,7 @@ RESERVED = {"vllm": 1, "sglang": 7}
 """Tokens of an engine's context that a sequence to score must leave free. One is generated to no
 purpose; SGLang keeps some more (``max_req_input_len`` in its tp_worker.py)."""
 MOST_MASS = 1.01
-"""Sum of K probabilities, at most; logits, which servers may report instead, exceed it."""
+"""Sum of K probabilities with rounding, at most; logits, reported in their place, exceed it."""
 
 
 @dataclass(frozen=True)

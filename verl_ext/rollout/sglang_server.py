@@ -45,7 +45,7 @@ def read_sampled(entries: Entries) -> NDArray[np.float32]:
 
 def observe(following: Following, info: dict[str, Any], finished: bool) -> None:
     """Report what is new in the cumulative ``meta_info`` of a request."""
-    # none: aborted before the first token.
+    # A request that is aborted before its first token has none.
     sampled: Entries = info.get("output_token_logprobs") or []
     due = following.due(len(sampled), finished)
     if due is not None:

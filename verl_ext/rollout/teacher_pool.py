@@ -60,11 +60,8 @@ class TeacherPool:
             "enabled": True,
             "n_gpus_per_node": nodes[0],
             "nnodes": len(nodes),
-            # verl's way to ask for top-k.
-            "distillation_loss": {
-                "loss_mode": "forward_kl_topk",
-                "topk": self.topk,
-            },
+            # The loss itself is not used: it is verl's way to have servers give the top-k.
+            "distillation_loss": {"loss_mode": "forward_kl_topk", "topk": self.topk},
             "teacher_models": {
                 "teacher_model": {"model_path": self.path, "inference": self._inference()}
             },
@@ -83,7 +80,7 @@ class TeacherPool:
             "response_length": self.max_response_length,
             "max_model_len": self.max_prompt_length + self.max_response_length + 1,
             "max_num_batched_tokens": self.max_num_batched_tokens,
-            # VLLM wants no more sequences than tokens.
+            # vLLM takes no more sequences than tokens.
             "max_num_seqs": min(1024, self.max_num_batched_tokens),
             "enforce_eager": self.enforce_eager,
             "enable_prefix_caching": True,

@@ -117,8 +117,8 @@ class SGLang(Dialect):
         """See ``Dialect``."""
         info = answer["meta_info"]
         own, top = info["input_token_logprobs"][1:], info["input_top_logprobs"][1:]
-        # SGLang reports the last id of the vocabulary as 0 (scheduler_output_processor_mixin.py),
-        # its log-prob rightly.
+        # SGLang gives the last id of the vocabulary as 0 (scheduler_output_processor_mixin.py),
+        # with the right log-prob.
         if len(own) != len(token_ids) - start or any(
             i not in (token, 0) for (_, i, *_), token in zip(own, token_ids[start:], strict=True)
         ):
@@ -250,7 +250,7 @@ class UrlTeacher:
                         f"{url} answers {response.status}: {reason[:300]}"
                     )
                 return await response.json(content_type=None)
-        # It is a TimeoutError too, which would pass for the deadline's.
+        # Also a TimeoutError, and so would pass for the deadline's.
         except aiohttp.ServerTimeoutError as error:
             raise aiohttp.ClientError(f"{url} cannot be reached within {CONNECT} s") from error
         except (aiohttp.ClientError, BadQuestion):  # they are a ValueError too, or may be

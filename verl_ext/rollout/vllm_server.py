@@ -105,10 +105,8 @@ class TailLogprobs(LogprobsProcessor):
 
     def __post_init__(self) -> None:
         shape = (0, self.topk + 1)
-        self._ids, self._log_probs = (
-            np.zeros(shape, dtype=np.int32),
-            np.zeros(shape, dtype=np.float32),
-        )
+        self._ids = np.zeros(shape, dtype=np.int32)
+        self._log_probs = np.zeros(shape, dtype=np.float32)
 
     @property
     def rows(self) -> TopKRows:
@@ -168,7 +166,7 @@ class TopKHttpServer(vLLMHttpServer):
         self.engine.followed[request_id] = following
         generation = self.generate(prompt_ids, sampling_params, request_id, **kwargs)
         try:
-            # verl's generate aborts what is cancelled.
+            # Closed early, the generation is cancelled, and verl's generate then aborts it.
             async with aclosing(following.until(generation)) as items:
                 async for item in items:
                     yield item

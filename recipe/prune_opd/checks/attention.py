@@ -126,9 +126,7 @@ def _check_flash(one: Attention, device: str) -> None:
             " or eager; +platform=cpu sets sdpa"
         )
     if is_torch_npu_available() or is_kernels_available():
-        # Ascend has its own, and transformers takes kernels of the hub in place of a missing
-        # package.
-        return
+        return  # Ascend has its own, and the hub's kernels stand in for a missing package
     if reason := _why_not(FLASH[one.base]):
         plus = "+" if one.key.startswith("actor_rollout_ref.") else ""  # verl's node is empty
         other = (

@@ -76,12 +76,11 @@ def warn_of_empty_responses(config: DictConfig) -> None:
         logger.warning(
             "data.train_batch_size=%d is no multiple of %s=%d: verl fills each batch of %d"
             " responses up with %d empty ones, which pass through the models as well",
-            *(
-                config.data.train_batch_size,
-                MINI,
-                config.actor_rollout_ref.actor.ppo_mini_batch_size,
-            ),
-            *(batches.given, batches.filled - batches.given),
+            config.data.train_batch_size,
+            MINI,
+            config.actor_rollout_ref.actor.ppo_mini_batch_size,
+            batches.given,
+            batches.filled - batches.given,
         )
 
 

@@ -209,11 +209,9 @@ def _rules(prompt_key: str, reader: str | None) -> Rules:
         return f"allowed: an object with ground_truth, which {reader} needs"
 
     def source_fault(value: Any) -> str | None:
-        return (
-            f"allowed: text, which {reader} needs"
-            if strict and not isinstance(value, str)
-            else None
-        )
+        if strict and not isinstance(value, str):
+            return f"allowed: text, which {reader} needs"
+        return None
 
     return {prompt_key: prompt_fault, "reward_model": truth_fault, "data_source": source_fault}
 
@@ -230,11 +228,8 @@ def prompt_fault(prompt: Any) -> str | None:
     """Fault that keeps a prompt from being answered, and what is allowed; None without fault."""
     if not is_chat(prompt):
         first = prompt[0] if isinstance(prompt, list) and prompt else None
-        other = (
-            " instead of from and value"
-            if isinstance(first, dict) and {"from", "value"} <= first.keys()
-            else ""
-        )
+        foreign = isinstance(first, dict) and {"from", "value"} <= first.keys()
+        other = " instead of from and value" if foreign else ""
         return f"allowed: a list of messages with role and content{other}"
     for number, turn in enumerate(prompt):
         role, content = turn["role"], turn["content"]
@@ -331,10 +326,8 @@ def _open_json(key: str, file: Path) -> _Source:
 
     def batches(columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         read = rows.select_columns(columns)
-        arrow, mixed = (
-            read.with_format("arrow"),
-            [name for name in columns if not regular(schema.field(name).type)],
-        )
+        arrow = read.with_format("arrow")
+        mixed = [name for name in columns if not regular(schema.field(name).type)]
         for start in range(0, len(rows), BATCH):
             part = slice(start, start + BATCH)
             table, decoded = arrow[part], read[part] if mixed else {}

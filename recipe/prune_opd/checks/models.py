@@ -59,12 +59,11 @@ class Model:
         tokenizer = folder if tokenizer is None else _here(f"{node}.tokenizer_path", tokenizer)
         try:
             hf_config = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code)
-            # As it is: verl would fill in a missing padding token, and say so each time.
+            # The tokenizer as it is: verl would fill in a missing padding token, and warn of it.
             tokens = hf_tokenizer(
                 tokenizer, correct_pad_token=False, trust_remote_code=trust_remote_code
             )
-        # What reads a tokenizer raises KeyError, and the tokenizers library plain Exception.
-        except Exception as error:
+        except Exception as error:  # KeyError, or plain Exception of the library tokenizers
             raise ValueError(
                 f"{key}: {path} holds no model configuration with tokenizer ({reason_of(error)})"
             ) from error
@@ -100,7 +99,7 @@ def _here(key: str, path: str) -> str:
         copy = copy_to_local(folder)
     except Exception as error:  # of whatever serves a remote path
         raise ValueError(f"{key}: {path} cannot be copied here ({reason_of(error)})") from error
-    # The program that copies failed, and verl did not look.
+    # verl does not look whether the program that copies has failed.
     if is_remote(path) and not Path(copy).is_dir():
         raise ValueError(
             f"{key}: {path} cannot be copied here (there is no folder {copy} afterwards)"
