@@ -1,3 +1,5 @@
+"""Every key has the paper's default, refuses wrong values by name, and reaches verl as given."""
+
 from dataclasses import asdict
 
 import pytest
