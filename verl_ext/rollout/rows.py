@@ -21,7 +21,7 @@ MOST_MASS = 1.01
 
 @dataclass(frozen=True)
 class TopKRows:
-    """Candidates of each token, exactly K by falling probability, the token itself or not."""
+    """K candidates of each token by falling probability, the token itself among them or not."""
 
     ids: NDArray[np.int32]
     """Token ids (N, K)."""

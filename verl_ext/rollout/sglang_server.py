@@ -67,7 +67,7 @@ class FollowedManager:
     async def generate_request(
         self, request: GenerateReqInput, http: Any = None
     ) -> AsyncIterator[dict[str, Any]]:
-        """See ``TokenizerManager.generate_request``; of a followed request comes only the last."""
+        """See ``TokenizerManager.generate_request``; a followed one gives its last output only."""
         following = self.followed.get(request.rid)
         if following is None:
             async for output in self._manager.generate_request(request, http):

@@ -216,7 +216,7 @@ class TopKHttpServer(vLLMHttpServer):
     async def _tail(
         self, token_ids: list[int], start: int, topk: int, cache_salt: str | None
     ) -> tuple[TailLogprobs, TopKRows, int]:
-        """Rows, the next token's row, and the number of cached tokens, whose rows are not valid."""
+        """Rows, the next token's row, and the number of cached tokens: up to it no row is valid."""
         params = SamplingParams(
             max_tokens=1,
             prompt_logprobs=topk,
