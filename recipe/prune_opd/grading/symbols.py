@@ -10,9 +10,17 @@ def words(text: str) -> list[str]:
 
 
 def table(lines: str) -> dict[str, str]:
-    """Read a table: what may be written -> the notation that is kept."""
-    rows = (line.split() for line in lines.strip().splitlines())
-    return {written: kept for kept, *variants in rows for written in variants}
+    """Read a table: what may be written -> the notation that is kept.
+
+    Raises:
+        ValueError: two lines claim the same.
+    """
+    found: dict[str, str] = {}
+    for kept, *variants in (line.split() for line in lines.strip().splitlines()):
+        for written in variants:
+            if found.setdefault(written, kept) != kept:
+                raise ValueError(f"{written} is kept as {found[written]} and as {kept}")
+    return found
 
 
 ROW = "\ue000"
