@@ -1,11 +1,11 @@
-"""Puts our config groups on Hydra's search path: ``+recipe=prune_opd``, ``+platform=cpu``."""
+"""Plugin for Hydra's search path: ``+recipe=prune_opd``, ``+platform=cpu``."""
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class PruneOPDSearchPath(SearchPathPlugin):
-    """Appended, so nothing of verl's or of the user's is shadowed."""
+    """Search path of ours, appended, so that nothing of verl's or of the user's is shadowed."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """See ``SearchPathPlugin``."""

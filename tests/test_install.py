@@ -1,4 +1,4 @@
-"""The package as a user installs it, in an environment where this checkout is not on the path."""
+"""An installed package works where this checkout is not on the path."""
 
 import json
 import shutil

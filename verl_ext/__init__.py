@@ -1,2 +1,4 @@
-"""What verl lacks and any recipe could use. Nothing here knows of pruning; imports go recipe ->
-verl_ext -> verl."""
+"""Parts that verl lacks and any recipe could use; nothing here knows of pruning.
+
+Imports go one way: recipe -> verl_ext -> verl.
+"""

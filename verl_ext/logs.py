@@ -1,4 +1,4 @@
-"""A package's warnings, printed in every process."""
+"""Warnings of a package, printed in every process."""
 
 import logging
 import os

@@ -1,5 +1,4 @@
-"""Entry point of ``verl.plugins``: loaded in every process that imports verl, Ray workers too. Keep
-it light."""
+"""Entry point of ``verl.plugins``, loaded in every process that imports verl: keep it light."""
 
 import logging
 

@@ -19,15 +19,14 @@ from tensordict import TensorDict
 from torch import Tensor
 
 ROWS_AT_A_TIME = 256
-"""Rows turned to float32 at once: 256 x 152,000 x 4 bytes = 0.16 GB instead of N x V x 4. Enough to
-fill a GPU."""
+"""Rows turned to float32 at once: 256 x 152,000 x 4 bytes = 0.16 GB instead of N x V x 4."""
 
 
 # ------------------------------------------------------------------------------------- pure tensors
 
 
 def top_log_probs(logits: Tensor, k: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """The k largest logits among the first ``vocab_size`` ids, and their full-vocabulary log-probs.
+    """Find the k largest logits among the first ``vocab_size`` ids, and their log-probs over all V.
 
     Args:
         logits: (N, V) float of any dtype. Ranked as they are: a cast to float32 is exact, so it
@@ -65,8 +64,7 @@ def log_probs_at(logits: Tensor, ids: Tensor, overwrite: bool = False) -> Tensor
 
 
 class _LogProbsAt(torch.autograd.Function):
-    """``log_probs_at`` by pieces of rows: nothing of size (N, V) is kept or made, but for the
-    gradient."""
+    """Function ``log_probs_at`` by pieces: of size (N, V) it makes nothing but the gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor, overwrite: bool) -> Tensor:
@@ -84,8 +82,8 @@ class _LogProbsAt(torch.autograd.Function):
                 " only"
             )
         logits, ids, normaliser = ctx.saved_tensors
-        # Detached, it shares memory and version counter with the logits: a later reader is refused
-        # by torch.
+        # Detached, it shares memory and version counter with the logits, so torch refuses later
+        # readers.
         gradient = logits.detach() if ctx.overwrite else torch.empty_like(logits)
         split = (
             tensor.split(ROWS_AT_A_TIME) for tensor in (gradient, logits, ids, normaliser, upstream)
@@ -96,7 +94,7 @@ class _LogProbsAt(torch.autograd.Function):
 
 
 def _gradient(logits: Tensor, ids: Tensor, normaliser: Tensor, upstream: Tensor) -> Tensor:
-    """(N, V) float32 gradient of ``(log_probs_at(logits, ids) * upstream).sum()``."""
+    """Gradient (N, V) float32 of ``(log_probs_at(logits, ids) * upstream).sum()``."""
     known, rows = _known(ids, logits.shape[-1])
     upstream = upstream.masked_fill(~known, 0)
     probs = _exp_of_difference(logits, normaliser)
@@ -104,26 +102,24 @@ def _gradient(logits: Tensor, ids: Tensor, normaliser: Tensor, upstream: Tensor)
 
 
 def _normaliser(logits: Tensor) -> Tensor:
-    """(N, 1) float32 logsumexp (float64 of float64), which torch's own takes twice the memory
-    for."""
+    """Logsumexp (N, 1) float32 (float64 of float64), for which torch takes twice the memory."""
     largest = logits.amax(-1, keepdim=True).to(torch.promote_types(logits.dtype, torch.float32))
     return _exp_of_difference(logits, largest).sum(-1, keepdim=True).log_().add_(largest)
 
 
 def _exp_of_difference(logits: Tensor, per_row: Tensor) -> Tensor:
-    """``exp(logits - per_row)`` (N, V) of ``per_row``'s dtype, with no other tensor of that size in
-    between."""
+    """Compute ``exp(logits - per_row)`` (N, V) in the dtype of ``per_row``, in one tensor."""
     return logits.to(per_row.dtype, copy=True).sub_(per_row).exp_()
 
 
 def _known(ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """(N, K) bool, whether an id has a row; (N, K) int64 ids that all have one."""
+    """Tell which ids have a row, (N, K) bool; with (N, K) int64 ids that all have one."""
     known = (ids >= 0) & (ids < vocab_size)
     return known, torch.where(known, ids, 0).long()
 
 
 def _root(tensor: Tensor) -> Tensor:
-    """The tensor whose memory a view shows."""
+    """Tensor whose memory a view shows."""
     return tensor if tensor._base is None else tensor._base
 
 
@@ -147,7 +143,7 @@ def scoring_rows(sequence_offsets: Tensor, response_offsets: Tensor) -> Tensor:
 
 
 def spread(field: Tensor, input_ids: Tensor) -> Tensor:
-    """Per-response values put on the rows that score them; other rows hold 0.
+    """Put per-response values on the rows that score them; other rows hold 0.
 
     Args:
         field: jagged (B, response, K).
@@ -164,7 +160,7 @@ def spread(field: Tensor, input_ids: Tensor) -> Tensor:
 
 
 def collect(values: Tensor, input_ids: Tensor, responses: Tensor) -> Tensor:
-    """The rows that score a response, as a jagged field; inverse of ``spread``.
+    """Collect the rows that score a response, as a jagged field; inverse of ``spread``.
 
     Args:
         values: (S, ...).
@@ -179,11 +175,12 @@ def collect(values: Tensor, input_ids: Tensor, responses: Tensor) -> Tensor:
 
 
 def _offsets(jagged: Tensor) -> Tensor:
-    return jagged.offsets()  # type: ignore[attr-defined]  # torch declares it for nested tensors only
+    # torch declares it for nested tensors only
+    return jagged.offsets()  # type: ignore[attr-defined]
 
 
 def join_columns(model_output: Mapping[str, Tensor], name: str) -> Tensor:
-    """(S, K) of the columns that ``TopKPass`` wrote as ``name/0``, ``name/1``, ..."""
+    """Join the columns that ``TopKPass`` wrote as ``name/0``, ``name/1``, ... to (S, K)."""
     columns: list[Tensor] = []
     while f"{name}/{len(columns)}" in model_output:
         columns.append(model_output[f"{name}/{len(columns)}"].values())
@@ -191,14 +188,12 @@ def join_columns(model_output: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _columns(name: str, values: Tensor) -> dict[str, Tensor]:
-    """(N, K) as K tensors (1, N), the only shape the engines carry; contiguous: NCCL takes no
-    other."""
+    """Split (N, K) into K tensors (1, N), as the engines carry; contiguous, as NCCL needs."""
     return {f"{name}/{i}": column for i, column in enumerate(values.T.contiguous().unsqueeze(1))}
 
 
 def _this_rank(rows: Tensor) -> Tensor:
-    """(S, K) -> (N, K): under Ulysses sequence parallelism, the share whose logits this rank
-    holds."""
+    """Share (N, K) of (S, K) whose logits this rank holds under Ulysses sequence parallelism."""
     from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_input_tensor
 
     if get_ulysses_sequence_parallel_world_size() == 1:
@@ -211,27 +206,24 @@ def _this_rank(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Request:
-    """What one pass over a batch is to return. It travels with the batch under the key
-    ``REQUEST``."""
+    """Request to a pass over a batch. It travels with the batch under the key ``REQUEST``."""
 
     topk: int = 0
-    """Return the model's own K most likely ids and log-probs (columns ``top_ids``,
-    ``top_log_probs``); 0: do not."""
+    """Number of the model's most likely ids to return (``top_ids``, ``top_log_probs``), or 0."""
     vocab_size: int = 0
-    """Ids below it are candidates of ``topk``."""
+    """Bound of ids that are candidates of ``topk``."""
     at: str | None = None
-    """Batch field, jagged (B, response, K) int: return log-probs of these ids (columns
-    ``log_probs_at``)."""
+    """Batch field, jagged (B, response, K) int, of ids to score (``log_probs_at``)."""
 
 
 REQUEST = "topk_request"
 
 Objective = Callable[[Tensor, TensorDict], tuple[Tensor, dict[str, Any]]]
-"""(log-probs at the requested ids (S, K), micro-batch) -> scalar loss, metrics."""
+"""Function: (log-probs at the requested ids (S, K), micro-batch) -> scalar loss, metrics."""
 
 
 class TopKPass:
-    """A ``loss_fn`` for verl's training workers that answers the batch's ``Request``.
+    """Loss function (``loss_fn``) for verl's training workers that answers the batch's ``Request``.
 
     Args:
         objective: makes the loss out of the requested log-probs when the engine trains; None: a
@@ -249,13 +241,12 @@ class TopKPass:
         student_logits: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """verl's protocol: columns while ``student_logits`` is given, else loss and metrics."""
+        """Answer verl's protocol: columns if ``student_logits`` is given, else loss and metrics."""
         if student_logits is not None:
             return self._columns(student_logits.squeeze(0), data)
         if self.objective is not None and model_output is not None and torch.is_grad_enabled():
             return self.objective(join_columns(model_output, "log_probs_at"), data)
-        # A scoring pass still has to return a loss: verl calls the loss function or has no logits
-        # processor at all.
+        # A scoring pass too has to return a loss: without a loss function verl shows no logits.
         return torch.zeros((), device=data["input_ids"].values().device), {}
 
     def _columns(self, logits: Tensor, data: TensorDict) -> dict[str, Tensor]:
@@ -266,8 +257,7 @@ class TopKPass:
             columns |= _columns("top_ids", ids) | _columns("top_log_probs", log_probs)
         if request.at:
             ids = _this_rank(spread(data[request.at], data["input_ids"]))
-            # The objective sees nothing else made of the logits: their memory is free for the
-            # gradient.
+            # The objective reads nothing else of the logits: the gradient may take their memory.
             columns |= _columns("log_probs_at", log_probs_at(logits, ids, overwrite=True))
         return columns
 

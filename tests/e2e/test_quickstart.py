@@ -1,5 +1,4 @@
-"""The quickstart as a newcomer runs it, with few steps: the pair, the printed command, the table at
-the end."""
+"""A newcomer who follows the quickstart gets a pair, a command and a table at the end."""
 
 import re
 import subprocess

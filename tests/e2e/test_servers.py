@@ -1,5 +1,7 @@
-"""The servers behind the gate: real vLLM, real Ray, verl's load balancer, tiny models. What they
-say is compared with transformers on the same weights."""
+"""Servers behind the gate agree with transformers, stop where the rule says, survive faults.
+
+What is real: vLLM, Ray, verl's load balancer. Models are tiny.
+"""
 
 import asyncio
 import os

@@ -1,5 +1,7 @@
-"""The real trainer: verl, Ray, TransferQueue and vLLM, on tiny models. Each run takes one to two
-minutes."""
+"""The real trainer trains as the method says, reports what it did, and goes on after a kill.
+
+What is real: verl, Ray, TransferQueue and vLLM. Models are tiny; each run takes one to two minutes.
+"""
 
 import json
 import re

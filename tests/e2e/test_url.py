@@ -1,5 +1,7 @@
-"""A teacher behind a URL: a real `vllm serve` or SGLang server on loopback, asked by the client, by
-the start check and in training."""
+"""A teacher behind a URL scores as one at home, or the start check refuses it.
+
+The server is a real `vllm serve` or SGLang server on loopback.
+"""
 
 import asyncio
 import os

@@ -1,4 +1,7 @@
-"""The paper's run scripts: what each of them resolves to. Nothing is trained."""
+"""Every run script of the paper resolves to the paper's settings, wherever it is started from.
+
+Nothing is trained.
+"""
 
 import os
 import subprocess

@@ -1,5 +1,4 @@
-"""The made-up run is one that `report` reads, and the pictures are of the whole page and tell what
-does not fit."""
+"""The made-up run is one that `report` reads, and its pictures show the whole page."""
 
 import shutil
 import subprocess

@@ -1,4 +1,7 @@
-"""The configurations that this project starts itself pass the start check. Nothing is trained."""
+"""Every configuration that this project starts itself passes the start check.
+
+Nothing is trained.
+"""
 
 import importlib
 import sys

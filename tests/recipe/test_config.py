@@ -1,3 +1,5 @@
+"""Every key has the paper's default, refuses wrong values by name, and reaches verl as given."""
+
 import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf

@@ -1,5 +1,4 @@
-"""Entry points: verl finds our parts when it looks for them, and ``import verl`` alone does not
-load them."""
+"""verl finds our parts when it looks for them, and ``import verl`` alone loads nothing heavy."""
 
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""Every undocumented symbol of verl and its engines is there, or named with what it was for."""
+
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest

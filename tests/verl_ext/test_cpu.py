@@ -1,3 +1,5 @@
+"""A machine without an accelerator runs verl by itself, and a GPU machine never notices."""
+
 import inspect
 import os
 import sys

@@ -1,4 +1,4 @@
-"""When a response that is being generated is reported, and what its reader gets."""
+"""A reader gets every token of a growing response once, in whole chunks, then the result."""
 
 import asyncio
 from contextlib import aclosing

@@ -1,4 +1,7 @@
-"""The clients, servers and load balancer being objects that answer as Ray's handles do."""
+"""Every token is scored once and in order, whatever the servers do, and no server is kept.
+
+Servers and load balancer answer as Ray's handles do.
+"""
 
 import asyncio
 import random

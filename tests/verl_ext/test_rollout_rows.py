@@ -1,3 +1,5 @@
+"""A server's answer that is no use is refused, and a good one passes."""
+
 from collections.abc import Callable
 
 import numpy as np

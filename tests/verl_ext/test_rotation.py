@@ -1,4 +1,4 @@
-"""Servers that share questions, and what becomes of those that let one down."""
+"""Servers share questions evenly, and one that lets others down is asked later or no more."""
 
 import asyncio
 import pickle

@@ -1,4 +1,4 @@
-"""Finished responses and a teacher that answers, fails, or keeps silent."""
+"""A finished response gets its rows even from a failing teacher, or says what is missing."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,5 +1,7 @@
-"""What our server does with SGLang's outputs, the engine being scripted. Importing SGLang takes
-seconds."""
+"""Our SGLang server gives every token's row once, and leaves other requests as they were.
+
+The engine is scripted. Importing SGLang takes seconds.
+"""
 
 import asyncio
 import os

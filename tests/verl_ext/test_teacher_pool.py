@@ -1,3 +1,5 @@
+"""Teacher servers take a part of one node or whole nodes."""
+
 import pytest
 
 from verl_ext.rollout.teacher_pool import TeacherPool

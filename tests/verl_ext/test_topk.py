@@ -1,3 +1,5 @@
+"""Top-k log-probs and their gradient are those of log-softmax over the full vocabulary."""
+
 import json
 from collections.abc import Callable
 from itertools import accumulate, chain

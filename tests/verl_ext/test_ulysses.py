@@ -1,5 +1,7 @@
-"""verl's FSDP2 engine on two gloo ranks: sequence parallelism changes nothing in what a pass
-returns and trains."""
+"""Sequence parallelism changes nothing in what a pass returns and trains.
+
+Runs verl's FSDP2 engine on two gloo ranks.
+"""
 
 import os
 import subprocess

@@ -1,5 +1,7 @@
-"""A teacher behind URLs, asked over real connections. The servers are ours and answer as vLLM's and
-SGLang's do."""
+"""A teacher behind URLs gives the right rows in each dialect, or names what is wrong.
+
+Connections are real; the servers are ours and answer as vLLM's and SGLang's do.
+"""
 
 import asyncio
 import datetime

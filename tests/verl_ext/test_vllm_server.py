@@ -1,5 +1,7 @@
-"""What our server does with vLLM's outputs, the engine being scripted. Importing vLLM takes
-seconds."""
+"""Our vLLM server gives every token's row once, and leaves other requests as they were.
+
+The engine is scripted. Importing vLLM takes seconds.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator

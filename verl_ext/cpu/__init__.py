@@ -1,5 +1,4 @@
-"""verl, Ray and vLLM on a machine without an accelerator. Never active where PyTorch is built for
-one.
+"""Support for verl, Ray and vLLM on a machine without an accelerator, only where PyTorch has none.
 
 This module imports neither verl nor vLLM: it is loaded while they load their plugins.
 """
@@ -8,7 +7,7 @@ import torch
 
 
 def no_accelerator() -> bool:
-    """Whether this PyTorch is built without an accelerator.
+    """Tell whether this PyTorch is built without an accelerator.
 
     The build is asked, not the devices: a CPU-only head node of a GPU cluster sees no device
     either, and must stay on verl's own platform.
@@ -18,8 +17,7 @@ def no_accelerator() -> bool:
 
 
 def disable_onednn_packing() -> None:
-    """vLLM plugin (``vllm.general_plugins``): keep the weights of linear layers where a weight
-    update can find them.
+    """Plugin of vLLM that keeps linear layers' weights where an update can find them.
 
     vLLM's CPU layers drop ``weight`` after packing it for oneDNN, and a later weight sync hangs.
     """

@@ -1,5 +1,4 @@
-"""A CPU platform for verl (``verl.plugin.platform``): device "cpu", backend gloo, GPU slots that
-are only logical."""
+"""Platform for verl (``verl.plugin.platform``) on a CPU: gloo, and GPU slots that are logical."""
 
 import contextlib
 import os
@@ -20,12 +19,11 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB per engine; vLLM's default would be half of the machine
 }
-"""Set, unless the user has set them, in every process that imports verl on this platform."""
+"""Variables set, unless the user has set them, in every process that imports verl here."""
 
 
 def activate() -> None:
-    """Register the platform with verl and set the environment it needs. Called by the plugin,
-    before verl looks."""
+    """Register the platform with verl, and set the environment it needs, before verl looks."""
     from verl.plugin.platform.platform_manager import PlatformRegistry
     from verl.utils import distributed
 
@@ -36,7 +34,7 @@ def activate() -> None:
 
 
 def _default_to_gloo(distributed: Any) -> None:
-    """verl would ask torch for the backend "cpu:gloo,cpu:gloo", which it refuses."""
+    """Default to gloo: verl would ask torch for "cpu:gloo,cpu:gloo", which it refuses."""
     stock = distributed.initialize_global_process_group_ray
 
     def initialize_global_process_group_ray(
@@ -52,7 +50,7 @@ def _used_memory() -> int:
 
 
 def _device_module() -> ModuleType:
-    """``torch.cpu`` with the calls of ``torch.cuda`` that verl makes."""
+    """Module ``torch.cpu`` with the calls of ``torch.cuda`` that verl makes."""
     module = ModuleType("torch.cpu")
     module.__dict__.update({name: getattr(torch.cpu, name) for name in torch.cpu.__all__})
     total = psutil.virtual_memory().total
@@ -83,7 +81,7 @@ def _device_module() -> ModuleType:
 
 
 class CPUPlatform(PlatformBase):
-    """The accelerator interface of verl answered for a CPU.
+    """Answers of a CPU to verl's accelerator interface.
 
     Ray's "GPU" resource is kept as the unit of placement, so ``trainer.n_gpus_per_node`` counts
     logical slots (``+ray_kwargs.ray_init.num_gpus=N`` declares them).
@@ -105,8 +103,7 @@ class CPUPlatform(PlatformBase):
         return no_accelerator()
 
     def current_device(self) -> torch.device:
-        """A torch.device: verl passes it to ``Tensor.to``, where an index would mean an
-        accelerator."""
+        """Device as torch.device: for ``Tensor.to`` an index would mean an accelerator."""
         return torch.device("cpu")
 
     def device_count(self) -> int:
@@ -165,7 +162,7 @@ class CPUPlatform(PlatformBase):
         return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
 
     def is_ipc_supported(self) -> bool:
-        """False: verl then hands weights over through shared memory."""
+        """Answer False: verl then hands weights over through shared memory."""
         return False
 
     def cudart(self) -> Any:

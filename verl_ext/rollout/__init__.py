@@ -1,12 +1,11 @@
-"""Rollout servers that can be followed token by token, and teachers that score a sequence while it
-grows."""
+"""Rollout servers that can be followed by token, and teachers that score a growing sequence."""
 
 from typing import Any
 
 from verl.workers.rollout import replica
 
 ENGINES = ("vllm", "sglang")
-"""verl's names of the engines whose servers can be followed and asked."""
+"""Engines, by verl's names, whose servers can be followed and asked."""
 
 
 def register(engine: str) -> None:

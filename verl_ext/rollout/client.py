@@ -1,5 +1,4 @@
-"""Clients of the servers: one follows responses, one lets a teacher score sequences while they
-grow."""
+"""Clients of the servers: one follows responses, one lets a teacher score growing sequences."""
 
 import asyncio
 import logging
@@ -22,8 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class FollowedResponse:
-    """A response that is being generated: iterate over its chunks, ``abort`` it, take its
-    ``output`` in the end."""
+    """Response that is being generated: iterate over its chunks, then take its ``output``."""
 
     def __init__(self, server: ActorHandle, request_id: str, **arguments: Any):
         self._server, self._request_id = server, request_id
@@ -31,7 +29,7 @@ class FollowedResponse:
             request_id=request_id, **arguments
         )
         self.output: TokenOutput | None = None
-        """What ``generate`` would have returned, once the iteration is over."""
+        """Result that ``generate`` would have returned, once the iteration is over."""
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         async for reference in self._stream:
@@ -42,14 +40,14 @@ class FollowedResponse:
                 self.output = item
 
     async def abort(self) -> None:
-        """End it where it is; the iteration goes on to what it has."""
+        """End the response where it is; the iteration goes on to what it has."""
         try:
             await self._server.abort.remote(self._request_id)
         except RayError as error:  # what comes after the stop is dropped anyway
             logger.warning("a response could not be aborted and runs on: %s", error)
 
     def release(self) -> None:
-        """Nobody will read on: a response that is still generated is ended."""
+        """Stop reading: a response that is still generated is ended."""
         if self.output is None:
             self._server.abort.remote(self._request_id)
 
@@ -65,7 +63,7 @@ class FollowingClient(LLMServerClient):
         sampling_params: dict[str, Any],
         **arguments: Any,
     ) -> AsyncIterator[FollowedResponse]:
-        """One response, on the server that verl's load balancer chooses.
+        """Follow one response, on the server that verl's load balancer chooses.
 
         Args:
             request_id: for sticky routing.
@@ -86,8 +84,7 @@ class FollowingClient(LLMServerClient):
 
 
 class ScoringClient(LLMServerClient):
-    """verl's client of a teacher's servers, which can score a sequence whole, or again and again
-    while it grows.
+    """Client of a teacher's servers, which score a sequence whole, or repeatedly as it grows.
 
     Args:
         config: verl's configuration.
@@ -109,7 +106,7 @@ class ScoringClient(LLMServerClient):
     async def sequence(
         self, prompt_length: int, topk: int, vocab_size: int
     ) -> AsyncIterator["GrowingSequence"]:
-        """One sequence: it stays with the replica that holds its prefix.
+        """Open one sequence, which stays with the replica that holds its prefix.
 
         Args:
             prompt_length: tokens before the first that is scored, >= 1.
@@ -147,8 +144,7 @@ class ScoringClient(LLMServerClient):
                 raise BadQuestion(str(error)) from error
 
     async def ask(self, server: tuple[str, ActorHandle], *question: Any) -> Score:
-        """The answer of one replica; a dead one is asked no more: verl's load balancer does not
-        look.
+        """Ask one replica; a dead one is asked no more, because verl's load balancer does not look.
 
         Raises:
             DeadServer: it will not come back.
@@ -168,7 +164,7 @@ class ScoringClient(LLMServerClient):
 
 @dataclass
 class GrowingSequence:
-    """What a teacher has said so far about one sequence. Every token is scored once."""
+    """Scores of one sequence so far, by a teacher. Every token is scored once."""
 
     client: ScoringClient
     sequence_id: str
@@ -181,14 +177,13 @@ class GrowingSequence:
     private: int = 0
 
     def __post_init__(self) -> None:
-        self._ahead: TopKRows | None = (
-            None  # the row of the token after the scored ones, which comes with an answer
-        )
+        # The row of the token after the scored ones, which comes with an answer.
+        self._ahead: TopKRows | None = None
         self._server: tuple[str, ActorHandle] | None = None
         self._question: tuple[asyncio.Future[Score], int] | None = None
 
     async def score(self, token_ids: list[int], deadline: float) -> TopKRows:
-        """The teacher's rows of tokens that were not scored yet.
+        """Score the tokens that were not scored yet.
 
         A question that is not answered in time stays open, and the next call waits for its answer
         first: asked again, the teacher would do the work twice just when it has too much.

@@ -1,4 +1,4 @@
-"""A response that somebody reads while an engine generates it. Knows no engine.
+"""Following of a response that somebody reads while an engine generates it. Knows no engine.
 
 Shapes: N tokens, K candidates.
 """
@@ -13,7 +13,7 @@ from verl_ext.rollout.rows import Chunk
 
 
 class Following:
-    """The reader's end of a response: whole chunks go into ``queue`` while the engine goes on.
+    """Reader's end of a response: whole chunks go into ``queue`` while the engine goes on.
 
     A chunk ends where prompt and response together are a multiple of ``chunk`` tokens, so that a
     teacher whose cache block divides ``chunk`` never computes a token twice. The last one ends with
@@ -26,7 +26,7 @@ class Following:
         self._prompt_length, self._reported = prompt_length, 0
 
     def due(self, generated: int, finished: bool) -> slice | None:
-        """Which tokens of the response to report next, none of them twice.
+        """Choose the tokens of the response to report next, none of them twice.
 
         Args:
             generated: tokens of the response so far.
@@ -43,8 +43,9 @@ class Following:
     async def until(
         self, generation: Coroutine[Any, Any, TokenOutput]
     ) -> AsyncGenerator[Chunk | TokenOutput, None]:
-        """The chunks as they come, then what ``generation`` returns. Closed early, it cancels the
-        generation.
+        """Yield the chunks as they come, then what ``generation`` returns.
+
+        Closed early, this cancels the generation.
 
         Raises:
             Exception: what ``generation`` raised.

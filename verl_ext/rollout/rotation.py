@@ -1,4 +1,4 @@
-"""Which of several servers to ask next. Knows nothing of what they are asked."""
+"""Rotation among several servers: whom to ask next. Knows nothing of what they are asked."""
 
 import asyncio
 import logging
@@ -38,8 +38,7 @@ class Rotation:
 
     @contextmanager
     def turn(self) -> Iterator[str]:
-        """The server to ask. What ends the block says how it did; the deadline ends it as a
-        cancellation.
+        """Lend the server to ask, and see how it does: a deadline ends the block by cancelling.
 
         Raises:
             NoServer: none is left.
@@ -69,11 +68,11 @@ class Rotation:
             self._busy[name] -= 1
 
     def _rest(self, name: str) -> float:
-        """Seconds that are left of a server's rest."""
+        """Seconds left of a server's rest."""
         return max(0.0, self._rests_until.get(name, 0.0) - time.monotonic())
 
     def drop(self, name: str) -> None:
-        """Ask a server no more."""
+        """Drop a server: it is asked no more."""
         if name in self.names:
             self.names.remove(name)
             if self._on_drop is not None:

@@ -1,4 +1,4 @@
-"""What a server says about tokens: the k most likely ids and their log-probs, one row per token.
+"""Rows that a server gives of tokens: the k most likely ids and their log-probs.
 
 Shapes: N tokens, K candidates. Row of token t: the distribution that token t was, or would be,
 drawn from.
@@ -10,27 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 RAW = "raw_logprobs"
-"""``rollout.logprobs_mode`` under which top-p and temperature leave the reported distribution
-alone."""
+"""Mode (``rollout.logprobs_mode``) in which top-p and temperature leave log-probs alone."""
 
 RESERVED = {"vllm": 1, "sglang": 7}
 """Tokens of an engine's context that a sequence to score must leave free. One is generated to no
 purpose; SGLang keeps some more (``max_req_input_len`` in its tp_worker.py)."""
 MOST_MASS = 1.01
-"""Sum of the probabilities of K candidates; rounding alone stays below it. Logits, which servers
-can be started to report, do not."""
+"""Sum of K probabilities with rounding, at most; logits, reported in their place, exceed it."""
 
 
 @dataclass(frozen=True)
 class TopKRows:
-    """Exactly K candidates per token by falling probability, whether or not the token itself is
-    among them."""
+    """K candidates of each token by falling probability, the token itself among them or not."""
 
     ids: NDArray[np.int32]
-    """(N, K)."""
+    """Token ids (N, K)."""
     log_probs: NDArray[np.float32]
-    """(N, K) log-softmax over the full vocabulary, of the unprocessed distribution (temperature 1,
-    no top-p)."""
+    """Log-softmax (N, K) over the full vocabulary at temperature 1 and without top-p."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -40,7 +36,7 @@ class TopKRows:
 
     @staticmethod
     def join(*parts: "TopKRows") -> "TopKRows":
-        """The rows of all ``parts``, in order."""
+        """Join the rows of all ``parts``, in order."""
         return TopKRows(
             np.concatenate([part.ids for part in parts]),
             np.concatenate([part.log_probs for part in parts]),
@@ -54,41 +50,39 @@ class Chunk:
     token_ids: list[int]
     rows: TopKRows
     sampled_log_probs: NDArray[np.float32]
-    """(N,) log-prob of the token itself."""
+    """Log-probs (N,) of the tokens themselves."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A teacher's answer about the tail of a sequence."""
+    """Answer of a teacher about the tail of a sequence."""
 
     rows: TopKRows
-    """(N, K), tokens ``start`` to the end of the sequence."""
+    """Rows (N, K) of the tokens ``start`` to the end of the sequence."""
     sampled: NDArray[np.float32]
-    """(N,) log-probs of these tokens themselves."""
+    """Log-probs (N,) of these tokens themselves."""
     computed: int
-    """Tokens the engine ran through its model for it."""
+    """Tokens that the engine ran through its model for this answer."""
     ahead: TopKRows | None = None
-    """(1, K), the token that would come next; None from a teacher that scores finished sequences
-    only."""
+    """Row (1, K) of the token that would come next; None from a teacher of whole sequences."""
     private: int = 0
-    """Which prefix cache of its own this sequence has, 0 for the shared one, see
-    ``TopKHttpServer.score``."""
+    """Number of the sequence's own prefix cache, 0 for none, see ``TopKHttpServer.score``."""
 
 
 class DeadServer(RuntimeError):
-    """A server that answers, but whose engine is gone."""
+    """Server that answers, but whose engine is gone."""
 
 
 class NoServer(RuntimeError):
-    """No teacher is left to ask."""
+    """Lack of any teacher that could be asked."""
 
 
 class BadQuestion(ValueError):
-    """No server could answer this; the servers are not at fault."""
+    """Question that no server could answer, which is not their fault."""
 
 
 class BadScore(ValueError):
-    """A teacher's answer that must not be used."""
+    """Answer of a teacher that must not be used."""
 
 
 def check_shape(score: Score, tokens: int, topk: int) -> None:
@@ -113,7 +107,7 @@ def check_shape(score: Score, tokens: int, topk: int) -> None:
 
 
 def good_rows(rows: TopKRows, vocab_size: int) -> NDArray[np.bool_]:
-    """(N,) whether a row holds ids of the vocabulary and log-probs of one distribution."""
+    """Judge rows, (N,) bool: ids of the vocabulary, and log-probs of one distribution."""
     known = (rows.ids >= 0) & (rows.ids < vocab_size)
     with np.errstate(over="ignore"):  # of what is no log-prob
         mass = np.exp(rows.log_probs).sum(-1)
@@ -121,8 +115,7 @@ def good_rows(rows: TopKRows, vocab_size: int) -> NDArray[np.bool_]:
 
 
 def check_score(score: Score, tokens: int, topk: int, vocab_size: int) -> TopKRows:
-    """Refuse an answer about a growing sequence that is too short, not finite or no candidate of
-    the vocabulary.
+    """Refuse an answer about a growing sequence that is short, not finite or of unknown ids.
 
     Args:
         score: the answer.

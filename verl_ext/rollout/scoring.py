@@ -1,4 +1,4 @@
-"""Responses scored whole by a teacher that serves, each as soon as it is complete.
+"""Scoring of whole responses by a teacher that serves, each as soon as it is complete.
 
 Bounded, so that a slow teacher does not pile up work; retried, so that a failing replica does not
 cost rows; and what is still missing after that is said to be missing, never made up.
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 from verl_ext.rollout.rows import BadQuestion, NoServer, Score, TopKRows, check_shape, good_rows
 
 PAUSE = 1.0
-"""Seconds before a question is asked again; twice as many before every further time."""
+"""Seconds before a question is asked again; doubled before every further time."""
 MISSING_ID, MISSING = -1, -np.inf
-"""What a row holds that the teacher did not give: no token, of probability 0."""
+"""Content of a row that the teacher did not give: no token, of probability 0."""
 
 
 class Teacher(Protocol):
-    """Scores a sequence once."""
+    """Teacher that scores a sequence once."""
 
     async def score(self, token_ids: list[int], start: int, topk: int) -> Score:
-        """Rows of the tokens from ``start`` on, see ``ScoringClient.score``."""
+        """Score the tokens from ``start`` on, see ``ScoringClient.score``."""
 
 
 @dataclass
 class ScoreReport:
-    """How the score of a response came about. Plain values: it travels with the response."""
+    """Report on the score of a response. Plain values: it travels with the response."""
 
     late: int = 0
     """Answers that did not come in time."""
@@ -43,18 +43,18 @@ class ScoreReport:
     computed: int = 0
     """Tokens the teacher ran through its model."""
     early: float = 0.0
-    """Seconds in which questions about it were open while it was growing."""
+    """Seconds in which questions about the response were open while it was growing."""
     began: float = 0.0
     """Seconds since the epoch when the response was complete."""
     ended: float = 0.0
-    """And when its score was there, or was given up."""
+    """Seconds since the epoch when its score was there, or was given up."""
     error: str = ""
-    """The last one."""
+    """Message of the last error, "" for none."""
 
 
 @dataclass
 class ResponseScorer:
-    """Asks a teacher about responses.
+    """Scorer that asks a teacher about responses.
 
     Args:
         teacher: whom to ask.
@@ -74,13 +74,13 @@ class ResponseScorer:
 
     @functools.cached_property
     def slots(self) -> asyncio.Semaphore:
-        """Made where it is used: this object is sent to other processes."""
+        """Semaphore, made where it is used: this object is sent to other processes."""
         return asyncio.Semaphore(self.concurrency)
 
     async def score(
         self, prompt_ids: list[int], response_ids: list[int]
     ) -> tuple[TopKRows, NDArray[np.float32], ScoreReport]:
-        """Rows of a response, one per token.
+        """Score a response, one row per token.
 
         Args:
             prompt_ids: at least one token.

@@ -1,5 +1,4 @@
-"""verl's SGLang server with the methods of ``vllm_server``: ``follow`` a response, ``score`` a
-growing sequence.
+"""SGLang's server with the methods of ``vllm_server``: ``follow`` a response, ``score`` a sequence.
 
 Everything else (weight sync, memory, LoRA, radix cache) is verl's, inherited.
 """
@@ -23,18 +22,15 @@ from verl_ext.rollout.following import Following
 from verl_ext.rollout.rows import RAW, RESERVED, Chunk, Score, TopKRows
 
 ORIGINAL = "SGLANG_RETURN_ORIGINAL_LOGPROB"
-"""Environment variable of SGLang's processes: log-probs are those before temperature, top-p and
-top-k."""
+"""Variable of SGLang's processes: log-probs are those before temperature, top-p and top-k."""
 MESSAGES = 16
-"""Messages per chunk from SGLang's scheduler. Each costs as much as some tokens; few of them make a
-chunk late."""
+"""Messages per chunk from SGLang's scheduler: each costs some tokens, too few delay a chunk."""
 Entries = list[tuple[float, int, Any]]
-"""(log-prob, id, text) as SGLang gives them."""
+"""Triples (log-prob, id, text) as SGLang gives them."""
 
 
 def read_rows(rows: list[Entries], topk: int) -> TopKRows:
-    """SGLang's candidates, which come by rank whether or not the token itself is among them, as (N,
-    K)."""
+    """Candidates (N, K) as SGLang gives them, by rank, with the token itself among them or not."""
     values = np.array(
         [[(value, token) for value, token, *_ in row] for row in rows], dtype=np.float64
     )
@@ -43,13 +39,13 @@ def read_rows(rows: list[Entries], topk: int) -> TopKRows:
 
 
 def read_sampled(entries: Entries) -> NDArray[np.float32]:
-    """(N,) log-probs of the tokens themselves."""
+    """Log-probs (N,) of the tokens themselves."""
     return np.array([value for value, *_ in entries], dtype=np.float32)
 
 
 def observe(following: Following, info: dict[str, Any], finished: bool) -> None:
     """Report what is new in the cumulative ``meta_info`` of a request."""
-    # none: aborted before the first token.
+    # A request that is aborted before its first token has none.
     sampled: Entries = info.get("output_token_logprobs") or []
     due = following.due(len(sampled), finished)
     if due is not None:
@@ -59,8 +55,7 @@ def observe(following: Following, info: dict[str, Any], finished: bool) -> None:
 
 
 class FollowedManager:
-    """SGLang's tokenizer manager as verl's server sees it: requests that somebody follows report
-    what they generate."""
+    """Tokenizer manager as verl's server sees it: followed requests report what they generate."""
 
     def __init__(self, manager: Any):
         self._manager = manager
@@ -72,8 +67,7 @@ class FollowedManager:
     async def generate_request(
         self, request: GenerateReqInput, http: Any = None
     ) -> AsyncIterator[dict[str, Any]]:
-        """See ``TokenizerManager.generate_request``. Of a followed request only the last output
-        comes out."""
+        """See ``TokenizerManager.generate_request``; a followed one gives its last output only."""
         following = self.followed.get(request.rid)
         if following is None:
             async for output in self._manager.generate_request(request, http):
@@ -100,7 +94,7 @@ class FollowedManager:
 
 
 class TopKSGLangServer(SGLangHttpServer):
-    """verl's server of one node of a replica."""
+    """Server of one node of a replica."""
 
     async def launch_server(self, *args: Any, **kwargs: Any) -> None:
         """See ``SGLangHttpServer``."""
@@ -118,8 +112,7 @@ class TopKSGLangServer(SGLangHttpServer):
         chunk: int,
         **kwargs: Any,
     ) -> AsyncIterator[Chunk | TokenOutput]:
-        """See ``TopKHttpServer.follow``. SGLang knows no priority of a request, so that one is not
-        passed on.
+        """See ``TopKHttpServer.follow``; ``priority`` is not passed on: SGLang knows none.
 
         Raises:
             ValueError: the engine reports processed log-probs.
@@ -147,8 +140,7 @@ class TopKSGLangServer(SGLangHttpServer):
     async def score(
         self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0
     ) -> Score:
-        """See ``TopKHttpServer.score``. SGLang computes every row it is asked for, so no cache is
-        ever private.
+        """See ``TopKHttpServer.score``; no cache is private: SGLang computes every row asked for.
 
         Raises:
             ValueError: the sequence is longer than the engine's context.
@@ -182,7 +174,7 @@ class TopKSGLangServer(SGLangHttpServer):
 
 
 class TopKSGLangReplica(SGLangReplica):
-    """verl's replica, its servers being ours."""
+    """Replica of verl's whose servers are ours."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         compat.check("sglang")

@@ -1,5 +1,4 @@
-"""verl's pool of teacher servers, built on a copy of the configuration: ``distillation`` itself
-stays off.
+"""Pool of teacher servers, verl's, on a copy of the configuration: ``distillation`` stays off.
 
 With ``distillation.enabled`` verl would replace the actor's loss and score every finished response
 once more.
@@ -18,7 +17,7 @@ from verl_ext.rollout.client import ScoringClient
 
 @dataclass(frozen=True)
 class TeacherPool:
-    """One teacher on ``replicas`` servers of ``tensor_model_parallel_size`` devices each.
+    """Teacher on ``replicas`` servers of ``tensor_model_parallel_size`` devices each.
 
     ``engine`` is one of ``verl_ext.rollout.ENGINES``. SGLang has no block size: its cache holds
     tokens.
@@ -61,11 +60,8 @@ class TeacherPool:
             "enabled": True,
             "n_gpus_per_node": nodes[0],
             "nnodes": len(nodes),
-            # verl's way to ask for top-k.
-            "distillation_loss": {
-                "loss_mode": "forward_kl_topk",
-                "topk": self.topk,
-            },
+            # The loss itself is not used: it is verl's way to have servers give the top-k.
+            "distillation_loss": {"loss_mode": "forward_kl_topk", "topk": self.topk},
             "teacher_models": {
                 "teacher_model": {"model_path": self.path, "inference": self._inference()}
             },
@@ -84,7 +80,7 @@ class TeacherPool:
             "response_length": self.max_response_length,
             "max_model_len": self.max_prompt_length + self.max_response_length + 1,
             "max_num_batched_tokens": self.max_num_batched_tokens,
-            # VLLM wants no more sequences than tokens.
+            # vLLM takes no more sequences than tokens.
             "max_num_seqs": min(1024, self.max_num_batched_tokens),
             "enforce_eager": self.enforce_eager,
             "enable_prefix_caching": True,
@@ -96,14 +92,14 @@ class TeacherPool:
         }
 
     def _arguments(self) -> dict[str, Any]:
-        """What verl's keys do not reach."""
+        """Engine arguments that verl's keys do not reach."""
         if self.engine == "vllm":
             return {"block_size": self.block_size, "max_logprobs": self.topk}
         return {"chunked_prefill_size": self.max_num_batched_tokens}
 
     @staticmethod
     def client(config: DictConfig, manager: MultiTeacherModelManager) -> ScoringClient:
-        """Client of the servers that ``start`` has started."""
+        """Make a client of the servers that ``start`` has started."""
         (teacher,) = manager.load_balancer_handle
         servers = zip(
             manager.server_addresses[teacher], manager.server_handles[teacher], strict=True

@@ -1,5 +1,4 @@
-"""A teacher behind a URL: inference servers that somebody else runs, asked over HTTP. Token ids in
-and out, never text.
+"""Teacher behind URLs: servers that somebody else runs, asked over HTTP. Token ids, never text.
 
 vLLM answers on its OpenAI-compatible ``/v1/completions``, SGLang on its native ``/generate``, which
 alone returns the top-k ids of a prompt.
@@ -21,16 +20,16 @@ from verl_ext.rollout.rotation import Rotation
 from verl_ext.rollout.rows import BadQuestion, BadScore, Score, TopKRows, check_shape, good_rows
 
 CONNECT = 30
-"""Seconds to reach a server."""
+"""Seconds to reach a server, at most."""
 REFUSALS = (400, 413, 422)
 """Statuses by which a server says that the request is at fault."""
 VLLM_MINUS_INFINITY = -9999.0
 Candidates = list[tuple[int, float | None]]
-"""(id, log-prob) by falling probability."""
+"""Pairs (id, log-prob) by falling probability."""
 
 
 class Dialect(ABC):
-    """How one kind of server is asked, and how its answer is read."""
+    """Dialect of one kind of server: how it is asked, and how its answer is read."""
 
     path: str
 
@@ -38,30 +37,28 @@ class Dialect(ABC):
     def question(
         self, model: str, token_ids: list[int], start: int, topk: int, texts: bool
     ) -> dict[str, Any]:
-        """Body of a request for the rows of the tokens from ``start`` on, with the ``texts`` of
-        tokens if wanted."""
+        """Body of a request for the rows from ``start`` on, with the ``texts`` of tokens or not."""
 
     @abstractmethod
     def rows(
         self, answer: Any, token_ids: list[int], start: int, topk: int
     ) -> list[tuple[float | None, Candidates]]:
-        """(log-prob of the token itself, its K candidates) per token from ``start`` on."""
+        """Read, per token from ``start`` on, the token's own log-prob and its K candidates."""
 
     @abstractmethod
     def texts(self, answer: Any) -> dict[int, str]:
-        """Text of the tokens that occur in an answer."""
+        """Read the text of the tokens that occur in an answer."""
 
 
 class VLLM(Dialect):
-    """``vllm serve``."""
+    """Dialect of ``vllm serve``."""
 
     path = "/v1/completions"
 
     def question(
         self, model: str, token_ids: list[int], start: int, topk: int, texts: bool
     ) -> dict[str, Any]:
-        """See ``Dialect``. The server sends texts and rows of the whole prompt, whatever ``start``
-        is."""
+        """See ``Dialect``; texts and rows of the whole prompt come back, whatever ``start`` is."""
         return {
             "model": model,
             "prompt": token_ids,
@@ -73,8 +70,7 @@ class VLLM(Dialect):
     def rows(
         self, answer: Any, token_ids: list[int], start: int, topk: int
     ) -> list[tuple[float | None, Candidates]]:
-        """See ``Dialect``. An entry holds the token itself and the K of rank 1 to K, which may be
-        one or two keys."""
+        """See ``Dialect``; an entry holds the token and ranks 1 to K, perhaps under one key."""
         entries = answer["choices"][0]["prompt_logprobs"][start:]
         return [
             _vllm_row(entry, token, topk)
@@ -93,20 +89,19 @@ def _vllm_row(entry: dict[str, Any], token: int, topk: int) -> tuple[float | Non
 
 
 def _vllm_log_prob(value: dict[str, Any]) -> float | None:
-    """JSON has no infinity: vLLM writes -9999 for it."""
+    """Log-prob of an entry: JSON has no infinity, so vLLM writes -9999 for it."""
     return -np.inf if value["logprob"] == VLLM_MINUS_INFINITY else value["logprob"]
 
 
 class SGLang(Dialect):
-    """``python -m sglang.launch_server``."""
+    """Dialect of ``python -m sglang.launch_server``."""
 
     path = "/generate"
 
     def question(
         self, model: str, token_ids: list[int], start: int, topk: int, texts: bool
     ) -> dict[str, Any]:
-        """See ``Dialect``. The first row of an answer is always empty, so it begins one token
-        early."""
+        """See ``Dialect``; an answer's first row is always empty, so it begins one token early."""
         return {
             "input_ids": token_ids,
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
@@ -122,8 +117,8 @@ class SGLang(Dialect):
         """See ``Dialect``."""
         info = answer["meta_info"]
         own, top = info["input_token_logprobs"][1:], info["input_top_logprobs"][1:]
-        # SGLang reports the last id of the vocabulary as 0 (scheduler_output_processor_mixin.py),
-        # its log-prob rightly.
+        # SGLang gives the last id of the vocabulary as 0 (scheduler_output_processor_mixin.py),
+        # with the right log-prob.
         if len(own) != len(token_ids) - start or any(
             i not in (token, 0) for (_, i, *_), token in zip(own, token_ids[start:], strict=True)
         ):
@@ -145,7 +140,7 @@ DIALECTS: dict[str, Dialect] = {"vllm": VLLM(), "sglang": SGLang()}
 
 @dataclass
 class UrlTeacher:
-    """Scores sequences on servers that share the work, see ``Rotation``.
+    """Teacher that scores sequences on servers which share the work, see ``Rotation``.
 
     Args:
         urls: ``http(s)://host:port`` of each server.
@@ -179,7 +174,7 @@ class UrlTeacher:
     async def ask(
         self, url: str, token_ids: list[int], start: int, topk: int, texts: bool = False
     ) -> Any:
-        """The answer of one server as it came."""
+        """Ask one server, and return its answer as it came."""
         dialect = DIALECTS[self.dialect]
         question = dialect.question(self.model, token_ids, start, topk, texts)
         return await self._json("POST", url + dialect.path, question)
@@ -187,7 +182,7 @@ class UrlTeacher:
     async def examine(
         self, url: str, probe: list[int], topk: int
     ) -> tuple[dict[str, int | None], dict[int, str]]:
-        """What a server serves, and how it writes the tokens of its answer about ``probe``.
+        """Ask what a server serves, and how it writes the tokens of its answer about ``probe``.
 
         Args:
             url: one of ``urls``.
@@ -232,8 +227,7 @@ class UrlTeacher:
 
     @functools.cached_property
     def _session(self) -> aiohttp.ClientSession:
-        """Made where it is used: this object is sent to other processes, and a session belongs to
-        its event loop."""
+        """Session, made where it is used: it belongs to its event loop and cannot be sent."""
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         trust = ssl.create_default_context()
         if self.certificates:
@@ -256,7 +250,7 @@ class UrlTeacher:
                         f"{url} answers {response.status}: {reason[:300]}"
                     )
                 return await response.json(content_type=None)
-        # It is a TimeoutError too, which would pass for the deadline's.
+        # Also a TimeoutError, and so would pass for the deadline's.
         except aiohttp.ServerTimeoutError as error:
             raise aiohttp.ClientError(f"{url} cannot be reached within {CONNECT} s") from error
         except (aiohttp.ClientError, BadQuestion):  # they are a ValueError too, or may be

@@ -1,5 +1,4 @@
-"""verl's vLLM server with two more methods: ``follow`` a response while it is generated, ``score``
-a growing sequence.
+"""Server of vLLM, as verl's, that can also ``follow`` a response and ``score`` a sequence.
 
 Everything else (weight sync, sleep, admission, LoRA, prefix cache) is verl's, inherited.
 """
@@ -48,16 +47,14 @@ def _chunk(token_ids: list[int], logprobs: FlatLogprobs, begin: int, end: int, t
 def _flat_rows(
     logprobs: FlatLogprobs, begin: int, end: int, topk: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions begin to end: the token itself in column 0, then the K most likely, whether it is
-    among them or not."""
+    """Rows (N, 1 + K) of positions begin to end: the token itself, then the K most likely."""
     part, shape = slice(begin * (topk + 1), end * (topk + 1)), (end - begin, topk + 1)
     ids = np.array(logprobs.token_ids[part], dtype=np.int32).reshape(shape)
     return ids, np.array(logprobs.logprobs[part], dtype=np.float32).reshape(shape)
 
 
 class FollowedEngine:
-    """vLLM's engine as verl's server sees it: requests that somebody follows report what they
-    generate."""
+    """Engine of vLLM as verl's server sees it: followed requests report what they generate."""
 
     def __init__(self, engine: Any):
         self._engine = engine
@@ -87,8 +84,7 @@ class FollowedEngine:
 
 
 def _sampled_alone(logprobs: FlatLogprobs, topk: int) -> list[dict[int, Logprob]]:
-    """What verl reads of log-probs. Left flat, it would have an object made of each of the K + 1, 8
-    µs per token."""
+    """Log-probs as verl reads them; left flat, they would become K + 1 objects, 8 µs per token."""
     column = slice(None, None, topk + 1)
     sampled = zip(logprobs.token_ids[column], logprobs.logprobs[column], strict=True)
     return [{token: Logprob(log_prob)} for token, log_prob in sampled]
@@ -96,8 +92,7 @@ def _sampled_alone(logprobs: FlatLogprobs, topk: int) -> list[dict[int, Logprob]
 
 @dataclass
 class TailLogprobs(LogprobsProcessor):
-    """Keeps the last rows of a prompt, as arrays; vLLM's own would turn every row of the prompt
-    into objects.
+    """Last rows of a prompt, kept as arrays; vLLM's own class makes objects of every row.
 
     Counted from the end, because only that is the same in vLLM's two model runners: the older one
     hands over a row for every token but the first, those of cached tokens with whatever was in
@@ -110,19 +105,17 @@ class TailLogprobs(LogprobsProcessor):
 
     def __post_init__(self) -> None:
         shape = (0, self.topk + 1)
-        self._ids, self._log_probs = (
-            np.zeros(shape, dtype=np.int32),
-            np.zeros(shape, dtype=np.float32),
-        )
+        self._ids = np.zeros(shape, dtype=np.int32)
+        self._log_probs = np.zeros(shape, dtype=np.float32)
 
     @property
     def rows(self) -> TopKRows:
-        """(N, K)."""
+        """Candidates (N, K)."""
         return TopKRows(self._ids[:, 1:], self._log_probs[:, 1:])
 
     @property
     def sampled(self) -> NDArray[np.float32]:
-        """(N,) log-probs of the prompt's tokens themselves, which vLLM puts first."""
+        """Log-probs (N,) of the prompt's tokens themselves, which vLLM puts first."""
         return self._log_probs[:, 0]
 
     def _update_prompt_logprobs(self, prompt_logprobs_tensors: LogprobsTensors) -> None:
@@ -133,7 +126,7 @@ class TailLogprobs(LogprobsProcessor):
 
 
 class TopKHttpServer(vLLMHttpServer):
-    """verl's server of one replica."""
+    """Server of one replica."""
 
     async def run_server(self, args: Any) -> None:
         """See ``vLLMHttpServer``."""
@@ -149,8 +142,9 @@ class TopKHttpServer(vLLMHttpServer):
         chunk: int,
         **kwargs: Any,
     ) -> AsyncIterator[Chunk | TokenOutput]:
-        """verl's ``generate``, which reports chunks on the way and ends with what ``generate``
-        returns.
+        """Generate as verl's ``generate`` does, and report chunks on the way.
+
+        What ``generate`` returns comes last.
 
         Args:
             prompt_ids: as in ``generate``.
@@ -172,7 +166,7 @@ class TopKHttpServer(vLLMHttpServer):
         self.engine.followed[request_id] = following
         generation = self.generate(prompt_ids, sampling_params, request_id, **kwargs)
         try:
-            # verl's generate aborts what is cancelled.
+            # Closed early, the generation is cancelled, and verl's generate then aborts it.
             async with aclosing(following.until(generation)) as items:
                 async for item in items:
                     yield item
@@ -186,8 +180,7 @@ class TopKHttpServer(vLLMHttpServer):
     async def score(
         self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0
     ) -> Score:
-        """Rows of the tokens from ``start`` on and of the token that would follow, at the cost of
-        the uncached tail.
+        """Rows from token ``start`` on, and of the next token, at the cost of the uncached tail.
 
         vLLM computes no row for a token whose predecessor is in its prefix cache. A sequence scored
         before has only tokens before ``start`` there, its next token's row having come with the
@@ -223,8 +216,7 @@ class TopKHttpServer(vLLMHttpServer):
     async def _tail(
         self, token_ids: list[int], start: int, topk: int, cache_salt: str | None
     ) -> tuple[TailLogprobs, TopKRows, int]:
-        """The rows, the next token's, and the number of cached tokens: rows up to that one are not
-        valid."""
+        """Rows, the next token's row, and the number of cached tokens: up to it no row is valid."""
         params = SamplingParams(
             max_tokens=1,
             prompt_logprobs=topk,
@@ -262,7 +254,7 @@ class TopKHttpServer(vLLMHttpServer):
 
 
 class TopKReplica(vLLMReplica):
-    """verl's replica, its servers being ours."""
+    """Replica of verl's whose servers are ours."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         compat.check("vllm")

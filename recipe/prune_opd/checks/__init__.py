@@ -1,1 +1,1 @@
-"""What a run starts from, checked before Ray starts or a model is loaded."""
+"""Checks of what a run starts from, before Ray starts or a model is loaded."""

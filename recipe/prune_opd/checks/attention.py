@@ -1,5 +1,4 @@
-"""The attention of student and teacher: that it can be imported here, and goes with sequence
-parallelism."""
+"""Attention of student and teacher: it can be imported here, and goes with sequence parallelism."""
 
 import importlib
 import logging
@@ -16,13 +15,13 @@ from recipe.prune_opd.config import TeacherConfig
 logger = logging.getLogger(__name__)
 
 VERLS = "flash_attention_2"
-"""verl's default."""
+"""Attention that verl takes where none is named."""
 FLASH = {
     "flash_attention_2": "flash_attn",
     "flash_attention_3": "flash_attn_interface",
     "flash_attention_4": "flash_attn.cute",
 }
-"""Where transformers imports ``flash_attn_varlen_func`` from."""
+"""Module from which transformers imports ``flash_attn_varlen_func``, by attention."""
 INSTALL = "pip install flash-attn==2.8.3 --no-build-isolation"
 BLIND = ("sdpa", "eager", "flex_attention")
 """Attentions that see no further than their own rank."""
@@ -30,7 +29,7 @@ BLIND = ("sdpa", "eager", "flex_attention")
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of one model.
+    """Attention of one model.
 
     Args:
         key: where it is set.
@@ -46,17 +45,17 @@ class Attention:
 
     @property
     def base(self) -> str:
-        """The name without transformers' prefix ``paged|``."""
+        """Name without transformers' prefix ``paged|``."""
         return (self.name or "sdpa").rpartition("|")[2]
 
     @property
     def found(self) -> str:
-        """The name for a message."""
+        """Name for a message."""
         return f"{self.name!r}, verl's default," if self.name == VERLS else f"{self.name!r},"
 
 
 def attentions(config: DictConfig, teacher: TeacherConfig | None) -> Iterator[Attention]:
-    """The attention in force for each model that a worker holds.
+    """Attention in force for each model that a worker holds.
 
     verl passes on ``override_config.attn_implementation``, one name or one for each part of a
     model.
@@ -84,8 +83,7 @@ def attentions(config: DictConfig, teacher: TeacherConfig | None) -> Iterator[At
 
 
 def check_sequence_parallelism(config: DictConfig, teacher: TeacherConfig | None) -> None:
-    """Check that ranks which share a sequence see all of it. verl teaches that to flash attention
-    alone.
+    """Check that ranks which share a sequence see all of it, as verl teaches flash attention only.
 
     Raises:
         ValueError: an attention, or padded batches, with ``ulysses_sequence_parallel_size`` above
@@ -132,9 +130,7 @@ def _check_flash(one: Attention, device: str) -> None:
             " or eager; +platform=cpu sets sdpa"
         )
     if is_torch_npu_available() or is_kernels_available():
-        # Ascend has its own, and transformers takes kernels of the hub in place of a missing
-        # package.
-        return
+        return  # Ascend has its own, and the hub's kernels stand in for a missing package
     if reason := _why_not(FLASH[one.base]):
         plus = "+" if one.key.startswith("actor_rollout_ref.") else ""  # verl's node is empty
         other = (
@@ -148,7 +144,7 @@ def _check_flash(one: Attention, device: str) -> None:
 
 
 def _why_not(module: str) -> str:
-    """Why ``flash_attn_varlen_func`` cannot be imported from a module, or nothing."""
+    """Reason why ``flash_attn_varlen_func`` cannot be imported from a module, or nothing."""
     try:
         importlib.import_module(module).flash_attn_varlen_func  # noqa: B018
     except Exception as error:  # built for another PyTorch, say: OSError, RuntimeError
@@ -179,8 +175,7 @@ def _check_known(one: Attention) -> None:
 
 
 def warn_of_slow_log_probs(config: DictConfig) -> None:
-    """Say what a missing flash-attn costs beside attention: verl takes log-probs from its Triton
-    kernel."""
+    """Warn that without flash-attn verl's log-probs are slow, and not only its attention."""
     from verl.utils import torch_functional
 
     if config.trainer.device == "cuda" and not (

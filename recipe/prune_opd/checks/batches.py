@@ -1,5 +1,4 @@
-"""How batches are cut into mini-batches, ranks and micro-batches; verl asserts it after the first
-whole rollout."""
+"""Batches cut into mini-batches, ranks and micro-batches; verl asserts it after a whole rollout."""
 
 import logging
 import math
@@ -38,7 +37,7 @@ class Batches:
 
     @classmethod
     def of(cls, config: DictConfig) -> "Batches":
-        """The sizes that a configuration gives."""
+        """Take the sizes that a configuration gives."""
         actor, samples = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
         return cls(
             mini=actor.ppo_mini_batch_size * samples,
@@ -48,8 +47,7 @@ class Batches:
 
     @property
     def filled(self) -> int:
-        """Responses that are passed through the models: verl adds empty ones up to whole
-        mini-batches."""
+        """Responses that pass through the models: verl adds empty ones up to whole mini-batches."""
         return -(-self.given // self.mini) * self.mini
 
 
@@ -78,17 +76,16 @@ def warn_of_empty_responses(config: DictConfig) -> None:
         logger.warning(
             "data.train_batch_size=%d is no multiple of %s=%d: verl fills each batch of %d"
             " responses up with %d empty ones, which pass through the models as well",
-            *(
-                config.data.train_batch_size,
-                MINI,
-                config.actor_rollout_ref.actor.ppo_mini_batch_size,
-            ),
-            *(batches.given, batches.filled - batches.given),
+            config.data.train_batch_size,
+            MINI,
+            config.actor_rollout_ref.actor.ppo_mini_batch_size,
+            batches.given,
+            batches.filled - batches.given,
         )
 
 
 def _check_generations(config: DictConfig) -> None:
-    """What the rollout takes at once."""
+    """Check what the rollout takes at once."""
     fetched, prompts = config.data.gen_batch_size, config.data.train_batch_size
     if fetched is not None and prompts % fetched:
         raise ValueError(
@@ -104,7 +101,7 @@ def _check_generations(config: DictConfig) -> None:
 
 
 def _check_ranks(config: DictConfig, batches: Batches, models: list[str]) -> None:
-    """Ranks that work together must go into all ranks without remainder."""
+    """Check that ranks which work together go into all ranks without remainder."""
     rollout = config.actor_rollout_ref.rollout
     servers = rollout.tensor_model_parallel_size * rollout.data_parallel_size
     together = {f"{ROLLOUT}.tensor_model_parallel_size x {ROLLOUT}.data_parallel_size": servers}
@@ -119,7 +116,7 @@ def _check_ranks(config: DictConfig, batches: Batches, models: list[str]) -> Non
 
 
 def _check_shares(config: DictConfig, batches: Batches, models: list[str]) -> None:
-    """Data-parallel ranks take equal shares of a batch, and of each of its mini-batches."""
+    """Check that data-parallel ranks get equal shares of a batch and of its mini-batches."""
     samples = config.actor_rollout_ref.rollout.n
     for name in models:
         ranks = batches.world // sequence_parallel_size(config.actor_rollout_ref[name])
@@ -135,7 +132,7 @@ def _check_shares(config: DictConfig, batches: Batches, models: list[str]) -> No
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass over a batch: where its keys are, and whose ranks share it."""
+    """Pass over a batch: where its keys are, and whose ranks share it."""
 
     node: str
     model: str
@@ -147,8 +144,7 @@ class Pass:
         return f"actor_rollout_ref.{self.node}.{name}"
 
     def check_tokens(self, config: DictConfig, longest: int) -> None:
-        """Micro-batches by tokens hold the longest sequence; verl would stop when the limit has
-        grown to it."""
+        """Check that micro-batches by tokens hold the longest sequence, before a run gets there."""
         name = f"{self.prefix}_max_token_len_per_gpu"
         tokens = config.actor_rollout_ref[self.node][name]
         ranks = sequence_parallel_size(config.actor_rollout_ref[self.model])
@@ -160,7 +156,7 @@ class Pass:
             )
 
     def check_responses(self, config: DictConfig, responses: int) -> None:
-        """Micro-batches by responses go into the share of a rank without remainder."""
+        """Check that micro-batches by responses go into the share of a rank without remainder."""
         name = f"{self.prefix}_micro_batch_size_per_gpu"
         size = config.actor_rollout_ref[self.node][name]
         if size is None or responses % size:

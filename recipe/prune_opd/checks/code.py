@@ -26,7 +26,7 @@ def import_libraries(config: DictConfig) -> None:
 
 
 def check_code(config: DictConfig) -> None:
-    """Check that reward function, reward manager and dataset class of the user's own can be loaded.
+    """Check that the user's own reward function, reward manager and dataset class can be loaded.
 
     Raises:
         ValueError: one cannot; names the key.

@@ -23,14 +23,14 @@ FORMATS = "parquet or JSON files in verl's format"
 BATCH = 10_000
 """Rows that are looked at together."""
 REWARD_COLUMNS = ("data_source", "reward_model")
-"""What verl's reward managers read of every row, beside the response."""
+"""Columns that verl's reward managers read of every row, beside the response."""
 LAST_ROLES = ("user", "tool", "system")
 """Roles that a model may answer: those verl knows, but the model's own."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row's prompt, the first of its shape."""
+    """Prompt of a row, the first of its shape."""
 
     where: str
     """Key, file, row and column, for messages."""
@@ -39,7 +39,7 @@ class Prompt:
 
 @dataclass
 class Data:
-    """What files hold."""
+    """Content of data files, as far as it was asked for."""
 
     rows: int = 0
     schema: Any = None
@@ -47,8 +47,7 @@ class Data:
     prompts: list[Prompt] = field(default_factory=list)
     """A prompt of every set of roles and shapes."""
     sources: dict[Any, str] = field(default_factory=dict)
-    """``data_source`` -> key, file and row of the first that has it; empty where it was not asked
-    for."""
+    """``data_source`` -> key, file and row of the first that has it; empty where not asked for."""
 
     def take(self, where: str, column: str, value: Any, rules: "Rules") -> None:
         """Judge a value, and keep it.
@@ -96,7 +95,7 @@ def check_data(config: DictConfig, reader: str | None) -> Data:
 
 
 def _named(config: DictConfig, key: str) -> list[str]:
-    """The files at a key, one or several."""
+    """Files at a key, one or several."""
     given = config.data[key]
     files = list(given) if isinstance(given, ListConfig) else [given]
     if not files or not all(isinstance(file, str) and file for file in files):
@@ -105,8 +104,7 @@ def _named(config: DictConfig, key: str) -> list[str]:
 
 
 def _check_together(key: str, files: list[Path], parts: list[Data]) -> None:
-    """verl joins the files of a key by the library ``datasets``, for which a column must have one
-    type in all files."""
+    """Check that a column has one type in all files of a key, which verl joins by ``datasets``."""
     import datasets
 
     first: dict[str, tuple[Path, Any]] = {}
@@ -128,7 +126,7 @@ def _check_together(key: str, files: list[Path], parts: list[Data]) -> None:
 
 
 def _check_enough(config: DictConfig, rows: int) -> None:
-    """A batch that is not full is dropped, and an epoch without a batch trains nothing."""
+    """Check for a full batch: another is dropped, and an epoch without one trains nothing."""
     most, needed = config.data.get("train_max_samples", -1), config.data.train_batch_size
     if rows < needed:
         raise ValueError(
@@ -211,17 +209,15 @@ def _rules(prompt_key: str, reader: str | None) -> Rules:
         return f"allowed: an object with ground_truth, which {reader} needs"
 
     def source_fault(value: Any) -> str | None:
-        return (
-            f"allowed: text, which {reader} needs"
-            if strict and not isinstance(value, str)
-            else None
-        )
+        if strict and not isinstance(value, str):
+            return f"allowed: text, which {reader} needs"
+        return None
 
     return {prompt_key: prompt_fault, "reward_model": truth_fault, "data_source": source_fault}
 
 
 def is_chat(prompt: Any) -> bool:
-    """Whether a prompt is a list of turns with role and content."""
+    """Tell whether a prompt is a list of turns with role and content."""
     known = isinstance(prompt, list) and bool(prompt)
     return known and all(
         isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt
@@ -229,14 +225,11 @@ def is_chat(prompt: Any) -> bool:
 
 
 def prompt_fault(prompt: Any) -> str | None:
-    """What keeps a prompt from being answered, and what is allowed; None where nothing does."""
+    """Fault that keeps a prompt from being answered, and what is allowed; None without fault."""
     if not is_chat(prompt):
         first = prompt[0] if isinstance(prompt, list) and prompt else None
-        other = (
-            " instead of from and value"
-            if isinstance(first, dict) and {"from", "value"} <= first.keys()
-            else ""
-        )
+        foreign = isinstance(first, dict) and {"from", "value"} <= first.keys()
+        other = " instead of from and value" if foreign else ""
         return f"allowed: a list of messages with role and content{other}"
     for number, turn in enumerate(prompt):
         role, content = turn["role"], turn["content"]
@@ -257,7 +250,7 @@ def prompt_fault(prompt: Any) -> str | None:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value for a reader: its beginning."""
+    """Beginning of a value, for a reader."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -267,17 +260,17 @@ def shown(value: Any, most: int = 80) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """A file that can be read in parts."""
+    """File that can be read in parts."""
 
     schema: Any
-    """Arrow's."""
+    """Columns and types, Arrow's."""
     rows: int
     batches: Callable[[list[str]], Iterator[tuple[int, dict[str, Any]]]]
-    """The given columns in parts: number of the first row, column -> Arrow array or list."""
+    """Reader of columns in parts: number of the first row, column -> Arrow array or list."""
 
 
 def read_prompts(file: Path, prompt_key: str, most: int) -> list[Any]:
-    """The first ``most`` prompts of a file that ``check_file`` has passed."""
+    """Read the first ``most`` prompts of a file that ``check_file`` has passed."""
     prompts: list[Any] = []
     for _, batch in _open("--data", file).batches([prompt_key]):
         values = batch[prompt_key]
@@ -319,8 +312,7 @@ def _open_parquet(key: str, file: Path) -> _Source:
 
 
 def _open_json(key: str, file: Path) -> _Source:
-    """As verl does, by the library ``datasets``, which keeps a copy of the file as Arrow in its
-    cache."""
+    """Open a JSON file as verl does, by ``datasets``, which keeps a copy as Arrow in its cache."""
     import datasets
 
     try:
@@ -334,10 +326,8 @@ def _open_json(key: str, file: Path) -> _Source:
 
     def batches(columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         read = rows.select_columns(columns)
-        arrow, mixed = (
-            read.with_format("arrow"),
-            [name for name in columns if not regular(schema.field(name).type)],
-        )
+        arrow = read.with_format("arrow")
+        mixed = [name for name in columns if not regular(schema.field(name).type)]
         for start in range(0, len(rows), BATCH):
             part = slice(start, start + BATCH)
             table, decoded = arrow[part], read[part] if mixed else {}
@@ -348,7 +338,7 @@ def _open_json(key: str, file: Path) -> _Source:
 
 
 def _may_hold_objects(kind: Any) -> bool:
-    """Whether values of an Arrow type may be read as dictionaries."""
+    """Tell whether values of an Arrow type may be read as dictionaries."""
     import pyarrow as pa
 
     return (

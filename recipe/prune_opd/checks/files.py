@@ -9,25 +9,23 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 """Beginning of the text that Git LFS leaves in the place of a file that was not fetched."""
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 WEIGHTS = ("*.safetensors", "*.bin")
-"""Patterns of what transformers reads in a model's folder; weights of the second where there are
-none of the first."""
+"""Files that transformers reads of a model; weights of the second kind if none of the first."""
 
 
 def local_path(path: str) -> str:
-    """A path as verl takes it: its own code expands no ``~`` and stumbles over a trailing slash."""
+    """Path as verl takes it: its own code expands no ``~`` and stumbles over a trailing slash."""
     return path if is_remote(path) else str(Path(path).expanduser())
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is of a file system that verl copies from first."""
+    """Tell whether a path is of a file system that verl copies from first."""
     from verl.utils.fs import is_non_local
 
     return is_non_local(path)
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, in one line: the first of its message, with its class where that says
-    more."""
+    """Message of an exception in one line: its first, with its class where that says more."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, KeyError):
         return f"{first} is missing"
@@ -37,7 +35,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def lfs_pointer(file: Path) -> bool:
-    """Whether a file is Git LFS's pointer to what should be there.
+    """Tell whether a file is Git LFS's pointer to what should be there.
 
     Raises:
         OSError: it cannot be read.
@@ -47,7 +45,7 @@ def lfs_pointer(file: Path) -> bool:
 
 
 def check_readable(what: str, path: Path, allowed: str) -> None:
-    """Refuse what is no file with content of its own.
+    """Refuse a path that is no file with content of its own.
 
     Args:
         what: beginning of the message: the option it came by, with a colon and a space, or nothing.

@@ -1,5 +1,4 @@
-"""Two models that must fit each other, known by configuration, tokenizer and chat template, without
-their weights.
+"""Models that must fit each other, known by configuration, tokenizer and template, without weights.
 
 The rules are functions of their own, so that the start check and ``doctor`` word them each in its
 way.
@@ -21,12 +20,11 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SCALED = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling that make a longer context of ``max_position_embeddings``."""
 KEPT_FREE = {"sglang": 1}
-"""Tokens of the context that verl's rollout server leaves free behind a response, by engine; 0 for
-the others."""
+"""Tokens that verl's rollout server leaves free behind a response, by engine; 0 for the others."""
 
 
 class Model:
-    """What can be known of a model without its weights.
+    """Model as far as it is known without its weights.
 
     Args:
         key: what its path was given as, for messages.
@@ -61,12 +59,11 @@ class Model:
         tokenizer = folder if tokenizer is None else _here(f"{node}.tokenizer_path", tokenizer)
         try:
             hf_config = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code)
-            # As it is: verl would fill in a missing padding token, and say so each time.
+            # The tokenizer as it is: verl would fill in a missing padding token, and warn of it.
             tokens = hf_tokenizer(
                 tokenizer, correct_pad_token=False, trust_remote_code=trust_remote_code
             )
-        # What reads a tokenizer raises KeyError, and the tokenizers library plain Exception.
-        except Exception as error:
+        except Exception as error:  # KeyError, or plain Exception of the library tokenizers
             raise ValueError(
                 f"{key}: {path} holds no model configuration with tokenizer ({reason_of(error)})"
             ) from error
@@ -86,7 +83,7 @@ class Model:
 
 
 def _here(key: str, path: str) -> str:
-    """A folder of this machine, a copy of a remote one, or a hub name.
+    """Folder of this machine, a copy of a remote one, or a hub name.
 
     Raises:
         ValueError: there is none, or it holds a Git LFS pointer; names the key and the path.
@@ -102,7 +99,7 @@ def _here(key: str, path: str) -> str:
         copy = copy_to_local(folder)
     except Exception as error:  # of whatever serves a remote path
         raise ValueError(f"{key}: {path} cannot be copied here ({reason_of(error)})") from error
-    # The program that copies failed, and verl did not look.
+    # verl does not look whether the program that copies has failed.
     if is_remote(path) and not Path(copy).is_dir():
         raise ValueError(
             f"{key}: {path} cannot be copied here (there is no folder {copy} afterwards)"
@@ -112,7 +109,7 @@ def _here(key: str, path: str) -> str:
 
 
 def _ends(key: str, path: str, generation_config: Any, tokenizer: Any) -> set[int]:
-    """See ``end_tokens``.
+    """Check the end tokens of the generation settings, and collect all, see ``end_tokens``.
 
     Raises:
         ValueError: one is no number.
@@ -143,7 +140,7 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> set[int]:
 
 
 def different_tokens(student: Model, teacher: Model) -> list[int]:
-    """Ids both tokenizers know and mean another token by, sorted."""
+    """Ids that both tokenizers know and mean another token by, sorted."""
     return sorted(
         i
         for i in student.tokens.keys() & teacher.tokens.keys()
@@ -162,8 +159,7 @@ def wrong_ends(model: Model) -> list[int]:
 
 
 def scaled_context(model: Model) -> int | None:
-    """Tokens of context with the scaling of rotary embeddings, as vLLM counts them; None where
-    nothing is known."""
+    """Tokens of context with rotary scaling, as vLLM counts them; None where nothing is known."""
     rope = getattr(model.config, "rope_parameters", None) or {}
     kind, factor = rope.get("rope_type"), rope.get("factor", 1.0)
     if model.context is None or kind not in SCALED:
@@ -172,7 +168,7 @@ def scaled_context(model: Model) -> int | None:
 
 
 def render(model: Model, messages: Any, kwargs: Mapping[str, Any], prompt: bool = True) -> str:
-    """Text of a chat by the model's template.
+    """Render a chat by the model's template.
 
     Args:
         model: whose template.
@@ -236,7 +232,7 @@ def check_pair(student: Model, teacher: Model, topk: int) -> None:
 
 
 def _check_ends(student: Model) -> None:
-    """Nothing but the limit would end a response."""
+    """Check that the student can end a response: else nothing but the limit would."""
     where = "eos_token of its tokenizer and eos_token_id in generation_config.json"
     if not student.ends:
         raise ValueError(f"{student.key}: {student.path} has no end token, needed: {where}")
@@ -250,7 +246,7 @@ def _check_ends(student: Model) -> None:
 
 
 def check_server_context(teacher: Model, longest: int, engine: str) -> None:
-    """A server refuses a longer sequence than its model was made for; a training pass does not.
+    """Check that a teacher's servers take the longest sequence, which a training pass takes anyway.
 
     Raises:
         ValueError: the teacher's context is too short.
@@ -267,7 +263,7 @@ def check_server_context(teacher: Model, longest: int, engine: str) -> None:
 
 
 def check_rollout_context(config: DictConfig, student: Model) -> None:
-    """verl cuts what a response has beyond the context without a word, so it would count as ended.
+    """Check that prompt and response fit: verl cuts without a word what is beyond the context.
 
     verl counts ``max_position_embeddings`` as it stands in the configuration, without rotary
     scaling.

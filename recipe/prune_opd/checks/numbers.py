@@ -1,5 +1,4 @@
-"""Numbers of verl that a run depends on: of the right kind and in their range, where verl would
-fail later, or not."""
+"""Numbers of verl that a run depends on: their kind and range, where verl fails later or never."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be.
+    """Range of a number.
 
     Args:
         words: the range, in words.
@@ -24,7 +23,7 @@ class Range:
     whole: bool = True
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is a number, finite, and in the range."""
+        """Tell whether a value is a number, finite, and in the range."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
         return math.isfinite(value) and self.holds(value)
@@ -97,7 +96,7 @@ OPTIONAL = {
     f"{REF}.log_prob_micro_batch_size_per_gpu": COUNT,
     "trainer.total_training_steps": COUNT,
 }
-"""The same for keys that may also be null."""
+"""Keys that may also be null, by what the number may be."""
 
 
 def check_numbers(config: DictConfig) -> None:

@@ -1,5 +1,4 @@
-"""Who scores responses: verl's reward function, this package's or one of the user's, and what it
-must know of a row."""
+"""Scorers of responses, verl's function, ours or the user's, and what they must know of a row."""
 
 import contextlib
 import io
@@ -13,14 +12,13 @@ GRADING = "pkg://recipe.prune_opd.grading"
 PREPARED = ("math_dapo", "MATH-500", "AIME24", "AIME25", "AMC23", "HMMT24", "HMMT25", "GSM8K")
 """``data_source`` of the rows that the command ``prepare`` writes."""
 SCORER, NAMED_SCORER = "the reward function", "reward.custom_reward_function"
-"""Who reads a row: verl's reward function or this package's, or one of the user's."""
+"""Readers of a row, for messages: verl's reward function or this package's, or the user's."""
 NAMED = ("reward.custom_reward_function.path", "custom_reward_function.path")
-"""Where a reward function is named: verl's key, and its old one, which a trainer's own process no
-longer has."""
+"""Keys that name a reward function: verl's, and its old one, which a trainer no longer has."""
 
 
 def reads_rows(config: DictConfig) -> str | None:
-    """Who reads ``data_source`` and ``reward_model`` of every row, for messages.
+    """Name who reads ``data_source`` and ``reward_model`` of every row, for messages.
 
     verl scores every response, in training and in validation, although the scores are not trained
     on.
@@ -42,8 +40,7 @@ def reads_rows(config: DictConfig) -> str | None:
 
 
 def grades_here(config: DictConfig, sources: Mapping[Any, str]) -> bool:
-    """Whether this package's reward function must take the place of verl's, which does not know the
-    data.
+    """Tell whether this package's reward function must replace verl's, which lacks the data.
 
     Args:
         config: verl's composed configuration.
@@ -77,7 +74,7 @@ def grades_here(config: DictConfig, sources: Mapping[Any, str]) -> bool:
 
 
 def verl_scores(source: Any) -> bool:
-    """Whether verl's own reward function has a rule for a ``data_source``."""
+    """Tell whether verl's own reward function has a rule for a ``data_source``."""
     from verl.utils.reward_score import default_compute_score
 
     if not isinstance(source, str):
@@ -93,7 +90,6 @@ def verl_scores(source: Any) -> bool:
 
 
 def _first(config: DictConfig, keys: tuple[str, ...], default: Any = None) -> Any:
-    """The first value at one of the keys that is neither null nor the default; None where there is
-    none."""
+    """First value at one of the keys that is neither null nor the default; None without one."""
     values = (OmegaConf.select(config, key) for key in keys)
     return next((value for value in values if value is not None and value != default), None)

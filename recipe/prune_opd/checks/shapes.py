@@ -1,5 +1,4 @@
-"""The shape of a value: its types, keys and roles, what is null and what is blank, but no other
-text.
+"""Shape of a value: its types, keys and roles, what is null and what is blank, but no other text.
 
 Two rows of one shape are alike to a chat template and to the checks, so of millions of rows a few
 are worth a look.
@@ -16,8 +15,7 @@ FIELDS, ITEMS = "\x1f", "\x1e"
 
 
 def first_of_each(values: Any, exact: bool = False) -> Iterator[tuple[Any, int]]:
-    """Every shape among the values, and the number of the first value that has it, in the order of
-    these numbers.
+    """Find every shape among the values and the first value that has it, in their order.
 
     Args:
         values: (N,) Arrow array, or a list.
@@ -88,8 +86,7 @@ def _role(values: Any) -> Any:
 
 
 def regular(kind: Any) -> bool:
-    """Whether an Arrow type is made of texts, numbers, lists and structs, all of which ``marks_of``
-    reads."""
+    """Tell whether an Arrow type is of texts, numbers, lists and structs, as ``marks_of`` needs."""
     import pyarrow as pa
 
     if _is_list(kind):

@@ -18,11 +18,10 @@ from recipe.prune_opd.grading.verdicts import NO_TRUTH, RIGHT, UNREAD
 __all__ = ["PROCESSES", "TOKENS", "TRUNCATED", "UNREAD", "compare", "compute_score", "read_answer"]
 
 TOKENS, TRUNCATED = "response_tokens", "truncated"
-"""Keys of a validation response's ``extra_info``, set by our agent loop: its tokens, and whether
-the limit cut it."""
+"""Keys of a validation response's ``extra_info``, from our agent loop: tokens, and whether cut."""
 
 SHOWN = 200
-"""Characters of an answer that are kept in the result."""
+"""Characters of an answer that the result keeps."""
 
 
 def compute_score(
@@ -36,43 +35,39 @@ def compute_score(
 ) -> dict[str, Any]:
     """Grade one response, by the interface of ``reward.custom_reward_function``.
 
-    Nothing that a model writes makes it raise.
-
     Args:
         data_source: the row's field of that name.
-        solution_str: the response as text.
+        solution_str: the response; no text makes this raise.
         ground_truth: the row's ``reward_model.ground_truth``.
-        extra_info: the row's field of that name, with ``TOKENS`` and ``TRUNCATED`` where our agent
-            loop generated it.
-        seconds: processor time for the comparison;
-            ``reward.custom_reward_function.reward_kwargs.seconds``.
+        extra_info: the row's, with ``TOKENS`` and ``TRUNCATED`` where our agent loop generated it.
+        seconds: processor time for the comparison.
         **kwargs: what verl passes besides; not used.
 
     Returns:
         ``score`` 1.0 or 0.0; ``acc`` the same as bool; ``pred`` the answer's first 200 characters;
-        ``unread`` one of ``UNREAD`` or ""; ``data_source``, and ``tokens`` and ``truncated`` (None
-        where not known), because verl's validation dumps hold nothing of them but what the reward
-        function returns.
+        ``unread`` one of ``UNREAD`` or "". Since verl's validation dumps hold nothing else of a
+        response, also ``data_source``, ``tokens`` and ``truncated`` (None where not known).
 
     Raises:
         RuntimeError: math-verify is not installed, or no process could be started.
     """
-    answer, unread = read_answer(solution_str, data_source)
     truth = "" if ground_truth is None else str(ground_truth)
-    right = False
-    if not truth.strip(" $"):
-        unread = NO_TRUTH
-    elif not unread:
-        verdict = compare(answer, truth, seconds)
-        unread = verdict if verdict in UNREAD else ""
-        right = verdict == RIGHT
+    answer, verdict = _grade(solution_str, data_source, truth, seconds)
     known = extra_info or {}
     return {
-        "score": float(right),
-        "acc": right,
+        "score": float(verdict == RIGHT),
+        "acc": verdict == RIGHT,
         "pred": answer[:SHOWN],
-        "unread": unread,
+        "unread": verdict if verdict in UNREAD else "",
         "data_source": data_source,
         "tokens": known.get(TOKENS),
         "truncated": known.get(TRUNCATED),
     }
+
+
+def _grade(response: str, data_source: str, truth: str, seconds: float) -> tuple[str, str]:
+    """Find a response's answer, and judge it: a verdict, or the reason of ``UNREAD`` for none."""
+    answer, unread = read_answer(response, data_source)
+    if not truth.strip(" $"):
+        return answer, NO_TRUTH
+    return answer, unread or compare(answer, truth, seconds)

@@ -1,5 +1,4 @@
-r"""Answers in responses: the last ``\boxed{}``, or the last line ``Answer: ...`` where the prompt
-asks for one."""
+r"""Answers in responses: the last ``\boxed{}``, or a last line ``Answer: ...`` where asked for."""
 
 import re
 
@@ -7,7 +6,7 @@ from recipe.prune_opd.grading.latex import closing_brace
 from recipe.prune_opd.grading.verdicts import EMPTY, NO_BOX, TOO_LONG, UNCLOSED
 
 LONGEST = 2000
-"""Characters of an answer. No ground truth of the paper's data has more than 200."""
+"""Characters of an answer that is read; no ground truth of the paper's data has more than 200."""
 
 ANSWER_LINES = ("math_dapo",)
 """``data_source`` of prompts that ask for a last line ``Answer: ...`` instead of a box."""
@@ -16,25 +15,25 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 SPACE = r"\s|\$|\\[()\[\],;! ]|\\q?quad|~"
 COMMA = r",|;|and\b|or\b|\\text\s*\{\s*(?:and|or)\s*\}"
 BETWEEN = re.compile(rf"(?:{SPACE})*(?:{COMMA})(?:{SPACE}|{COMMA})*")
-"""What stands between boxes that are one answer: ``\\boxed{3}, \\boxed{5} and \\boxed{7}``."""
+r"""Text between boxes that are one answer: ``\boxed{3}, \boxed{5} and \boxed{7}``."""
 
 LABEL = r"(?:the\s+|my\s+|our\s+)?(?:final\s+|correct\s+)?answer[*_\s]*"
 LINE_START = re.compile(
-    r"(?im)^["
-    rf" \t>#*_`$\[\](){{}}\\-]*(?:\\(?:text|textbf|mathbf)\{{)?{LABEL}(?:(?:is\s*)?[:：=]|(?<=\n))"
+    r"(?im)^[ \t>#*_`$\[\](){}\\-]*(?:\\(?:text|textbf|mathbf)\{)?"
+    rf"{LABEL}(?:(?:is\s*)?[:：=]|(?<=\n))"
 )
 ANYWHERE = re.compile(r"(?i)\banswer[*_\s]*[:：]")
 SENTENCE = re.compile(r"(?i)\banswer\s+(?:\w+\s+){0,4}?is\b[:：]?")
 LABELS = (LINE_START, ANYWHERE)
 OPENING = re.compile(r"(?:[\s*_`$>:：}]|\\[\[(])+")
 TOKENS = re.compile(r"<\|[^|<>]*\|>|</?[A-Za-z_]+>")
-"""What a tokenizer or a template leaves behind an answer."""
+"""Special tokens and tags that a tokenizer or a template leaves behind an answer."""
 NEXT_SENTENCE = re.compile(r"[.。]\s+(?=[A-Z]).*$|\s+\((?:[A-Za-z,.' ]+)\)\s*\.?$", re.DOTALL)
 MATHEMATICS = re.compile(r"[\d\\=^$]")
 
 
 def read_answer(response: str, data_source: str = "") -> tuple[str, str]:
-    r"""The answer that a response gives.
+    r"""Find the answer that a response gives.
 
     Args:
         response: text of any length.
@@ -53,7 +52,7 @@ def read_answer(response: str, data_source: str = "") -> tuple[str, str]:
 
 
 def _read_line(response: str) -> tuple[str, str]:
-    """What an answer's line says, or a box, or a sentence ``the answer is ..``."""
+    """Read the answer off its line, a box, or a sentence ``the answer is ..``."""
     line = answer_line(response)
     if line is not None and not _is_prose(line):
         return last_box(line) if BOX.search(line) else _checked(line)
@@ -68,8 +67,7 @@ def _read_line(response: str) -> tuple[str, str]:
 
 
 def answer_line(response: str) -> str | None:
-    """What follows the last ``Answer:`` that is followed by an answer and not by words; None if
-    there is none."""
+    """Text behind the last ``Answer:`` that is an answer and not words; None without a label."""
     matches = [list(label.finditer(response)) for label in LABELS]
     for match in (*reversed(matches[0]), *reversed(matches[1])):
         content = _content(response, match.end())
@@ -80,12 +78,12 @@ def answer_line(response: str) -> str | None:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether a text is three words or more, without a sign of mathematics."""
+    """Tell whether a text is three words or more, without a sign of mathematics."""
     return not MATHEMATICS.search(text) and len(text.split()) >= 3
 
 
 def _content(response: str, start: int) -> str:
-    """The line from a position on, or the next one if that is empty."""
+    """Line from a position on, or the next one if that is empty."""
     opening = OPENING.match(response, start)
     start = opening.end() if opening else start
     line = response[start : start + 2 * LONGEST].split("\n", 1)[0]
@@ -96,10 +94,10 @@ def _content(response: str, start: int) -> str:
 
 
 def last_box(text: str) -> tuple[str, str]:
-    r"""Content of the last ``\boxed{}`` or ``\fbox{}``, and "" or why it cannot be read. Linear in
-    the text.
+    r"""Content of the last ``\boxed{}`` or ``\fbox{}`` and "", or "" and why it cannot be read.
 
-    Boxes before it belong to it if nothing but commas or ``and`` is between them.
+    Boxes before it belong to it if nothing but commas or ``and`` is between them. Linear in the
+    text.
     """
     starts = list(BOX.finditer(text))
     if not starts:

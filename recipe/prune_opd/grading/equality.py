@@ -3,21 +3,18 @@
 import re
 from collections.abc import Sequence
 
-from sympy import MatrixBase, pi
+from sympy import Expr, MatrixBase, pi
 
 from recipe.prune_opd.grading.numbers import equal, proportional, rounds_to
 from recipe.prune_opd.grading.regions import is_equation, is_region, same_set
 from recipe.prune_opd.grading.values import Group, Listing, Quantity, Relation, Value, Word
 
 FLIPPED = {">": "<", ">=": "<="}
-
-
 WORD = re.compile(r"\(?\s*(?:\\text\{\(?[A-Za-z .]+\)?\}|[A-Za-z ]+)\s*\)?")
 
 
 def same(truth: Value, found: Value) -> bool:
-    """Whether an answer is the ground truth. The truth's form decides what counts: ``x=5`` is right
-    for ``5``."""
+    """Tell whether an answer is the truth, whose form decides: ``x=5`` is right for ``5``."""
     if truth.text == found.text or _same_word(truth, found):
         return True
     if isinstance(truth, Word) or isinstance(found, Word):
@@ -45,7 +42,7 @@ def same(truth: Value, found: Value) -> bool:
 
 
 def _is_bare_tuple(listing: Value, group: Value) -> bool:
-    """Whether one is ``1,2`` and the other ``(1,2)``."""
+    """Tell whether one is ``1,2`` and the other ``(1,2)``."""
     if not isinstance(listing, Listing) or not isinstance(group, Group) or listing.kind != ",":
         return False
     relations = any(isinstance(item, Relation) for item in listing.items)
@@ -53,7 +50,7 @@ def _is_bare_tuple(listing: Value, group: Value) -> bool:
 
 
 def _is_vector(column: Value, group: Value) -> bool:
-    r"""Whether one is a column ``\begin{pmatrix}1\\2\end{pmatrix}`` and the other ``(1,2)``."""
+    r"""Tell whether one is ``\begin{pmatrix}1\\2\end{pmatrix}`` and the other ``(1,2)``."""
     return (
         isinstance(column, Quantity)
         and isinstance(group, Group)
@@ -88,7 +85,7 @@ def _coordinates(listing: Value, group: Value) -> Sequence[Value] | None:
 
 
 def _same_word(truth: Value, found: Value, strict: bool = True) -> bool:
-    """Whether both are the same word, in whatever type; ``strict`` asks for letters alone."""
+    """Tell whether both are the same word, in any type; ``strict`` asks for letters alone."""
     if strict and not (WORD.fullmatch(truth.text) and WORD.fullmatch(found.text)):
         return False
     return _letters(truth.text) == _letters(found.text)
@@ -101,7 +98,7 @@ def _letters(text: str) -> str:
 
 
 def _unwrapped(truth: Value, found: Value) -> tuple[Value, Value]:
-    """What is compared of ``x=5`` and ``5``, of ``x \\in S`` and ``S``, and of a list of one."""
+    r"""Parts to compare of ``x=5`` and ``5``, of ``x \in S`` and ``S``, and of a list of one."""
     truth, found = _only_item(truth), _only_item(found)
     if isinstance(found, Relation) and not isinstance(truth, Relation) and is_equation(found):
         if found.terms[-1].text != "0" or _is_name(found.terms[0]):
@@ -121,7 +118,7 @@ def _only_item(value: Value) -> Value:
 
 
 def _is_name(value: Value) -> bool:
-    """Whether a term is a letter, a product of letters, a call of a function, or a word."""
+    """Tell whether a term is a letter, a product of letters, a call of a function, or a word."""
     if isinstance(value, Quantity):
         return all(
             node.is_Symbol or node.is_Mul or node.is_Add
@@ -147,12 +144,12 @@ def _same_quantity(truth: Quantity, found: Quantity) -> bool:
 
 
 def _same_angle(truth: Quantity, found: Quantity) -> bool:
-    """Whether one is in degrees and the other, with π in it, in radians."""
+    """Tell whether one is in degrees and the other, with π in it, in radians."""
     degrees, radians = (truth, found) if truth.unit == "°" else (found, truth)
     return radians.expression.has(pi) and equal(degrees.expression * pi / 180, radians.expression)
 
 
-def _same_number(truth: Quantity, found: Quantity, one, other) -> bool:  # type: ignore[no-untyped-def]
+def _same_number(truth: Quantity, found: Quantity, one: Expr, other: Expr) -> bool:
     if equal(one, other):
         return True
     if (
@@ -176,7 +173,7 @@ def _same_number(truth: Quantity, found: Quantity, one, other) -> bool:  # type:
 
 
 def _same_items(truth: Sequence[Value], found: Sequence[Value]) -> bool:
-    """Whether two lists hold the same, in any order, however often."""
+    """Tell whether two lists hold the same, in any order, however often."""
     left, right = _distinct(truth), _distinct(found)
     if len(left) != len(right):
         return False
@@ -243,7 +240,7 @@ def _difference(left: Value, right: Value):  # type: ignore[no-untyped-def]
 
 
 def _links(relation: Relation) -> list[tuple[str, object]]:
-    """The chain's single relations, as a sign and what is on its left less what is on its right."""
+    """Relations of a chain, each as a sign and what is on its left less what is on its right."""
     found = []
     for left, sign, right in zip(relation.terms, relation.signs, relation.terms[1:], strict=False):
         if sign in FLIPPED:

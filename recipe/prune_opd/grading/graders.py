@@ -23,19 +23,20 @@ from recipe.prune_opd.grading.verdicts import RIGHT, TOO_HARD, UNPARSED
 SECONDS = 5.0
 """Processor time for one comparison."""
 REAL_SECONDS = 10
-"""Wall-clock time for one comparison, as a multiple of its processor time: the machine may be
-busy."""
+"""Wall-clock limit as a multiple of processor time: the machine may be busy."""
 MEMORY = 4 * 2**30
 """Bytes of address space for one grader."""
 FIRST = ((r"\frac{1}{2}", "0.3"), (r"2\sqrt{3}+1", r"2\sqrt{3}-\pi"), ("(1,2)", "(x^2,3)"))
 """Pairs that a grader compares before any other."""
 PROCESSES = 2
-"""Most graders beside one process that grades. verl starts ``reward.num_workers`` such processes, 8
-by default."""
+"""Graders beside one process that grades, at most; verl starts ``reward.num_workers`` of those."""
 
 
 def compare(answer: str, truth: str, seconds: float = SECONDS) -> str:
-    """``RIGHT``, ``WRONG``, ``UNPARSED``, ``NO_TRUTH`` or ``TOO_HARD``; safe in threads.
+    """Compare an answer with the ground truth; safe in threads.
+
+    Returns:
+        ``RIGHT``, ``WRONG``, ``UNPARSED``, ``NO_TRUTH`` or ``TOO_HARD``.
 
     Raises:
         RuntimeError: math-verify is not installed, or no process could be started.
@@ -46,9 +47,7 @@ def compare(answer: str, truth: str, seconds: float = SECONDS) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without dollar signs and white space, but where that keeps apart: ``2 3/4`` is not
-    ``23/4``, nor ``1, 234`` a number.
-    """
+    """Text without dollar signs and needless white space: ``2 3/4`` is not ``23/4``."""
     spaced = " ".join(text.replace("$", " ").split())
     return re.sub(r"(?<![\w.])(?<!\d,) | (?![\w.])", "", spaced)
 
@@ -84,7 +83,7 @@ class _Grader:
         return self.process.stdout.readline()
 
     def ask(self, answer: str, truth: str, seconds: float) -> str | None:
-        """Verdict; "" if the process has died over it, None if it had died before."""
+        """Ask for the verdict; "" if the process died over it, None if it had died before."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps([answer, truth, seconds]) + "\n")
@@ -130,12 +129,12 @@ class _Graders:
 
 @functools.cache
 def _graders(pid: int) -> _Graders:
-    """The graders of this process: a fork must not share its parent's pipes."""
+    """Graders of this process: a fork must not share its parent's pipes."""
     return _Graders()
 
 
 def serve() -> None:
-    """Main loop of a grader: a JSON line ``[answer, truth, seconds]`` in, a verdict out.
+    """Serve as a grader: a JSON line ``[answer, truth, seconds]`` in, a verdict out.
 
     The timers' signals keep their default action, which is to end the process.
     """

@@ -1,5 +1,4 @@
-"""A verdict on one answer, without limits of time or memory: ``graders`` runs it in processes that
-have them."""
+"""Verdict on one answer, without limits of time or memory, which ``graders`` sets."""
 
 import functools
 import re
@@ -15,17 +14,17 @@ from recipe.prune_opd.grading.verdicts import NO_TRUTH, RIGHT, UNPARSED, WRONG
 RUN_TOGETHER = re.compile(r"[^\s,]+(?:,\d{3})+[^\s,]*")
 CHOICE = re.compile(r"(?:\\text\{\s*\(([A-E])\)\s*\}|\(([A-E])\))\s*(?=[^\s,;])")
 LABELLED = re.compile(
-    r"(?:\\text\{)?\s*(?:option|choice)?\s*\(?\s*([A-E])\s*(?:[:.)](?!\W*(?:and|or|[A-E])\b|\s*[,;/&+-])|\}|$)",
+    r"(?:\\text\{)?\s*(?:option|choice)?\s*\(?\s*([A-E])\s*"
+    r"(?:[:.)](?!\W*(?:and|or|[A-E])\b|\s*[,;/&+-])|\}|$)",
     re.I,
 )
-"""The letter of a choice, before its value or alone: ``\\text{C: 204}``, ``B) 204``, ``Option
-B``."""
+r"""Letter of a choice, before its value or alone: ``\text{C: 204}``, ``B) 204``, ``Option B``."""
 LETTER = re.compile(r"[(\s]*(?:\\text\{\s*\(?)?[A-E][)\s}]*")
 SIGN = re.compile(r"\\pm(?![A-Za-z])")
 
 
 def judge(answer: str, truth: str) -> str:
-    """``RIGHT``, ``WRONG``, ``UNPARSED`` or ``NO_TRUTH``."""
+    """Compare an answer with the truth: ``RIGHT``, ``WRONG``, ``UNPARSED`` or ``NO_TRUTH``."""
     try:
         truths = _truths(truth)
     except UnreadableError:
@@ -48,7 +47,7 @@ def _truths(truth: str) -> list[tuple[Value, str]]:
 
 
 def _readings(text: str) -> Iterator[tuple[Value, str]]:
-    r"""What a text says. Two signs ``\pm a \pm b`` may go together, or each its own way."""
+    r"""Readings of a text: two signs ``\pm a \pm b`` may go together, or each its own way."""
     yield read(text)
     signs = list(SIGN.finditer(text))
     if len(signs) == 2 and "," not in text:
@@ -57,12 +56,12 @@ def _readings(text: str) -> Iterator[tuple[Value, str]]:
 
 
 def _spaced(answer: str) -> str:
-    """The answer to a question for several numbers, where ``100,200`` is not one."""
+    """Spread an answer to a question for several numbers, where ``100,200`` is not one."""
     return answer.replace(",", ", ") if RUN_TOGETHER.fullmatch(answer.strip()) else answer
 
 
 def _chosen(answer: str, truth: str) -> str:
-    r"""The letter or the value of a choice ``\text{(B)} 204``, whichever is asked for."""
+    r"""Choose the letter or the value of ``\text{(B)} 204``, whichever is asked for."""
     if LETTER.fullmatch(truth):
         label = LABELLED.match(answer) or CHOICE.match(answer)
         return next(letter for letter in label.groups() if letter) if label else answer

@@ -1,5 +1,4 @@
-"""Helpers on LaTeX text: balanced braces, commands and their arguments, what stands outside of
-brackets."""
+"""Helpers on LaTeX text: balanced braces, commands and their arguments, text outside brackets."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -13,8 +12,7 @@ CLOSING = {"}", ")", "]", r"\}", r"\rfloor", r"\rceil", r"\rangle", r"\end"}
 
 
 def closing_brace(text: str, start: int, stop: int | None = None) -> int | None:
-    """Position of the brace that closes the group whose content begins at ``start``; None if none
-    does."""
+    """Position of the brace that closes the group whose content begins at ``start``, or None."""
     depth = 1
     for brace in BRACE.finditer(text, start, len(text) if stop is None else stop):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
@@ -24,7 +22,7 @@ def closing_brace(text: str, start: int, stop: int | None = None) -> int | None:
 
 
 def closing_parenthesis(text: str, start: int) -> int | None:
-    """Position of the ``)`` that closes the ``(`` before ``start``; None if none does."""
+    """Position of the ``)`` that closes the ``(`` before ``start``, or None."""
     depth = 1
     for position in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[position], 0)

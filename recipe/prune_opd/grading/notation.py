@@ -8,283 +8,63 @@ import ast
 import re
 import unicodedata
 
+from recipe.prune_opd.grading import symbols
 from recipe.prune_opd.grading.latex import (
     closing_brace,
     closing_parenthesis,
     replace_command,
     split_outside,
 )
+from recipe.prune_opd.grading.symbols import CHARACTERS, GREEK, NUMERALS, OPERATORS, ROW, SYNONYMS
 
-CHARACTERS = {
-    **{
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "∙": r"\cdot ",
-        "•": r"\cdot ",
-        "∗": "*",
-        "÷": "/",
-    },
-    **{
-        "−": "-",
-        "–": "-",
-        "—": "-",
-        "‐": "-",
-        "‑": "-",
-        "±": r"\pm ",
-        "∓": r"\mp ",
-        "√": r"\sqrt ",
-    },
-    **{
-        "∛": r"\sqrt[3] ",
-        "∜": r"\sqrt[4] ",
-        "∞": r"\infty ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "⩽": r"\le ",
-    },
-    **{
-        "⩾": r"\ge ",
-        "≠": r"\ne ",
-        "≈": r"\approx ",
-        "≃": r"\approx ",
-        "∈": r"\in ",
-        "∉": r"\notin ",
-    },
-    **{
-        "∪": r"\cup ",
-        "∩": r"\cap ",
-        "∖": r"\setminus ",
-        "∅": r"\emptyset ",
-        "°": r"^\circ ",
-        "º": r"^\circ ",
-    },
-    **{
-        "ℝ": r"\mathbb{R}",
-        "ℤ": r"\mathbb{Z}",
-        "ℚ": r"\mathbb{Q}",
-        "ℕ": r"\mathbb{N}",
-        "ℂ": r"\mathbb{C}",
-    },
-    **{
-        "⌊": r"\lfloor ",
-        "⌋": r"\rfloor ",
-        "⌈": r"\lceil ",
-        "⌉": r"\rceil ",
-        "⟨": r"\langle ",
-        "⟩": r"\rangle ",
-    },
-    **{
-        "′": "'",
-        "’": "'",
-        "“": '"',
-        "”": '"',
-        "⁄": "/",
-        "∀": r"\forall ",
-        "∑": r"\sum ",
-        "∫": r"\int ",
-    },
-    **{
-        "→": r"\to ",
-        "∧": r"\text{ and }",
-        "∨": r"\text{ or }",
-        "¢": r"\text{ cents}",
-        "€": "",
-        "£": "",
-        "¥": "",
-    },
-    **{
-        "「": "",
-        "」": "",
-        "。": ".",
-        "、": ",",
-        "𝑒": "e",
-        "ⅇ": "e",
-        "ⅈ": "i",
-        "ϕ": r"\phi ",
-        "𝜋": r"\pi ",
-        "ℯ": "e",
-    },
-}
-SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix")
-SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢₖ", "0123456789+-()nik")
-RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
-LOWERED = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢₖ]+")
-GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi"
-    " chi psi omega"
-)
-FUNCTIONS = (
-    "arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh sin cos tan cot sec csc ln log exp"
-    " lim max min gcd lcm"
-)
 
+def _any(alternatives: list[str]) -> str:
+    """Join alternatives of an expression."""
+    return "|".join(alternatives)
+
+
+def _run_of(table: dict[int, int]) -> re.Pattern[str]:
+    """Match a run of characters that ``str.translate`` has in its table."""
+    return re.compile(rf"[{''.join(map(chr, table))}]+")
+
+
+RAISED, LOWERED = _run_of(symbols.SUPERSCRIPTS), _run_of(symbols.SUBSCRIPTS)
+DECORATIONS, TEXTS, COLOURS, FUNCTIONS = (
+    _any(names)
+    for names in (symbols.DECORATIONS, symbols.TEXTS, symbols.COLOURS, symbols.FUNCTIONS)
+)
 SEPARATOR = r"(?:\\[,;:! ]|\{,\}|,\\!\s*)"
 THOUSANDS = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{SEPARATOR}+\d{{3}})+(?!\d)")
-LAYOUT = re.compile(
-    r"\\(?:left|right|middle|bigg?[lrm]?|Bigg?[lrm]?|displaystyle|textstyle|scriptstyle|scriptscriptstyle|limits|"
-    r"nolimits|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it|sf|tt|sl|bfseries|"
-    r"itshape|mdseries|rmfamily|centering|noindent|hfill|null|relax|color\s*\{[^{}]*\}|hspace\*?\s*\{[^{}]*\}|"
-    r"vspace\*?\s*\{[^{}]*\}|label\s*\{[^{}]*\}|tag\*?\s*\{[^{}]*\}|phantom\s*\{[^{}]*\}|unicode\{[^{}]*\})(?![A-Za-z])"
-)
-SPACES = re.compile(
-    r"(?<!\\)\\(?:quad|qquad|enspace|enskip|thinspace|medspace|thickspace)(?![A-Za-z])|(?<!\\)\\[,;:!>"
-    r" \n]|~"
-)
-DECORATIONS = (
-    "boldsymbol|pmb|bm|underline|uline|mathbf|mathit|mathsf|mathtt|mathnormal|mathbin|mathrel|mathord|emph|ensuremath|"
-    "boxed|fbox|framebox|displaylines|bf|underbar|textup|mathstrut|hl|symbf|symrm|symbfup|smash|mathop"
-)
-TEXTS = (
-    "text|textbf|textit|textrm|textsf|texttt|textsc|textnormal|textsl|mbox|hbox|mathrm"
-    "|operatorname|operatorname\\*"
-)
-COLOURS = "textcolor|colorbox|color|fcolorbox"
+LAYOUT = re.compile(rf"\\(?:{_any(symbols.LAYOUTS)})(?![A-Za-z])")
+SPACES = re.compile(rf"(?<!\\)\\(?:{_any(symbols.SPACES)})(?![A-Za-z])|(?<!\\)\\[,;:!> \n]|~")
 DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$")
 UPRIGHT = re.compile(r"[ei]|\\?(?:up)?pi|\\[A-Za-z]+", re.ASCII)
 PLAIN_TEXT = re.compile(r"[\d\s.,:;/+*^()%=<>$-]*")
-ROW = "\ue000"
-SYNONYMS = {
-    **{
-        r"\dfrac": r"\frac",
-        r"\tfrac": r"\frac",
-        r"\cfrac": r"\frac",
-        r"\sfrac": r"\frac",
-        r"\nicefrac": r"\frac",
-    },
-    **{
-        r"\dbinom": r"\binom",
-        r"\tbinom": r"\binom",
-        r"\leq": r"\le",
-        r"\leqslant": r"\le",
-        r"\geq": r"\ge",
-    },
-    **{
-        r"\geqslant": r"\ge",
-        r"\neq": r"\ne",
-        r"\lt": "<",
-        r"\gt": ">",
-        r"\degree": r"^\circ",
-        r"\textdegree": r"^\circ",
-        r"\deg": r"^\circ",
-    },
-    **{
-        r"\lbrace": r"\{",
-        r"\rbrace": r"\}",
-        r"\lbrack": "[",
-        r"\rbrack": "]",
-        r"\lparen": "(",
-        r"\rparen": ")",
-    },
-    **{
-        r"\uppi": r"\pi",
-        r"\Pi": r"\Pi",
-        r"\mathpi": r"\pi",
-        r"\e": "e",
-        r"\exponentialE": "e",
-        r"\imath": "i",
-    },
-    **{
-        r"\imaginaryI": "i",
-        r"\lvert": "|",
-        r"\rvert": "|",
-        r"\vert": "|",
-        r"\mid": "|",
-        r"\div": "/",
-    },
-    **{
-        r"\ast": "*",
-        r"\star": "*",
-        r"\cdotp": r"\cdot",
-        r"\bullet": r"\cdot",
-        r"\colon": ":",
-        r"\slash": "/",
-    },
-    **{
-        r"\land": r"\and",
-        r"\wedge": r"\and",
-        r"\lor": r"\or",
-        r"\vee": r"\or",
-        r"\varnothing": r"\emptyset",
-    },
-    **{
-        r"\ldots": r"\dots",
-        r"\cdots": r"\dots",
-        r"\R": r"\mathbb{R}",
-        r"\Z": r"\mathbb{Z}",
-        r"\N": r"\mathbb{N}",
-    },
-    **{
-        r"\Reals": r"\mathbb{R}",
-        r"\reals": r"\mathbb{R}",
-        r"\backslash": r"\setminus",
-        r"\percent": "%",
-    },
-    **{
-        r"\%": "%",
-        r"\$": "",
-        r"\&": r"\and",
-        r"\#": "",
-        r"\dollar": "",
-        r"\pounds": "",
-        r"\euro": "",
-    },
-    **{
-        r"\bigcup": r"\cup",
-        r"\bigcap": r"\cap",
-        r"\textdollar": "",
-        r"\checkmark": "",
-        r"\cr": ROW,
-    },
-    **{
-        r"\simeq": r"\approx",
-        r"\doteq": "=",
-        r"\varphi": r"\phi",
-        r"\lg": r"\log",
-        r"\infin": r"\infty",
-    },
-}
 NAME = re.compile(r"\\(?:[A-Za-z]+|[%$&#])")
-ENVIRONMENT = re.compile(
-    r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|gathered|split|center|math|cases)\*?\}"
-)
+ENVIRONMENT = re.compile(rf"\\(?:begin|end)\s*\{{(?:{_any(symbols.ENVIRONMENTS)})\*?\}}")
 NEXT_ANSWER = re.compile(r"\\\\(?=\s*[^\s&=<>\\])(?!\s*\\?[A-Za-z]*\s*$)")
-"""A line's end, in an environment of several, before a line that does not go on with a sign."""
+"""End of a line, in an environment of several, before one that does not go on with a sign."""
 DOLLARS = re.compile(r"\\\$\s*((?:[\d.,! ]|\{,\}|\\[,!])+)")
-TAGS = re.compile(r"</?(?:b|i|u|em|strong|answer|br|p|span|div|code|center)\s*/?>", re.IGNORECASE)
-MEASURES = re.compile(
-    r"(?<=\d)\s*(?:平方|立方)?(?:个|元|种|次|人|天|年|米|厘米|千米|公里|度|小时|分钟|秒|名|本|只|条|张|岁|项|组|对)$"
-)
-NUMERALS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
+TAGS = re.compile(rf"</?(?:{_any(symbols.TAGS)})\s*/?>", re.IGNORECASE)
+MEASURES = re.compile(rf"(?<=\d)\s*(?:平方|立方)?(?:{_any(symbols.MEASURES)})$")
 REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
 MIXED = re.compile(r"(?<![\d.^_{])(\d+)(?:\s|~|\\[ ,;:])+(\d+)\s*/\s*(\d+)(?![\d.])")
 SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
 RING = re.compile(r"(?<=\d)\s*\^\s*(?:\{\s*)?(?:\\text\{o\}|o(?![A-Za-z]))\s*\}?")
-OPERATORS = {"+/-": r"\pm ", "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "==": "="}
 CHOOSE = re.compile(
     r"(?<![\\\w])(?:\{\s*\}\s*)?[_^]?\{?(?<!\d)(\d+)\}?\s*C\s*_?\{?(\d+)\}?(?!\w)"
     r"|(?<![\\\w])C_\{?(\d+)\}?\^\{?(\d+)\}?|(?<![\\\w{])(\w+)\s+choose\s+(\w+)"
 )
-"""Binomial coefficients that are written ``{}_8C_3``, ``C_8^3``, ``8 choose 3``."""
+"""Binomial coefficients written ``{}_8C_3``, ``C_8^3``, ``8 choose 3``."""
+LEADING = re.compile(
+    r"^(?:=|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|:|\\therefore|\\implies|\\Rightarrow)\s*"
+)
+FOLLOWING = re.compile(r"(?:\\\\|\\|[.,;:?]|\\(?:dots|newline|par|qed|blacksquare|square))+\s*$")
 VULGAR = re.compile(r"(\d*)\s*([¼½¾⅐-⅞])")
 
 
 def canonical(text: str) -> str:
-    """An answer in one notation. Linear in everything but the nesting of commands."""
+    """Rewrite an answer in one notation, in time linear in all but the nesting of commands."""
     text = _rows(_characters(_amount(TAGS.sub(" ", _unlisted(text)))))
     text = THOUSANDS.sub(lambda number: re.sub(SEPARATOR, "", number[0]), text)
     text = REPEATING.sub(_repeating, text)
@@ -301,8 +81,7 @@ def canonical(text: str) -> str:
 
 
 def _amount(text: str) -> str:
-    r"""``\$5.40`` as ``5.40\text{ dollars}``, and a number without the Chinese word of its
-    measure."""
+    r"""Amount ``\$5.40`` as ``5.40\text{ dollars}``, and a number without a Chinese measure."""
     dollars = DOLLARS.fullmatch(text.strip())
     return (
         rf"{dollars[1].rstrip('., ')}\text{{ dollars}}"
@@ -312,8 +91,7 @@ def _amount(text: str) -> str:
 
 
 def _rows(text: str) -> str:
-    r"""Text whose only double backslashes are a matrix's rows, as ``ROW``; its brackets are one
-    kind's."""
+    """Text whose double backslashes are a matrix's rows, as ``ROW``, its brackets of one kind."""
     if not re.search(r"matrix|\{array\}", text):
         if ENVIRONMENT.search(text):
             text = re.sub(r"&\s*(?=[=<>\\])", "", NEXT_ANSWER.sub(", ", text))
@@ -330,8 +108,7 @@ def _rows(text: str) -> str:
 
 
 def _unlisted(text: str) -> str:
-    """What a Python list in text form holds: ``['70']``. Its backslashes may or may not be
-    doubled."""
+    """Items of a Python list in text form, ``['70']``; its backslashes may be doubled."""
     text = text.strip()
     if not re.fullmatch(r"\[\s*(['\"]).*\1\s*,?\s*\]", text, re.DOTALL):
         return text
@@ -344,8 +121,8 @@ def _unlisted(text: str) -> str:
 
 def _characters(text: str) -> str:
     text = VULGAR.sub(_vulgar, text)
-    text = RAISED.sub(lambda found: f"^{{{found[0].translate(SUPERSCRIPTS)}}}", text)
-    text = LOWERED.sub(lambda found: f"_{{{found[0].translate(SUBSCRIPTS)}}}", text)
+    text = RAISED.sub(lambda found: f"^{{{found[0].translate(symbols.SUPERSCRIPTS)}}}", text)
+    text = LOWERED.sub(lambda found: f"_{{{found[0].translate(symbols.SUBSCRIPTS)}}}", text)
     text = "".join(CHARACTERS.get(one, one) for one in text)
     text = unicodedata.normalize("NFKC", text)
     return "".join(_character(one) for one in text)
@@ -374,7 +151,7 @@ def _vulgar(found: re.Match[str]) -> str:
 
 
 def _repeating(found: re.Match[str]) -> str:
-    r"""``0.1\overline{6}`` as a fraction."""
+    r"""Fraction for ``0.1\overline{6}``."""
     whole, fixed, period = found[1] or "0", found[2], found[3]
     nines = (10 ** len(period) - 1) * 10 ** len(fixed)
     top = int(whole + fixed + period) - int(whole + fixed)
@@ -403,7 +180,7 @@ def _undecorated(text: str) -> str:
 
 
 def _text(content: str) -> str:
-    """Upright text: mathematics if it looks like it, else one form for all."""
+    """Upright text as mathematics if it looks like it, else in one form for all."""
     word = content.strip()
     if UPRIGHT.fullmatch(word) or PLAIN_TEXT.fullmatch(word):
         return f" {word} "
@@ -411,7 +188,7 @@ def _text(content: str) -> str:
         return r" \infty "
     if re.fullmatch(r"(?:the )?empty set", word, re.IGNORECASE):
         return r" \emptyset "
-    if word in FUNCTIONS.split():
+    if word in symbols.FUNCTIONS:
         return rf"\{word} "
     if re.fullmatch(r"[,;]?\s*(?:and|or)\s*[,;]?", word):
         return rf" \{word.strip(',; ')} "
@@ -421,35 +198,23 @@ def _text(content: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Plain text's functions, powers and words as LaTeX's."""
-    text = re.sub(r"\*\*(?=\s*[\w(\\+-])", "^", re.sub(r"^\s*\*\*|\*\*\s*$", "", text)).replace(
-        '"', ""
-    )
-    text = (
-        re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\.+-])", r" \\cdot ", text)
-        .replace("**", "")
-        .replace("*", "")
-    )
+    """Plain text with its functions, powers and words as LaTeX's."""
+    text = re.sub(r"^\s*\*\*|\*\*\s*$", "", text)
+    text = re.sub(r"\*\*(?=\s*[\w(\\+-])", "^", text).replace('"', "")
+    text = re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\.+-])", r" \\cdot ", text).replace("*", "")
     text = MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", text)
     text = re.sub(r"(?<![\w.)}^])(\d+)\s*/\s*(\d+)\s+(?=[A-Za-z\\(])", r"\\frac{\1}{\2} ", text)
-    text = (
-        text.replace("+/-", r"\pm ")
-        .replace("<=", r"\le ")
-        .replace(">=", r"\ge ")
-        .replace("!=", r"\ne ")
-        .replace("==", "=")
-    )
+    for operator, command in OPERATORS.items():
+        text = text.replace(operator, command)
     text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+[xX]\s+(?=\d)", r" \\cdot ", text)
     text = re.sub(r"(?<![\\A-Za-z])(?:[Ii]nfinity|inf|oo)(?![A-Za-z])", r"\\infty ", text)
     text = re.sub(r"(?<!\\)(?:sqrt|\broot)\s*(?=[({\d\\A-Za-z])", r"\\sqrt ", text)
     text = re.sub(r"(?<!\\)(?:cbrt|cuberoot)\s*(?=[({\d\\])", r"\\sqrt[3] ", text)
     text = re.sub(r"(?<![\\A-Za-z])log(2|10)(?=\s*\()", r"\\log_{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])asin(?=[\s(])|(?<![\\A-Za-z])a(?=(?:cos|tan)[\s(])", "arc", text)
-    names = "|".join(FUNCTIONS.split())
-    text = re.sub(rf"(?<![\\A-Za-z])({names})(?![A-Za-z])(?=\s*[\w(\\^])", r"\\\1 ", text)
-    greek = "|".join(GREEK.split())
-    text = re.sub(rf"(?<![\\A-Za-z])({greek})(?![A-Za-z])", r"\\\1 ", text)
+    text = re.sub(rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])(?=\s*[\w(\\^])", r"\\\1 ", text)
+    text = re.sub(rf"(?<![\\A-Za-z])({_any(GREEK)})(?![A-Za-z])", r"\\\1 ", text)
     text = re.sub(
         r"(?<![\\A-Za-z])(?:n?C|n?Cr|binom|comb)\(\s*(\w+)\s*,\s*(\w+)\s*\)",
         r"\\binom{\1}{\2}",
@@ -464,8 +229,7 @@ def _plain(text: str) -> str:
 
 
 def _arguments(text: str) -> str:
-    r"""Text whose fractions, roots and powers have braces: ``\frac12``, ``\sqrt(2)``, ``x^(1/2)``,
-    ``2^10``."""
+    r"""Text whose fractions, roots, powers have braces: ``\frac12``, ``\sqrt(2)``, ``x^(1/2)``."""
     text = re.sub(r"\\(sqrt)\s*\[([^\[\]]*)\]\s*", r"\\\1[\2]", text)
     text = _parenthesised(text, r"\\sqrt(?:\[[^\[\]]*\])?\s*|\^\s*|\\exp\s*")
     text = re.sub(r"(\\sqrt(?:\[[^\[\]]*\])?)\s*(\d+(?:\.\d+)?)", r"\1{\2}", text)
@@ -502,12 +266,12 @@ def _parenthesised(text: str, before: str) -> str:
 def _root_of_letter(found: re.Match[str]) -> str:
     root, name = found[1], found[2]
     if name.startswith("\\"):
-        return f"{root}{{{name}}}" if name[1:] in GREEK.split() else found[0]
+        return f"{root}{{{name}}}" if name[1:] in GREEK else found[0]
     return f"{root}{{{name[0]}}}{name[1:]}"
 
 
 def _choose(text: str) -> str:
-    r"""``{n \choose k}`` as ``\binom{n}{k}``."""
+    r"""Rewrite ``{n \choose k}`` as ``\binom{n}{k}``."""
     while match := re.search(r"\\choose(?![A-Za-z])", text):
         start = text.rfind("{", 0, match.start())
         end = closing_brace(text, start + 1) if start >= 0 else None
@@ -519,8 +283,7 @@ def _choose(text: str) -> str:
 
 
 def _groups(text: str) -> str:
-    """Text with braces that belong to no command as parentheses, or a set's if there is a comma in
-    them."""
+    """Text with braces of no command as parentheses, or as a set's if there is a comma in them."""
     pattern, position = re.compile(r"(?:^|(?<=[-+*/=,;(|\s\d{]))\{"), 0
     while match := pattern.search(text, position):
         before = text[: match.start()].rstrip()
@@ -540,18 +303,11 @@ def _groups(text: str) -> str:
 
 
 def _stripped(text: str) -> str:
-    """Text without what surrounds an answer: a full stop, a line break, signs of equality,
-    asterisks."""
+    """Text without full stop, line break, sign of equality or asterisks around an answer."""
     before = None
     while before != text:
         before = text
         text = re.sub(r"^'(.*)'$", r"\1", text.strip().strip("`~*_#").strip())
-        text = re.sub(
-            r"(?:\\\\|\\|[.,;:?]|\\(?:dots|newline|par|qed|blacksquare|square))+\s*$", "", text
-        )
-        text = re.sub(
-            r"^(?:=|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|:|\\therefore|\\implies|\\Rightarrow)\s*",
-            "",
-            text,
-        )
+        text = FOLLOWING.sub("", text)
+        text = LEADING.sub("", text)
     return text

@@ -1,5 +1,4 @@
-"""Equality of expressions: exact where both sides are rational, else to a thousand digits, relative
-to their size.
+"""Equality of expressions: exact for rationals, else to a thousand digits relative to their size.
 
 Expressions with letters are compared at points, where their letters are real numbers: there two
 different expressions of the kinds that answers have do not agree by chance.
@@ -36,22 +35,20 @@ from sympy import (
 )
 
 DIGITS, MOST_DIGITS = 400, 1000
-"""Digits that sympy is asked for, more than ``NOTHING`` has zeros, and to which it works to find
-them."""
+"""Digits that sympy is asked for, more than ``NOTHING`` has zeros, and works to at most."""
 NOTHING = Float("1e-300")
-"""Difference, relative to the numbers' size, that is none."""
+"""Difference, relative to the numbers' size, that counts as none."""
 INEXACT = 6
-"""Decimals and significant digits that a decimal needs to stand for a number that it does not
-equal."""
+"""Decimals and significant digits that a decimal needs to stand for a number it does not equal."""
 
 MOST_BITS = 3_000_000
-"""Size of a power's value, and most whose factorial is taken."""
+"""Bits of a power's value, and the number whose factorial is taken, at most."""
 
 Point = dict[Symbol, Expr]
 
 
 def equal(one: Expr, other: Expr) -> bool:
-    """Whether two expressions or matrices are equal, wherever both are real numbers."""
+    """Tell whether two expressions or matrices are equal, wherever both are real numbers."""
     if isinstance(one, MatrixBase) or isinstance(other, MatrixBase):
         return _equal_matrices(one, other)
     if one == other:
@@ -109,12 +106,12 @@ def _is_odd_root(expression: Expr) -> bool:
 
 
 def _real_root(power: Expr) -> Expr:
-    """The real one of an odd root of a negative number."""
+    """Real one of the odd roots of a negative number."""
     return Integer(-1) ** power.exp.p * (-power.base) ** power.exp
 
 
 def one_case(one: Expr, other: Expr) -> tuple[Expr, Expr]:
-    """Both with small letters, unless one letter occurs as both."""
+    """Expressions with small letters, unless one letter occurs in both cases."""
     names = {symbol.name for symbol in one.free_symbols | other.free_symbols}
     if len({name.lower() for name in one_side(one)}) < len(one_side(one)):
         return one, other
@@ -135,7 +132,7 @@ def one_side(expression: Expr) -> set[str]:
 
 
 def equal_numbers(one: Expr, other: Expr) -> bool:
-    """Whether two expressions without letters are equal."""
+    """Tell whether two expressions without letters are equal."""
     if one.is_Rational and other.is_Rational:
         return bool(one == other)
     if _far_apart(one.evalf(15), other.evalf(15)):
@@ -154,8 +151,7 @@ def equal_numbers(one: Expr, other: Expr) -> bool:
 
 
 def _far_apart(one: Expr, other: Expr) -> bool:
-    """Whether two approximate numbers cannot be the same, which is quicker than to know that they
-    are."""
+    """Tell whether approximate numbers differ for certain, which is quick to know."""
     if not (one.is_Float and other.is_Float) or one == 0 or other == 0:
         return False
     return bool(abs(one - other) > Float("1e-6") * abs(one))
@@ -166,7 +162,7 @@ def _size(number: Expr) -> Float:
 
 
 def rounds_to(number: Expr, decimals: int, exact: Expr) -> bool:
-    """Whether a decimal stands for a number that has more digits, or none that end.
+    """Tell whether a decimal stands for a number that has more digits, or none that end.
 
     It has to agree in six decimals and in six significant digits, and to be no more than its last
     digit away.
@@ -199,8 +195,7 @@ def _equal_functions(one: Expr, other: Expr) -> bool:
 
 
 def points(*expressions: Expr) -> Iterator[Point]:
-    """Values for all letters of some expressions: positive ones, ones of either sign, and
-    integers."""
+    """Values for all letters of some expressions: positive, of either sign, and integers."""
     letters = sorted(set().union(*(side.free_symbols for side in expressions)), key=str)
     whole = any(_is_discrete(node) for side in expressions for node in preorder_traversal(side))
     whole |= any(side.has(floor, ceiling) for side in expressions) and {
@@ -228,7 +223,7 @@ def _is_discrete(node: Expr) -> bool:
 
 
 def value_at(expression: Expr, point: Point) -> Expr | None:
-    """Value at a point; None if it is no real number there although no imaginary unit occurs."""
+    """Value at a point; None if it is no real number although no imaginary unit occurs."""
     if not expression.has(I) and not all(
         _is_real(node, point) for node in preorder_traversal(expression)
     ):
@@ -238,7 +233,7 @@ def value_at(expression: Expr, point: Point) -> Expr | None:
 
 
 def _is_real(node: Expr, point: Point) -> bool:
-    """Whether a root or logarithm is one of a positive number."""
+    """Tell whether a root or logarithm is one of a positive number."""
     if isinstance(node, Pow) and not node.exp.is_integer:
         inner, power = node.base, node.exp.xreplace(point)
         if power.is_integer or (power.is_Rational and power.q % 2 == 1):
@@ -252,8 +247,7 @@ def _is_real(node: Expr, point: Point) -> bool:
 
 
 def proportional(one: Expr, other: Expr, positive: bool) -> bool:
-    """Whether two expressions with letters differ by a constant factor, so that they are 0 for the
-    same values.
+    """Tell whether two expressions with letters are 0 for the same values, by a constant factor.
 
     Args:
         one: is 0 where an equation holds.

@@ -72,7 +72,7 @@ CONVERSION = ConversionConfig(lowercase_symbols=False)
 
 
 def read(text: str) -> tuple[Value, str]:
-    """What a text says, and the condition it puts on that, "" for none.
+    """Read a text, and the condition it puts on what it says, "" for none.
 
     Raises:
         UnreadableError: it says nothing that can be compared.
@@ -84,7 +84,7 @@ def read(text: str) -> tuple[Value, str]:
 
 
 def _read(text: str) -> Value:
-    """A list or a single answer."""
+    """Read a list or a single answer."""
     text = text.strip()
     pieces, separators = split_outside(_joined_thousands(text), set(LISTS))
     items = [value for piece in pieces if piece.strip() for value in _signs(piece.strip())]
@@ -98,8 +98,7 @@ def _read(text: str) -> Value:
 
 
 def _joined_thousands(text: str) -> str:
-    """Text without the commas of ``1,234``; in a list only if spaces tell them from the commas
-    between."""
+    """Text without the commas of ``1,234``; in a list only if spaces tell them apart."""
     number = split_unit(text)[0]
     alone = THOUSANDS.fullmatch(re.sub(r"\.\d+$", "", number.strip(" %")))
     if alone or (", " in text and re.search(r"\d,\d{3}(?!\d)", text)):
@@ -108,7 +107,7 @@ def _joined_thousands(text: str) -> str:
 
 
 def _signs(text: str) -> list[Value]:
-    r"""Both values of ``a \pm b``, the value of anything else."""
+    r"""Values of ``a \pm b``, one for each sign, or the one value of anything else."""
     if not re.search(r"\\(?:pm|mp)(?![A-Za-z])", re.sub(r"\\\{.*?\\\}", "", text)):
         return [_single(text)]
     both = []
@@ -119,8 +118,7 @@ def _signs(text: str) -> list[Value]:
 
 
 def _without_conditions(items: list[Value]) -> list[Value]:
-    r"""Items without the relations at the end that only say which letters are meant: ``2^n, n \ge
-    1``."""
+    r"""Items without relations at the end that only say which letters are meant, ``n \ge 1``."""
 
     def condition(item: Value) -> bool:
         return isinstance(item, Relation) and bool(CONDITIONS & set(item.signs))
@@ -138,7 +136,7 @@ def _letters(text: str) -> set[str]:
 
 
 def _single(text: str) -> Value:
-    """An answer that is no list."""
+    """Read an answer that is no list."""
     if not text.strip():
         raise UnreadableError(text)
     if ALL_REALS.fullmatch(text):
@@ -164,8 +162,7 @@ def _single(text: str) -> Value:
 
 
 def _ratio(text: str) -> Value | None:
-    """``2:4:6`` as what it is to 1, so that it equals ``1:2:3``; None for a ratio of two, which is
-    a fraction."""
+    """Ratio ``2:4:6`` as what it is to 1, so that it equals ``1:2:3``; None for two terms."""
     pieces = split_outside(text, {":"})[0]
     if len(pieces) < 3:
         return None
@@ -176,7 +173,7 @@ def _ratio(text: str) -> Value | None:
 
 
 def _left_side(text: str) -> Value:
-    """A term that only names the answer may be anything: ``P(X=2)``."""
+    """Read a term that only names the answer, and so may be anything: ``P(X=2)``."""
     try:
         return _read(text)
     except UnreadableError:
@@ -184,7 +181,7 @@ def _left_side(text: str) -> Value:
 
 
 def _bracketed(text: str) -> Value | None:
-    """A set, tuple, interval or an answer in parentheses; None if brackets are not all around."""
+    """Read a set, a tuple, an interval or parentheses; None if brackets are not all around."""
     tokens = [token for token in TOKEN.finditer(text) if not token.group().isspace()]
     first, last = tokens[0].group(), tokens[-1].group()
     if first not in ("(", "[", r"\{", r"\langle") or last not in (")", "]", r"\}", r"\rangle"):
@@ -216,7 +213,7 @@ def _set(text: str, content: str) -> Value:
 
 
 def quantity(text: str) -> Value:
-    """An expression with its unit, base and percent sign, or a word."""
+    """Read an expression with its unit, base and percent sign, or a word."""
     number, unit = split_unit(NAMED_BASE.sub(r"\1_{\2}", text))
     number, percent = number.strip(), unit in ("percent", "%")
     if number.endswith("%"):
@@ -244,8 +241,7 @@ def quantity(text: str) -> Value:
 
 
 def parse_expression(text: str) -> Expr | MatrixBase:
-    """Expression of one text, unevaluated; decimals as exact fractions, the letter i as the
-    imaginary unit.
+    """Parse one text, unevaluated; decimals as exact fractions, the letter i as the imaginary unit.
 
     Raises:
         UnreadableError: latex2sympy cannot parse it, or it divides by 0.

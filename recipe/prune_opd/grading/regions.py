@@ -31,12 +31,12 @@ NAMED_SETS = {"R": S.Reals, "Z": S.Integers, "N": S.Naturals, "Q": S.Rationals, 
 
 
 def is_equation(relation: Relation) -> bool:
-    """Whether a relation says what its first term is."""
+    """Tell whether a relation says what its first term is."""
     return set(relation.signs) <= {"=", "in"}
 
 
 def same_set(truth: Value, found: Value) -> bool:
-    """Whether both are the same set of real numbers, as intervals, unions or inequalities."""
+    """Tell whether both are the same set of real numbers, as intervals, unions or inequalities."""
     if not any(is_region(value) for value in (truth, found)):
         return False
     one, other = as_set(truth), as_set(found)
@@ -51,15 +51,14 @@ def same_set(truth: Value, found: Value) -> bool:
 
 
 def is_region(value: Value) -> bool:
-    """Whether a value is, or holds, an inequality or a union."""
+    """Tell whether a value is, or holds, an inequality or a union."""
     if isinstance(value, Listing):
         return any(is_region(item) for item in value.items)
     return isinstance(value, Region) or (isinstance(value, Relation) and not is_equation(value))
 
 
 def _parts(region: Set) -> tuple[list[Interval], list[Expr]] | None:
-    """Intervals from left to right, and single points; None for a set that sympy does not write as
-    these."""
+    """Intervals from left to right, and single points; None for a set that is not made of these."""
     parts = region.args if isinstance(region, Union) else (region,)
     if not all(isinstance(part, Interval | FiniteSet) or part == EmptySet for part in parts):
         return None
@@ -86,7 +85,7 @@ def _same_interval(one: Interval, other: Interval) -> bool:
 
 
 def as_set(value: Value) -> Set | None:
-    """The set of real numbers that a value is, None if it is none."""
+    """Set of real numbers that a value is, None if it is none."""
     if isinstance(value, Region):
         return _region(value)
     if isinstance(value, Group):
@@ -122,8 +121,7 @@ def _region(region: Region) -> Set | None:
 
 
 def _listed(listing: Listing) -> Set | None:
-    """A finite set, or what several inequalities say; a comma means both if there are numbers that
-    meet both."""
+    """Finite set, or what inequalities say; a comma means both if some number meets both."""
     parts = [as_set(item) for item in listing.items]
     if any(part is None for part in parts):
         return None
@@ -134,7 +132,7 @@ def _listed(listing: Listing) -> Set | None:
 
 
 def _solutions(relation: Relation) -> Set | None:
-    """The numbers for which an inequality of one letter holds."""
+    """Numbers for which an inequality of one letter holds."""
     if not all(isinstance(term, Quantity) for term in relation.terms) or not set(
         relation.signs
     ) <= set(SIGNS):

@@ -1,5 +1,4 @@
-r"""Sentences around an answer: ``\text{The values are } ..`` before it, ``\text{ for all } n``
-behind it."""
+r"""Sentences around an answer: ``\text{The values are }`` before, ``\text{ for all } n`` behind."""
 
 import re
 
@@ -9,9 +8,9 @@ PHRASE = re.compile(
     r"\\text\{([^{}]*)\}\s*[:=]?\s*(?=\S)|([A-Za-z'’]+(?:[ ,]+[A-Za-z'’]+)*\s*:?)\s+(?=\S)"
 )
 LEADS = re.compile(
-    r"(?:so|thus|hence|therefore|exactly|only|just|precisely|approximately|about|both|total|point)\s*|"
-    r".*(?:\b(?:is|are|be|equals?|equal"
-    r" to|gives|get|has|have|answers?|values?|solutions?|result)\s*[:=]?|[:=])\s*",
+    r"(?:so|thus|hence|therefore|exactly|only|just|precisely|approximately|about|both|total|point)"
+    r"\s*|.*(?:\b(?:is|are|be|equals?|equal to|gives|get|has|have|answers?|values?|solutions?"
+    r"|result)\s*[:=]?|[:=])\s*",
     re.IGNORECASE | re.DOTALL,
 )
 DENIES = re.compile(
@@ -19,15 +18,16 @@ DENIES = re.compile(
     re.IGNORECASE,
 )
 WORDS = (
-    "for|where|with|when|whenever|if|such that|provided|given|assuming|because|since|whose|in"
-    " which|only if|iff|unless"
+    "for|where|with|when|whenever|if|such that|provided|given|assuming|because|since|whose"
+    "|in which|only if|iff|unless"
 )
 MODULUS = (
     r"\\pmod(?![A-Za-z])|\(\s*\\?(?:b?mod|\\text\{mod\})|\\text\{\(mod\}|(?<=[\d\s])mod(?=\s*\d)"
 )
 ANY = r",\s*[a-z]\s*\\?(?:text\{)?\s*(?:is )?(?:any|an|a) (?:\w+ )*(?:integer|number|constant|real)"
 CONDITION = re.compile(
-    rf"{ANY}|\s*[,;]?\s*(?:\\text\{{\s*[(,]?\s*({WORDS})\b|(?<![A-Za-z\\])({WORDS})(?![A-Za-z])|\\forall(?![A-Za-z])|{MODULUS})",
+    rf"{ANY}|\s*[,;]?\s*(?:\\text\{{\s*[(,]?\s*({WORDS})\b|(?<![A-Za-z\\])({WORDS})(?![A-Za-z])"
+    rf"|\\forall(?![A-Za-z])|{MODULUS})",
     re.IGNORECASE,
 )
 NOTE = re.compile(
@@ -38,7 +38,7 @@ DECIDES = re.compile(r"\b(?:if|when|whenever|provided|unless|iff)\b", re.IGNOREC
 
 
 def without_prose(text: str) -> tuple[str, str]:
-    """A text's answer, and the condition behind it, "" for none."""
+    """Split a text into its answer and the condition behind that, "" for none."""
     text = re.sub(r"^(?:\\text\{the\}|the)\s+(?=\d)", "", _without_lead(text))
     note = NOTE.search(text)
     if note and re.search(r"\w", text[: note.start()]) and text[: note.start()][-1:].isspace():
@@ -68,8 +68,7 @@ def _without_lead(text: str) -> str:
 
 
 def contradict(one: str, other: str) -> bool:
-    """Whether two conditions are different ones that decide: ``if n is even`` and ``if n is
-    odd``."""
+    """Tell whether two conditions decide and differ: ``if n is even`` and ``if n is odd``."""
     if (
         not one
         or not other

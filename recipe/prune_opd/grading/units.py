@@ -2,60 +2,31 @@ r"""Units, ordinals, percent signs and other words behind a number."""
 
 import re
 
+from recipe.prune_opd.grading.symbols import table, words
+
 NUMBER = re.compile(r"\d|\\pi|\}")
 WORDS = re.compile(
-    r"(?P<number>.*?)\s*(?P<words>(?:\\text\{[^{}]*\}|(?<=[\d\s)}])(?:(?:[mcdk]m|inch(?:es)?|in|ft|feet|yd)(?=\s*\^)"
-    r"|[A-Za-z]{2,}\.?(?![A-Za-z(\\{_^=])))"
-    r"(?:[\s/-]*(?:\\text\{[^{}]*\}|[A-Za-z]{1,}\.?))*)\s*(?:\^\s*\{?\s*(?P<power>\\circ|\d+)\s*\}?)?",
+    r"(?P<number>.*?)\s*(?P<words>(?:\\text\{[^{}]*\}|(?<=[\d\s)}])"
+    r"(?:(?:[mcdk]m|inch(?:es)?|in|ft|feet|yd)(?=\s*\^)|[A-Za-z]{2,}\.?(?![A-Za-z(\\{_^=])))"
+    r"(?:[\s/-]*(?:\\text\{[^{}]*\}|[A-Za-z]{1,}\.?))*)"
+    r"\s*(?:\^\s*\{?\s*(?P<power>\\circ|\d+)\s*\}?)?",
     re.DOTALL,
 )
-"""What comes before words that end an answer, the words, their power."""
-BARE = {
-    *(
-        "mm",
-        "cm",
-        "dm",
-        "km",
-        "in",
-        "ft",
-        "yd",
-        "mi",
-        "mg",
-        "kg",
-        "lb",
-        "lbs",
-        "oz",
-        "ml",
-        "sec",
-        "hr",
-        "hrs",
-        "min",
-    ),
-    *(
-        "mph",
-        "kmh",
-        "rpm",
-        "inch",
-        "inches",
-        "feet",
-        "foot",
-        "day",
-        "days",
-        "cent",
-        "cents",
-        "deg",
-        "degree",
-    ),
-    *("degrees", "unit", "units", "sq", "cubic", "usd", "yen", "men", "pts"),
-}
-"""Units without ``\\text`` that are no product of letters. Words of four letters behind a space are
-none either."""
-LETTERS = {"in", "ft", "mi", "hr", "lb", "oz", "mg", "ml", "dm", "yd"}
-"""Those that are a product behind other letters: ``2\\pi hr``."""
+"""Number, the words behind it that end an answer, and their power."""
+BARE = set(
+    words("""
+        mm cm dm km in ft yd mi mg kg lb lbs oz ml sec hr hrs min mph kmh rpm inch inches feet foot
+        day days cent cents deg degree degrees unit units sq cubic usd yen men pts
+    """)
+)
+r"""Units without ``\text`` that are no product of letters; nor are longer words behind a space."""
+LETTERS = set(words("in ft mi hr lb oz mg ml dm yd"))
+r"""Units that are a product behind other letters: ``2\pi hr``."""
 DEGREES = re.compile(r"(.*?)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\\text\{[^{}]*\}|[CFK])?", re.DOTALL)
 FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 ORDINAL = re.compile(
-    r"((?<![\d.])\d+)\s*-?\s*(?:\^\s*\{?\s*)?(?:\\text\{\s*-?(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))\s*\}?"
+    r"((?<![\d.])\d+)\s*-?\s*(?:\^\s*\{?\s*)?"
+    r"(?:\\text\{\s*-?(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![A-Za-z]))\s*\}?"
 )
 MULTIPLES = {
     "hundred": 100,
@@ -65,92 +36,44 @@ MULTIPLES = {
     "trillion": 10**12,
     "dozen": 12,
 }
-QUALIFIERS = {
-    *(
-        "or",
-        "more",
-        "less",
-        "fewer",
-        "greater",
-        "least",
-        "most",
-        "not",
-        "to",
-        "plus",
-        "minus",
-        "times",
-        "than",
-        "and",
-    ),
-    *("between", "below", "above", "under", "over", "by", "factorial", "half", "divided"),
-    *(
-        "halves",
-        "thirds",
-        "quarters",
-        "fourths",
-        "fifths",
-        "sixths",
-        "eighths",
-        "tenths",
-        "hundredths",
-    ),
-}
+QUALIFIERS = set(
+    words("""
+        or more less fewer greater least most not to plus minus times than and between below above
+        under over by factorial half divided halves thirds quarters fourths fifths sixths eighths
+        tenths hundredths
+    """)
+)
 """Words that say that the number alone is not the answer."""
-POWERS = {
-    "square": "2",
-    "sq": "2",
-    "sq.": "2",
-    "squared": "2",
-    "cubic": "3",
-    "cu": "3",
-    "cu.": "3",
-    "cubed": "3",
-}
-SYMBOLS = {
-    **{
-        "millimeter": "mm",
-        "millimetre": "mm",
-        "centimeter": "cm",
-        "centimetre": "cm",
-        "meter": "m",
-        "metre": "m",
-    },
-    **{
-        "kilometer": "km",
-        "kilometre": "km",
-        "inch": "in",
-        "inches": "in",
-        "foot": "ft",
-        "feet": "ft",
-        "yard": "yd",
-    },
-    **{
-        "mile": "mi",
-        "gram": "g",
-        "kilogram": "kg",
-        "pound": "lb",
-        "liter": "L",
-        "litre": "L",
-        "degree": "°",
-    },
-    **{
-        "second": "s",
-        "minute": "min",
-        "hour": "h",
-        "sec": "s",
-        "hr": "h",
-        "hrs": "h",
-        "lbs": "lb",
-        "cent": "cents",
-    },
-    **{"deg": "°", "degrees": "°", "dollar": "dollars", "usd": "dollars", "percentage": "%"},
-}
+POWERS = table("""
+    2 square sq sq. squared
+    3 cubic cu cu. cubed
+""")
+SYMBOLS = table("""
+    mm millimeter millimetre
+    cm centimeter centimetre
+    m meter metre
+    km kilometer kilometre
+    in inch inches
+    ft foot feet
+    yd yard
+    mi mile
+    g gram
+    kg kilogram
+    lb pound lbs
+    L liter litre
+    s second sec
+    min minute
+    h hour hr hrs
+    ° degree degrees deg
+    cents cent
+    dollars dollar usd
+    % percentage
+""")
 """Names of units that are as common as their symbols."""
 
 
 def split_unit(answer: str) -> tuple[str, str]:
-    r"""A number and the unit behind it, ``cm^2`` for ``5\text{ square centimeters}``; "" where
-    there is none.
+    """Split a number from the unit behind it, ``cm^2`` for ``square centimeters``; "" for none.
 
     Args:
         answer: in the notation of ``canonical``.
@@ -181,7 +104,7 @@ def split_unit(answer: str) -> tuple[str, str]:
 
 
 def _is_unit(number: str, words: str, rest: str) -> bool:
-    """Whether words, with what precedes them, are a unit and not letters to multiply."""
+    """Tell whether words, with what precedes them, are a unit and not letters to multiply."""
     if words.startswith(r"\text"):
         return True
     first = re.match(r"[A-Za-z]+", words)
@@ -211,5 +134,5 @@ def _symbol(word: str) -> str:
 
 
 def without_ordinals(answer: str) -> str:
-    r"""The answer with ``12`` for ``12^{\text{th}}``."""
+    r"""Replace ``12^{\text{th}}`` in an answer by ``12``."""
     return ORDINAL.sub(r"\1 ", answer)

@@ -1,11 +1,11 @@
-"""What an answer can be."""
+"""Values that an answer can be."""
 
 from dataclasses import dataclass
 from typing import Any
 
 
 class UnreadableError(ValueError):
-    """A text that is no answer."""
+    """Text that is no answer."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class Value:
 
 @dataclass(frozen=True)
 class Word(Value):
-    """Text that is compared as text: ``\\text{even}``, ``3:00``."""
+    r"""Text that is compared as text: ``\text{even}``, ``3:00``."""
 
 
 @dataclass(frozen=True)
 class Quantity(Value):
-    """One expression: a sympy expression or matrix.
+    """Expression of sympy, or a matrix.
 
     Attributes:
         expression: without decimals, which are exact fractions.
@@ -41,8 +41,7 @@ class Quantity(Value):
 
 @dataclass(frozen=True)
 class Listing(Value):
-    """Several answers in any order. ``kind`` is ``{}`` for a set, else ``or``, ``and`` or a comma
-    between them."""
+    """Answers in any order; ``kind``: ``{}`` for a set, else ``or``, ``and``, or a comma."""
 
     items: tuple[Value, ...]
     kind: str
@@ -59,8 +58,7 @@ class Group(Value):
 
 @dataclass(frozen=True)
 class Region(Value):
-    """Sets joined by union, intersection or difference, or a named set such as the reals (no
-    operators)."""
+    """Sets joined by union, intersection or difference, or a named one, which has no operators."""
 
     parts: tuple[Value, ...]
     operators: tuple[str, ...]

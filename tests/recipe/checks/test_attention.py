@@ -1,3 +1,5 @@
+"""An attention that cannot work here, or not with these ranks, is refused with what to install."""
+
 import logging
 import sys
 from types import ModuleType, SimpleNamespace

@@ -1,3 +1,5 @@
+"""Batches that verl could not cut are refused before the first rollout, with the key to change."""
+
 import logging
 
 import pytest

@@ -1,4 +1,4 @@
-"""Code of the user's own."""
+"""Code of the user's own that cannot be loaded is refused by name before Ray starts."""
 
 import pytest
 from made import check_inputs, refusal

@@ -1,3 +1,5 @@
+"""Data that would fail in the middle of a run is refused by file and row; good data is never."""
+
 import itertools
 import json
 import os

@@ -1,3 +1,5 @@
+"""Models that do not fit each other are refused by path and token; those that fit never are."""
+
 import json
 import logging
 import os

@@ -1,3 +1,5 @@
+"""A number that verl would trip over later is refused by its key; ordinary ones never are."""
+
 import math
 
 import pytest

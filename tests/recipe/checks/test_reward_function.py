@@ -1,3 +1,5 @@
+"""Every row of the data has a reward function that knows it, or the run does not start."""
+
 import copy
 
 import pytest

@@ -1,3 +1,5 @@
+"""Every verl key that cannot go with the method is refused, and all others are left alone."""
+
 import pytest
 from omegaconf import DictConfig, OmegaConf
 

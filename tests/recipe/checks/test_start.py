@@ -1,3 +1,5 @@
+"""A run that cannot work ends in one sentence before Ray starts."""
+
 import os
 import subprocess
 import sys

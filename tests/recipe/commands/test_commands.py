@@ -1,4 +1,4 @@
-"""What all commands share: their help."""
+"""Every command has its help at once, imports no other, and ends a wrong call in one sentence."""
 
 import argparse
 import importlib

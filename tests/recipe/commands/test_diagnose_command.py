@@ -1,5 +1,4 @@
-"""The command from models to page: known pairs get their verdict, ready responses, bad input, what
-is escaped."""
+"""Known pairs get their verdict from ``diagnose``, by the functions that train."""
 
 import argparse
 import json

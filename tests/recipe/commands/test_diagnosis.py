@@ -1,5 +1,4 @@
-"""Where two models part, and the tokens of a run: values worked by hand, and training's functions
-as the reference."""
+"""Measures of where two models part, and predicted tokens, are those of training and by hand."""
 
 import math
 import random

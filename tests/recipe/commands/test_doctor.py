@@ -1,3 +1,5 @@
+"""Every planted fault of a pair is found by ``doctor``, and none in a sound pair."""
+
 import json
 import os
 import sys

@@ -1,3 +1,5 @@
+"""Sizes, FLOPs and times of ``estimate`` agree with known models and a known run."""
+
 import csv
 import functools
 import json

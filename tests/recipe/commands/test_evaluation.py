@@ -1,4 +1,4 @@
-"""Statistics worked out by hand, dumps as verl writes them, and the paper's validation settings."""
+"""Accuracies and intervals of ``evaluate`` are right, from dumps as verl writes them."""
 
 import itertools
 import json

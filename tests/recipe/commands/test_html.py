@@ -1,4 +1,4 @@
-"""Pages hold nothing of the world outside, and nothing that anybody wrote acts in them."""
+"""Pages load nothing from outside, and nothing that anybody wrote acts in them."""
 
 import re
 from html.parser import HTMLParser

@@ -1,5 +1,4 @@
-"""Datasets in their own columns and in verl's format, their checks, and the bytes that are
-written."""
+"""Files of ``prepare`` hold each question once, in verl's format, and the same bytes every time."""
 
 import hashlib
 import json

@@ -1,5 +1,4 @@
-"""Verdict and settings: the bounds, the paper's values at the paper's scale, and that the trainer
-takes them."""
+"""Recommended settings are the paper's at the paper's scale, and the trainer takes them."""
 
 import math
 

@@ -1,5 +1,4 @@
-"""Runs made up here, read and shown: what is in the page, what is left out, and that nothing
-anybody wrote acts."""
+"""A page of ``report`` shows what a run logged and recorded, and says what is missing."""
 
 import gzip
 import json

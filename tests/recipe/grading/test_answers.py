@@ -1,4 +1,4 @@
-"""Where an answer is found in a response."""
+"""An answer is found in a response wherever models put it, or the grade says why not."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Right answers and near misses of ``answers.json``, from the text of a response to its grade."""
+"""Every answer of ``answers.json`` gets its grade, from the text of a response on."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Grades of responses: what ``compute_score`` returns, and what it decides where people differ."""
+"""No response makes ``compute_score`` raise, and its result is what verl logs and dumps."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The processes that compare: their limits, threads, deaths and ends."""
+"""No answer stops grading: comparisons end at their limits, and no process outlives its parent."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Right answers in the many ways that people and models write them, by kind."""
+"""A right answer is right in each of the many ways that people and models write it."""
 
 import pytest
 

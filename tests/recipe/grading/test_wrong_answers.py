@@ -1,4 +1,4 @@
-"""Near misses and wrong answers, by kind: none may be taken for right."""
+"""No wrong answer is taken for right, near misses of every kind included."""
 
 import pytest
 

@@ -1,3 +1,5 @@
+"""The response limit moves as the paper says, stays in its bounds, and survives a restart."""
+
 import csv
 import json
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Drift events and reliability weights are those of METHOD.md, by hand and by slow references."""
+
 import math
 
 import pytest

@@ -1,4 +1,4 @@
-"""The gate's rules against slow references, whatever the chunks they are fed in."""
+"""A gate stops where its rule first holds, whatever the chunks it is fed in."""
 
 import random
 

@@ -1,3 +1,5 @@
+"""The loss is the clipped top-k update worked by hand, with its gradient."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""Rewards of every strategy and weighting are those of the formulas, on valid candidates alone."""
+
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace

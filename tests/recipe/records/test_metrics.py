@@ -1,3 +1,5 @@
+"""Logged numbers are those worked by hand, whatever the padding and however a batch is split."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Records: sums by position, the line of a step, samples, and files that survive a killed run."""
+"""Records hold what a step did, by position, and survive a killed run."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What of verl's configuration the gate changes, and the clients and pools made from ours."""
+"""The gate changes of verl's configuration what it must and nothing else."""
 
 import copy
 

@@ -1,4 +1,7 @@
-"""What the trainer does with a teacher on servers; workers, queue and rollout are stood in for."""
+"""A step with a teacher on servers trains as with one at home, and says how the servers did.
+
+Workers, queue and rollout are stood in for.
+"""
 
 import copy
 import logging

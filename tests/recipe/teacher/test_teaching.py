@@ -1,4 +1,4 @@
-"""Teacher's rows on their way from the agent loop to the worker."""
+"""Every response token gets its own row of the teacher on the way to the worker, or none."""
 
 import asyncio
 import subprocess

@@ -1,5 +1,7 @@
-"""The start check of a teacher behind URLs, with servers that answer what the test says. Real ones:
-e2e/test_url.py."""
+"""An API key that others could read on its way to a teacher is warned of at start.
+
+Servers answer what the test says. Real ones: e2e/test_url.py.
+"""
 
 import logging
 from types import SimpleNamespace

@@ -1,4 +1,7 @@
-"""verl's registry is asked, never our module: what is tested is what a verl process would find."""
+"""A verl process finds our estimator, whose advantage is the reward on generated tokens.
+
+verl's registry is asked, never our module.
+"""
 
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""A training response is limited, gated and scored; a validation response never is."""
+
 import asyncio
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,7 @@
-"""The gate at work on one response, student and teacher being scripted."""
+"""A gated response stops where the rule on the whole response does, whatever the servers do.
+
+Student and teacher are scripted.
+"""
 
 import asyncio
 import random

@@ -1,4 +1,7 @@
-"""What the trainer does with its records; workers and queue are stood in for."""
+"""A step is recorded, and records that cannot be written stop no training.
+
+Workers and queue are stood in for.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace

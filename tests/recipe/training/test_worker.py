@@ -1,4 +1,7 @@
-"""What the worker does between its passes, on a batch made up here; no model and no engine."""
+"""The worker makes the same advantages and records for every home of the teacher.
+
+Batches are made up here; no model and no engine.
+"""
 
 import inspect
 from types import SimpleNamespace

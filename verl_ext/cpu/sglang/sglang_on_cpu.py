@@ -1,4 +1,4 @@
-"""SGLang without an accelerator: what it assumes of one, put right as its modules are imported.
+"""Repairs of what SGLang assumes of an accelerator, made as its modules are imported.
 
 A ``.pth`` file loads this in every process of the environment, because SGLang's own processes
 import nothing of ours. Nothing heavy is imported here.
@@ -23,17 +23,14 @@ ENGINE = {
     "skip_server_warmup": True,
     "sleep_on_idle": True,  # idle engines would poll, each a third of a core
 }
-"""Engine arguments that a CPU asks for, whatever was given: verl sets some of these to what a GPU
-asks for."""
+"""Engine arguments for a CPU, whatever was given: verl sets some of these for a GPU."""
 CACHE = 65536
-"""Tokens of the cache of an engine, unless given: SGLang's default would take most of the machine's
-memory."""
+"""Tokens of an engine's cache, unless given: SGLang's default would take most of the memory."""
 
 
 @when_imported("torch")
 def declare_operators(torch: Any) -> None:
-    """PyPI's torchvision is built for CUDA, its operators do not load; torchvision asks for their
-    schemas."""
+    """Declare operators that torchvision asks for: PyPI's are built for CUDA and do not load."""
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -42,7 +39,7 @@ def declare_operators(torch: Any) -> None:
 
 @when_imported("sglang.srt.server_args")
 def choose_engine(server_args: Any) -> None:
-    """Every engine is one for the CPU."""
+    """Make every engine one for the CPU."""
     stock = server_args.ServerArgs.__post_init__
 
     def __post_init__(self: Any) -> None:
@@ -54,8 +51,7 @@ def choose_engine(server_args: Any) -> None:
 
 
 class _Unpinned:
-    """``torch``, whose tensors are not pinned. For one module: others hand it on where the real one
-    is due."""
+    """Module ``torch`` without pinned tensors, for a module that does not hand it on."""
 
     def __init__(self, torch: ModuleType):
         self._torch = torch
@@ -69,13 +65,13 @@ class _Unpinned:
 
 @when_imported("sglang.srt.layers.logits_processor")
 def unpin(logits_processor: Any) -> None:
-    """Log-probs of a prompt are read with pinned memory, which asks for a GPU."""
+    """Read a prompt's log-probs without pinned memory, which asks for a GPU."""
     logits_processor.torch = _Unpinned(logits_processor.torch)
 
 
 @when_imported("sglang.srt.utils.common")
 def send_values(common: Any) -> None:
-    """Weights reach the server as they are, not as handles of a GPU's memory.
+    """Send weights to the server as they are, not as handles of a GPU's memory.
 
     Shared memory in the place of those would need torch's manager process, whose answer is waited
     for one second only.
@@ -85,5 +81,5 @@ def send_values(common: Any) -> None:
 
 @when_imported("sglang.srt.utils.patch_torch")
 def share_plainly(patch_torch: Any) -> None:
-    """SGLang's patch of what shares tensors takes every tensor for one on a GPU."""
+    """Undo SGLang's patch of what shares tensors: it takes every tensor for one on a GPU."""
     patch_torch.monkey_patch_torch_reductions = lambda: None

@@ -1,5 +1,4 @@
-"""Stands for SGLang's kernels for accelerators, which SGLang imports on a CPU too and does not call
-there."""
+"""Stand-in for SGLang's kernels for accelerators, which it imports on a CPU too, without a call."""
 
 from collections.abc import Callable
 from typing import Any
