@@ -4,8 +4,14 @@ A worker writes blocks of (response, K) values as jagged fields, and the next wo
 where they are.
 """
 
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+
 from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.records.tally import GATE_REPORT, GateReport, Reports
 from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
+from recipe.prune_opd.teacher.client import SCORE_REPORT
+from verl_ext.rollout.scoring import ScoreReport
 
 STUDENT_IDS, STUDENT_LOG_PROBS = "student_topk_ids", "student_topk_log_probs"
 TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_topk_ids", "teacher_topk_log_probs"
@@ -18,6 +24,8 @@ CANDIDATES, OLD_LOG_PROBS, ADVANTAGES = (
     "candidate_advantages",
 )
 SUMS, POSITIONS = "prune_opd_sums", "prune_opd_positions"
+ERRORS = "prune_opd_errors"
+"""Text of a response's last late or failed question to the teacher, see ``Reports.errors``."""
 COUNTED = "prune_opd_counted"
 EXTRA = "extra_fields"  # verl's, where the agent loop leaves its reports
 
@@ -41,7 +49,7 @@ def advantage_fields(config: PruneOPDConfig) -> tuple[str, ...]:
     fields = ["responses", "response_mask", *TOP_K_FIELDS]
     if config.dump_dir:
         fields.append("prompts")
-    if config.gate.enable:
+    if config.asks_servers:
         fields.append(EXTRA)
     needed = {
         "teacher_on_student": (TEACHER_ON_STUDENT,),
@@ -55,3 +63,17 @@ def advantage_fields(config: PruneOPDConfig) -> tuple[str, ...]:
 
 UPDATE_FIELDS = (*MODEL_FIELDS, "response_mask", CANDIDATES, OLD_LOG_PROBS, ADVANTAGES, COUNTED)
 """Fields the update reads."""
+
+
+def reports(data: TensorDict) -> list[Reports]:
+    """What the agent loop reported about each response of a batch."""
+    if EXTRA not in data:
+        return [Reports()] * len(data)
+    # verl dumps what an agent loop returns, dataclasses become dictionaries.
+    return [
+        Reports(
+            gate=GateReport(**extra[GATE_REPORT]) if GATE_REPORT in extra else None,
+            score=ScoreReport(**extra[SCORE_REPORT]) if SCORE_REPORT in extra else None,
+        )
+        for extra in tu.get(data, EXTRA)
+    ]
