@@ -46,7 +46,7 @@ def _means_by_position(tally: Tally) -> dict[str, float]:
 
 
 def summarise_gate(tally: Tally) -> dict[str, float]:
-    """What the gate did in a batch, under its logged names.
+    """Numbers of the gate in a batch, under their logged names.
 
     Args:
         tally: of the real responses, all of them generated under the gate.
@@ -77,7 +77,7 @@ def summarise_gate(tally: Tally) -> dict[str, float]:
 
 
 def summarise_scores(tally: Tally) -> dict[str, float]:
-    """How the teacher's servers did in a batch, under their logged names.
+    """Numbers of the teacher's servers in a batch, under their logged names.
 
     Args:
         tally: of the real responses.

@@ -104,7 +104,7 @@ class Recorder:
 
 
 def step_record(tally: Tally, limit: int, next_limit: int) -> dict[str, Any]:
-    """What the records keep of a step; ``docs/records.md`` says what each value means.
+    """Record of a step; ``docs/records.md`` says what each value means.
 
     Args:
         tally: of the real responses, at least one.
@@ -167,5 +167,5 @@ def _distribution(values: Tensor) -> dict[str, float | None] | None:
 
 
 def _rounded(value: float) -> float | None:
-    """Give six digits; None for what JSON has no number for."""
+    """Round to six digits; None for what JSON has no number for."""
     return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -30,7 +30,7 @@ GATE_REPORT = "prune_opd_gate"
 
 @dataclass
 class GateReport:
-    """What the gate did with one response. Plain values: it travels with the response."""
+    """Report of the gate about one response. Plain values: it travels with the response."""
 
     stopped: bool = False
     generated: int = 0
@@ -55,7 +55,7 @@ class GateReport:
 
 @dataclass(frozen=True)
 class Reports:
-    """What the agent loop reports about one response."""
+    """Reports of the agent loop about one response."""
 
     gate: GateReport | None = None
     """None where there was no gate."""
@@ -187,7 +187,7 @@ def _add_up(values: Tensor, positions: Tensor, edges: list[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of each response beside what both models say of it."""
+    """Facts about responses that are not in what both models say of them."""
 
     ended: Tensor
     """(B,) bool, the response ended by itself."""
@@ -291,7 +291,7 @@ def _table(pruned: Pruned, scores: Scores) -> dict[str, Tensor]:
 
 
 def _gate_columns(reports: list[Reports], events: Tensor) -> Tensor:
-    """What the gate did, and what it said against what the trainer found, (B, len(GATE)) float32.
+    """Numbers of the gate and of its agreement with the trainer, (B, len(GATE)) float32.
 
     Args:
         reports: of each response.
@@ -309,7 +309,8 @@ def _gate_columns(reports: list[Reports], events: Tensor) -> Tensor:
 
 
 def _score_columns(reports: list[Reports]) -> Tensor:
-    """How scores came about, (B, len(SCORE)) float64: float32 knows the time to two minutes."""
+    """Numbers of the teacher's answers, (B, len(SCORE)) float64, as float32 knows the time to two
+    minutes."""
     columns = torch.zeros(len(reports), len(SCORE), dtype=torch.float64)
     for row, report in enumerate(given.score for given in reports):
         if report is not None:

@@ -66,7 +66,7 @@ UPDATE_FIELDS = (*MODEL_FIELDS, "response_mask", CANDIDATES, OLD_LOG_PROBS, ADVA
 
 
 def reports(data: TensorDict) -> list[Reports]:
-    """What the agent loop reported about each response of a batch."""
+    """Reports of the agent loop about each response of a batch."""
     if EXTRA not in data:
         return [Reports()] * len(data)
     # verl dumps what an agent loop returns, dataclasses become dictionaries.

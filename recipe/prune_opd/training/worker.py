@@ -234,7 +234,7 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         return found
 
     def _results(self, pruned: Pruned) -> dict[str, Tensor]:
-        """What the update and verl's metrics read of a batch, (B, T) and (B, T, K') each."""
+        """Fields that the update and verl's metrics read, (B, T) or (B, T, K') each."""
         advantages = pruned.advantages
         return {
             CANDIDATES: pruned.reward.ids.int(),

@@ -22,9 +22,9 @@ def count(mask, overlap, events, reward, ended, max_length, missing=None, report
     given = TopKReward(
         halves, torch.zeros_like(halves).long(), torch.ones_like(halves).bool(), halves
     )
-    masses = [torch.full_like(halves, mass / 2).log() for mass in (0.75, 0.5)]
     ids = torch.zeros_like(halves).long()
-    scores = Scores(ids[..., 0], *(TopK(ids, values) for values in masses))
+    student, teacher = (TopK(ids, torch.full_like(halves, mass / 2).log()) for mass in (0.75, 0.5))
+    scores = Scores(ids[..., 0], student, teacher)
     advantages = halves * weights.loss_weight.unsqueeze(-1)
     pruned = Pruned(mask.bool(), overlap, events, weights, given, advantages)
     missing = torch.zeros(len(mask), dtype=torch.long) if missing is None else missing
