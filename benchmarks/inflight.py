@@ -43,7 +43,7 @@ from verl.workers.rollout.llm_server import LLMServerManager
 from recipe.prune_opd.checks.keys import read_config
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.method.drift import reliability
-from recipe.prune_opd.records.reports import GateReport
+from recipe.prune_opd.records.tally import GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
 from recipe.prune_opd.training.gated_response import GatedResponse, find_events

@@ -13,6 +13,7 @@ from recipe.prune_opd.method.gates import GATES
 from recipe.prune_opd.method.pruning import Drift
 from recipe.prune_opd.method.reward import Scores, TopK
 from recipe.prune_opd.records import metrics
+from recipe.prune_opd.records.tally import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,19 +44,16 @@ def test_every_gate_is_in_the_configuration_and_formulas_pages(kind):
         assert f"\n| `{kind}` |" in text(page)
 
 
-def test_every_metric_is_in_the_metrics_page():
-    import torch
-
+def test_every_metric_is_in_the_metrics_page(tally_of):
     page = text("docs/metrics.md")
-    logged = metrics.summarise(torch.ones(1, len(metrics.COLUMNS)), max_length=8)
+    logged = metrics.summarise(tally_of({"tokens": 1}))
     names = {re.sub(r"/from_\d+$", "", name.removeprefix("prune_opd/")) for name in logged}
     assert sorted(name for name in names if name not in page) == []
 
 
-def test_every_metric_of_the_gate_is_in_the_metrics_page():
-    import torch
-
-    logged = metrics.summarise_gate(torch.ones(1, len(metrics.COLUMNS)))
+def test_every_metric_of_the_gate_is_in_the_metrics_page(tally_of):
+    gate = {name: 1 for name in COLUMNS if name.startswith("gate_")}
+    logged = metrics.summarise_gate(tally_of({"tokens": 1} | gate))
     names = [name.removeprefix("prune_opd/") for name in logged]
     assert "gate/event_agreement" in names
     assert "gate/stop_position_mean" in names
@@ -63,14 +61,22 @@ def test_every_metric_of_the_gate_is_in_the_metrics_page():
     assert [name for name in names if f"| `{name}` |" not in page] == []
 
 
-def test_every_value_of_the_records_is_in_their_page():
+def test_every_metric_of_the_teachers_servers_is_in_the_metrics_page(tally_of):
+    score = {name: 1 for name in COLUMNS if name.startswith("score_")}
+    logged = metrics.summarise_scores(tally_of({"tokens": 1} | score))
+    names = [name.removeprefix("prune_opd/") for name in logged]
+    assert "teacher/hidden_ratio" in names
+    page = text("docs/metrics.md")
+    assert [name for name in names if f"| `{name}` |" not in page] == []
+
+
+def test_every_value_of_the_records_is_in_their_page(tally_of):
     import torch
 
-    from recipe.prune_opd.records.positions import BY_POSITION
+    from recipe.prune_opd.records.recorder import step_record
     from recipe.prune_opd.records.samples import token_data
 
-    sums, positions = torch.ones(1, len(metrics.COLUMNS)), torch.ones(1, len(BY_POSITION))
-    record = metrics.step_record(sums, positions, [0, 4], limit=4, next_limit=4, longest=4)
+    record = step_record(tally_of({"tokens": 1}), limit=4, next_limit=4)
     token = torch.ones(1, 1).long()
     own = TopK(token.unsqueeze(-1), token.unsqueeze(-1).float())
     drift = Drift(

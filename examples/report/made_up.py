@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from recipe.prune_opd.records.files import Records
-from recipe.prune_opd.records.positions import bucket_edges
+from recipe.prune_opd.records.tally import recorded_edges
 
 LONGEST = 4096
 TEXT = (
@@ -43,9 +43,9 @@ def metrics(step: int, steps: int, chance: np.random.Generator) -> dict[str, flo
 
 
 def record(step: int, steps: int, chance: np.random.Generator) -> dict[str, Any]:
-    """What ``metrics.step_record`` would have of it."""
+    """What ``recorder.step_record`` would have of it."""
     limit = 1024 + 100 * (10 * step // steps)
-    edges = bucket_edges(LONGEST)
+    edges = recorded_edges(LONGEST)
     edges = edges[: 1 + sum(edge < limit for edge in edges)]
     fade = np.exp(-np.array(edges[:-1]) / (limit * step / steps)) + 0.05 * chance.random(
         len(edges) - 1

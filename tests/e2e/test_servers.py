@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from recipe.prune_opd.checks.keys import read_config
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
-from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
 from recipe.prune_opd.training.gated_response import ABORTED, DRIFT, GatedGeneration
@@ -301,7 +301,7 @@ def assert_offline_rule(servers: SimpleNamespace, outputs: list[Any]) -> int:
     were stopped."""
     stopped = 0
     for prompt, output in zip(prompts(len(outputs), 30, seed=11), outputs, strict=True):
-        report, tokens = output.extra_fields[REPORT], list(output.token_ids)
+        report, tokens = output.extra_fields[GATE_REPORT], list(output.token_ids)
         student, teacher = (
             log_probs_of(servers.models[name], prompt, tokens).topk(K).indices
             for name in ("student", "noisy")
@@ -324,7 +324,7 @@ def assert_offline_rule(servers: SimpleNamespace, outputs: list[Any]) -> int:
 def test_gated_responses_stop_where_the_rule_says(servers) -> None:
     outputs = gate_all(servers, 16)
     assert assert_offline_rule(servers, outputs) > 0
-    reports = [output.extra_fields[REPORT] for output in outputs]
+    reports = [output.extra_fields[GATE_REPORT] for output in outputs]
     assert all(
         report.generated >= len(output.token_ids)
         for report, output in zip(reports, outputs, strict=True)
@@ -408,7 +408,7 @@ def test_teachers_killed_in_the_middle_cost_the_gate_and_nothing_else(servers) -
         return kill_soon
 
     def checked(outputs: list[Any]) -> list[GateReport]:
-        reports = [output.extra_fields[REPORT] for output in outputs]
+        reports = [output.extra_fields[GATE_REPORT] for output in outputs]
         for report, output in zip(reports, outputs, strict=True):
             assert report.stopped or len(output.token_ids) == LIMIT
             assert len(output.log_probs) == len(output.token_ids)

@@ -16,7 +16,7 @@ from recipe.prune_opd.method.budget import ResponseBudget
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.method.reward import Scores, TopK, topk_reward
 from recipe.prune_opd.records.files import read_samples, read_steps, sampled_steps
-from recipe.prune_opd.records.metrics import COLUMNS
+from recipe.prune_opd.records.tally import COLUMNS
 
 pytestmark = pytest.mark.e2e
 
@@ -427,7 +427,7 @@ def test_what_the_gate_stops_is_what_the_trainer_would_not_trust(gated):
                 events = overlap_events(overlap, mask, 0.7)
                 assert reliability(events, mask, 0.2, 0.5).effective_length.item() == length
                 kept.append(length)
-                stopped += dump["prune_opd_sums"][i, COLUMNS.index("stopped")].item()
+                stopped += dump["prune_opd_sums"][i, COLUMNS.index("gate_stopped")].item()
         assert len(kept) == 14
         assert stopped > 0
         assert logged["prune_opd/gate/stopped_ratio"] == pytest.approx(stopped / 14)

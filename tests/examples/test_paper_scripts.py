@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.keys import load_config
-from recipe.prune_opd.training.start import check_values
+from recipe.prune_opd.training.preflight import check_values
 
 PAPER = Path(__file__).resolve().parents[2] / "examples" / "paper"
 FIRST_LIMIT = {

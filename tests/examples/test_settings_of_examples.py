@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from recipe.prune_opd.checks.attention import check_attention
-from recipe.prune_opd.training.start import check_values
+from recipe.prune_opd.training.preflight import check_values
 
 ROOT = Path(__file__).resolve().parents[2]
 

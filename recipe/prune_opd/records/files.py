@@ -1,5 +1,5 @@
-"""What a run writes down beside verl's logs: a line per step, and now and then some responses token
-by token.
+"""Files that a run writes beside verl's logs: a line per step, and now and then some responses
+token by token.
 
 The folder holds ``steps.jsonl``, appended to after every step, and ``samples/step_N.jsonl.gz``. A
 run may be killed at any moment and goes on in the same folder when it is resumed;
@@ -60,7 +60,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def samples_file(folder: Path, step: int) -> Path:
-    """Where the responses of a step are."""
+    """Path of a step's sampled responses."""
     return folder / SAMPLES / f"step_{step}.jsonl.gz"
 
 

@@ -1,5 +1,5 @@
-"""A few responses token by token: what student and teacher would have said at each, and where they
-parted.
+"""Samples: a few responses token by token, what student and teacher would have said at each, and
+where they parted.
 
 Shapes: T tokens of one response, K candidates. These are the only per-token values that leave the
 workers, for ``records.samples`` responses every ``records.every`` steps.
@@ -30,15 +30,15 @@ def chosen(effective_lengths: list[float], count: int) -> list[int]:
 
 
 def rounded(value: float, digits: int) -> float | None:
-    """None where it is not finite: JSON has no number for it, and a broken model is what one wants
-    to look at."""
+    """Round to so many digits; None where it is not finite: JSON has no number for it, and a broken
+    model is what one wants to look at."""
     return round(value, digits) if math.isfinite(value) else None
 
 
 def token_data(
     scores: Scores, drift: Drift, topk: int, decode: Callable[[int], str]
 ) -> dict[str, Any]:
-    """One response for the records; ``docs/records.md`` says what each value means.
+    """Values of one response for the records; ``docs/records.md`` says what each value means.
 
     Args:
         scores: of the response, B = 1, candidates by descending probability.

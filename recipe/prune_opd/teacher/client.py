@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recipe.prune_opd.config import PruneOPDConfig
-from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
 from verl_ext.rollout.client import FollowingClient
 from verl_ext.rollout.rows import TopKRows
@@ -73,7 +73,8 @@ class TeachingClient(FollowingClient):
         """
         sampled, tokens = "sampled" in self.prune_opd.rules.needs, len(output.response_ids)
         if known is not None and len(known) >= tokens and not sampled:
-            rows, own, report = known[:tokens], None, _while_growing(output.extra_fields[REPORT])
+            gate = output.extra_fields[GATE_REPORT]
+            rows, own, report = known[:tokens], None, _while_growing(gate)
         else:
             rows, own, report = await self._scorer.score(output.prompt_ids, output.response_ids)
         # copies: Ray's arrays are read-only.

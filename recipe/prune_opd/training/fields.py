@@ -4,8 +4,14 @@ A worker writes blocks of (response, K) values as jagged fields, and the next wo
 where they are.
 """
 
-from recipe.prune_opd.config import PruneOPDConfig
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+
+from recipe.prune_opd.records.tally import GATE_REPORT, GateReport, Reports
 from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
+from recipe.prune_opd.teacher.client import SCORE_REPORT
+from recipe.prune_opd.teacher.home import Home
+from verl_ext.rollout.scoring import ScoreReport
 
 STUDENT_IDS, STUDENT_LOG_PROBS = "student_topk_ids", "student_topk_log_probs"
 TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_topk_ids", "teacher_topk_log_probs"
@@ -18,6 +24,8 @@ CANDIDATES, OLD_LOG_PROBS, ADVANTAGES = (
     "candidate_advantages",
 )
 SUMS, POSITIONS = "prune_opd_sums", "prune_opd_positions"
+ERRORS = "prune_opd_errors"
+"""Text of a response's last late or failed question to the teacher, see ``Reports.errors``."""
 COUNTED = "prune_opd_counted"
 EXTRA = "extra_fields"  # verl's, where the agent loop leaves its reports
 
@@ -25,15 +33,14 @@ MODEL_FIELDS = ("input_ids", "position_ids", "loss_mask", "responses", "multi_mo
 """What an engine needs for a pass over the batch."""
 
 
-def teacher_fields(config: PruneOPDConfig) -> tuple[str, ...]:
-    """Fields the teacher's pass reads."""
-    return (
-        (*MODEL_FIELDS, STUDENT_IDS) if "teacher_on_student" in config.rules.needs else MODEL_FIELDS
-    )
+def teacher_fields(home: Home) -> tuple[str, ...]:
+    """Name the fields the teacher's pass reads."""
+    of_student = "teacher_on_student" in home.prune_opd.rules.needs
+    return (*MODEL_FIELDS, STUDENT_IDS) if of_student else MODEL_FIELDS
 
 
-def served_fields(config: PruneOPDConfig) -> tuple[str, ...]:
-    """Fields ``read_served_scores`` reads."""
+def served_fields(home: Home) -> tuple[str, ...]:
+    """Name the fields ``read_served_scores`` reads."""
     return "responses", SERVED_IDS, SERVED_LOG_PROBS
 
 
@@ -41,22 +48,36 @@ READS = {"compute_ref_log_prob": teacher_fields, "read_served_scores": served_fi
 """Fields that a method of the worker which brings the teacher's scores reads."""
 
 
-def advantage_fields(config: PruneOPDConfig) -> tuple[str, ...]:
-    """Fields ``compute_pruned_advantage`` reads."""
+def advantage_fields(home: Home) -> tuple[str, ...]:
+    """Name the fields ``compute_pruned_advantage`` reads."""
     fields = ["responses", "response_mask", *TOP_K_FIELDS]
-    if config.dump_dir:
+    if home.prune_opd.dump_dir:
         fields.append("prompts")
-    if config.gate.enable:
+    if home.is_asked:
         fields.append(EXTRA)
     needed = {
         "teacher_on_student": (TEACHER_ON_STUDENT,),
         "student_on_teacher": (STUDENT_ON_TEACHER,),
         "sampled": ("old_log_probs", TEACHER_SAMPLED),
     }
-    for part in config.rules.needs:
+    for part in home.prune_opd.rules.needs:
         fields += needed[part]
     return tuple(fields)
 
 
 UPDATE_FIELDS = (*MODEL_FIELDS, "response_mask", CANDIDATES, OLD_LOG_PROBS, ADVANTAGES, COUNTED)
 """Fields the update reads."""
+
+
+def reports(data: TensorDict) -> list[Reports]:
+    """Reports of the agent loop about each response of a batch."""
+    if EXTRA not in data:
+        return [Reports()] * len(data)
+    # verl dumps what an agent loop returns, dataclasses become dictionaries.
+    return [
+        Reports(
+            gate=GateReport(**extra[GATE_REPORT]) if GATE_REPORT in extra else None,
+            score=ScoreReport(**extra[SCORE_REPORT]) if SCORE_REPORT in extra else None,
+        )
+        for extra in tu.get(data, EXTRA)
+    ]

@@ -17,7 +17,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.method.drift import DriftMetric
 from recipe.prune_opd.method.reward import Scores, TopK
-from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
 from verl_ext.rollout.client import FollowedResponse, GrowingSequence
 from verl_ext.rollout.rows import Chunk, TopKRows
@@ -210,7 +210,7 @@ class GatedResponse:
             else experts[: len(self.prompt_ids) + stop],
             stop_reason=output.stop_reason if stop is None else DRIFT,
             num_preempted=output.num_preempted,
-            extra_fields={**output.extra_fields, REPORT: report},
+            extra_fields={**output.extra_fields, GATE_REPORT: report},
         )
 
 

@@ -3,7 +3,7 @@ limit."""
 
 import logging
 import os
-from itertools import compress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
-from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
@@ -24,25 +23,16 @@ from verl.workers.rollout.llm_server import LLMServerClient
 from recipe.prune_opd.checks.attention import warn_of_slow_log_probs
 from recipe.prune_opd.checks.batches import warn_of_empty_responses
 from recipe.prune_opd.checks.files import local_path
-from recipe.prune_opd.method.pruning import find_drift
-from recipe.prune_opd.records.files import Records
-from recipe.prune_opd.records.metrics import (
-    COLUMNS,
-    step_record,
-    summarise,
-    summarise_gate,
-    summarise_scores,
-)
-from recipe.prune_opd.records.positions import bucket_edges
-from recipe.prune_opd.records.reports import REPORT, GateReport
-from recipe.prune_opd.records.samples import chosen, token_data
-from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
+from recipe.prune_opd.records.metrics import summarise, summarise_gate, summarise_scores
+from recipe.prune_opd.records.recorder import Recorder, Sample
+from recipe.prune_opd.records.tally import Tally
+from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.servers import follow_rollout
 from recipe.prune_opd.training.agent_loop import LIMIT
 from recipe.prune_opd.training.banner import announce
 from recipe.prune_opd.training.checkpoint import Frozen, load_state, save_state
 from recipe.prune_opd.training.fields import (
-    EXTRA,
+    ERRORS,
     MODEL_FIELDS,
     POSITIONS,
     READS,
@@ -52,10 +42,9 @@ from recipe.prune_opd.training.fields import (
     UPDATE_FIELDS,
     advantage_fields,
 )
-from recipe.prune_opd.training.start import check_files, check_values
-from recipe.prune_opd.training.worker import PruneOPDWorker, counted_tokens, reports, scores_of
+from recipe.prune_opd.training.preflight import check_files, check_values
+from recipe.prune_opd.training.worker import PruneOPDWorker, counted_tokens, scores_of
 from verl_ext import compat
-from verl_ext.rollout.scoring import ScoreReport
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +59,14 @@ class PruneOPD(PPOTrainer):
         config: verl's composed configuration with the node ``prune_opd``.
 
     Raises:
-        ValueError: bad input, see ``recipe.prune_opd.training.start``.
+        ValueError: bad input, see ``recipe.prune_opd.training.preflight``.
     """
 
     verl_mode: str
     """verl's name of the trainer below, which its base class compares literally."""
     global_steps: int
     train_dataloader: Any
+    tokenizer: Any
 
     def __init__(self, config: DictConfig):
         compat.check()
@@ -93,9 +83,8 @@ class PruneOPD(PPOTrainer):
         """The newest checkpoint of this run, saved or loaded: its step and its folder."""
         super().__init__(config)
         self.use_reference_policy = True
-        self.records = (
-            Records(Path(self.prune_opd.records.dir)) if self.prune_opd.records.dir else None
-        )
+        recorded = self.prune_opd.records.dir
+        self.recorder = Recorder(self.prune_opd, self.tokenizer) if recorded else None
         announce(self.prune_opd, self.home, self.budget, inputs.reward_function)
 
     def _hand_on(self, config: DictConfig, reward_function: str | None) -> None:
@@ -172,120 +161,88 @@ class PruneOPD(PPOTrainer):
         """The teacher's pass or its servers' answers, and one more pass of the student where the
         strategy needs it."""
         method = self.home.worker_method
-        self._on_workers(method, batch, READS[method](self.prune_opd))
+        self._on_workers(method, batch, READS[method](self.home))
         if "student_on_teacher" in self.prune_opd.rules.needs:
             batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
             self._on_workers("compute_student_on_teacher", batch, (*MODEL_FIELDS, TEACHER_IDS))
         return batch
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """Pruned advantages on the workers; here only one row of sums per response, and the next
+        """Pruned advantages on the workers; here only a tally of the responses, and the next
         limit."""
         longest = max(tag["response_len"] for tag in batch.tags if not tag.get("is_padding", False))
-        if longest > self.budget.limit:
+        limit = self.budget.limit
+        if longest > limit:
             raise RuntimeError(
-                f"a response has {longest} tokens under a limit of {self.budget.limit}: the rollout"
-                " does not take it from the batch (an agent loop or a rollout replay of your own?)"
+                f"a response has {longest} tokens under a limit of {limit}: the rollout does not"
+                " take it from the batch (an agent loop or a rollout replay of your own?)"
             )
         batch.extra_info["global_steps"] = self.global_steps
-        self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.prune_opd))
-        real = [not tag.get("is_padding", False) for tag in batch.tags]
-        sums = self._rows(batch, SUMS, real)
-        metrics.update(summarise(sums, self.budget.max))
-        if self.home.is_asked:
-            extra = self._fetch(batch, EXTRA)
+        self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.home))
+        tally = self._tally(batch)
+        metrics.update(summarise(tally))
         if not self.home.reference_model:
-            scores = list(compress(reports(extra, SCORE_REPORT, ScoreReport), real))
-            metrics.update(summarise_scores(scores, sums))
-            self._refuse_missing(metrics, scores)
+            metrics.update(summarise_scores(tally))
+            self._refuse_missing(metrics, self._last_error(batch, tally, "score"))
         if self.prune_opd.gate.enable:
-            metrics.update(summarise_gate(sums))
-            self._warn_of_faults(metrics, reports(extra, REPORT, GateReport))
+            metrics.update(summarise_gate(tally))
+            self._warn_of_faults(metrics, self._last_error(batch, tally, "gate"))
         # A response of which nothing was scored says nothing about the limit.
-        scored = sums[sums[:, COLUMNS.index("tokens")] > 0]
+        scored = tally.column("effective_length")[tally.column("tokens") > 0]
         # Here and not at the end of the step: verl saves its checkpoint before that.
-        metrics.update(self.budget.update(scored[:, COLUMNS.index("effective_length")].tolist()))
-        if self.records:
-            self._record(
-                self.records,
-                batch,
-                real,
-                sums,
-                int(metrics["prune_opd/current_max_response_length"]),
-            )
+        metrics.update(self.budget.update(scored.tolist()))
+        if self.recorder:
+            # Before the step's checkpoint, so that a step a resumed run stands on is there.
+            limits, fetch = (limit, self.budget.limit), partial(self._samples, batch)
+            self.recorder.write(self.global_steps, tally, limits, fetch)
         return batch
 
-    def _record(
-        self, records: Records, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int
-    ) -> None:
-        """Write the step down, before its checkpoint, so that a step that a resumed run stands on
-        is there.
+    def _tally(self, batch: KVBatchMeta) -> Tally:
+        """The real responses' tally, put together of what the workers wrote."""
+        found = self._fetch(batch, [SUMS, POSITIONS])
+        # TransferQueue may answer with jagged tensors.
+        rows, positions = (torch.stack(found[name].unbind()) for name in (SUMS, POSITIONS))
+        return Tally(rows, positions, self.budget.max)
 
-        A full disk costs the record, not the run.
+    def _last_error(self, batch: KVBatchMeta, tally: Tally, of: str) -> str:
+        """Text of the last late or failed question about the last response that had one, else
+        empty.
+
+        Args:
+            batch: of the step.
+            tally: of its real responses.
+            of: whose questions, ``gate`` or ``score``.
         """
-        try:
-            self._write(records, batch, real, sums, limit)
-        except (OSError, ValueError) as error:
-            logger.warning(
-                "step %d: its records are not in %s (%s: %s); the training goes on",
-                *(self.global_steps, records.folder, type(error).__name__, error),
-            )
+        faults = tally.column(f"{of}_late") + tally.column(f"{of}_failed")
+        rows = faults.nonzero().flatten().tolist()
+        if not rows:
+            return ""
+        (errors,) = tu.get(self._fetch(batch, [ERRORS], rows[-1:]), ERRORS)
+        return str(errors[of])
 
-    def _write(
-        self, records: Records, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int
-    ) -> None:
-        positions, edges = self._rows(batch, POSITIONS, real), bucket_edges(self.budget.max)
-        record = step_record(sums, positions, edges, limit, self.budget.limit, self.budget.max)
-        records.step(self.global_steps, record)
-        if self.prune_opd.records.samples_at(self.global_steps):
-            records.samples(self.global_steps, self._samples(batch, real, sums, limit))
-
-    def _samples(
-        self, batch: KVBatchMeta, real: list[bool], sums: Tensor, limit: int
-    ) -> list[dict[str, Any]]:
-        """Some responses token by token: few enough to come here. Their drift is computed as it was
-        for training."""
-        rows = {
-            name: sums[:, COLUMNS.index(name)].tolist()
-            for name in ("effective_length", "stopped", "ended")
-        }
-        indices = chosen(rows["effective_length"], self.prune_opd.records.samples)
-        keys = list(compress(batch.keys, real))
-        fields = tq.kv_batch_get(
-            keys=[keys[i] for i in indices],
-            partition_id=batch.partition_id,
-            select_fields=["prompts", "responses", "response_mask", *TOP_K_FIELDS],
-        )
-        unbound = {name: values.unbind() for name, values in fields.items()}
+    def _samples(self, batch: KVBatchMeta, rows: list[int]) -> list[Sample]:
+        """Some responses token by token: few enough to come here."""
+        fields = ["prompts", "responses", "response_mask", *TOP_K_FIELDS]
+        fetched = self._fetch(batch, fields, rows)
+        unbound = {name: values.unbind() for name, values in fetched.items()}
         found = []
-        for row, index in enumerate(indices):
+        for row in range(len(rows)):
             data = {name: values[row].unsqueeze(0) for name, values in unbound.items()}
-            scores = scores_of(data)
-            drift = find_drift(scores, counted_tokens(data), self.prune_opd.rules)
-            tokens = token_data(
-                scores,
-                drift,
-                self.prune_opd.records.topk,
-                decode=lambda token: self.tokenizer.decode([token]),
-            )
-            facts = {name: int(values[index]) for name, values in rows.items()}
-            prompt = self.tokenizer.decode(data["prompts"][0], skip_special_tokens=True)
-            found.append({"limit": limit, **facts, "prompt": prompt, **tokens})
+            found.append(Sample(data["prompts"][0], scores_of(data), counted_tokens(data)))
         return found
 
-    def _warn_of_faults(self, metrics: dict[str, Any], gates: list[GateReport | None]) -> None:
+    def _warn_of_faults(self, metrics: dict[str, Any], error: str) -> None:
+        """Warn of answers to the gate that came late or not at all."""
         late, failed, given_up = (
             metrics[f"prune_opd/gate/{n}"] for n in ("late_answers", "failed_answers", "given_up")
         )
         if late + failed:
-            errors = [report.error for report in gates if report and report.error]
             logger.warning(
-                "step %d: the teacher was late %d times and failed %d times, %d responses went on"
-                " without a gate; %s",
-                *(self.global_steps, late, failed, given_up, errors[-1]),
+                f"step {self.global_steps}: the teacher was late {late:.0f} times and failed"
+                f" {failed:.0f} times, {given_up:.0f} responses went on without a gate; {error}"
             )
 
-    def _refuse_missing(self, metrics: dict[str, Any], scores: list[ScoreReport | None]) -> None:
+    def _refuse_missing(self, metrics: dict[str, Any], error: str) -> None:
         """Warn of scores that the teacher failed to give; stop where too many are missing.
 
         Raises:
@@ -296,33 +253,31 @@ class PruneOPD(PPOTrainer):
             metrics[f"prune_opd/teacher/{n}"]
             for n in ("late_answers", "failed_answers", "missing_ratio")
         )
-        errors = [score.error for score in scores if score and score.error] or [
-            "rows that are not finite"
-        ]
+        error = error or "rows that are not finite"
         allowed = self.prune_opd.teacher.max_missing
         if missing > allowed:
             raise RuntimeError(
                 f"step {self.global_steps}: {missing:.1%} of the tokens lack the teacher's score,"
                 f" allowed: prune_opd.teacher.max_missing={allowed:.1%}; {late:.0f} answers were"
-                f" late, {failed:.0f} failed, the last error: {errors[-1]};"
-                f" {self._save_before_step()}"
+                f" late, {failed:.0f} failed, the last error: {error}; {self._save_before_step()}"
             )
         if late + failed + missing:
             logger.warning(
-                "step %d: the teacher was late %d times and failed %d times, %.2f%% of the tokens"
-                " have no score; %s",
-                *(self.global_steps, late, failed, 100 * missing, errors[-1]),
+                f"step {self.global_steps}: the teacher was late {late:.0f} times and failed"
+                f" {failed:.0f} times, {100 * missing:.2f}% of the tokens have no score; {error}"
             )
 
-    def _fetch(self, batch: KVBatchMeta, field: str) -> TensorDict:
+    def _fetch(
+        self, batch: KVBatchMeta, fields: list[str], rows: list[int] | None = None
+    ) -> TensorDict:
+        """Fields of the real responses, or of some of them by their indices."""
+        tagged = zip(batch.keys, batch.tags, strict=True)
+        keys = [key for key, tag in tagged if not tag.get("is_padding", False)]
         return tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=[field]
+            keys=keys if rows is None else [keys[row] for row in rows],
+            partition_id=batch.partition_id,
+            select_fields=fields,
         )
-
-    def _rows(self, batch: KVBatchMeta, field: str, real: list[bool]) -> Tensor:
-        """One row of numbers per response, without those of padding rows."""
-        # TransferQueue may answer with a jagged tensor.
-        return torch.stack(list(compress(self._fetch(batch, field)[field].unbind(), real)))
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         batch.fields = list(UPDATE_FIELDS)

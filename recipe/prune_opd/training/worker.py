@@ -7,7 +7,7 @@ TransferQueue, so they stay where the next worker reads them; ``fields`` has the
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -31,19 +31,19 @@ from recipe.prune_opd.checks.models import end_tokens
 from recipe.prune_opd.method.loss import topk_policy_loss
 from recipe.prune_opd.method.pruning import Pruned, prune
 from recipe.prune_opd.method.reward import Sampled, Scores, TopK
-from recipe.prune_opd.records.metrics import Facts, gate_columns, response_sums
-from recipe.prune_opd.records.positions import bucket_edges, position_sums
-from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.records.tally import Facts, Tally
 from recipe.prune_opd.teacher.answers import (
     SERVED_IDS,
     SERVED_LOG_PROBS,
     is_missing,
     served_rows,
 )
+from recipe.prune_opd.teacher.home import build_home
 from recipe.prune_opd.training.fields import (
     ADVANTAGES,
     CANDIDATES,
     COUNTED,
+    ERRORS,
     EXTRA,
     OLD_LOG_PROBS,
     POSITIONS,
@@ -56,10 +56,9 @@ from recipe.prune_opd.training.fields import (
     TEACHER_ON_STUDENT,
     TEACHER_SAMPLED,
     advantage_fields,
+    reports,
 )
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
-
-R = TypeVar("R")
 
 _on_actor = make_nd_compute_dataproto_dispatch_fn(mesh_name="actor")
 _on_ref = make_nd_compute_dataproto_dispatch_fn(mesh_name="ref")
@@ -76,6 +75,7 @@ class PruneOPDWorker(ActorRolloutRefWorker):
     def init_model(self) -> None:
         """Build both models. See ``ActorRolloutRefWorker.init_model``."""
         self.prune_opd = load_config(self.config.prune_opd)
+        self.home = build_home(self.prune_opd)
         # The base class gives the reference model a copy of the actor's model; this is its only
         # hook.
         self.ref_worker_cls = self._build_teacher
@@ -198,8 +198,7 @@ class PruneOPDWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=_on_actor)
     def compute_pruned_advantage(self, data: TensorDict) -> TensorDict | None:
-        """Events, weights, rewards and advantages of this worker's responses, and one row of sums
-        for each.
+        """Events, weights, rewards and advantages of this worker's responses, and their tally.
 
         Of a sequence-parallel group, whose ranks have the same responses, one rank answers for all.
         """
@@ -209,20 +208,32 @@ class PruneOPDWorker(ActorRolloutRefWorker):
         padded = {
             name: torch.nested.to_padded_tensor(value, 0)
             for name, value in data.items()
-            if name in advantage_fields(config) and name != EXTRA
+            if name in advantage_fields(self.home) and name != EXTRA
         }
         _refuse_nan(padded)
         scores = scores_of(padded)
         pruned = prune(scores, counted_tokens(padded), config.rules)
-        lengths = data["responses"].offsets().diff()
+        offsets = data["responses"].offsets()
         facts = Facts(
-            ended=self._ended(scores.responses, lengths),
+            ended=self._ended(scores.responses, offsets.diff()),
             missing=(padded["response_mask"].bool() & ~pruned.mask).sum(-1),
-            gate=gate_columns(reports(data, REPORT, GateReport), pruned.events),
+            reports=reports(data),
         )
-        sums = response_sums(pruned, scores, facts, self.max_length)
+        tally = Tally.of(pruned, scores, facts, self.max_length)
+        results = self._results(pruned)
+        sums = {SUMS: tally.rows, POSITIONS: tally.positions}
+        if config.dump_dir:
+            self._dump(data, padded | results | sums | {"lengths": offsets.diff()})
+        fields = {name: _jagged(value, offsets) for name, value in results.items()}
+        found = TensorDict({**fields, **sums}, batch_size=len(data))
+        if self.home.is_asked:
+            tu.assign_non_tensor_stack(found, ERRORS, [told.errors for told in facts.reports])
+        return found
+
+    def _results(self, pruned: Pruned) -> dict[str, Tensor]:
+        """Fields that the update and verl's metrics read, (B, T) or (B, T, K') each."""
         advantages = pruned.advantages
-        results = {
+        return {
             CANDIDATES: pruned.reward.ids.int(),
             OLD_LOG_PROBS: pruned.reward.student_log_probs,
             ADVANTAGES: advantages,
@@ -231,13 +242,6 @@ class PruneOPDWorker(ActorRolloutRefWorker):
             "advantages": advantages.sum(-1),
             "returns": advantages.sum(-1),
         }
-        if config.dump_dir:
-            self._dump(data, padded | results | {SUMS: sums, "lengths": lengths})
-        offsets = data["responses"].offsets()
-        fields = {name: _jagged(value, offsets) for name, value in results.items()}
-        if config.records.dir:
-            fields[POSITIONS] = position_sums(pruned, scores, bucket_edges(self.max_length))
-        return TensorDict({**fields, SUMS: sums}, batch_size=len(data))
 
     def _ended(self, responses: Tensor, lengths: Tensor) -> Tensor:
         """(B,) bool, whether the last token is one that ends a response."""
@@ -297,15 +301,6 @@ def counted_tokens(fields: Mapping[str, Tensor]) -> Tensor:
     """(B, T) bool. A token without the teacher's score takes no part in anything, as if it were
     padding."""
     return fields["response_mask"].bool() & ~is_missing(fields[TEACHER_LOG_PROBS])
-
-
-def reports(data: TensorDict, key: str, kind: type[R]) -> list[R | None]:
-    """What an agent loop reported about each response of a batch under a key of
-    ``extra_fields``."""
-    if EXTRA not in data:
-        return [None] * len(data)
-    # verl dumps what an agent loop returns, dataclasses become dictionaries.
-    return [kind(**extra[key]) if key in extra else None for extra in tu.get(data, EXTRA)]
 
 
 def _fields(

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from recipe.prune_opd.checks.inputs import Inputs
 from recipe.prune_opd.checks.keys import read_config
 from recipe.prune_opd.teacher.home import build_home
-from recipe.prune_opd.training import start
+from recipe.prune_opd.training import preflight
 
 VOCABULARY = ["<unk>", "<eos>", "<end>", *(f"w{i}" for i in range(20))]
 CHATML = (
@@ -82,7 +82,7 @@ def check_inputs(config: DictConfig) -> Inputs:
     """The start check's look at files, without its look at the attention and at verl's keys."""
     prune_opd = read_config(config)
     home = build_home(prune_opd)
-    inputs = start.check_inputs(config, prune_opd, weights=home.has_files)
+    inputs = preflight.check_inputs(config, prune_opd, weights=home.has_files)
     home.check_models(config, inputs.student, inputs.teacher)
     return inputs
 

@@ -12,7 +12,7 @@ from verl.utils import torch_functional
 
 from recipe.prune_opd.checks import attention
 from recipe.prune_opd.checks.attention import check_attention, warn_of_slow_log_probs
-from recipe.prune_opd.training.start import check_values
+from recipe.prune_opd.training.preflight import check_values
 
 STUDENT = "actor_rollout_ref.model.override_config"
 TEACHER = "prune_opd.teacher.override_config"

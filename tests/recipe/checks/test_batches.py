@@ -6,7 +6,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.batches import Batches, warn_of_empty_responses
-from recipe.prune_opd.training.start import check_values
+from recipe.prune_opd.training.preflight import check_values
 
 # ------------------------------------------------------------------------------------------- passes
 

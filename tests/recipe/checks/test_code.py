@@ -5,7 +5,7 @@ from made import check_inputs, refusal
 from omegaconf import OmegaConf
 
 from recipe.prune_opd.checks.attention import check_attention
-from recipe.prune_opd.training.start import check_values
+from recipe.prune_opd.training.preflight import check_values
 
 OWN = """
 from torch.utils.data import Dataset

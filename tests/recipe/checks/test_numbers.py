@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe.prune_opd.checks.numbers import NUMBERS, OPTIONAL, ROLLOUT
-from recipe.prune_opd.training.start import check_values
+from recipe.prune_opd.training.preflight import check_values
 
 NEVER = [math.nan, math.inf, -7, "many", True, [1]]
 

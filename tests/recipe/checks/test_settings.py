@@ -4,7 +4,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.settings import GATE_SETTINGS, SETTINGS
-from recipe.prune_opd.training.start import check_values
+from recipe.prune_opd.training.preflight import check_values
 
 # ----------------------------------------------------------------------------------------- settings
 

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.commands.report import page as report
 from recipe.prune_opd.commands.report import summary, tokens
 from recipe.prune_opd.commands.report.runs import merged, read_run, read_runs
 from recipe.prune_opd.commands.report.tokens import candidates, readable, shown, token_views, view
-from recipe.prune_opd.records import positions
 from recipe.prune_opd.records.files import Records
-from recipe.prune_opd.records.metrics import COLUMNS, step_record
+from recipe.prune_opd.records.recorder import step_record
+from recipe.prune_opd.records.tally import recorded_edges
 
 VALUES = ("overlap", "events", "weight", "reward", "student_entropy", "teacher_entropy")
 EVIL = "<script>alert('x')</script>&\"$x$"
@@ -75,15 +74,12 @@ def record(step: int, overlap: float = 0.75) -> dict:
     }
 
 
-def diverged() -> dict:
+@pytest.fixture(scope="module")
+def diverged(tally_of) -> dict:
     """A record as the trainer makes it of a step whose means are no numbers."""
-    edges = [0, 4, 8]
-    values = torch.full((2, len(positions.BY_POSITION), len(edges) - 1), torch.nan)
-    for name in ("tokens", "trained"):
-        values[:, positions.BY_POSITION.index(name)] = 2
-    return step_record(
-        torch.ones(2, len(COLUMNS)), values.flatten(1), edges, limit=8, next_limit=8, longest=8
-    )
+    nan = {"overlap": np.nan, "reward": np.nan, "log_prob": np.nan}
+    tally = tally_of({"tokens": 8}, {"tokens": 8}, longest=2048, **nan)
+    return step_record(tally, limit=8, next_limit=8)
 
 
 def sample(length: int = 4, text: str = " a", spent: int | None = None) -> dict:
@@ -423,19 +419,20 @@ def test_the_entropy_gap_by_hand(run):
     )
 
 
-def test_a_run_that_diverged_is_shown_without_what_is_no_number(tmp_path, few):
-    assert diverged()["positions"]["overlap"] == [None, None]
+def test_a_run_that_diverged_is_shown_without_what_is_no_number(tmp_path, few, diverged):
+    assert diverged["positions"]["edges"] == [0, 4, 8]
+    assert diverged["positions"]["overlap"] == [None, None]
     records = Records(tmp_path / "records")
-    records.step(1, diverged())
+    records.step(1, diverged)
     only = read_run(tmp_path, "one")
     assert report.entropy_gap(only) == {}
-    assert report.by_position([diverged()], "overlap") == ([], [])
+    assert report.by_position([diverged], "overlap") == ([], [])
     assert np.isnan(report.grid(only, "overlap", [0, 4, 8])).all()
     assert "Every step a column" in report.report([only], "one")
     records.step(2, record(2))
     both = read_run(tmp_path, "one")
     assert list(report.entropy_gap(both)) == [2]
-    assert report.by_position([diverged(), record(2)], "overlap") == ([2, 6], [0.75, 0.375])
+    assert report.by_position([diverged, record(2)], "overlap") == ([2, 6], [0.75, 0.375])
     assert report.grid(both, "overlap", [0, 4, 8])[:, 1].tolist() == [0.75, 0.375]
     assert "Every step a column" in report.report([both], "both")
 
@@ -623,7 +620,7 @@ def test_more_runs_than_colours_are_refused(run):
 
 def test_a_long_run_is_a_small_page(tmp_path):
     """Two of two hundred steps, with all buckets and samples as long as can be."""
-    edges = positions.bucket_edges(12288)
+    edges = recorded_edges(12288)
     for name in ("one", "two"):
         write_log(
             tmp_path / name / "metrics.jsonl", [(step, metrics(step)) for step in range(1, 201)]

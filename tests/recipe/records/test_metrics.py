@@ -7,41 +7,29 @@ import torch
 from recipe.prune_opd.method.drift import reliability
 from recipe.prune_opd.method.pruning import Pruned
 from recipe.prune_opd.method.reward import Scores, TopK, TopKReward
-from recipe.prune_opd.records.metrics import (
-    BUCKETS,
-    COLUMNS,
-    GATE,
-    Facts,
-    gate_columns,
-    response_sums,
-    summarise,
-    summarise_gate,
-    summarise_scores,
-)
-from recipe.prune_opd.records.reports import GateReport
+from recipe.prune_opd.records.metrics import summarise, summarise_gate, summarise_scores
+from recipe.prune_opd.records.tally import BUCKETS, Facts, GateReport, Reports, Tally
 from verl_ext.rollout.scoring import ScoreReport
 
 NAN = torch.nan
 
 
-def sums_of(
-    mask, overlap, events, reward, ended, max_length, mass=(0.75, 0.5), gate=None, missing=None
-) -> torch.Tensor:
-    """Rows of sums, with constant student and teacher mass on the top-k and a reward of two
-    candidates a token."""
+def count(mask, overlap, events, reward, ended, max_length, missing=None, reports=None) -> Tally:
+    """With a student that has three quarters of its mass on the two candidates of each token, and
+    a teacher that has half."""
     weights = reliability(events, mask, w_drop=0.5, w_base=0.25)
     halves = reward.unsqueeze(-1).expand(*reward.shape, 2) / 2
     given = TopKReward(
         halves, torch.zeros_like(halves).long(), torch.ones_like(halves).bool(), halves
     )
-    masses = [torch.full_like(halves, m / 2).log() for m in mass]
     ids = torch.zeros_like(halves).long()
-    scores = Scores(ids[..., 0], *(TopK(ids, values) for values in masses))
+    student, teacher = (TopK(ids, torch.full_like(halves, mass / 2).log()) for mass in (0.75, 0.5))
+    scores = Scores(ids[..., 0], student, teacher)
     advantages = halves * weights.loss_weight.unsqueeze(-1)
     pruned = Pruned(mask.bool(), overlap, events, weights, given, advantages)
-    gate = torch.zeros(len(mask), len(GATE)) if gate is None else gate
     missing = torch.zeros(len(mask), dtype=torch.long) if missing is None else missing
-    return response_sums(pruned, scores, Facts(ended, missing, gate), max_length)
+    facts = Facts(ended, missing, reports or [Reports()] * len(mask))
+    return Tally.of(pruned, scores, facts, max_length)
 
 
 def test_a_batch_by_hand():
@@ -49,12 +37,8 @@ def test_a_batch_by_hand():
     overlap = torch.tensor([[1.0, 0.5, 0.0, NAN], [1.0, 0.75, NAN, NAN]])
     events = torch.tensor([[0, 1, 1, 1], [0, 0, 1, 1]]).bool()  # R: 1, .5, 0 and 1, 1
     reward = torch.tensor([[-1.0, -2.0, -3.0, NAN], [-4.0, -6.0, NAN, NAN]])
-    sums = sums_of(
-        mask, overlap, events, reward, torch.tensor([True, True]), max_length=2 * BUCKETS
-    )
-    assert sums.shape == (2, len(COLUMNS))
-    assert sums.dtype == torch.float32
-    assert summarise(sums, 2 * BUCKETS) == pytest.approx(
+    tally = count(mask, overlap, events, reward, torch.tensor([True, True]), max_length=2 * BUCKETS)
+    assert summarise(tally) == pytest.approx(
         {
             "prune_opd/overlap_ratio": 3.25 / 5,
             "prune_opd/event_rate": 2 / 5,
@@ -80,14 +64,6 @@ def test_a_batch_by_hand():
     )
 
 
-def test_the_row_holds_the_effective_length():
-    mask = torch.ones(2, 6)
-    events = torch.tensor([[0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0]]).bool()
-    zeros = torch.zeros(2, 6)
-    sums = sums_of(mask, zeros, events, zeros, torch.tensor([True, True]), max_length=6)
-    assert sums[:, COLUMNS.index("effective_length")].tolist() == [4, 6]
-
-
 @pytest.mark.parametrize(
     ("max_length", "length", "counts"),
     [
@@ -101,42 +77,21 @@ def test_buckets_are_equal_parts_of_the_largest_limit(max_length, length, counts
     mask = torch.ones(1, length)
     overlap = torch.zeros(1, length)
     overlap[0, -1] = 1  # only the last token overlaps: its bucket's mean tells the count
-    sums = sums_of(
-        mask, overlap, torch.zeros(1, length).bool(), overlap, torch.tensor([True]), max_length
-    )
-    tokens = {
-        name: value
-        for name, value in zip(COLUMNS, sums[0].tolist(), strict=True)
-        if name.startswith("tokens/")
-    }
-    assert [count for count in tokens.values() if count] == list(counts.values())
+    events, ended = torch.zeros(1, length).bool(), torch.tensor([True])
+    metrics = summarise(count(mask, overlap, events, overlap, ended, max_length))
     prefix = "prune_opd/overlap_ratio/from_"
     means = {
-        int(n.removeprefix(prefix)): v
-        for n, v in summarise(sums, max_length).items()
-        if n.startswith(prefix)
+        int(name.removeprefix(prefix)): value
+        for name, value in metrics.items()
+        if name.startswith(prefix)
     }
     assert means == pytest.approx(dict.fromkeys(counts, 0) | {max(counts): 1 / counts[max(counts)]})
 
 
-def test_sums_of_parts_are_those_of_the_whole():
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.rand(6, 20, generator=generator) < 0.8
-    overlap, reward = torch.rand(2, 6, 20, generator=generator)
-    ended = torch.rand(6, generator=generator) < 0.5
-    events = overlap < 0.3
-    tensors = (mask, overlap, events, reward, ended)
-    whole = sums_of(*tensors, 20)
-    parts = [
-        sums_of(*part, 20) for part in zip(*(tensor.split(2) for tensor in tensors), strict=True)
-    ]
-    torch.testing.assert_close(torch.cat(parts), whole)
-
-
 def test_a_batch_without_tokens_has_finite_metrics():
     zeros = torch.zeros(2, 3)
-    sums = sums_of(zeros, zeros, zeros.bool(), zeros, torch.tensor([True, True]), 8)
-    metrics = summarise(sums, 8)
+    tally = count(zeros, zeros, zeros.bool(), zeros, torch.tensor([True, True]), 8)
+    metrics = summarise(tally)
     assert metrics["prune_opd/generated_tokens"] == 0
     assert metrics["prune_opd/overlap_ratio"] == 0
     assert not any("/from_" in name for name in metrics)
@@ -149,41 +104,24 @@ def report_of(*events: int, **values: object) -> GateReport:
     return GateReport(events=np.array(events, dtype=bool), **values)
 
 
-def gate_of(
-    reports: list[GateReport | None], tokens: list[int], missing: list[int] | None = None
-) -> torch.Tensor:
-    """Rows of sums of responses that keep so many tokens, none of them an event to the trainer."""
+def tally_of(reports: list[Reports], tokens: list[int], missing: list[int] | None = None) -> Tally:
+    """Responses that keep so many tokens, none of them an event to the trainer."""
     lacking = torch.tensor(missing or [0] * len(tokens))
     mask = (torch.arange(max(tokens)) < torch.tensor(tokens).unsqueeze(1)).long()
-    quiet = torch.zeros_like(mask).bool()
-    ended = torch.zeros(len(tokens)).bool()
-    columns = gate_columns(reports, quiet)
-    return sums_of(mask, mask.float(), quiet, mask.float(), ended, 8, gate=columns, missing=lacking)
+    quiet, ended = torch.zeros_like(mask).bool(), torch.zeros(len(tokens)).bool()
+    return count(mask, mask.float(), quiet, mask.float(), ended, 8, lacking, reports)
 
 
-def test_the_gate_is_compared_with_the_trainer_where_it_looked():
-    events = torch.tensor(
-        [[0, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 0, 1]]
-    ).bool()
-    reports = [report_of(0, 1, 0, 0, stopped=True), None, report_of(), report_of(1, 0, 1, 0, 1)]
-    columns = gate_columns(reports, events)
-    assert columns.shape == (4, len(GATE))
-    assert columns[:, -2:].tolist() == [[4, 3], [0, 0], [0, 0], [5, 5]]
-    assert columns[:, 0].tolist() == [1, 0, 0, 0]
-
-
-def test_a_padding_row_may_carry_the_report_of_a_longer_response():
-    columns = gate_columns([report_of(0, 1, 0, 0, 1)], torch.tensor([[0, 0]]).bool())
-    assert columns[0, -2:].tolist() == [2, 1]
+def gate_of(
+    reports: list[GateReport], tokens: list[int], missing: list[int] | None = None
+) -> dict[str, float]:
+    return summarise_gate(tally_of([Reports(gate=report) for report in reports], tokens, missing))
 
 
 def test_a_stopped_response_did_not_hit_the_limit():
     mask, ended = torch.ones(4, 2), torch.tensor([True, False, False, False])
-    gate = torch.zeros(4, len(GATE))
-    gate[:, 0] = torch.tensor([0, 1, 0, 1])
-    sums = sums_of(mask, mask, mask.bool(), mask, ended, 8, gate=gate)
-    assert sums[:, COLUMNS.index("stopped")].tolist() == [0, 1, 0, 1]
-    metrics = summarise(sums, 8)
+    reports = [Reports(gate=GateReport(stopped=stopped)) for stopped in (False, True) * 2]
+    metrics = summarise(count(mask, mask, mask.bool(), mask, ended, 8, reports=reports))
     assert metrics["prune_opd/ended_ratio"] == 0.25
     assert metrics["prune_opd/limit_hit_ratio"] == 0.25
 
@@ -207,7 +145,7 @@ def test_what_the_gate_did_by_hand():
         ),
         report_of(0, 0, 0, 0, generated=4, teacher_tokens=6, asked=1.0, waited=0.5),
     ]
-    assert summarise_gate(gate_of(reports, [3, 1, 6, 4])) == pytest.approx(
+    assert gate_of(reports, [3, 1, 6, 4]) == pytest.approx(
         {
             "prune_opd/gate/stopped_ratio": 0.5,
             "prune_opd/gate/stop_position_mean": 2,
@@ -225,7 +163,7 @@ def test_what_the_gate_did_by_hand():
 
 
 def test_where_nothing_was_stopped_there_is_no_stop_position():
-    metrics = summarise_gate(gate_of([report_of(0, 0, generated=2)], [2]))
+    metrics = gate_of([report_of(0, 0, generated=2)], [2])
     assert (
         metrics["prune_opd/gate/stopped_ratio"] == metrics["prune_opd/gate/overshoot_tokens"] == 0
     )
@@ -233,7 +171,7 @@ def test_where_nothing_was_stopped_there_is_no_stop_position():
 
 
 def test_where_the_teacher_said_nothing_there_is_no_agreement():
-    metrics = summarise_gate(gate_of([report_of(generated=2, given_up=True)], [2]))
+    metrics = gate_of([report_of(generated=2, given_up=True)], [2])
     assert "prune_opd/gate/event_agreement" not in metrics
 
 
@@ -244,7 +182,7 @@ def test_tokens_without_a_score_were_kept_by_the_gate():
         report_of(1, stopped=True, generated=4),
         report_of(0, 0, generated=6),
     ]
-    metrics = summarise_gate(gate_of(reports, [3, 1, 4], missing=[2, 0, 2]))
+    metrics = gate_of(reports, [3, 1, 4], missing=[2, 0, 2])
     assert metrics["prune_opd/gate/overshoot_tokens"] == (10 - 5) + (4 - 1)
     assert metrics["prune_opd/gate/stop_position_mean"] == (5 + 1) / 2
 
@@ -256,7 +194,8 @@ def scores_of(
     tokens: list[int], missing: list[int], scores: list[ScoreReport | None]
 ) -> dict[str, float]:
     """Metrics of responses with so many tokens with a score and without, without their prefix."""
-    metrics = summarise_scores(scores, gate_of([None] * len(tokens), tokens, missing))
+    reports = [Reports(score=score) for score in scores]
+    metrics = summarise_scores(tally_of(reports, tokens, missing))
     assert all(name.startswith("prune_opd/teacher/") for name in metrics)
     return {name.removeprefix("prune_opd/teacher/"): value for name, value in metrics.items()}
 
@@ -333,5 +272,5 @@ def test_scores_that_took_no_time_have_finite_metrics():
 
 def test_a_batch_without_tokens_lacks_none():
     zeros = torch.zeros(1, 2)
-    sums = sums_of(zeros, zeros, zeros.bool(), zeros, torch.tensor([False]), 8)
-    assert summarise_scores([None], sums)["prune_opd/teacher/missing_ratio"] == 0
+    tally = count(zeros, zeros, zeros.bool(), zeros, torch.tensor([False]), 8)
+    assert summarise_scores(tally)["prune_opd/teacher/missing_ratio"] == 0

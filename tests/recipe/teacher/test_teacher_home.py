@@ -19,7 +19,6 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
-from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.config import (
     BudgetConfig,
     GateConfig,
@@ -27,20 +26,23 @@ from recipe.prune_opd.config import (
     TeacherConfig,
     TeacherUrlConfig,
 )
-from recipe.prune_opd.records.metrics import COLUMNS
-from recipe.prune_opd.records.reports import REPORT, GateReport
-from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
+from recipe.prune_opd.records.tally import Tally
+from recipe.prune_opd.teacher.client import TeachingClient
+from recipe.prune_opd.teacher.home import build_home
+from recipe.prune_opd.training import trainer as trainer_module
+from recipe.prune_opd.training.checkpoint import STATE_FILE
 from recipe.prune_opd.training.fields import (
-    EXTRA,
+    ERRORS,
     MODEL_FIELDS,
+    POSITIONS,
     SUMS,
     advantage_fields,
     served_fields,
     teacher_fields,
 )
-from recipe.prune_opd.training.trainer import STATE_FILE, PruneOPDTrainer
+from recipe.prune_opd.training.preflight import check_values
+from recipe.prune_opd.training.trainer import PruneOPDTrainer
 from recipe.prune_opd.training.worker import PruneOPDWorker
-from verl_ext.rollout.scoring import ScoreReport
 from verl_ext.rollout.url_teacher import UrlTeacher
 
 LIMIT = 100
@@ -56,9 +58,10 @@ def prune_opd_of(
 
 def trainer_of(prune_opd: PruneOPDConfig, step: int = 5, **values: Any) -> PruneOPDTrainer:
     trainer = object.__new__(PruneOPDTrainer)
-    budget = BudgetConfig(init=LIMIT, min=1, max=LIMIT, margin=10, patience=1).build(LIMIT)
+    budget = BudgetConfig(init=LIMIT, min=1, max=LIMIT, margin=10, patience=1).build()
     vars(trainer).update(prune_opd=prune_opd, global_steps=step, budget=budget)
-    vars(trainer).update(_data_before=(0, None), _checkpoint=(0, None), records=None, **values)
+    trainer.home = build_home(prune_opd)
+    vars(trainer).update(_data_before=(0, None), _checkpoint=(0, None), recorder=None, **values)
     return trainer
 
 
@@ -76,7 +79,7 @@ def roles_of(composed: DictConfig, **settings: Any) -> tuple[dict[Role, Any], An
     config.trainer.n_gpus_per_node = 4
     for key, value in settings.items():
         OmegaConf.update(config, key.replace("__", "."), value)
-    trainer = trainer_of(check_settings(config), config=config)
+    trainer = trainer_of(check_values(config)[0], config=config)
     trainer._init_resource_pool_mgr()
     classes = {role: one.__ray_actor_class__ for role, one in trainer.role_worker_mapping.items()}
     return classes, trainer.resource_pool_manager
@@ -133,18 +136,18 @@ def test_the_rollout_reaches_the_teachers_servers(home: str, gate: bool):
         config="config",
         teacher_vocab_size=77,
         teacher_servers="servers",
-        teacher_pool=SimpleNamespace(
-            client=lambda config, servers: f"client of {servers} under {config}"
-        ),
         llm_server_manager=SimpleNamespace(
             get_client=lambda kind, **given: made.append((kind, given))
         ),
     )
+    pool = SimpleNamespace(client=lambda config, servers: f"client of {servers} under {config}")
+    trainer.home.pool = lambda config: pool
     trainer.get_llm_client()
     ((kind, given),) = made
     assert kind is TeachingClient
     assert given["teacher"] == "client of servers under config"
     assert (given["prune_opd"], given["vocab_size"]) == (trainer.prune_opd, 77)
+    assert given["teaches"] == (home == "server")
 
 
 def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
@@ -154,32 +157,22 @@ def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
     made: list[tuple[type, dict[str, Any]]] = []
     manager = SimpleNamespace(get_client=lambda kind, **given: made.append((kind, given)))
     trainer_of(
-        prune_opd, config="config", teacher_vocab_size=77, llm_server_manager=manager
+        prune_opd,
+        config="config",
+        teacher_vocab_size=77,
+        teacher_servers=None,
+        llm_server_manager=manager,
     ).get_llm_client()
     ((kind, given),) = made
     assert kind is TeachingClient
     assert given.pop("teacher") == UrlTeacher(["http://10.0.0.1:8000"], "M", "sglang", "secret")
-    assert given == {"prune_opd": prune_opd, "vocab_size": 77}
+    assert given == {"prune_opd": prune_opd, "vocab_size": 77, "teaches": True}
 
 
 def test_a_teacher_in_the_worker_group_needs_no_client(monkeypatch):
     monkeypatch.setattr(PPOTrainerSync, "get_llm_client", lambda self: "verl's own")
-    assert trainer_of(prune_opd_of("worker_group")).get_llm_client() == "verl's own"
-
-
-@pytest.mark.parametrize(
-    ("enable", "chunk", "warned"), [(True, 1, 1), (True, 64, 0), (True, None, 0), (False, 1, 0)]
-)
-def test_a_small_chunk_is_warned_of_at_start(caplog, capsys, enable, chunk, warned):
-    config = prune_opd_of("worker_group")
-    config.gate = GateConfig(enable=enable, chunk=chunk)
-    trainer = trainer_of(config)
-    trainer.budget = BudgetConfig(init=129, min=1, max=129).build(129)
-    trainer._announce(None)
-    assert capsys.readouterr().out.startswith("Prune-OPD\n")
-    assert [message.split(":")[0] for message in caplog.messages] == [
-        "prune_opd.gate.chunk"
-    ] * warned
+    trainer = trainer_of(prune_opd_of("worker_group"), config="config", teacher_servers=None)
+    assert trainer.get_llm_client() == "verl's own"
 
 
 # ------------------------------------------------------------------------------------------- passes
@@ -202,8 +195,8 @@ def passes_of(
 def test_the_servers_answers_take_the_place_of_the_teachers_pass(strategy: str, home: str):
     served, batch = passes_of(config := prune_opd_of(home, strategy))
     scored, _ = passes_of(prune_opd_of("worker_group", strategy))
-    assert served[0] == ("read_served_scores", served_fields(config))
-    assert scored[0] == ("compute_ref_log_prob", teacher_fields(config))
+    assert served[0] == ("read_served_scores", served_fields(build_home(config)))
+    assert scored[0] == ("compute_ref_log_prob", teacher_fields(build_home(config)))
     assert served[1:] == scored[1:]
     assert [method for method, _ in served[1:]] == ["compute_student_on_teacher"] * (
         strategy == "only_tch"
@@ -230,47 +223,80 @@ def test_the_students_pass_fetches_what_a_pass_needs_and_nothing_of_the_teacher(
 # ----------------------------------------------------------------------------------- missing scores
 
 
-def sums_of(tokens: int, missing: int = 0) -> torch.Tensor:
-    row = torch.zeros(len(COLUMNS))
-    for name, value in (("tokens", tokens), ("missing", missing), ("effective_length", tokens)):
-        row[COLUMNS.index(name)] = value
-    return row
+class Queue:
+    """Stands for TransferQueue with what workers have written of a batch, some rows of it padding.
+
+    What is asked for is remembered: fields, and how many responses of them.
+    """
+
+    def __init__(self, tally: Tally, errors: list[dict[str, str]], padding: int = 0):
+        self.fields = {SUMS: tally.rows, POSITIONS: tally.positions, ERRORS: errors}
+        self.keys = [f"key {row}" for row in range(len(tally))]
+        self.tags = [
+            {"response_len": 10, "is_padding": row >= len(tally) - padding}
+            for row in range(len(tally))
+        ]
+        self.asked: list[tuple[list[str], int]] = []
+
+    def kv_batch_get(
+        self, keys: list[str], partition_id: str, select_fields: list[str]
+    ) -> TensorDict:
+        self.asked.append((select_fields, len(keys)))
+        rows = [self.keys.index(key) for key in keys]
+        found = TensorDict({}, batch_size=len(rows))
+        for name in select_fields:
+            if name == ERRORS:
+                texts = [self.fields[name][row] for row in rows]
+                tu.assign_non_tensor_stack(found, name, texts)
+            else:
+                found[name] = self.fields[name][rows]
+        return found
 
 
-def step(
-    trainer: PruneOPDTrainer,
-    rows: list[torch.Tensor],
-    scores: list[ScoreReport | None],
-    padding: int = 0,
-) -> dict[str, Any]:
-    """Metrics of a batch, its last responses being padding."""
-    fields = {SUMS: TensorDict({SUMS: torch.stack(rows)}, batch_size=len(rows))}
-    extra = TensorDict({}, batch_size=len(rows))
-    given = [
-        {SCORE_REPORT: vars(score), REPORT: vars(GateReport())} if score else {} for score in scores
-    ]
-    tu.assign_non_tensor_stack(extra, EXTRA, given)
-    fields[EXTRA] = extra
-    tags = [{"response_len": 10, "is_padding": i >= len(rows) - padding} for i in range(len(rows))]
-    calls: list[tuple[str, tuple[str, ...]]] = []
-    trainer._on_workers = lambda method, batch, names: calls.append((method, names))
-    trainer._fetch = lambda batch, name: fields[name]
-    metrics: dict[str, Any] = {}
-    trainer._compute_advantage(SimpleNamespace(tags=tags, extra_info={}), metrics)
-    assert calls == [("compute_pruned_advantage", advantage_fields(trainer.prune_opd))]
-    return metrics
+@pytest.fixture
+def step(monkeypatch, tally_of) -> Callable[..., tuple[dict[str, Any], Queue]]:
+    """Metrics of a batch, and the queue they were made from."""
+
+    def stepped(
+        trainer: PruneOPDTrainer,
+        *responses: dict[str, float],
+        errors: list[dict[str, str]] | None = None,
+        padding: int = 0,
+    ) -> tuple[dict[str, Any], Queue]:
+        tally = tally_of(*responses, longest=LIMIT)
+        queue = Queue(tally, errors or [{}] * len(tally), padding)
+        monkeypatch.setattr(trainer_module.tq, "kv_batch_get", queue.kv_batch_get)
+        calls: list[tuple[str, tuple[str, ...]]] = []
+        trainer._on_workers = lambda method, batch, names: calls.append((method, names))
+        batch = SimpleNamespace(
+            keys=queue.keys, tags=queue.tags, partition_id="train", extra_info={}
+        )
+        metrics: dict[str, Any] = {}
+        try:
+            trainer._compute_advantage(batch, metrics)
+        finally:
+            assert calls == [("compute_pruned_advantage", advantage_fields(trainer.home))]
+        return metrics, queue
+
+    return stepped
+
+
+def kept(tokens: int, missing: int = 0, **score: float) -> dict[str, float]:
+    """Numbers of a response that keeps so many tokens, and of its score."""
+    given = {"tokens": tokens, "missing": missing, "effective_length": tokens}
+    return given | {f"score_{name}": value for name, value in score.items()}
 
 
 @pytest.mark.parametrize("gate", [False, True])
-def test_a_step_tells_how_the_servers_did(gate: bool):
-    scores = [
-        ScoreReport(late=1, computed=20, began=1, ended=3),
-        ScoreReport(failed=2, computed=10, began=2, ended=4),
+def test_a_step_tells_how_the_servers_did(step, gate: bool):
+    responses = [
+        kept(10, late=1, computed=20, began=1, ended=3),
+        kept(8, 2, failed=2, computed=10, began=2, ended=4),
+        # Verl copies a response's.
+        kept(1, 90, late=9, failed=9, computed=99, began=1, ended=99),
     ]
-    # Verl copies a response's.
-    padding = ScoreReport(late=9, failed=9, computed=99, began=1, ended=99)
-    rows = [sums_of(10), sums_of(8, missing=2), sums_of(1, missing=90)]
-    metrics = step(trainer_of(prune_opd_of(gate=gate)), rows, [*scores, padding], padding=1)
+    errors = [{"score": "slow"}, {"score": "gone", "gate": "other"}, {"score": "padding"}]
+    metrics, _ = step(trainer_of(prune_opd_of(gate=gate)), *responses, errors=errors, padding=1)
     found = {
         name.rpartition("/")[2]: value for name, value in metrics.items() if "/teacher/" in name
     }
@@ -280,38 +306,79 @@ def test_a_step_tells_how_the_servers_did(gate: bool):
     assert ("prune_opd/gate/stopped_ratio" in metrics) == gate
 
 
-def test_with_a_worker_group_a_step_tells_nothing_of_servers():
-    metrics = step(trainer_of(prune_opd_of("worker_group", gate=True)), [sums_of(10)], [None])
+def test_with_a_worker_group_a_step_tells_nothing_of_servers(step):
+    metrics, _ = step(trainer_of(prune_opd_of("worker_group", gate=True)), kept(10))
     assert not [name for name in metrics if "/teacher/" in name]
 
 
-def test_a_step_with_too_many_missing_ends_before_it_changes_anything(monkeypatch):
+@pytest.mark.parametrize("home", ["worker_group", "server"])
+@pytest.mark.parametrize("gate", [False, True])
+def test_the_driver_gets_a_row_per_response_and_one_error_text(step, gate: bool, home: str):
+    """No report of an agent loop, and nothing of shape (responses, tokens)."""
+    responses = [kept(10), kept(9, late=1), kept(8), kept(7)]
+    for response in responses[:3]:
+        response["gate_failed"] = 1
+    errors = [{"gate": "a"}, {"gate": "b", "score": "c"}, {"gate": "d"}, {}]
+    trainer = trainer_of(prune_opd_of(home, gate=gate))
+    _, queue = step(trainer, *responses, errors=errors, padding=1)
+    texts = [([ERRORS], 1)] * (gate + (home == "server"))
+    assert queue.asked == [([SUMS, POSITIONS], 3), *texts]
+
+
+def test_without_faults_no_error_text_is_fetched(step):
+    _, queue = step(trainer_of(prune_opd_of(gate=True)), kept(10), kept(9))
+    assert queue.asked == [([SUMS, POSITIONS], 2)]
+
+
+def test_warnings_name_the_last_error_of_those_who_asked(step, caplog):
+    """The gate's and the scores' are not mixed up, and padding has none."""
+    responses = [kept(10, late=1), kept(9, failed=2) | {"gate_late": 3}, kept(8, late=9)]
+    errors = [{"score": "slow"}, {"score": "gone", "gate": "no answer"}, {"score": "padding"}]
+    step(trainer_of(prune_opd_of(gate=True)), *responses, errors=errors, padding=1)
+    assert caplog.messages == [
+        "step 5: the teacher was late 1 times and failed 2 times, 0.00% of the tokens have no"
+        " score; gone",
+        "step 5: the teacher was late 3 times and failed 0 times, 0 responses went on without a"
+        " gate; no answer",
+    ]
+
+
+def test_a_step_with_too_many_missing_ends_before_it_changes_anything(monkeypatch, step):
     trainer = trainer_of(prune_opd_of())
     monkeypatch.setattr(trainer, "_save_before_step", lambda: "saved", raising=False)
     before = trainer.budget.state_dict()
-    rows = [sums_of(10), sums_of(5, missing=6)]
+    failed = kept(5, 6, failed=3, began=1, ended=2)
     with pytest.raises(
-        RuntimeError, match=r"^step 5: 28\.6% of the tokens lack the teacher's score"
+        RuntimeError,
+        match=r"^step 5: 28\.6% of the tokens lack the teacher's score.*last error: gone; saved$",
     ):
-        step(
-            trainer,
-            rows,
-            [None, ScoreReport(failed=3, missing=6, began=1, ended=2, error="NoServer: gone")],
-        )
+        step(trainer, kept(10), failed, errors=[{}, {"score": "gone"}])
     assert trainer.budget.state_dict() == before
-    step(trainer, [sums_of(10), sums_of(10, missing=6)], [None, None])
+    step(trainer, kept(10), kept(10, 6))
     assert trainer.budget.state_dict() != before
 
 
-def test_a_response_of_which_nothing_was_scored_does_not_move_the_limit():
+def test_a_response_of_which_nothing_was_scored_does_not_move_the_limit(step):
     """Its effective length is 0 for no fault of its own."""
-    rows = [sums_of(LIMIT), sums_of(LIMIT), sums_of(0, missing=5), sums_of(3, missing=1)]
     trainer = trainer_of(prune_opd_of())
-    metrics = step(trainer, rows, [None] * 4)
+    metrics, _ = step(trainer, kept(LIMIT), kept(LIMIT), kept(0, 5), kept(3, 1))
     without = trainer_of(prune_opd_of())
     expected = without.budget.update([LIMIT, LIMIT, 3])
     assert {name: metrics[name] for name in expected} == expected
     assert trainer.budget.state_dict() == without.budget.state_dict()
+
+
+def test_a_step_is_recorded_with_its_limits_and_samples_of_real_responses(step):
+    written: list[tuple[Any, ...]] = []
+    recorder = SimpleNamespace(write=lambda *given: written.append(given))
+    trainer = trainer_of(prune_opd_of())
+    trainer.recorder = recorder
+    trainer._samples = lambda batch, rows: (batch.partition_id, rows)
+    step(trainer, kept(9), kept(8), kept(7), padding=1)
+    ((number, tally, limits, fetch),) = written
+    assert (number, tally.column("tokens").tolist()) == (5, [9, 8])
+    assert limits == (LIMIT, trainer.budget.limit)
+    assert fetch([1]) == ("train", [1])
 
 
 def missing(ratio: float, late: float = 0.0, failed: float = 0.0) -> dict[str, float]:
@@ -319,27 +386,22 @@ def missing(ratio: float, late: float = 0.0, failed: float = 0.0) -> dict[str, f
     return {f"prune_opd/teacher/{name}": value for name, value in given.items()}
 
 
-ERRORS = [
-    None,
-    ScoreReport(error="first"),
-    ScoreReport(),
-    ScoreReport(error="RuntimeError: out of memory"),
-]
-
-
 @pytest.mark.parametrize(
-    ("scores", "error"),
-    [(ERRORS, "RuntimeError: out of memory"), ([None], "rows that are not finite")],
+    ("error", "named"),
+    [
+        ("RuntimeError: out of memory", "RuntimeError: out of memory"),
+        ("", "rows that are not finite"),
+    ],
 )
-def test_too_many_missing_scores_end_the_run(scores: list[ScoreReport | None], error: str):
+def test_too_many_missing_scores_end_the_run(error: str, named: str):
     trainer = trainer_of(prune_opd_of())
     trainer._save_before_step = lambda: "the state is in FOLDER"
     with pytest.raises(RuntimeError) as ended:
-        trainer._refuse_missing(missing(0.26, late=2, failed=7), scores)
+        trainer._refuse_missing(missing(0.26, late=2, failed=7), error)
     assert (
         str(ended.value) == "step 5: 26.0% of the tokens lack the teacher's score, allowed:"
         " prune_opd.teacher.max_missing=25.0%; 2 answers were late, 7 failed, the last error:"
-        f" {error}; the state is in FOLDER"
+        f" {named}; the state is in FOLDER"
     )
 
 
@@ -350,7 +412,7 @@ def test_up_to_the_bound_missing_scores_are_a_warning(caplog, given: dict[str, f
     trainer = trainer_of(prune_opd_of())
     trainer._save_before_step = lambda: pytest.fail("nothing is to be saved")
     with caplog.at_level(logging.WARNING):
-        trainer._refuse_missing(given, ERRORS)
+        trainer._refuse_missing(given, "RuntimeError: out of memory")
     (record,) = caplog.records
     said = record.getMessage()
     assert said.startswith("step 5: the teacher was late ")
@@ -362,7 +424,7 @@ def test_up_to_the_bound_missing_scores_are_a_warning(caplog, given: dict[str, f
 
 def test_where_nothing_is_missing_nothing_is_said(caplog):
     with caplog.at_level(logging.WARNING):
-        trainer_of(prune_opd_of())._refuse_missing(missing(0), [ScoreReport(), None])
+        trainer_of(prune_opd_of())._refuse_missing(missing(0), "")
     assert not caplog.records
 
 

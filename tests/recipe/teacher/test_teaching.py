@@ -14,7 +14,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopO
 from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
 
 from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig
-from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.answers import (
     SERVED_IDS,
     SERVED_LOG_PROBS,
@@ -141,10 +141,10 @@ def taught(
     """Fields a response has when it has been taught, next to those it had."""
     output = output_of(response)
     gate = GateReport(asked=5.0, waited=2.0, teacher_tokens=11)
-    output.extra_fields[REPORT] = gate
+    output.extra_fields[GATE_REPORT] = gate
     asyncio.run(client.teach(output, known))
     extra = output.extra_fields
-    assert extra.pop(REPORT) is gate
+    assert extra.pop(GATE_REPORT) is gate
     assert set(extra) == {SERVED_IDS, SERVED_LOG_PROBS, SCORE_REPORT}
     assert (extra[SERVED_IDS].dtype, extra[SERVED_LOG_PROBS].dtype) == (torch.int32, torch.float32)
     return extra

@@ -18,7 +18,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.method.gates import GATES
-from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.training.gated_response import DRIFT, GatedGeneration, find_events
 from verl_ext.rollout.client import ScoringClient
@@ -208,7 +208,7 @@ def drifting(rng: random.Random, length: int) -> list[bool]:
 def check(output: TokenOutput, text: Text, stop: int | None, end: int | None = None) -> GateReport:
     """The output is the text up to the stop, or to its end, in all its fields."""
     kept = (len(text.tokens) if end is None else end) if stop is None else stop
-    report = output.extra_fields[REPORT]
+    report = output.extra_fields[GATE_REPORT]
     assert output.token_ids == text.tokens[:kept]
     assert output.log_probs == text.sampled[:kept].tolist()
     assert output.routed_experts.tolist() == list(range(len(PROMPT) + kept))
@@ -404,7 +404,7 @@ def test_after_faults_the_rows_still_begin_at_the_start() -> None:
     text = Text([False] * 100)
     teacher = Teacher(text, (LATE, None, LOST, None, LATE))
     generation = GatedGeneration(student := Student(text, teacher, settings()))
-    assert generate(student, generation=generation).extra_fields[REPORT].given_up
+    assert generate(student, generation=generation).extra_fields[GATE_REPORT].given_up
     assert len(generation.teacher_rows) == teacher.scored < 100
     np.testing.assert_array_equal(generation.teacher_rows.ids, text.teacher.ids[: teacher.scored])
 
@@ -545,7 +545,7 @@ def test_no_token_is_lost_or_doubled_whatever_goes_wrong(naps: list[float]) -> N
         )
         student.interruptions = rng.sample(range(200), 2)
         output = generate(student, limit=len(text.tokens))
-        report = output.extra_fields[REPORT]
+        report = output.extra_fields[GATE_REPORT]
         stop = config.new_gate().feed(text.events)
         if report.given_up and not report.stopped:
             stop = None

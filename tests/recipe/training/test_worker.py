@@ -17,20 +17,27 @@ from recipe.prune_opd.config import (
     DriftConfig,
     GateConfig,
     PruneOPDConfig,
-    RecordsConfig,
     TeacherConfig,
 )
 from recipe.prune_opd.method.gates import Cumulative, Gate
-from recipe.prune_opd.records.metrics import COLUMNS
-from recipe.prune_opd.records.metrics import SUMS as PER_TOKEN
-from recipe.prune_opd.records.positions import BY_POSITION
-from recipe.prune_opd.records.reports import REPORT, GateReport
+from recipe.prune_opd.records.tally import (
+    COLUMNS,
+    GATE_REPORT,
+    RECORDED,
+    GateReport,
+    Reports,
+    Tally,
+    recorded_edges,
+)
+from recipe.prune_opd.records.tally import SUMS as PER_TOKEN
 from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
 from recipe.prune_opd.teacher.client import SCORE_REPORT
+from recipe.prune_opd.teacher.home import build_home
 from recipe.prune_opd.training.fields import (
     ADVANTAGES,
     CANDIDATES,
     COUNTED,
+    ERRORS,
     EXTRA,
     OLD_LOG_PROBS,
     POSITIONS,
@@ -44,9 +51,10 @@ from recipe.prune_opd.training.fields import (
     TEACHER_SAMPLED,
     UPDATE_FIELDS,
     advantage_fields,
+    reports,
     served_fields,
 )
-from recipe.prune_opd.training.worker import PruneOPDWorker, reports
+from recipe.prune_opd.training.worker import PruneOPDWorker
 from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
 from verl_ext.topk import log_probs_at, top_log_probs
 
@@ -65,6 +73,7 @@ def worker_of(answers: bool = True, **changes: object) -> PruneOPDWorker:
         "topk": K,
     } | changes
     worker.prune_opd = PruneOPDConfig(**given)
+    worker.home = build_home(worker.prune_opd)
     worker.ends, worker.max_length = {1}, 64
     return worker
 
@@ -91,15 +100,16 @@ def batch(events: list[list[bool]], reports: list[GateReport | None] | None = No
     }
     data = TensorDict(fields, batch_size=len(events))
     if reports is not None:
-        # As an agent loop's output leaves it.
-        outputs = [
-            TokenOutput(token_ids=[], extra_fields={REPORT: r} if r is not None else {})
-            for r in reports
-        ]
-        tu.assign_non_tensor_stack(
-            data, EXTRA, [output.model_dump()["extra_fields"] for output in outputs]
-        )
+        report_to(data, [{GATE_REPORT: r} if r is not None else {} for r in reports])
     return data
+
+
+def report_to(data: TensorDict, extra: list[dict]) -> None:
+    """Put reports into a batch as an agent loop's output leaves them."""
+    outputs = [TokenOutput(token_ids=[], extra_fields=given) for given in extra]
+    tu.assign_non_tensor_stack(
+        data, EXTRA, [output.model_dump()["extra_fields"] for output in outputs]
+    )
 
 
 def computed(worker: PruneOPDWorker, data: TensorDict) -> TensorDict:
@@ -140,27 +150,58 @@ def test_the_gates_report_reaches_the_sums():
     worker = worker_of(gate=GateConfig(enable=True))
     data = batch(DRIFTING, reports)
     sums = computed(worker, data)[SUMS]
-    columns = [COLUMNS.index(name) for name in ("stopped", "gate_tokens", "gate_agreed")]
+    columns = [COLUMNS.index(f"gate_{name}") for name in ("stopped", "tokens", "agreed")]
     assert sums[:, columns].tolist() == [[1, 9, 9], [0, 2, 1], [0, 0, 0]]
 
 
 def test_a_report_comes_back_as_it_was():
     report = GateReport(True, 9, np.array([True, False]), 11, 0.5, 1, 2, True, "lost")
-    first, second = reports(batch(DRIFTING[:2], [report, None]), REPORT, GateReport)
-    assert second is None
-    np.testing.assert_array_equal(first.events, report.events)
-    assert vars(first) | {"events": None} == vars(report) | {"events": None}
+    first, second = reports(batch(DRIFTING[:2], [report, None]))
+    assert second == Reports()
+    np.testing.assert_array_equal(first.gate.events, report.events)
+    assert vars(first.gate) | {"events": None} == vars(report) | {"events": None}
+    assert first.score is None
 
 
-def test_without_a_gate_there_are_no_reports():
-    assert reports(batch(DRIFTING), REPORT, GateReport) == [None] * 3
+def test_reports_of_a_score_come_back_as_they_were():
+    report = ScoreReport(
+        late=1, failed=2, missing=3, computed=40, began=1.5, ended=2.5, error="lost"
+    )
+    data = batch(DRIFTING[:2])
+    report_to(data, [{SCORE_REPORT: report}, {}])
+    assert reports(data) == [Reports(score=report), Reports()]
 
 
-@pytest.mark.parametrize("enable", [True, False])
-def test_reports_are_fetched_with_a_gate_alone(enable):
-    assert (
-        EXTRA in advantage_fields(worker_of(gate=GateConfig(enable=enable)).prune_opd)
-    ) == enable
+def test_where_nobody_is_asked_there_are_no_reports_and_no_errors():
+    assert reports(batch(DRIFTING)) == [Reports()] * 3
+    assert ERRORS not in computed(worker_of(), batch(DRIFTING))
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("home", ["worker_group", "server"])
+def test_reports_are_fetched_where_servers_are_asked(gate, home):
+    worker = worker_of(
+        gate=GateConfig(enable=gate),
+        teacher=TeacherConfig(path="T", home=home),
+        strategy="intersection",
+    )
+    assert (EXTRA in advantage_fields(worker.home)) == (gate or home == "server")
+
+
+def test_of_reports_numbers_and_the_last_errors_are_left():
+    """Clock times to the millisecond; nothing per token, and of the texts no more than the last."""
+    score = ScoreReport(late=1, computed=40, began=1.79e9, ended=1.79e9 + 0.125, error="slow")
+    gate = GateReport(failed=2, events=np.array([True, True]), error="gone")
+    worker = worker_of(gate=GateConfig(enable=True))
+    data = batch(DRIFTING)
+    report_to(data, [{GATE_REPORT: gate, SCORE_REPORT: score}, {GATE_REPORT: GateReport()}, {}])
+    found = computed(worker, data)
+    assert tu.get(found, ERRORS) == [{"gate": "gone", "score": "slow"}, {}, {}]
+    tally = Tally(found[SUMS], found[POSITIONS], worker.max_length)
+    assert tally.column("gate_failed").tolist() == [2, 0, 0]
+    assert tally.column("score_computed").tolist() == [40, 0, 0]
+    seconds = tally.column("score_ended") - tally.column("score_began")
+    assert seconds.tolist() == [0.125, 0, 0]
 
 
 @pytest.mark.parametrize("normaliser", ["generated", "reliable"])
@@ -199,25 +240,17 @@ def test_a_sequence_parallel_group_reads_served_scores_once():
 
 
 @pytest.mark.parametrize("enable", [True, False])
-def test_records_add_sums_by_position_and_change_nothing_else(enable):
+def test_sums_by_position_are_of_the_same_tokens(enable):
     """Also in plain OPD: drift is measured there, and every token trained on."""
     drift = DriftConfig(w_drop=W_DROP, w_base=0, enable=enable)
-    data = batch(DRIFTING)
-    plain = computed(worker_of(drift=drift), data)
-    recorded = computed(worker_of(drift=drift, records=RecordsConfig(dir="records")), data)
-    assert POSITIONS not in plain
-    assert set(recorded.keys()) == {*plain.keys(), POSITIONS}
-    for name, field in plain.items():
-        theirs, ours = (
-            value.values() if value.is_nested else value for value in (field, recorded[name])
-        )
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    totals = recorded[POSITIONS].view(len(DRIFTING), len(BY_POSITION), -1).sum(-1)
+    worker = worker_of(drift=drift)
+    found = computed(worker, batch(DRIFTING))
+    tally = Tally(found[SUMS], found[POSITIONS], worker.max_length)
+    edges = recorded_edges(worker.max_length)
+    totals = {name: sum(tally.by_position(name, edges)) for name in RECORDED}
     for name in ("tokens", "overlap", "events", "weight", "reward"):
-        torch.testing.assert_close(
-            totals[:, BY_POSITION.index(name)], plain[SUMS][:, COLUMNS.index(name)]
-        )
-    assert totals[:, BY_POSITION.index("trained")].tolist() == ([6, 6, 5] if enable else [9, 12, 5])
+        assert totals[name] == pytest.approx(tally.total[name]), name
+    assert totals["trained"] == (6 + 6 + 5 if enable else 9 + 12 + 5)
 
 
 # ---------------------------------------------------------------------------- a teacher that serves
@@ -294,7 +327,7 @@ def given_by_servers(
 
 
 def read_or_none(worker: PruneOPDWorker, data: TensorDict) -> TensorDict | None:
-    data = data.select(*served_fields(worker.prune_opd))
+    data = data.select(*served_fields(worker.home))
     return inspect.unwrap(PruneOPDWorker.read_served_scores)(worker, data)
 
 
@@ -374,7 +407,7 @@ def test_both_homes_of_the_teacher_lead_to_the_same_advantages(strategy: str, me
     found = computed(worker, batch.clone().update(read(worker, given_by_servers(batch, fields))))
     assert expected[ADVANTAGES].values().count_nonzero() > 5
     assert expected[SUMS][:, COLUMNS.index("events")].sum() > 0
-    for name, field in expected.items():
+    for name, field in expected.exclude(ERRORS).items():
         theirs, ours = (
             value.values() if value.is_nested else value for value in (field, found[name])
         )
@@ -458,19 +491,5 @@ def test_tokens_nobody_generated_lack_no_score():
 def test_the_advantage_reads_what_it_says(strategy: str):
     batch, fields = passes(strategy)
     config = server_of(strategy).prune_opd
+    report_to(batch, [{}] * len(LENGTHS))
     computed(server_of(strategy), batch.update(fields).select(*advantage_fields(config)))
-
-
-def test_reports_of_a_score_come_back_as_they_were():
-    report = ScoreReport(
-        late=1, failed=2, missing=3, computed=40, began=1.5, ended=2.5, error="lost"
-    )
-    data = batch(DRIFTING[:2])
-    outputs = [
-        TokenOutput(token_ids=[], extra_fields=extra) for extra in ({SCORE_REPORT: report}, {})
-    ]
-    tu.assign_non_tensor_stack(
-        data, EXTRA, [output.model_dump()["extra_fields"] for output in outputs]
-    )
-    assert reports(data, SCORE_REPORT, ScoreReport) == [report, None]
-    assert reports(data, REPORT, GateReport) == [None, None]

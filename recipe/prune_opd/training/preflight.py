@@ -1,0 +1,90 @@
+"""All that is asked before a run, of values first and then of files.
+
+The driver asks, before Ray starts, and the trainer asks again in its own process: a configuration
+may reach verl by another way, and a cluster have files and packages that the driver has not.
+"""
+
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.prune_opd.checks.attention import check_attention, check_sequence_parallelism
+from recipe.prune_opd.checks.batches import check_batches
+from recipe.prune_opd.checks.inputs import Inputs, check_inputs
+from recipe.prune_opd.checks.settings import check_settings
+from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.teacher.home import Home, build_home
+
+NAME = "prune_opd"
+"""Our trainer and our agent loop in verl's registries."""
+
+
+def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
+    """Check values alone: ``prune_opd.*`` and the verl keys it depends on.
+
+    Args:
+        config: verl's composed configuration.
+
+    Returns:
+        The typed configuration, its lengths resolved, and the teacher's home.
+
+    Raises:
+        ValueError: the first key that is not allowed, what it holds, what is allowed and why.
+    """
+    prune_opd = check_settings(config)
+    check_agent_loop(config.actor_rollout_ref.rollout.agent)
+    home = build_home(prune_opd)
+    home.check(config)
+    longest = config.data.max_prompt_length + prune_opd.budget.longest
+    check_batches(config, longest, teacher_passes=home.reference_model)
+    check_sequence_parallelism(config, home.held)
+    return prune_opd, home
+
+
+def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> Inputs:
+    """Check what lies outside of the configuration: packages, data, models, a teacher's URLs.
+
+    Args:
+        config: verl's composed configuration.
+        prune_opd: of ``check_values``.
+        home: of ``check_values``.
+
+    Raises:
+        ValueError: names the key and the file, what was found and what is needed.
+    """
+    check_attention(config, home.held)
+    inputs = check_inputs(config, prune_opd, weights=home.has_files)
+    home.check_models(config, inputs.student, inputs.teacher)
+    return inputs
+
+
+def check_agent_loop(agent: DictConfig) -> None:
+    """Check that the agent loop of a run keeps to the response limit.
+
+    Args:
+        agent: verl's node ``actor_rollout_ref.rollout.agent``.
+
+    Raises:
+        ValueError: it does not, or there is none of this name.
+    """
+    name = agent.default_agent_loop
+    if name == NAME:
+        return
+    from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+    from verl.utils.import_utils import resolve_config_path
+
+    from recipe.prune_opd.training.agent_loop import LimitedAgentLoop
+
+    known = dict(_agent_loop_registry)
+    if agent.agent_loop_config_path:
+        loops: Any = OmegaConf.load(resolve_config_path(agent.agent_loop_config_path))
+        known |= {loop.name: loop for loop in loops}
+    found = get_class(known[name]["_target_"]) if name in known else object
+    if not issubclass(found, LimitedAgentLoop):
+        base = f"{LimitedAgentLoop.__module__}.{LimitedAgentLoop.__name__}"
+        raise ValueError(
+            f"actor_rollout_ref.rollout.agent.default_agent_loop: got {name!r}, allowed with"
+            f" prune_opd: {NAME}, or a subclass of {base}, because another agent loop would not see"
+            " the limit"
+        )
