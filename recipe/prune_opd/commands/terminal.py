@@ -26,9 +26,7 @@ def show(table: "Table", width: int) -> None:
     console(width=max(console().width, width)).print(table)
 
 
-def progress(
-    items: Iterable[T], what: str, unit: str, total: int | None = None
-) -> "Iterable[T]":
+def progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> "Iterable[T]":
     """Pass items on under a bar on a terminal, and without one elsewhere.
 
     Args:

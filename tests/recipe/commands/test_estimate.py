@@ -1,6 +1,9 @@
+"""Estimates of known models and of the public run, their arithmetic by hand, and what is refused."""
+
 import csv
 import functools
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,8 @@ import torch
 
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.commands.estimate import command as estimate
-from recipe.prune_opd.commands.estimate import costs
-from recipe.prune_opd.commands.estimate.command import GUESSES
+from recipe.prune_opd.commands.estimate import configuration, costs, footprint
+from recipe.prune_opd.commands.estimate.guesses import GUESSES
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -470,7 +473,7 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
         ),
         (
             ["actor_rollout_ref.rollout.gpu_memory_utilization=x"],
-            f"{estimate.SHARE}: got 'x', allowed: a number in",
+            f"{configuration.SHARE}: got 'x', allowed: a number in",
         ),
         (
             ["data.train_batch_size=${foo}"],
@@ -489,10 +492,10 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
             ["data.train_batch_size=100000000"],
             "data.train_batch_size x actor_rollout_ref.rollout.n: got 400,000,000",
         ),
-        ([f"{estimate.DTYPES[0]}=x"], f"{estimate.DTYPES[0]}: got 'x', allowed: fp32"),
+        ([f"{configuration.DTYPES[0]}=x"], f"{configuration.DTYPES[0]}: got 'x', allowed: fp32"),
         (
-            [f"{estimate.OPTIONAL_COUNTS[1]}=x"],
-            f"{estimate.OPTIONAL_COUNTS[1]}: got 'x', allowed: a whole number",
+            [f"{configuration.OPTIONAL_COUNTS[1]}=x"],
+            f"{configuration.OPTIONAL_COUNTS[1]}: got 'x', allowed: a whole number",
         ),
         (["--gpu-memory", "4"], "actor_rollout_ref.rollout.gpu_memory_utilization: "),
     ],
@@ -612,5 +615,6 @@ def test_what_looks_like_markup_is_printed_as_it_is(ask, capsys):
 
 def test_every_option_is_in_its_page():
     page = (ROOT / "docs" / "estimate.md").read_text()
-    for name in (*GUESSES, "mean_limit", "short", "decode_tokens_per_second"):
-        assert f"`--{name.replace('_', '-')}`" in page
+    names = {field.name for field in fields(estimate.Arguments)} - {"overrides", "json"}
+    assert names > GUESSES.keys()
+    assert [name for name in names if f"`--{name.replace('_', '-')}`" not in page] == []

@@ -63,7 +63,7 @@ class Shape:
 
 
 def read_config(key: str, path: str, trust_remote_code: bool = False) -> Any:
-    """Model configuration of a local folder or a hub name.
+    """Read the model configuration in a local folder or under a hub name.
 
     Raises:
         ValueError: there is none; names the key and the path.
@@ -94,17 +94,7 @@ def model_shape(config: Any) -> Shape:
     Raises:
         ValueError: the configuration is of no causal language model, or of one without attention.
     """
-    absent = [name for name in SIZES if not isinstance(getattr(config, name, None), int)]
-    if absent:
-        raise ValueError(
-            f"model_type {config.model_type!r} has no {', '.join(absent)}, allowed: a causal"
-            " language model with attention"
-        )
-    below = [f"{name} = {getattr(config, name)}" for name in SIZES if getattr(config, name) < 1]
-    if below:
-        raise ValueError(
-            f"model_type {config.model_type!r} has {', '.join(below)}, allowed: whole numbers >= 1"
-        )
+    _check_sizes(config)
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = getattr(config, "num_key_value_heads", None) or heads
@@ -123,6 +113,20 @@ def model_shape(config: Any) -> Shape:
             for name in ("num_experts", "num_local_experts", "n_routed_experts")
         ),
     )
+
+
+def _check_sizes(config: Any) -> None:
+    absent = [name for name in SIZES if not isinstance(getattr(config, name, None), int)]
+    if absent:
+        raise ValueError(
+            f"model_type {config.model_type!r} has no {', '.join(absent)}, allowed: a causal"
+            " language model with attention"
+        )
+    below = [f"{name} = {getattr(config, name)}" for name in SIZES if getattr(config, name) < 1]
+    if below:
+        raise ValueError(
+            f"model_type {config.model_type!r} has {', '.join(below)}, allowed: whole numbers >= 1"
+        )
 
 
 def _count(config: Any, attention: int, key_value: int, head: int) -> int:

@@ -5,7 +5,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from recipe.prune_opd.commands.estimate import costs
-from recipe.prune_opd.commands.estimate.run_costs import Scenario, Values
+from recipe.prune_opd.commands.estimate.run_costs import Scenario
+from recipe.prune_opd.commands.estimate.values import Values
 from recipe.prune_opd.config import PruneOPDConfig
 from verl_ext.topk import ROWS_AT_A_TIME
 
@@ -63,48 +64,62 @@ def _rows(dynamic: bool, most: int, micro_batch: int | None, values: Values) -> 
     return most if dynamic else (values["longest prompt"] + values["limit"]) * (micro_batch or 1)
 
 
+def training_bytes(student: costs.Shape, dtype: str, gpus: int) -> float:
+    """Bytes on each GPU of what training keeps: weights, gradients, and Adam's two moments.
+
+    Args:
+        student: its sizes.
+        dtype: ``model_dtype`` of all four, see ``costs.BYTES``.
+        gpus: that they are sharded over.
+    """
+    return (1 + 1 + 2) * costs.weight_bytes(student, dtype, gpus)
+
+
+def gathered_bytes(student: costs.Shape) -> int:
+    """Bytes on each GPU of the weights that are whole at once: bf16; the root and two layers."""
+    return 2 * (student.root + 2 * student.layer)
+
+
+def logits_bytes(model: costs.Shape, rows: int, copies: int = 1) -> int:
+    """Bytes of the logits of ``rows`` tokens, bf16; their gradient is written in their place."""
+    return copies * rows * model.vocabulary * 2
+
+
 def _training(config: DictConfig, student: costs.Shape, values: Values) -> list[Row]:
-    """The student's weights, update and scoring pass."""
+    """Rows of the student's weights, update and scoring pass."""
     actor, gpus = config.actor, values["GPUs of the training"]
-    dtype, pieces = actor.fsdp_config.model_dtype, ROWS_AT_A_TIME
+    dtype = actor.fsdp_config.model_dtype
     rows = _rows(
         actor.use_dynamic_bsz,
         actor.ppo_max_token_len_per_gpu,
         actor.ppo_micro_batch_size_per_gpu,
         values,
     )
-    weights, logits = costs.weight_bytes(student, dtype, gpus), rows * student.vocabulary * 2
-    entropy = 0 if actor.entropy_from_logits_with_chunking else 2 * logits
-    copies = _copies(config.rollout.temperature)
+    weights = costs.weight_bytes(student, dtype, gpus)
+    gathered = gathered_bytes(student)
     return [
         ("student's weights, sharded", "always", weights, f"{dtype} / {gpus} GPUs"),
         ("gradients, sharded", "update", weights, f"as the weights, {dtype}"),
         ("Adam's two moments, sharded", "always", 2 * weights, f"twice the weights, {dtype}"),
-        (
-            "gathered weights",
-            "update",
-            2 * (student.root + 2 * student.layer),
-            "bf16: embedding, head, two layers",
-        ),
+        ("gathered weights", "update", gathered, "bf16: embedding, head, two layers"),
         *_activations(student, rows, config.model.enable_gradient_checkpointing),
-        (
-            "logits",
-            "loss",
-            copies * logits,
-            f"{copies} x rows x V x 2 bytes, the gradient in their place",
-        ),
-        (
-            "float32 piece of logits",
-            "loss",
-            4.0 * pieces * student.vocabulary,
-            f"{pieces} x V x 4 bytes",
-        ),
-        (
-            "student's logits with entropy",
-            "scoring",
-            copies * logits + entropy,
-            "as above, x 4 more for entropy",
-        ),
+        *_logits(config, student, rows),
+    ]
+
+
+def _logits(config: DictConfig, student: costs.Shape, rows: int) -> list[Row]:
+    """Rows of the student's logits, of its update and of its scoring pass."""
+    copies, pieces = _copies(config.rollout.temperature), ROWS_AT_A_TIME
+    logits = logits_bytes(student, rows, copies)
+    chunked = config.actor.entropy_from_logits_with_chunking
+    entropy = 0 if chunked else 2 * logits_bytes(student, rows)
+    how = f"{copies} x rows x V x 2 bytes, the gradient in their place"
+    piece = 4.0 * pieces * student.vocabulary
+    more = "as above, x 4 more for entropy"
+    return [
+        ("logits", "loss", logits, how),
+        ("float32 piece of logits", "loss", piece, f"{pieces} x V x 4 bytes"),
+        ("student's logits with entropy", "scoring", logits + entropy, more),
     ]
 
 
@@ -140,7 +155,7 @@ def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values, copies: int
     home = "CPU" if ref.fsdp_config.forward_only or ref.fsdp_config.param_offload else "always"
     weights, logits = (
         costs.weight_bytes(teacher, dtype, gpus),
-        copies * rows * teacher.vocabulary * 2,
+        logits_bytes(teacher, rows, copies),
     )
     return [
         ("teacher's logits", "scoring", logits, f"{copies} x {rows} rows x V x 2 bytes"),

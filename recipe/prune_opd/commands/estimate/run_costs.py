@@ -2,32 +2,15 @@
 user say."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from recipe.prune_opd.commands.estimate import costs
+from recipe.prune_opd.commands.estimate.values import Values
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.method.reward import needs_student_on_teacher
-
-
-class Values:
-    """Numbers by name, each with where it comes from."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self._by_name: dict[str, Any] = {}
-
-    def add(self, name: str, value: Any, source: str, meaning: str = "") -> Any:
-        """Note a number and hand it back."""
-        self.rows.append({"name": name, "value": value, "source": source, "meaning": meaning})
-        self._by_name[name] = value
-        return value
-
-    def __getitem__(self, name: str) -> Any:
-        return self._by_name[name]
 
 
 @dataclass

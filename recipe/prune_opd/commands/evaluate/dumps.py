@@ -162,5 +162,3 @@ def _correct(row: dict[str, Any], file: Path) -> bool:
             " the texts"
         )
     return bool(found)
-
-

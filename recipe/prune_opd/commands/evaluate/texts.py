@@ -1,20 +1,23 @@
 """Grades and lengths of responses, out of their texts where a dump does not have them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from recipe.prune_opd.commands.files import TEXT_FILES, check_model
+from recipe.prune_opd.commands.terminal import progress
 
 
 def regrade(rows: list[dict[str, Any]], benchmark: str) -> list[dict[str, Any]]:
-    """The rows with our own grades.
+    """Grade rows with our own grader, whatever their scores are.
+
+    Args:
+        rows: of ``read_dump``.
+        benchmark: name where a row has none.
 
     Raises:
         ValueError: a row has no ground truth.
     """
-    from tqdm import tqdm
-
     from recipe.prune_opd import grading
 
     for row in rows:
@@ -28,47 +31,43 @@ def regrade(rows: list[dict[str, Any]], benchmark: str) -> list[dict[str, Any]]:
         return {**row, **{name: found[name] for name in ("score", "acc", "pred", "unread")}}
 
     with ThreadPoolExecutor(grading.PROCESSES) as pool:
-        return list(
-            tqdm(
-                pool.map(grade, rows),
-                total=len(rows),
-                desc="grading",
-                unit="response",
-                disable=None,
-            )
-        )
+        return list(progress(pool.map(grade, rows), "grading", "response", total=len(rows)))
 
 
 def count_tokens(
     rows: list[dict[str, Any]], tokenizer: str, limit: int | None
 ) -> list[dict[str, Any]]:
-    """The rows with ``tokens`` and, under a limit, ``truncated`` where they lack them.
+    """Give rows ``tokens`` and, under a limit, ``truncated`` where they lack them.
 
     Dumps hold decoded text: encoded again it may have a few tokens more or fewer than were sampled.
+
+    Args:
+        rows: of ``read_dump``.
+        tokenizer: folder or hub name.
+        limit: tokens a response could have; None where not known.
 
     Raises:
         ValueError: there is no such tokenizer.
     """
-    from tqdm import tqdm
+    encode = _tokenizer(tokenizer)
+
+    def counted(row: dict[str, Any]) -> dict[str, Any]:
+        tokens, truncated = row.get("tokens"), row.get("truncated")
+        if tokens is None:
+            tokens = len(encode(row["output"], add_special_tokens=False)["input_ids"])
+        if truncated is None and limit is not None:
+            truncated = tokens >= limit
+        return {**row, "tokens": tokens, "truncated": truncated}
+
+    return [counted(row) for row in progress(rows, "counting tokens", "response")]
+
+
+def _tokenizer(path: str) -> Callable[..., Any]:
     from transformers import AutoTokenizer
 
-    check_model("--tokenizer", tokenizer, TEXT_FILES)
+    check_model("--tokenizer", path, TEXT_FILES)
     try:
-        encode = AutoTokenizer.from_pretrained(tokenizer)
+        return AutoTokenizer.from_pretrained(path)
     except Exception as error:  # the tokenizers library raises plain exceptions
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"--tokenizer: {tokenizer} cannot be loaded ({reason})") from error
-
-    def counted() -> Iterator[dict[str, Any]]:
-        for row in tqdm(rows, desc="counting tokens", unit="response", disable=None):
-            tokens = row.get("tokens")
-            if tokens is None:
-                tokens = len(encode(row["output"], add_special_tokens=False)["input_ids"])
-            truncated = row.get("truncated")
-            if truncated is None and limit is not None:
-                truncated = tokens >= limit
-            yield {**row, "tokens": tokens, "truncated": truncated}
-
-    return list(counted())
-
-
+        raise ValueError(f"--tokenizer: {path} cannot be loaded ({reason})") from error

@@ -40,10 +40,12 @@ class Arguments:
     """file to write"""
     input: Annotated[Path | None, arg(metavar="FILE")] = None
     """.parquet, .json or .jsonl instead of the hub, raw or in verl's format"""
-    split: Annotated[str | None, arg(help_behavior_hint="(default: the dataset's usual one)")] = None
+    split: Annotated[str | None, arg(help_behavior_hint="(default: the dataset's usual one)")] = (
+        None
+    )
     """split on the hub, and extra_info.split"""
     against: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="FILE")] = ()
-    """parquet in verl's format that should share no question with this one: the training data, say"""
+    """parquet in verl's format that should share no question with this one, the training data say"""
     drop_duplicates: bool = False
     """leave out questions that repeat or are in an --against file"""
     suffix: str | None = None

@@ -1,4 +1,4 @@
-"""Questions that occur twice: in the rows of one dataset, or in another file, of training data say."""
+"""Questions that occur twice: in the rows of one dataset, or in another file as well."""
 
 import re
 import unicodedata

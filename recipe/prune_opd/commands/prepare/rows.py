@@ -59,5 +59,3 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
         part.replace(file)
     except OSError as error:
         raise ValueError(f"--out: {file} cannot be written ({error})") from error
-
-
