@@ -1,4 +1,4 @@
-"""Estimates of known models and of the public run, their arithmetic by hand, and what is refused."""
+"""Estimates of known models and of the public run, arithmetic by hand, and what is refused."""
 
 import csv
 import functools
@@ -323,7 +323,7 @@ def test_parts_of_a_step_are_in_proportion(ask):
     assert flops["score_student"] == pytest.approx(2 * flops["score_teacher"])
 
 
-def test_memory_by_hand(ask):
+def test_memory_by_hand(ask, models):
     answer = ask(*SMALL_PAIR, "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=13312")
     rows = {row["what"]: row["bytes"] for row in answer["memory"]}
     parameters = PUBLISHED["R1-Distill-Qwen-1.5B"]
@@ -342,8 +342,14 @@ def test_memory_by_hand(ask):
     assert rows["logits"] > rows["inside of one layer"]
     loss = rows["logits"] + rows["float32 piece of logits"]  # no second tensor for the gradient
     assert rows["peak of the update"] == pytest.approx(always + update + loss)
+    whole = footprint.training_bytes(shape_of(models, SMALL_PAIR[0]), "fp32", 8)
+    assert whole == always + rows["gradients, sharded"]
     on_gpu = ask(*SMALL_PAIR, "actor_rollout_ref.ref.fsdp_config.forward_only=false")["memory"]
     assert {row["what"]: row["when"] for row in on_gpu}["teacher's weights, sharded"] == "always"
+
+
+def shape_of(models, name: str) -> costs.Shape:
+    return costs.model_shape(costs.read_config("model", models[name]))
 
 
 def memory_of(ask, *more: str) -> dict[str, float]:

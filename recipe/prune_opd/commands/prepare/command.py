@@ -45,7 +45,7 @@ class Arguments:
     )
     """split on the hub, and extra_info.split"""
     against: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="FILE")] = ()
-    """parquet in verl's format that should share no question with this one, the training data say"""
+    """parquet in verl's format that should share no question with this one: training data, say"""
     drop_duplicates: bool = False
     """leave out questions that repeat or are in an --against file"""
     suffix: str | None = None
