@@ -1,4 +1,4 @@
-"""What commands print."""
+"""Output of commands on a terminal: tables and progress."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def console(**settings: Any) -> "Console":
-    """Terminal to print on.
+    """Open the terminal to print on.
 
     Names, paths and tokens may come from anywhere: what they hold is text, never rich's markup nor
     the name of an emoji.

@@ -1,5 +1,4 @@
-"""What a model and a batch cost: parameters, FLOPs, bytes. Arithmetic on configurations, without
-weights.
+"""Parameters, FLOPs and bytes of a model and a batch, out of configurations, without weights.
 
 Symbols: L layers, h hidden size, H and G query and key-value heads of d, V rows of the embedding.
 The formulas with words: docs/estimate.md.
@@ -52,8 +51,7 @@ class Shape:
 
     @property
     def matmul(self) -> int:
-        """Parameters every token is multiplied with: all but the input embedding, a tied head
-        counted."""
+        """Parameters a token is multiplied with: all but the input embedding, with a tied head."""
         return self.parameters if self.tied else self.parameters - self.embedding
 
     @property
@@ -83,7 +81,7 @@ def read_config(key: str, path: str, trust_remote_code: bool = False) -> Any:
 
 
 def model_shape(config: Any) -> Shape:
-    """Sizes of the model that a configuration describes.
+    """Work out the sizes of the model that a configuration describes.
 
     Counted by formula for Llama, Qwen2 and Qwen3, by building the model without storage for all
     others.
@@ -130,7 +128,7 @@ def _check_sizes(config: Any) -> None:
 
 
 def _count(config: Any, attention: int, key_value: int, head: int) -> int:
-    """Parameters, each tensor once."""
+    """Count parameters, each tensor once."""
     if config.model_type not in ("llama", "qwen2", "qwen3"):
         return _count_built(config)
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -165,7 +163,7 @@ def _count_built(config: Any) -> int:
 
 
 def forward_flops(shape: Shape, sequences: NDArray[np.float64]) -> float:
-    """FLOPs of one forward pass over whole sequences, prefill, decoding or scoring alike.
+    """Count the FLOPs of a forward pass over whole sequences: prefill, decoding and scoring alike.
 
     2 per parameter and token, and 4 * L * H * d for each pair of a token and one before it.
 
@@ -190,8 +188,7 @@ def forward_flops(shape: Shape, sequences: NDArray[np.float64]) -> float:
 def response_lengths(
     mean: float, spread: float, limit: float, responses: int
 ) -> NDArray[np.float64]:
-    """Lengths of responses cut at a limit, as quantiles of a log-normal distribution; no
-    randomness.
+    """Spread lengths of responses as quantiles of a log-normal distribution, cut at a limit.
 
     Args:
         mean: tokens of a response that nothing cuts.
@@ -209,7 +206,7 @@ def response_lengths(
 
 
 def ramp(first: int, most: int, step: int, steps: int, batches_per_move: float = 4.0) -> float:
-    """Mean limit over a run in which it grows by ``step`` every few batches, tokens."""
+    """Average the limit, in tokens, over a run in which it grows by ``step`` every few batches."""
     return float(np.minimum(first + step * np.arange(steps) / batches_per_move, most).mean())
 
 
@@ -220,7 +217,7 @@ BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16"
 
 
 def readable(size: float) -> str:
-    """Bytes for a reader, decimal units."""
+    """Write a number of bytes for a reader, in decimal units."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.3g} {unit}"

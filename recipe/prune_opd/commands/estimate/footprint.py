@@ -26,7 +26,7 @@ def memory(
     values: Values,
     plain: Scenario,
 ) -> list[dict[str, Any]]:
-    """Bytes per GPU, by what holds them and when.
+    """List bytes per GPU, by what holds them and when.
 
     Args:
         config: verl's composed configuration.
@@ -53,7 +53,7 @@ def memory(
 
 
 def _peak(table: list[Row]) -> Row:
-    """The update at its fullest: the logits are gone before the layers are differentiated."""
+    """Add up the fullest moment of the update: logits are gone before layers are differentiated."""
     held = {moment: sum(size for _, when, size, _ in table if when == moment) for moment in MOMENTS}
     peak = held["always"] + held["update"] + max(held["loss"], held["layers"])
     return ("peak of the update", "sum", peak, "always, update and the larger of loss and layers")
@@ -124,8 +124,10 @@ def _logits(config: DictConfig, student: costs.Shape, rows: int) -> list[Row]:
 
 
 def _activations(student: costs.Shape, rows: int, checkpointed: bool) -> list[Row]:
-    """What the layers keep for their gradient: bf16, a layer's inside 34 bytes per row and unit of
-    the hidden size."""
+    """Rows of what layers keep for their gradient, in bf16.
+
+    Inside a layer that is 34 bytes per row and unit of the hidden size.
+    """
     unit = rows * student.hidden
     if not checkpointed:
         return [
@@ -138,13 +140,12 @@ def _activations(student: costs.Shape, rows: int, checkpointed: bool) -> list[Ro
 
 
 def _copies(temperature: float) -> int:
-    """Logits a pass holds: verl divides them by the temperature into a second tensor, unless it is
-    1."""
+    """Count the logits a pass holds: verl makes a second tensor by a temperature other than 1."""
     return 1 if temperature == 1 else 2
 
 
 def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values, copies: int) -> list[Row]:
-    """The teacher in the worker group."""
+    """Rows of the teacher in the worker group."""
     rows = _rows(
         ref.log_prob_use_dynamic_bsz,
         ref.log_prob_max_token_len_per_gpu,
@@ -164,7 +165,7 @@ def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values, copies: int
 
 
 def _rollout(rollout: DictConfig, student: costs.Shape, values: Values) -> list[Row]:
-    """Weights and cache of the rollout's engine."""
+    """Rows of weights and cache of the rollout's engine."""
     replica = rollout.tensor_model_parallel_size
     at_once = (
         values["prompts per step"]
@@ -184,7 +185,7 @@ def _rollout(rollout: DictConfig, student: costs.Shape, values: Values) -> list[
 
 
 def _payload(prune_opd: PruneOPDConfig, tokens: float) -> list[Row]:
-    """Top-k blocks of a step."""
+    """Rows of the top-k blocks of a step."""
     scores, candidates = costs.payload_bytes(tokens, prune_opd.topk, prune_opd.strategy)
     return [
         ("top-k scores of a step, all GPUs", "CPU", scores, f"{tokens:,.0f} tokens, both models"),
@@ -193,7 +194,7 @@ def _payload(prune_opd: PruneOPDConfig, tokens: float) -> list[Row]:
 
 
 def _gate(prune_opd: PruneOPDConfig, teacher: costs.Shape) -> Row:
-    """The teacher's copy on a server of its own."""
+    """Row of the teacher's copy on a server of its own."""
     parallel = prune_opd.teacher.server.tensor_model_parallel_size
     weights = costs.weight_bytes(teacher, "bf16", parallel)
     return ("teacher server of the gate", "gate", weights, f"bf16 / {parallel} GPUs of its own")

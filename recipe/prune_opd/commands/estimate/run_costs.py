@@ -1,5 +1,4 @@
-"""Tokens, FLOPs and time of a training, by step and by part, out of what the configuration and the
-user say."""
+"""Tokens, FLOPs and time of a training, by step and by part, out of collected values."""
 
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from recipe.prune_opd.method.reward import needs_student_on_teacher
 
 @dataclass
 class Scenario:
-    """One way to train. Sums are over the run; FLOPs and seconds by part are of one step."""
+    """Cost of one way to train: sums over the run, FLOPs and seconds by part of one step."""
 
     name: str
     limit: float
@@ -61,7 +60,7 @@ class Step:
         self.gate = prune_opd.gate
 
     def scenario(self, name: str, limit: float, gate: bool = False) -> Scenario:
-        """Tokens, FLOPs and time of a run at a constant limit."""
+        """Work out tokens, FLOPs and time of a run at a constant limit."""
         lengths = costs.response_lengths(
             self.values["length"], self.values["spread"], limit, self.responses
         )
@@ -102,7 +101,7 @@ class Step:
         }
 
     def _seconds(self, flops: dict[str, float], generate: float) -> dict[str, float]:
-        """The gate's teacher works beside generation, on its own devices, and adds nothing."""
+        """Time the parts of a step; the gate's teacher works beside generation and adds nothing."""
         rate = self.gpus * self.values["peak_tflops"] * 1e12 * self.values["mfu"]
         seconds = {
             name: flops[name] / rate for name in ("score_student", "score_teacher", "update")
@@ -110,8 +109,7 @@ class Step:
         return {"generate": generate, **seconds, "fixed": self.values["step_overhead"]}
 
     def _iterations(self, made: NDArray[np.float64], limit: float, slots: float) -> float:
-        """Decoding steps: as many as the longest response, or more where not all responses fit into
-        the cache.
+        """Count decoding steps: the longest response's, or more where the cache makes some wait.
 
         A gate leaves the longest as it is: some response stays reliable up to the limit nearly
             always.

@@ -57,7 +57,7 @@ class Arguments:
     """print a JSON object instead of the table"""
 
     def check(self) -> None:
-        """Refuse what the types allow and nothing can be made of.
+        """Refuse values that the types allow and of which nothing can be made.
 
         Raises:
             ValueError: names the option.
@@ -111,7 +111,7 @@ class Result:
     summary: Summary
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no NaN: null."""
+        """Make it ready for JSON, which has no NaN: null."""
         found = {"file": str(self.file), "step": self.step, **asdict(self.summary)}
         text = json.dumps(found, default=str)
         return json.loads(text, parse_constant=lambda constant: None)

@@ -44,8 +44,9 @@ NEEDED = ("input", "output", "score")
 
 
 def read_dump(file: Path) -> list[dict[str, Any]]:
-    """Rows of a dump, the last output of each session, each with its ``problem``, see
-    ``_problems``.
+    """Read the responses of a dump, of each session the last output, each with its ``problem``.
+
+    See ``_problems`` for what that is.
 
     Raises:
         ValueError: the file cannot be read, holds no responses, or a line is not a response.
@@ -71,7 +72,7 @@ def _checked(where: str, row: Any) -> dict[str, Any]:
 
 
 def _problems(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with ``problem``: what samples of one problem have in common.
+    """Add ``problem`` to rows: what samples of one problem have in common.
 
     verl gives every row of the validation file a uid, and files repeat a problem to have it sampled
     more often. So it is not the uid that tells problems apart, but the prompt and the ground truth.
@@ -90,7 +91,7 @@ def _problems(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def repeats(rows: list[dict[str, Any]], file: Path) -> list[str]:
-    """A note where the validation file holds problems several times.
+    """Note, in a sentence, that a validation file holds problems several times, if it does.
 
     Args:
         rows: of ``read_dump``.
@@ -107,7 +108,7 @@ def repeats(rows: list[dict[str, Any]], file: Path) -> list[str]:
 
 
 def _last_outputs(rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """By session: an agent loop may have several outputs, of which verl scores the last."""
+    """Pick the last output of each session: of several of an agent loop verl scores that one."""
     last: dict[Any, dict[str, Any]] = {}
     highest: dict[Any, int] = {}
     for number, row in enumerate(rows):
@@ -119,8 +120,7 @@ def _last_outputs(rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str | None, int]:
-    """uid, session and output of verl's key ``{uid}_{session}_{output}``; the prompt where there is
-    none."""
+    """Split verl's key ``{uid}_{session}_{output}``; without one the prompt stands for the uid."""
     parts = str(row.get("uid", "")).rsplit("_", 2)
     if len(parts) == 3 and parts[2].isdecimal():
         return parts[0], parts[1], int(parts[2])
@@ -130,7 +130,7 @@ def _key(row: dict[str, Any]) -> tuple[str, str | None, int]:
 def by_step(
     rows: list[dict[str, Any]], file: Path, benchmark: str
 ) -> dict[int | None, list[Response]]:
-    """Graded responses by step.
+    """Group graded responses by step.
 
     Args:
         rows: of ``read_dump``.

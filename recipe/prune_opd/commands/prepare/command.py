@@ -106,7 +106,7 @@ def _read(name: str, split: str, file: Path | None) -> tuple[list[Problem], str,
 
 
 def _check_out(out: Path) -> None:
-    """Before the work of reading: verl tells formats apart by the ending."""
+    """Refuse a file whose ending, by which verl tells formats, is not parquet's, or a folder."""
     if out.suffix != ".parquet":
         raise ValueError(f"--out: {out} ends in {out.suffix!r}, allowed: .parquet")
     if os.path.isdir(out):

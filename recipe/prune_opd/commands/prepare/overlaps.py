@@ -14,8 +14,9 @@ FENCES = re.compile(r"\\[()\[\]]|\\left(?![a-z])|\\right(?![a-z])|\\[,;:! ]|\.(?
 
 
 def normalise(question: str) -> str:
-    """What two writings of one question have in common: no white space, dollar signs, braces or end
-    marks, one case.
+    """Reduce a question to what two writings of it have in common.
+
+    That is without white space, dollar signs, braces and end marks, in one case.
 
     The point of ``1.5`` or ``.5`` is no end mark.
     """
@@ -24,7 +25,7 @@ def normalise(question: str) -> str:
 
 
 def questions_of(file: Path) -> set[str]:
-    """Normalised questions of a parquet file in verl's format.
+    """Read the normalised questions of a parquet file in verl's format.
 
     Raises:
         ValueError: the file does not exist or is in another format.

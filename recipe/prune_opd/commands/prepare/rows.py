@@ -9,7 +9,7 @@ from recipe.prune_opd.commands.prepare.problems import Problem
 
 
 def verl_row(problem: Problem, dataset: Dataset, split: str, suffix: str | None) -> dict[str, Any]:
-    """A row in verl's format.
+    """Make a row in verl's format.
 
     Args:
         problem: with the bare question.
@@ -29,8 +29,10 @@ def verl_row(problem: Problem, dataset: Dataset, split: str, suffix: str | None)
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write parquet whose bytes depend on the rows and the version of pyarrow alone. Never leaves
-    half a file."""
+    """Write parquet whose bytes depend on the rows and the version of pyarrow alone.
+
+    Never leaves half a file.
+    """
     import pyarrow
     from pyarrow import parquet
 

@@ -95,8 +95,7 @@ def _is_record(record: dict[str, Any]) -> bool:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read runs, and name them by the last part of their paths, or by all of it where that is not
-    enough to tell them apart.
+    """Read runs, and name them by the last part of their paths, or by all of it to tell them apart.
 
     Raises:
         ValueError: see ``read_run``.
@@ -111,7 +110,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _as_text(name: str) -> str:
-    """Bytes of a path that are no UTF-8 could neither be printed nor drawn."""
+    """Replace bytes of a path that are no UTF-8, which could neither be printed nor drawn."""
     return os.fsencode(name).decode(errors="replace")
 
 
@@ -130,8 +129,7 @@ def merged(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
 
 
 def _find(path: Path, pattern: str) -> list[Path]:
-    """Files of a run's folder and of two levels of folders below it: no further, checkpoints are
-    deep and large."""
+    """Find files of a folder and two levels below it: no further, checkpoints are deep and large."""
     if path.is_file():
         return []
     return sorted(
@@ -162,7 +160,7 @@ def _is_logged(line: Any) -> bool:
 
 
 def _parts(files: list[Path], path: Path) -> list[Path]:
-    """The log of one run: a file, or NAME.jsonl, NAME.2.jsonl, ... of its starts."""
+    """Sort the files of one run's log: a file, or NAME.jsonl, NAME.2.jsonl, ... of its starts."""
 
     def key(file: Path) -> tuple[str, int]:
         found = re.fullmatch(r"(.+?)(?:\.(\d+))?\.jsonl", file.name)

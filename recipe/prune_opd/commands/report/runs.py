@@ -36,11 +36,11 @@ class Run:
     """What could not be read, in sentences."""
 
     def metric(self, name: str) -> dict[int, float]:
-        """Step -> value of a logged metric, where it was logged."""
+        """Look up a logged metric by step, where it was logged."""
         return {step: metrics[name] for step, metrics in self.logged.items() if name in metrics}
 
     def record(self, *path: str) -> dict[int, float]:
-        """Step -> value of a record under nested keys, where there is one."""
+        """Look up a value of the records under nested keys by step, where there is one."""
         found = {}
         for step, record in self.recorded.items():
             value: Any = record
@@ -57,7 +57,7 @@ class Run:
         return max([*trained, *self.recorded], default=0)
 
     def accuracies(self) -> dict[str, dict[int, float]]:
-        """Benchmark -> step -> Avg@N of verl's validation."""
+        """Look up Avg@N of verl's validation, by benchmark and step."""
         names = sorted(
             {
                 name
@@ -69,7 +69,7 @@ class Run:
         return {re.search(ACCURACY, name)[1]: self.metric(name) for name in names}  # type: ignore[index]
 
     def generated(self) -> dict[int, float]:
-        """Step -> tokens that the rollout generated for training.
+        """Count tokens that the rollout generated for training, by step.
 
         Of a run without records: what its metrics say; for another recipe's the share of the
         responses in all tokens, which is exact but for padding rows.
@@ -85,8 +85,7 @@ class Run:
         return found | self.record("tokens", "generated")
 
     def along(self, axis: str) -> dict[int, float]:
-        """Step -> where it ends on an axis of ``AXES``: its number, tokens generated or hours
-        trained until then.
+        """Place steps on an axis of ``AXES``: by number, tokens generated or hours until their end.
 
         Empty where that cannot be known, because steps are missing at the beginning; up to the
         first one missing later.
@@ -105,8 +104,7 @@ class Run:
         return course if len(course) > 1 else {}
 
     def sampled(self) -> list[int]:
-        """Steps whose tokens were kept; those that a run of before left in the folder are none of
-        this run's."""
+        """List steps whose tokens were kept, but not those that an earlier run left there."""
         return (
             [step for step in sampled_steps(self.records) if step in self.recorded]
             if self.records
@@ -114,7 +112,7 @@ class Run:
         )
 
     def samples(self, step: int) -> list[dict[str, Any]]:
-        """Responses of a step, token by token.
+        """Read the responses of a step, token by token.
 
         Raises:
             ValueError: their file is damaged, or holds something else.
@@ -163,6 +161,8 @@ def _is_sample(sample: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it can be reckoned with: NaN can, as a gap in a curve; a whole number of 400 digits
-    cannot."""
+    """Tell whether a value can be reckoned with: NaN can, as a gap in a curve.
+
+    A whole number of 400 digits cannot.
+    """
     return isinstance(value, (int, float)) and not abs(value) > 1e300
