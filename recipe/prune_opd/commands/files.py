@@ -9,9 +9,9 @@ from typing import Any
 from recipe.prune_opd.checks.files import check_readable
 
 TEXT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
-"""What transformers may read in a model's folder for configuration and tokenizer."""
+"""Files of a model's folder that transformers may read for configuration and tokenizer."""
 MODEL_FILES = (*TEXT_FILES, "*.safetensors", "*.bin")
-"""What transformers may read in a model's folder, weights included."""
+"""Files of a model's folder that transformers may read, weights included."""
 
 
 def check_model(key: str, path: str, names: tuple[str, ...] = MODEL_FILES) -> None:

@@ -1,4 +1,4 @@
-"""Estimates of known models and of the public run, arithmetic by hand, and what is refused."""
+"""Estimates count known models exactly, meet the public run, and refuse what they cannot count."""
 
 import csv
 import functools
@@ -14,6 +14,7 @@ from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.commands.estimate import command as estimate
 from recipe.prune_opd.commands.estimate import configuration, costs, footprint
 from recipe.prune_opd.commands.estimate.guesses import GUESSES
+from recipe.prune_opd.method.reward import STRATEGIES, Candidates, Strategy
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -183,7 +184,19 @@ def test_experts_are_refused():
     ],
 )
 def test_payload_by_hand(strategy, expected):
-    assert costs.payload_bytes(7, 16, strategy) == expected
+    assert footprint.payload_bytes(7, 16, STRATEGIES[strategy]) == expected
+
+
+def test_payload_of_a_strategy_that_nobody_here_knows():
+    """Another package's: every second of the student's candidates, and no more scores."""
+
+    def every_second(scores):
+        ids = scores.student.ids[..., ::2]
+        log_probs = scores.student.log_probs[..., ::2]
+        return Candidates(ids, log_probs, log_probs, torch.ones_like(ids, dtype=torch.bool))
+
+    found = footprint.payload_bytes(7, 16, Strategy(every_second, (), served=True))
+    assert found == (7 * 16 * 4 * 4, 7 * 8 * 4 * 3)
 
 
 def test_lengths_have_the_mean_and_obey_the_limit():

@@ -1,4 +1,4 @@
-"""Statistics worked out by hand, dumps as verl writes them, and the paper's validation settings."""
+"""Statistics are those by hand, dumps are read as verl writes them, validation is the paper's."""
 
 import itertools
 import json

@@ -1,5 +1,4 @@
-"""Datasets in their own columns and in verl's format, their checks, and the bytes that are
-written."""
+"""Datasets in their own columns or in verl's format are checked, and become the same bytes."""
 
 import hashlib
 import json

@@ -1,5 +1,4 @@
-"""Runs made up here, read and shown: what is in the page, what is left out, and that nothing
-anybody wrote acts."""
+"""A page shows what a run left behind, says what is left out, and nothing anybody wrote acts."""
 
 import gzip
 import json

@@ -18,7 +18,7 @@ GB = 1e9
 MOST_REASON = 200
 """Characters of another library's message that are shown."""
 SIZES = ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")
-"""What every configuration must have, under transformers' names."""
+"""Sizes that every configuration must have, under transformers' names."""
 
 
 @dataclass(frozen=True)
@@ -233,20 +233,3 @@ def weight_bytes(shape: Shape, dtype: str, shards: int = 1) -> float:
     if dtype not in BYTES:
         raise ValueError(f"dtype: got {dtype!r}, allowed: {', '.join(BYTES)}")
     return shape.parameters * BYTES[dtype] / shards
-
-
-def payload_bytes(tokens: float, k: int, strategy: str = "only_stu") -> tuple[float, float]:
-    """Bytes of top-k blocks that a step writes: (scores of both models, candidates of the update).
-
-    A block is K int32 ids or K float32 log-probs per response token.
-    """
-    both_ways = 2 + 2  # ids and log-probs of each model's own top k
-    at_ids = {
-        "only_stu": 1,
-        "intersection": 1,
-        "only_tch": 1,
-        "union": 2,
-        "union_intersection": 2,
-    }.get(strategy, 0)
-    columns = {"union": 2 * k, "union_intersection": 2 * k, "sampled": 1}.get(strategy, k)
-    return tokens * 4 * k * (both_ways + at_ids), tokens * 4 * columns * 3

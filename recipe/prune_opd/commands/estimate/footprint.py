@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from recipe.prune_opd.commands.estimate import costs
 from recipe.prune_opd.commands.estimate.run_costs import Scenario
 from recipe.prune_opd.commands.estimate.values import Values
 from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.method.reward import STRATEGIES, Sampled, Scores, Strategy, TopK
 from verl_ext.topk import ROWS_AT_A_TIME
 
 Row = tuple[str, str, float, str]
@@ -184,9 +186,35 @@ def _rollout(rollout: DictConfig, student: costs.Shape, values: Values) -> list[
     ]
 
 
+def payload_bytes(tokens: float, k: int, strategy: Strategy) -> tuple[float, float]:
+    """Bytes of the top-k blocks of a step: (scores of both models, candidates of the update).
+
+    A block is K int32 ids or K float32 log-probs per response token.
+
+    Args:
+        tokens: of all responses.
+        k: K.
+        strategy: whose needs are scored, and whose candidates are trained on.
+    """
+    both_ways = 2 + 2  # ids and log-probs of each model's own top k
+    at_ids = len({"teacher_on_student", "student_on_teacher"} & {*strategy.needs})
+    scores, candidates = k * (both_ways + at_ids), 3 * _columns(strategy, k)
+    return tokens * 4 * scores, tokens * 4 * candidates
+
+
+def _columns(strategy: Strategy, k: int) -> int:
+    """Count the candidates that a strategy has at a position, by asking it about one."""
+    own = TopK(torch.arange(k).view(1, 1, k), torch.zeros(1, 1, k))
+    sampled = Sampled(torch.zeros(1, 1), torch.zeros(1, 1))
+    token = torch.zeros(1, 1, dtype=torch.long)
+    scores = Scores(token, own, own, own.log_probs, own.log_probs, sampled)
+    return strategy.candidates(scores).ids.shape[-1]
+
+
 def _payload(prune_opd: PruneOPDConfig, tokens: float) -> list[Row]:
     """Rows of the top-k blocks of a step."""
-    scores, candidates = costs.payload_bytes(tokens, prune_opd.topk, prune_opd.strategy)
+    strategy = STRATEGIES[prune_opd.strategy]
+    scores, candidates = payload_bytes(tokens, prune_opd.topk, strategy)
     return [
         ("top-k scores of a step, all GPUs", "CPU", scores, f"{tokens:,.0f} tokens, both models"),
         ("candidates of a step, all GPUs", "CPU", candidates, "ids, old log-probs, advantages"),

@@ -112,7 +112,7 @@ class Step:
         """Count decoding steps: the longest response's, or more where the cache makes some wait.
 
         A gate leaves the longest as it is: some response stays reliable up to the limit nearly
-            always.
+        always.
         """
         replicas = max(self.gpus // self.parallel, 1)
         return max(min(limit, self._longest(len(made))), float(made.sum()) / replicas / slots)

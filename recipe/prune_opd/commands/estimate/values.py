@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from recipe.prune_opd.commands.estimate.command import Arguments
 
 READ, GIVEN, ASSUMED = "configuration", "given", "assumed"
-"""Where a number may come from."""
+"""Sources of a number."""
 MOST_STEPS = 10_000_000
 
 

@@ -11,7 +11,7 @@ from recipe.prune_opd.commands.evaluate.evaluation import Response
 from recipe.prune_opd.commands.files import json_lines
 
 DUMP = "a file {step}.jsonl of trainer.validation_data_dir"
-"""What is read, as messages call it."""
+"""Name of what is read, in messages."""
 
 
 def _is_text(value: Any) -> bool:
@@ -39,7 +39,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "truncated": (_is_flag, "true, false or null"),
     "step": (_is_whole, "a whole number or null"),
 }
-"""What the fields of a response may hold, and how that is called."""
+"""Fields of a response -> test of what they may hold, and its name."""
 NEEDED = ("input", "output", "score")
 
 

@@ -17,12 +17,12 @@ SEED = 260507804
 """Seed of the bootstrap: the number of the paper on arXiv."""
 RESAMPLES = 10_000
 LEVEL = 0.95
-"""How often an interval shall hold the true mean."""
+"""Share of intervals that shall hold the true mean."""
 FEW = 10
 """Problems below which a bootstrap is too narrow: of 5 it holds the true mean 82 to 90 times of
 100."""
 BOOTSTRAP, WILSON, NONE = "bootstrap", "wilson", "none"
-"""How an interval was made."""
+"""Methods by which an interval was made."""
 CELLS = 1_000_000
 """Values that are resampled at once: all of them would not fit into memory with many problems."""
 
@@ -33,14 +33,14 @@ class Response:
 
     benchmark: str
     problem: str
-    """What the responses to one problem have in common."""
+    """Key that the responses to one problem have in common."""
     correct: bool
     unread: str = ""
     """Why its answer could not be read; "" where it could."""
     tokens: int | None = None
     """Length. None where not known."""
     truncated: bool | None = None
-    """Whether the limit cut it. None where not known."""
+    """True where the limit cut it; None where not known."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A dataset as parquet in verl's format, from the hub or from a local file.
+"""Dataset as parquet in verl's format, from the hub or from a local file.
 
 Prompts end as the paper's do, the ground truth is in reward_model.ground_truth, and ids and answers
 are checked. The same input gives the same bytes, with the same version of pyarrow.

@@ -78,7 +78,7 @@ DATASETS = {
         final=_after_hashes,
     ),
 }
-"""By name, which is also that of the file."""
+"""Datasets by name, which is also that of the file."""
 
 
 def bare_question(prompt: str) -> str:

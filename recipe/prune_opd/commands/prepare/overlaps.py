@@ -51,9 +51,9 @@ class Overlaps:
     contradictions: int
     """Repeated questions whose answer differs from the earlier row's."""
     shared: dict[Path, list[int]]
-    """By file, rows whose question is in it."""
+    """Rows whose question is in a file, by file."""
     first_ids: list[str]
-    """Ids of the first ten of them."""
+    """Ids of the first ten rows that are shared."""
 
     @classmethod
     def of(cls, problems: list[Problem], others: dict[Path, set[str]]) -> "Overlaps":

@@ -212,7 +212,7 @@ def _is_number(value: Any) -> bool:
 
 
 PRINTED_LIST = re.compile(r"""\[\s*(['"]).*\1\s*\]""", re.DOTALL)
-"""A list of texts that something has printed where its one element was meant."""
+"""List of texts that something has printed where its one element was meant."""
 
 
 def truth(value: Any, what: str) -> str:

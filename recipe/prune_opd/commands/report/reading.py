@@ -129,7 +129,7 @@ def merged(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
 
 
 def _find(path: Path, pattern: str) -> list[Path]:
-    """Find files of a folder and two levels below it: no further, checkpoints are deep and large."""
+    """Find files in a folder and two more below it, no further: checkpoints are deep and large."""
     if path.is_file():
         return []
     return sorted(

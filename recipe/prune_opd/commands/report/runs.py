@@ -18,7 +18,7 @@ from recipe.prune_opd.records.files import (
 )
 
 TRAINED = "training/global_step"
-"""What verl logs with a training step, and not with a validation alone."""
+"""Metric that verl logs with a training step, and not with a validation alone."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Run:
     records: Path | None
     """Folder of the records."""
     faults: tuple[str, ...]
-    """What could not be read, in sentences."""
+    """Sentences about what could not be read."""
 
     def metric(self, name: str) -> dict[int, float]:
         """Look up a logged metric by step, where it was logged."""
@@ -144,7 +144,7 @@ PER_SAMPLE = ("limit", "effective_length", "stopped", "ended", "prompt", "events
 ACCURACY = r"^val-core/(.+)/[^/]+/mean@\d+$"
 TOKENS = dict.fromkeys(("perf/total_num_tokens", "response_length/mean", "prompt_length/mean"))
 AXES = {"step": "step", "tokens": "tokens generated, millions", "hours": "hours of training"}
-"""What runs can be aligned by -> its label."""
+"""Axes that runs can be aligned by -> label."""
 
 
 def _is_sample(sample: Any) -> bool:

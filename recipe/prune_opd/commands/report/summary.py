@@ -31,9 +31,9 @@ SUMS = {
     "saved": "tokens saved",
     "hours": "hours",
 }
-"""What is summed over steps -> how a note calls it."""
+"""Values that are summed over steps -> name in a note."""
 PAIRS = {"limit": "limit", "effective_length": "effective length", "overlap": "overlap"}
-"""What is shown of the first and the last step -> how a note calls it."""
+"""Values of the first and the last step -> name in a note."""
 
 
 def summary(run: Run) -> dict[str, Any]:
