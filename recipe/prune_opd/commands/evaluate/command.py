@@ -27,6 +27,18 @@ from recipe.prune_opd.commands.terminal import show
 
 UNKNOWN = "unknown"
 """Benchmark of responses whose dump does not name one."""
+COLUMNS = (
+    "file",
+    "step",
+    "benchmark",
+    "problems",
+    "n",
+    "avg@n",
+    "pass@k",
+    "tokens",
+    "cut",
+    "unread",
+)
 
 
 @dataclass(frozen=True)
@@ -122,13 +134,11 @@ def _print_table(results: list[Result]) -> None:
 
     caption = f"brackets: {LEVEL:.0%} intervals over problems"
     table = Table(caption=caption, caption_justify="left")
-    several = len({result.file for result in results}) > 1
-    names = ["step", "benchmark", "problems", "n", "avg@n", "pass@k", "tokens", "cut", "unread"]
-    for name in ["file", *names] if several else names:
+    first = 0 if len({result.file for result in results}) > 1 else 1  # one file needs no column
+    for name in COLUMNS[first:]:
         table.add_column(name, justify="left" if name in ("file", "benchmark") else "right")
     for result in results:
-        cells = _cells(result)
-        table.add_row(*([str(result.file)] if several else []), *cells)
+        table.add_row(*_cells(result)[first:])
     show(table, width=130)
     for result in results:
         if result.summary.reasons:
@@ -143,6 +153,7 @@ def _cells(result: Result) -> list[str]:
     fewest, most = found.responses
     passed = "\n".join(f"{k}: {_percent(estimate)}" for k, estimate in found.passed.items())
     return [
+        str(result.file),
         "-" if result.step is None else str(result.step),
         found.benchmark,
         str(found.problems),
