@@ -1,15 +1,15 @@
-"""Pictures of a page of `report` or `diagnose`, light and dark, as wide as a laptop and as a phone.
+"""Pictures of the page of a run, light and dark, as wide as a laptop and as a phone.
 
-    python examples/report/screenshots.py report.html --out shots
-    python examples/report/screenshots.py report.html --out shots --widths 390 --from "Token by
-    token" --height 1000
+    python examples/report/screenshots.py runs/quickstart --out shots
+    python examples/report/screenshots.py runs/quickstart --widths 390 --from "Token by token" \\
+        --height 1000
 
-Needs Chromium or Chrome (`apt-get install chromium`). It is driven over its debugging pipe, which
-takes neither a port nor a package: on the command line a window cannot be narrower than 500 pixels.
-Exit code 1 where something is wider than the page.
+Takes what `report` takes, and writes its page beside the pictures; or a page that is there, of
+`diagnose` for instance. Needs Chromium or Chrome (`apt-get install chromium`). It is driven over
+its debugging pipe, which takes neither a port nor a package: on the command line a window cannot be
+narrower than 500 pixels. Exit code 1 where something is wider than the page.
 """
 
-import argparse
 import base64
 import contextlib
 import fcntl
@@ -21,27 +21,30 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import tyro
 from PIL import Image  # matplotlib brings it
+from tyro.conf import Positional, arg
+
+from recipe.prune_opd.commands.arguments import paths
+from recipe.prune_opd.commands.report.page import report
+from recipe.prune_opd.commands.report.reading import read_runs
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
-    *(
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--hide-scrollbars",
-    ),
-    *(
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--remote-debugging-pipe",
-    ),
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-pipe",
 )
 PHONE = 600
 """Pages narrower than this many pixels are shown as on a phone, with touch and its idea of a
@@ -51,6 +54,31 @@ WIDER = """[...document.querySelectorAll("body *")].filter(e => !e.closest(".wid
   .map(e => e.tagName.toLowerCase() + "." + e.className)"""
 TOP = """[...document.querySelectorAll("h2")]
   .find(e => e.textContent === %s)?.getBoundingClientRect().top"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of the command line."""
+
+    runs: Annotated[
+        Positional[tuple[Path, ...]],
+        paths("folders of runs, or a page", "RUN"),
+        arg(help_behavior_hint=""),
+    ]
+    """folders of runs, as `report` takes them; or one page, a file that ends in .html"""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("shots")
+    """folder to write to"""
+    widths: tuple[int, ...] = (1280, 390)
+    """in pixels"""
+    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    """colour schemes"""
+    start: Annotated[
+        str | None,
+        arg(name="from", metavar="HEADING", help_behavior_hint="(default: at the top)"),
+    ] = None
+    """begin at this heading"""
+    height: Annotated[int | None, arg(help_behavior_hint="(default: all)")] = None
+    """pixels of the page to show"""
 
 
 def _as_3_and_4(requests: int, answers: int) -> None:
@@ -90,7 +118,7 @@ class Browser:
         }
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Answer of the DevTools protocol.
+        """Ask over the DevTools protocol.
 
         Raises:
             RuntimeError: it refused, or ended.
@@ -114,7 +142,7 @@ class Browser:
         return json.loads(text)
 
     def value(self, script: str) -> Any:
-        """What an expression in the page comes to."""
+        """Evaluate an expression in the page."""
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get(
             "value"
         )
@@ -144,7 +172,7 @@ class Browser:
         )
 
     def picture(self, width: int, top: float, height: float | None) -> Image.Image:
-        """Part of the page from a height on, all of it below where no height is given."""
+        """Take a picture of the page from ``top`` on, of all below where no height is given."""
         whole = self.call("Page.getLayoutMetrics")["cssContentSize"]["height"]
         self._resize(width, whole)  # what sticks to the window's edge is to stay in its place
         clip = {
@@ -158,31 +186,45 @@ class Browser:
         return Image.open(io.BytesIO(base64.b64decode(shot["data"])))
 
     def close(self) -> None:
-        """End it."""
+        """End the browser."""
         self.session = {}
         self.call("Browser.close")
         self.process.wait()
 
 
 def save(picture: Image.Image, file: Path) -> None:
-    """As PNG of 256 colours, which are enough for text and lines."""
+    """Save a picture as PNG of 256 colours, which are enough for text and lines."""
     few = picture.convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
     few.save(file, optimize=True)
 
 
-def shoot(browser: Browser, args: argparse.Namespace) -> bool:
-    """Write the pictures; whether everything fits into the width of the page.
+def page_of(runs: tuple[Path, ...], out: Path) -> Path:
+    """Write the page of runs into a folder, or find the one that is given.
+
+    Raises:
+        ValueError: there is no run at a path.
+    """
+    if len(runs) == 1 and runs[0].suffix == ".html" and runs[0].is_file():
+        return runs[0]
+    found = read_runs(runs)
+    page = out / f"{found[0].name.replace('/', '_')}.html"
+    page.write_text(report(found, ", ".join(run.name for run in found)), encoding="utf-8")
+    return page
+
+
+def shoot(browser: Browser, page: Path, args: Arguments) -> bool:
+    """Write the pictures, and say whether everything fits into the width of the page.
 
     Raises:
         ValueError: the page has no such heading.
     """
     fits = True
     for width, scheme in itertools.product(args.widths, args.schemes):
-        browser.open(args.page, width, scheme)
+        browser.open(page, width, scheme)
         top = browser.value(TOP % json.dumps(args.start)) if args.start else 0
         if top is None:
-            raise ValueError(f"--from: got {args.start!r}, allowed: a heading of {args.page}")
-        file = args.out / f"{args.page.stem}-{scheme}-{width}.png"
+            raise ValueError(f"--from: got {args.start!r}, allowed: a heading of {page}")
+        file = args.out / f"{page.stem}-{scheme}-{width}.png"
         save(browser.picture(width, top, args.height), file)
         wider = browser.value(WIDER)
         fits = fits and not wider
@@ -193,47 +235,32 @@ def shoot(browser: Browser, args: argparse.Namespace) -> bool:
     return fits
 
 
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("page", type=Path, help="file of the page")
-    parser.add_argument(
-        "--out", type=Path, default=Path("shots"), help="folder to write to (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--widths", type=int, nargs="+", default=[1280, 390], help="in pixels (default: 1280 390)"
-    )
-    parser.add_argument(
-        "--schemes", nargs="+", default=["light", "dark"], choices=["light", "dark"]
-    )
-    parser.add_argument(
-        "--from",
-        dest="start",
-        metavar="HEADING",
-        help="begin at this heading (default: at the top)",
-    )
-    parser.add_argument("--height", type=int, help="pixels of the page to show (default: all)")
-    args = parser.parse_args()
+def run(args: Arguments) -> int:
+    """Take the pictures, and return the exit code.
+
+    Raises:
+        ValueError: there is no browser, no run, or no such heading.
+    """
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not program or not args.page.is_file():
-        found = "no browser" if not program else f"no file {args.page}"
-        print(
-            f"screenshots: {found}, needed: a page, and one of {', '.join(BROWSERS)}",
-            file=sys.stderr,
-        )
-        return 2
+    if not program:
+        raise ValueError(f"no browser, needed: one of {', '.join(BROWSERS)}")
     args.out.mkdir(parents=True, exist_ok=True)
+    page = page_of(args.runs, args.out)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         contextlib.closing(Browser(program, folder)) as browser,
     ):
-        try:
-            return 0 if shoot(browser, args) else 1
-        except ValueError as error:
-            print(f"screenshots: {error}", file=sys.stderr)
-            return 2
+        return 0 if shoot(browser, page, args) else 1
+
+
+def main() -> int:
+    """Run the command line, and return its exit code."""
+    args = tyro.cli(Arguments, description=__doc__, config=(tyro.conf.HelptextFromCommentsOff,))
+    try:
+        return run(args)
+    except ValueError as error:
+        print(f"screenshots: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""The made-up run is one that `report` reads, and its pictures show the whole page."""
+"""Pictures are of the page of a run, of all of it, and tell what does not fit."""
 
+import importlib.util
+import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from recipe.prune_opd.commands.report.runs import read_run
-from recipe.prune_opd.commands.report.tokens import token_views
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "report"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -28,16 +28,39 @@ def page(file: Path, body: str) -> Path:
     return file
 
 
-def test_report_reads_the_made_up_run(tmp_path):
-    done = run("made_up.py", "--out", tmp_path / "run", "--steps", 20)
+def folder_of_a_run(folder: Path, steps: int) -> Path:
+    """What verl's file logger leaves of a run."""
+    folder.mkdir()
+    lines = [
+        {"step": step, "data": {"training/global_step": step, "actor/grad_norm": 1 / step}}
+        for step in range(1, steps + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_run_gets_its_page_and_a_page_is_taken_as_it_is(tmp_path):
+    spec = importlib.util.spec_from_file_location("screenshots", FOLDER / "screenshots.py")
+    screenshots = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(screenshots)
+    one, two = (folder_of_a_run(tmp_path / name, 3) for name in ("one", "two"))
+    written = screenshots.page_of((one, two), tmp_path)
+    assert written == tmp_path / "one.html"
+    assert "<title>one, two</title>" in written.read_text()
+    assert "Gradient norm" in written.read_text()
+    assert screenshots.page_of((written,), tmp_path / "elsewhere") == written
+
+
+@browser
+def test_pictures_of_a_run(tmp_path):
+    source = folder_of_a_run(tmp_path / "one", 3)
+    done = run("screenshots.py", source, "--out", tmp_path / "shots", "--widths", 800)
     assert done.returncode == 0, done.stderr
-    found = read_run(tmp_path / "run", "made up")
-    assert (found.last, found.sampled(), found.faults) == (20, [1, 20], ())
-    assert list(found.accuracies()) == ["made_up"]
-    stops = [one["spent"] for one in token_views([found])["samples"] if one["spent"]]
-    assert min(stops) < 500 < max(stops), (
-        "one at the beginning, one beyond the tokens that a page begins with"
-    )
+    assert sorted(file.name for file in (tmp_path / "shots").iterdir()) == [
+        "one-dark-800.png",
+        "one-light-800.png",
+        "one.html",
+    ]
 
 
 @browser
@@ -81,6 +104,16 @@ def test_a_heading_that_is_not_there_is_one_sentence(tmp_path):
     assert "--from: got 'Nothing', allowed: a heading of" in done.stderr
 
 
-def test_a_page_that_is_not_there_is_one_sentence(tmp_path):
-    done = run("screenshots.py", tmp_path / "none.html")
+@browser
+def test_a_run_that_is_not_there_is_one_sentence(tmp_path):
+    done = run("screenshots.py", tmp_path / "none", "--out", tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "none does not exist" in done.stderr
+
+
+def test_without_a_browser_one_sentence_says_what_is_needed(tmp_path):
+    command = [sys.executable, str(FOLDER / "screenshots.py"), str(tmp_path)]
+    surroundings = os.environ | {"PATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=surroundings)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no browser, needed: one of chromium" in done.stderr

@@ -1,2 +1,1 @@
-"""The commands of ``python -m recipe.prune_opd``, one module each. They import what is heavy when
-they run."""
+"""Commands of ``python -m recipe.prune_opd``, a folder each; heavy imports wait until they run."""

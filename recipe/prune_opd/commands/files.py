@@ -1,5 +1,4 @@
-"""Files that a command is given: what keeps one from being read, in a sentence, before anything is
-made of it."""
+"""Files that a command is given, refused in a sentence before anything is made of them."""
 
 import json
 import os
@@ -10,9 +9,9 @@ from typing import Any
 from recipe.prune_opd.checks.files import check_readable
 
 TEXT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
-"""What transformers may read in a model's folder for configuration and tokenizer."""
+"""Files of a model's folder that transformers may read for configuration and tokenizer."""
 MODEL_FILES = (*TEXT_FILES, "*.safetensors", "*.bin")
-"""The same, and weights."""
+"""Files of a model's folder that transformers may read, weights included."""
 
 
 def check_model(key: str, path: str, names: tuple[str, ...] = MODEL_FILES) -> None:
@@ -50,8 +49,7 @@ def check_pair(student: str, teacher: str, data: Path | None, weights: bool = Tr
 
 
 def json_lines(what: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """Where a line is, for messages, and what it holds, of every line of a .jsonl file that is not
-    blank.
+    """Read the lines of a .jsonl file that are not blank: where each is, and its value.
 
     Raises:
         ValueError: a line is no JSON in UTF-8; names the file and the line.
@@ -64,7 +62,7 @@ def json_lines(what: str, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def parsed(where: str, text: bytes) -> Any:
-    """What JSON in UTF-8 holds.
+    """Parse JSON in UTF-8.
 
     Raises:
         ValueError: it is none; begins with ``where``.

@@ -1,5 +1,4 @@
-"""Self-contained HTML pages: matplotlib figures as inline SVG, jinja2 templates, no file or address
-outside the page.
+"""Pages of HTML that load nothing: matplotlib figures as inline SVG in jinja2 templates.
 
 Draw figures in matplotlib's own black and white: black becomes the page's ink and white its paper,
 in light and dark. Lines take their colours from ``SERIES``, which the page's style replaces in the
@@ -55,15 +54,14 @@ CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def printable(text: str) -> str:
-    """Text with pictures of its control characters, and a mark for what is no character: half of
-    one, for instance."""
+    """Replace control characters by pictures of them, and what is no character by a mark."""
     return CONTROL.sub(
         lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text
     )
 
 
 def new_figure(width: float = 4.4, height: float = 2.7) -> Figure:
-    """An empty figure, with ``figure.subplots()`` to draw on.
+    """Make an empty figure, with ``figure.subplots()`` to draw on.
 
     Args:
         width: in inches of 72 CSS pixels. The page scales a figure to its column, text included:
@@ -75,13 +73,15 @@ def new_figure(width: float = 4.4, height: float = 2.7) -> Figure:
 
 
 def style() -> Any:
-    """Context in which to make the axes of figures, so that all look alike: ``with style(): axes =
-    fig.subplots()``."""
+    """Enter a context that makes axes of all figures look alike.
+
+    Use it as ``with style(): axes = fig.subplots()``.
+    """
     return mpl.rc_context(_STYLE)
 
 
 def figure(fig: Figure, label: str) -> Markup:
-    """A figure as inline SVG that fills the width it is given.
+    """Turn a figure into inline SVG that fills the width it is given.
 
     Args:
         fig: drawn; it is not changed apart from its text no longer being read as mathematics.
@@ -96,7 +96,7 @@ def figure(fig: Figure, label: str) -> Markup:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template of ``templates/``.
+    """Fill a template of ``templates/``.
 
     Args:
         template: its file name, ``report.html`` for instance. It extends ``page.html``.
@@ -123,8 +123,10 @@ def series_colour(index: int) -> str:
 
 
 def series_line(index: int) -> Mapping[str, Any]:
-    """Colour and dashes of the index-th line, for ``axes.plot``; lines of one colour have other
-    dashes."""
+    """Colour and dashes of the index-th line, for ``axes.plot``.
+
+    Lines of one colour have other dashes.
+    """
     dashes = ("-", "--", ":", "-.")
     return {"color": series_colour(index), "linestyle": dashes[index // len(SERIES) % len(dashes)]}
 
@@ -133,8 +135,7 @@ def series_line(index: int) -> Mapping[str, Any]:
 
 
 def _inline(svg: str, label: str) -> Markup:
-    """matplotlib's document as an element of a page: no names of its own, no fixed size, no colours
-    of its own."""
+    """Turn matplotlib's document into an element without names, size and colours of its own."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
@@ -168,7 +169,7 @@ def _inline(svg: str, label: str) -> Markup:
 
 
 def _bare(name: str) -> str:
-    """Name without its namespace: inside HTML, ``svg`` has its own without being told."""
+    """Strip the namespace off a name: inside HTML, ``svg`` has its own without being told."""
     return name.rpartition("}")[2]
 
 

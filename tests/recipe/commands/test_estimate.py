@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.commands.estimate import command as estimate
-from recipe.prune_opd.commands.estimate import costs
-from recipe.prune_opd.commands.estimate.command import GUESSES
+from recipe.prune_opd.commands.estimate import configuration, costs, footprint
+from recipe.prune_opd.commands.estimate.guesses import GUESSES
+from recipe.prune_opd.method.reward import STRATEGIES, Candidates, Strategy
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -182,7 +184,19 @@ def test_experts_are_refused():
     ],
 )
 def test_payload_by_hand(strategy, expected):
-    assert costs.payload_bytes(7, 16, strategy) == expected
+    assert footprint.payload_bytes(7, 16, STRATEGIES[strategy]) == expected
+
+
+def test_payload_of_a_strategy_that_nobody_here_knows():
+    """Another package's: every second of the student's candidates, and no more scores."""
+
+    def every_second(scores):
+        ids = scores.student.ids[..., ::2]
+        log_probs = scores.student.log_probs[..., ::2]
+        return Candidates(ids, log_probs, log_probs, torch.ones_like(ids, dtype=torch.bool))
+
+    found = footprint.payload_bytes(7, 16, Strategy(every_second, (), served=True))
+    assert found == (7 * 16 * 4 * 4, 7 * 8 * 4 * 3)
 
 
 def test_lengths_have_the_mean_and_obey_the_limit():
@@ -322,7 +336,7 @@ def test_parts_of_a_step_are_in_proportion(ask):
     assert flops["score_student"] == pytest.approx(2 * flops["score_teacher"])
 
 
-def test_memory_by_hand(ask):
+def test_memory_by_hand(ask, models):
     answer = ask(*SMALL_PAIR, "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=13312")
     rows = {row["what"]: row["bytes"] for row in answer["memory"]}
     parameters = PUBLISHED["R1-Distill-Qwen-1.5B"]
@@ -341,8 +355,14 @@ def test_memory_by_hand(ask):
     assert rows["logits"] > rows["inside of one layer"]
     loss = rows["logits"] + rows["float32 piece of logits"]  # no second tensor for the gradient
     assert rows["peak of the update"] == pytest.approx(always + update + loss)
+    whole = footprint.training_bytes(shape_of(models, SMALL_PAIR[0]), "fp32", 8)
+    assert whole == always + rows["gradients, sharded"]
     on_gpu = ask(*SMALL_PAIR, "actor_rollout_ref.ref.fsdp_config.forward_only=false")["memory"]
     assert {row["what"]: row["when"] for row in on_gpu}["teacher's weights, sharded"] == "always"
+
+
+def shape_of(models, name: str) -> costs.Shape:
+    return costs.model_shape(costs.read_config("model", models[name]))
 
 
 def memory_of(ask, *more: str) -> dict[str, float]:
@@ -472,7 +492,7 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
         ),
         (
             ["actor_rollout_ref.rollout.gpu_memory_utilization=x"],
-            f"{estimate.SHARE}: got 'x', allowed: a number in",
+            f"{configuration.SHARE}: got 'x', allowed: a number in",
         ),
         (
             ["data.train_batch_size=${foo}"],
@@ -491,10 +511,10 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
             ["data.train_batch_size=100000000"],
             "data.train_batch_size x actor_rollout_ref.rollout.n: got 400,000,000",
         ),
-        ([f"{estimate.DTYPES[0]}=x"], f"{estimate.DTYPES[0]}: got 'x', allowed: fp32"),
+        ([f"{configuration.DTYPES[0]}=x"], f"{configuration.DTYPES[0]}: got 'x', allowed: fp32"),
         (
-            [f"{estimate.OPTIONAL_COUNTS[1]}=x"],
-            f"{estimate.OPTIONAL_COUNTS[1]}: got 'x', allowed: a whole number",
+            [f"{configuration.OPTIONAL_COUNTS[1]}=x"],
+            f"{configuration.OPTIONAL_COUNTS[1]}: got 'x', allowed: a whole number",
         ),
         (["--gpu-memory", "4"], "actor_rollout_ref.rollout.gpu_memory_utilization: "),
     ],
@@ -614,5 +634,6 @@ def test_what_looks_like_markup_is_printed_as_it_is(ask, capsys):
 
 def test_every_option_is_in_its_page():
     page = (ROOT / "docs" / "estimate.md").read_text()
-    for name in (*GUESSES, "mean_limit", "short", "decode_tokens_per_second"):
-        assert f"`--{name.replace('_', '-')}`" in page
+    names = {field.name for field in fields(estimate.Arguments)} - {"overrides", "json"}
+    assert names > GUESSES.keys()
+    assert [name for name in names if f"`--{name.replace('_', '-')}`" not in page] == []

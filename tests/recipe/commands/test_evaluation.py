@@ -10,7 +10,8 @@ import pytest
 
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.checks.settings import check_settings
-from recipe.prune_opd.commands.evaluate import command as evaluate
+from recipe.prune_opd.commands.evaluate.command import Result
+from recipe.prune_opd.commands.evaluate.dumps import by_step, read_dump
 from recipe.prune_opd.commands.evaluate.evaluation import (
     BOOTSTRAP,
     FEW,
@@ -509,6 +510,6 @@ def test_eval_recipe_changes_nothing_but_validation(compose):
 
 
 def test_result_has_no_nan(dumps):
-    rows = evaluate.by_step(evaluate.read_dump(dumps)[:1], dumps, "x")[20]
-    found = evaluate.Result(dumps, 20, summarise(rows)[0]).as_dict()
+    rows = by_step(read_dump(dumps)[:1], dumps, "x")[20]
+    found = Result(dumps, 20, summarise(rows)[0]).as_dict()
     assert "NaN" not in json.dumps(found)

@@ -8,7 +8,6 @@ import pytest
 from pyarrow import parquet
 
 from recipe.prune_opd.__main__ import main
-from recipe.prune_opd.commands.prepare.command import normalise
 from recipe.prune_opd.commands.prepare.datasets import (
     DAPO_HEAD,
     DAPO_TAIL,
@@ -16,6 +15,7 @@ from recipe.prune_opd.commands.prepare.datasets import (
     SUFFIX,
     bare_question,
 )
+from recipe.prune_opd.commands.prepare.overlaps import normalise
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 RAW = {

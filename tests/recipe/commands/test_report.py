@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from recipe.prune_opd.__main__ import main
+from recipe.prune_opd.commands.report import charts, curves, summary, times, tokens
 from recipe.prune_opd.commands.report import page as report
-from recipe.prune_opd.commands.report import summary, tokens
-from recipe.prune_opd.commands.report.runs import merged, read_run, read_runs
+from recipe.prune_opd.commands.report import positions as by_place
+from recipe.prune_opd.commands.report.reading import merged, read_run, read_runs
 from recipe.prune_opd.commands.report.tokens import candidates, readable, shown, token_views, view
 from recipe.prune_opd.records.files import Records
 from recipe.prune_opd.records.recorder import step_record
@@ -408,13 +409,13 @@ def test_means_by_position_weigh_every_token_alike():
     heavy = record(1) | {
         "positions": record(1)["positions"] | {"tokens": [30, 0], "overlap": [0.25, None]}
     }
-    x, y = report.by_position([record(1), heavy], "overlap")
+    x, y = by_place.by_position([record(1), heavy], "overlap")
     assert x == [2, 6]
     assert y == pytest.approx([(6 * 0.75 + 30 * 0.25) / 36, 0.375])
 
 
 def test_the_entropy_gap_by_hand(run):
-    assert report.entropy_gap(read_run(run, "one")) == pytest.approx(
+    assert charts.entropy_gap(read_run(run, "one")) == pytest.approx(
         dict.fromkeys(range(1, 5), (6 * 0.5 + 2 * 1.5) / 8)
     )
 
@@ -425,27 +426,27 @@ def test_a_run_that_diverged_is_shown_without_what_is_no_number(tmp_path, few, d
     records = Records(tmp_path / "records")
     records.step(1, diverged)
     only = read_run(tmp_path, "one")
-    assert report.entropy_gap(only) == {}
-    assert report.by_position([diverged], "overlap") == ([], [])
-    assert np.isnan(report.grid(only, "overlap", [0, 4, 8])).all()
+    assert charts.entropy_gap(only) == {}
+    assert by_place.by_position([diverged], "overlap") == ([], [])
+    assert np.isnan(by_place.grid(only, "overlap", [0, 4, 8])).all()
     assert "Every step a column" in report.report([only], "one")
     records.step(2, record(2))
     both = read_run(tmp_path, "one")
-    assert list(report.entropy_gap(both)) == [2]
-    assert report.by_position([diverged, record(2)], "overlap") == ([2, 6], [0.75, 0.375])
-    assert report.grid(both, "overlap", [0, 4, 8])[:, 1].tolist() == [0.75, 0.375]
+    assert list(charts.entropy_gap(both)) == [2]
+    assert by_place.by_position([diverged, record(2)], "overlap") == ([2, 6], [0.75, 0.375])
+    assert by_place.grid(both, "overlap", [0, 4, 8])[:, 1].tolist() == [0.75, 0.375]
     assert "Every step a column" in report.report([both], "both")
 
 
 def test_a_map_has_a_column_per_step_and_gaps_where_nothing_is(run):
     found = read_run(run, "one")
     del found.recorded[2]
-    values = report.grid(found, "weight", [0, 4, 8])
+    values = by_place.grid(found, "weight", [0, 4, 8])
     assert values.shape == (2, 4)
     assert values[:, 0].tolist() == [1, 0.5]
     assert np.isnan(values[:, 1]).all()
     found.recorded[3]["positions"]["edges"] = [0, 5, 8]  # another budget.max
-    assert np.isnan(report.grid(found, "weight", [0, 4, 8])[:, 2]).all()
+    assert np.isnan(by_place.grid(found, "weight", [0, 4, 8])[:, 2]).all()
 
 
 def test_runs_of_which_nothing_was_scored_have_no_map(tmp_path, few):
@@ -456,17 +457,17 @@ def test_runs_of_which_nothing_was_scored_have_no_map(tmp_path, few):
 
 
 def test_long_curves_are_means_of_neighbours():
-    points = [(float(i), float(i % 2)) for i in range(4 * report.POINTS)]
-    x, y = report.thinned(points)
-    assert len(x) == report.POINTS
+    points = [(float(i), float(i % 2)) for i in range(4 * curves.POINTS)]
+    x, y = curves.thinned(points)
+    assert len(x) == curves.POINTS
     assert x[:2] == [1.5, 5.5]
     assert set(y) == {0.5}
-    assert report.thinned(points[:3]) == ([0, 1, 2], [0, 1, 0])
-    assert report.thinned([(0.0, float("nan"))]) == ([], [])
+    assert curves.thinned(points[:3]) == ([0, 1, 2], [0, 1, 0])
+    assert curves.thinned([(0.0, float("nan"))]) == ([], [])
 
 
 def test_the_time_of_a_step_by_hand(run):
-    found = {part: value for part, value in report.seconds(read_run(run, "one")).items() if value}
+    found = {part: value for part, value in times.seconds(read_run(run, "one")).items() if value}
     assert found == {"rollout": 20, "teacher": 6, "other": 10}
 
 

@@ -288,8 +288,6 @@ def passes(strategy: str) -> tuple[TensorDict, TensorDict]:
         "old_log_probs": cut(log_probs_at(student, responses).squeeze(1)),
     }
     fields = {TEACHER_IDS: cut(ids), TEACHER_LOG_PROBS: cut(log_probs)}
-    if strategy == "intersection":
-        fields[TEACHER_ON_STUDENT] = cut(log_probs_at(teacher, student_ids))
     if strategy == "sampled":
         fields[TEACHER_SAMPLED] = cut(log_probs_at(teacher, responses).squeeze(1))
     return TensorDict(batch, batch_size=len(LENGTHS)), TensorDict(fields, batch_size=len(LENGTHS))
@@ -356,13 +354,7 @@ def test_servers_give_the_fields_of_a_pass(strategy: str):
     assert set(found.keys()) == set(expected.keys())
     for name, field in expected.items():
         assert found[name].offsets().tolist() == field.offsets().tolist(), name
-        values = field.values()
-        if name == TEACHER_ON_STUDENT:  # a server knows no more than its own candidates
-            theirs = expected[TEACHER_IDS].values()
-            unknown = ~(batch[STUDENT_IDS].values().unsqueeze(-1) == theirs.unsqueeze(-2)).any(-1)
-            assert 0 < unknown.sum() < unknown.numel()
-            values = values.masked_fill(unknown, -torch.inf)
-        torch.testing.assert_close(found[name].values(), values, rtol=0, atol=0)
+        torch.testing.assert_close(found[name].values(), field.values(), rtol=0, atol=0)
 
 
 def test_fields_by_hand():
@@ -390,12 +382,6 @@ def test_fields_by_hand():
         data[name] = jagged([row[:, 1:] for row in data[name].unbind()])
     found = read(server_of("intersection"), data)
     assert found[TEACHER_LOG_PROBS].values()[:2].tolist() == [[-1, -2], [-0.5, -3]]
-    assert found[TEACHER_ON_STUDENT].values().tolist() == [
-        [-2, -1],
-        [-3, -torch.inf],
-        [-torch.inf, -torch.inf],
-    ]
-    assert [len(row) for row in found[TEACHER_ON_STUDENT].unbind()] == [2, 1]
 
 
 @pytest.mark.parametrize("metric", ["overlap_ratio", "teacher_top_p_accept"])
@@ -490,6 +476,6 @@ def test_tokens_nobody_generated_lack_no_score():
 @pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
 def test_the_advantage_reads_what_it_says(strategy: str):
     batch, fields = passes(strategy)
-    config = server_of(strategy).prune_opd
+    worker = server_of(strategy)
     report_to(batch, [{}] * len(LENGTHS))
-    computed(server_of(strategy), batch.update(fields).select(*advantage_fields(config)))
+    computed(worker, batch.update(fields).select(*advantage_fields(worker.home)))

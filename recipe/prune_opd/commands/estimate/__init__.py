@@ -1,1 +1,1 @@
-"""The command `estimate`."""
+"""Command `estimate`."""

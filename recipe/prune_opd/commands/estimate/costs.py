@@ -1,5 +1,4 @@
-"""What a model and a batch cost: parameters, FLOPs, bytes. Arithmetic on configurations, without
-weights.
+"""Parameters, FLOPs and bytes of a model and a batch, out of configurations, without weights.
 
 Symbols: L layers, h hidden size, H and G query and key-value heads of d, V rows of the embedding.
 The formulas with words: docs/estimate.md.
@@ -19,7 +18,7 @@ GB = 1e9
 MOST_REASON = 200
 """Characters of another library's message that are shown."""
 SIZES = ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")
-"""What every configuration must have, under transformers' names."""
+"""Sizes that every configuration must have, under transformers' names."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class Shape:
 
     @property
     def matmul(self) -> int:
-        """Parameters every token is multiplied with: all but the input embedding, a tied head
-        counted."""
+        """Parameters a token is multiplied with: all but the input embedding, with a tied head."""
         return self.parameters if self.tied else self.parameters - self.embedding
 
     @property
@@ -63,7 +61,7 @@ class Shape:
 
 
 def read_config(key: str, path: str, trust_remote_code: bool = False) -> Any:
-    """Model configuration of a local folder or a hub name.
+    """Read the model configuration in a local folder or under a hub name.
 
     Raises:
         ValueError: there is none; names the key and the path.
@@ -83,7 +81,7 @@ def read_config(key: str, path: str, trust_remote_code: bool = False) -> Any:
 
 
 def model_shape(config: Any) -> Shape:
-    """Sizes of the model that a configuration describes.
+    """Work out the sizes of the model that a configuration describes.
 
     Counted by formula for Llama, Qwen2 and Qwen3, by building the model without storage for all
     others.
@@ -94,17 +92,7 @@ def model_shape(config: Any) -> Shape:
     Raises:
         ValueError: the configuration is of no causal language model, or of one without attention.
     """
-    absent = [name for name in SIZES if not isinstance(getattr(config, name, None), int)]
-    if absent:
-        raise ValueError(
-            f"model_type {config.model_type!r} has no {', '.join(absent)}, allowed: a causal"
-            " language model with attention"
-        )
-    below = [f"{name} = {getattr(config, name)}" for name in SIZES if getattr(config, name) < 1]
-    if below:
-        raise ValueError(
-            f"model_type {config.model_type!r} has {', '.join(below)}, allowed: whole numbers >= 1"
-        )
+    _check_sizes(config)
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = getattr(config, "num_key_value_heads", None) or heads
@@ -125,8 +113,22 @@ def model_shape(config: Any) -> Shape:
     )
 
 
+def _check_sizes(config: Any) -> None:
+    absent = [name for name in SIZES if not isinstance(getattr(config, name, None), int)]
+    if absent:
+        raise ValueError(
+            f"model_type {config.model_type!r} has no {', '.join(absent)}, allowed: a causal"
+            " language model with attention"
+        )
+    below = [f"{name} = {getattr(config, name)}" for name in SIZES if getattr(config, name) < 1]
+    if below:
+        raise ValueError(
+            f"model_type {config.model_type!r} has {', '.join(below)}, allowed: whole numbers >= 1"
+        )
+
+
 def _count(config: Any, attention: int, key_value: int, head: int) -> int:
-    """Parameters, each tensor once."""
+    """Count parameters, each tensor once."""
     if config.model_type not in ("llama", "qwen2", "qwen3"):
         return _count_built(config)
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -161,7 +163,7 @@ def _count_built(config: Any) -> int:
 
 
 def forward_flops(shape: Shape, sequences: NDArray[np.float64]) -> float:
-    """FLOPs of one forward pass over whole sequences, prefill, decoding or scoring alike.
+    """Count the FLOPs of a forward pass over whole sequences: prefill, decoding and scoring alike.
 
     2 per parameter and token, and 4 * L * H * d for each pair of a token and one before it.
 
@@ -186,8 +188,7 @@ def forward_flops(shape: Shape, sequences: NDArray[np.float64]) -> float:
 def response_lengths(
     mean: float, spread: float, limit: float, responses: int
 ) -> NDArray[np.float64]:
-    """Lengths of responses cut at a limit, as quantiles of a log-normal distribution; no
-    randomness.
+    """Spread lengths of responses as quantiles of a log-normal distribution, cut at a limit.
 
     Args:
         mean: tokens of a response that nothing cuts.
@@ -205,7 +206,7 @@ def response_lengths(
 
 
 def ramp(first: int, most: int, step: int, steps: int, batches_per_move: float = 4.0) -> float:
-    """Mean limit over a run in which it grows by ``step`` every few batches, tokens."""
+    """Average the limit, in tokens, over a run in which it grows by ``step`` every few batches."""
     return float(np.minimum(first + step * np.arange(steps) / batches_per_move, most).mean())
 
 
@@ -216,7 +217,7 @@ BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16"
 
 
 def readable(size: float) -> str:
-    """Bytes for a reader, decimal units."""
+    """Write a number of bytes for a reader, in decimal units."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.3g} {unit}"
@@ -232,20 +233,3 @@ def weight_bytes(shape: Shape, dtype: str, shards: int = 1) -> float:
     if dtype not in BYTES:
         raise ValueError(f"dtype: got {dtype!r}, allowed: {', '.join(BYTES)}")
     return shape.parameters * BYTES[dtype] / shards
-
-
-def payload_bytes(tokens: float, k: int, strategy: str = "only_stu") -> tuple[float, float]:
-    """Bytes of top-k blocks that a step writes: (scores of both models, candidates of the update).
-
-    A block is K int32 ids or K float32 log-probs per response token.
-    """
-    both_ways = 2 + 2  # ids and log-probs of each model's own top k
-    at_ids = {
-        "only_stu": 1,
-        "intersection": 1,
-        "only_tch": 1,
-        "union": 2,
-        "union_intersection": 2,
-    }.get(strategy, 0)
-    columns = {"union": 2 * k, "union_intersection": 2 * k, "sampled": 1}.get(strategy, k)
-    return tokens * 4 * k * (both_ways + at_ids), tokens * 4 * columns * 3

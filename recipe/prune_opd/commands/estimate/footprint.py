@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from recipe.prune_opd.commands.estimate import costs
-from recipe.prune_opd.commands.estimate.run_costs import Scenario, Values
+from recipe.prune_opd.commands.estimate.run_costs import Scenario
+from recipe.prune_opd.commands.estimate.values import Values
 from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.method.reward import Sampled, Scores, Strategy, TopK
 from verl_ext.topk import ROWS_AT_A_TIME
 
 Row = tuple[str, str, float, str]
@@ -25,7 +28,7 @@ def memory(
     values: Values,
     plain: Scenario,
 ) -> list[dict[str, Any]]:
-    """Bytes per GPU, by what holds them and when.
+    """List bytes per GPU, by what holds them and when.
 
     Args:
         config: verl's composed configuration.
@@ -52,7 +55,7 @@ def memory(
 
 
 def _peak(table: list[Row]) -> Row:
-    """The update at its fullest: the logits are gone before the layers are differentiated."""
+    """Add up the fullest moment of the update: logits are gone before layers are differentiated."""
     held = {moment: sum(size for _, when, size, _ in table if when == moment) for moment in MOMENTS}
     peak = held["always"] + held["update"] + max(held["loss"], held["layers"])
     return ("peak of the update", "sum", peak, "always, update and the larger of loss and layers")
@@ -63,54 +66,70 @@ def _rows(dynamic: bool, most: int, micro_batch: int | None, values: Values) -> 
     return most if dynamic else (values["longest prompt"] + values["limit"]) * (micro_batch or 1)
 
 
+def training_bytes(student: costs.Shape, dtype: str, gpus: int) -> float:
+    """Bytes on each GPU of what training keeps: weights, gradients, and Adam's two moments.
+
+    Args:
+        student: its sizes.
+        dtype: ``model_dtype`` of all four, see ``costs.BYTES``.
+        gpus: that they are sharded over.
+    """
+    return (1 + 1 + 2) * costs.weight_bytes(student, dtype, gpus)
+
+
+def gathered_bytes(student: costs.Shape) -> int:
+    """Bytes on each GPU of the weights that are whole at once: bf16; the root and two layers."""
+    return 2 * (student.root + 2 * student.layer)
+
+
+def logits_bytes(model: costs.Shape, rows: int, copies: int = 1) -> int:
+    """Bytes of the logits of ``rows`` tokens, bf16; their gradient is written in their place."""
+    return copies * rows * model.vocabulary * 2
+
+
 def _training(config: DictConfig, student: costs.Shape, values: Values) -> list[Row]:
-    """The student's weights, update and scoring pass."""
+    """Rows of the student's weights, update and scoring pass."""
     actor, gpus = config.actor, values["GPUs of the training"]
-    dtype, pieces = actor.fsdp_config.model_dtype, ROWS_AT_A_TIME
+    dtype = actor.fsdp_config.model_dtype
     rows = _rows(
         actor.use_dynamic_bsz,
         actor.ppo_max_token_len_per_gpu,
         actor.ppo_micro_batch_size_per_gpu,
         values,
     )
-    weights, logits = costs.weight_bytes(student, dtype, gpus), rows * student.vocabulary * 2
-    entropy = 0 if actor.entropy_from_logits_with_chunking else 2 * logits
-    copies = _copies(config.rollout.temperature)
+    weights = costs.weight_bytes(student, dtype, gpus)
+    gathered = gathered_bytes(student)
     return [
         ("student's weights, sharded", "always", weights, f"{dtype} / {gpus} GPUs"),
         ("gradients, sharded", "update", weights, f"as the weights, {dtype}"),
         ("Adam's two moments, sharded", "always", 2 * weights, f"twice the weights, {dtype}"),
-        (
-            "gathered weights",
-            "update",
-            2 * (student.root + 2 * student.layer),
-            "bf16: embedding, head, two layers",
-        ),
+        ("gathered weights", "update", gathered, "bf16: embedding, head, two layers"),
         *_activations(student, rows, config.model.enable_gradient_checkpointing),
-        (
-            "logits",
-            "loss",
-            copies * logits,
-            f"{copies} x rows x V x 2 bytes, the gradient in their place",
-        ),
-        (
-            "float32 piece of logits",
-            "loss",
-            4.0 * pieces * student.vocabulary,
-            f"{pieces} x V x 4 bytes",
-        ),
-        (
-            "student's logits with entropy",
-            "scoring",
-            copies * logits + entropy,
-            "as above, x 4 more for entropy",
-        ),
+        *_logits(config, student, rows),
+    ]
+
+
+def _logits(config: DictConfig, student: costs.Shape, rows: int) -> list[Row]:
+    """Rows of the student's logits, of its update and of its scoring pass."""
+    copies, pieces = _copies(config.rollout.temperature), ROWS_AT_A_TIME
+    logits = logits_bytes(student, rows, copies)
+    chunked = config.actor.entropy_from_logits_with_chunking
+    entropy = 0 if chunked else 2 * logits_bytes(student, rows)
+    how = f"{copies} x rows x V x 2 bytes, the gradient in their place"
+    piece = 4.0 * pieces * student.vocabulary
+    more = "as above, x 4 more for entropy"
+    return [
+        ("logits", "loss", logits, how),
+        ("float32 piece of logits", "loss", piece, f"{pieces} x V x 4 bytes"),
+        ("student's logits with entropy", "scoring", logits + entropy, more),
     ]
 
 
 def _activations(student: costs.Shape, rows: int, checkpointed: bool) -> list[Row]:
-    """What the layers keep for their gradient: bf16, a layer's inside 34 bytes per row and unit of
-    the hidden size."""
+    """Rows of what layers keep for their gradient, in bf16.
+
+    Inside a layer that is 34 bytes per row and unit of the hidden size.
+    """
     unit = rows * student.hidden
     if not checkpointed:
         return [
@@ -123,13 +142,12 @@ def _activations(student: costs.Shape, rows: int, checkpointed: bool) -> list[Ro
 
 
 def _copies(temperature: float) -> int:
-    """Logits a pass holds: verl divides them by the temperature into a second tensor, unless it is
-    1."""
+    """Count the logits a pass holds: verl makes a second tensor by a temperature other than 1."""
     return 1 if temperature == 1 else 2
 
 
 def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values, copies: int) -> list[Row]:
-    """The teacher in the worker group."""
+    """Rows of the teacher in the worker group."""
     rows = _rows(
         ref.log_prob_use_dynamic_bsz,
         ref.log_prob_max_token_len_per_gpu,
@@ -140,7 +158,7 @@ def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values, copies: int
     home = "CPU" if ref.fsdp_config.forward_only or ref.fsdp_config.param_offload else "always"
     weights, logits = (
         costs.weight_bytes(teacher, dtype, gpus),
-        copies * rows * teacher.vocabulary * 2,
+        logits_bytes(teacher, rows, copies),
     )
     return [
         ("teacher's logits", "scoring", logits, f"{copies} x {rows} rows x V x 2 bytes"),
@@ -149,7 +167,7 @@ def _teaching(ref: DictConfig, teacher: costs.Shape, values: Values, copies: int
 
 
 def _rollout(rollout: DictConfig, student: costs.Shape, values: Values) -> list[Row]:
-    """Weights and cache of the rollout's engine."""
+    """Rows of weights and cache of the rollout's engine."""
     replica = rollout.tensor_model_parallel_size
     at_once = (
         values["prompts per step"]
@@ -168,9 +186,34 @@ def _rollout(rollout: DictConfig, student: costs.Shape, values: Values) -> list[
     ]
 
 
+def payload_bytes(tokens: float, k: int, strategy: Strategy) -> tuple[float, float]:
+    """Bytes of the top-k blocks of a step: (scores of both models, candidates of the update).
+
+    A block is K int32 ids or K float32 log-probs per response token.
+
+    Args:
+        tokens: of all responses.
+        k: K.
+        strategy: whose needs are scored, and whose candidates are trained on.
+    """
+    both_ways = 2 + 2  # ids and log-probs of each model's own top k
+    at_ids = len({"teacher_on_student", "student_on_teacher"} & {*strategy.needs})
+    scores, candidates = k * (both_ways + at_ids), 3 * _columns(strategy, k)
+    return tokens * 4 * scores, tokens * 4 * candidates
+
+
+def _columns(strategy: Strategy, k: int) -> int:
+    """Count the candidates that a strategy has at a position, by asking it about one."""
+    own = TopK(torch.arange(k).view(1, 1, k), torch.zeros(1, 1, k))
+    sampled = Sampled(torch.zeros(1, 1), torch.zeros(1, 1))
+    token = torch.zeros(1, 1, dtype=torch.long)
+    scores = Scores(token, own, own, own.log_probs, own.log_probs, sampled)
+    return strategy.candidates(scores).ids.shape[-1]
+
+
 def _payload(prune_opd: PruneOPDConfig, tokens: float) -> list[Row]:
-    """Top-k blocks of a step."""
-    scores, candidates = costs.payload_bytes(tokens, prune_opd.topk, prune_opd.strategy)
+    """Rows of the top-k blocks of a step."""
+    scores, candidates = payload_bytes(tokens, prune_opd.topk, prune_opd.rules.strategy)
     return [
         ("top-k scores of a step, all GPUs", "CPU", scores, f"{tokens:,.0f} tokens, both models"),
         ("candidates of a step, all GPUs", "CPU", candidates, "ids, old log-probs, advantages"),
@@ -178,7 +221,7 @@ def _payload(prune_opd: PruneOPDConfig, tokens: float) -> list[Row]:
 
 
 def _gate(prune_opd: PruneOPDConfig, teacher: costs.Shape) -> Row:
-    """The teacher's copy on a server of its own."""
+    """Row of the teacher's copy on a server of its own."""
     parallel = prune_opd.teacher.server.tensor_model_parallel_size
     weights = costs.weight_bytes(teacher, "bf16", parallel)
     return ("teacher server of the gate", "gate", weights, f"bf16 / {parallel} GPUs of its own")

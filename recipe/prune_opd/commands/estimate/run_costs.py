@@ -1,38 +1,19 @@
-"""Tokens, FLOPs and time of a training, by step and by part, out of what the configuration and the
-user say."""
+"""Tokens, FLOPs and time of a training, by step and by part, out of collected values."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from recipe.prune_opd.commands.estimate import costs
+from recipe.prune_opd.commands.estimate.values import Values
 from recipe.prune_opd.config import PruneOPDConfig
-from recipe.prune_opd.method.reward import needs_student_on_teacher
-
-
-class Values:
-    """Numbers by name, each with where it comes from."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self._by_name: dict[str, Any] = {}
-
-    def add(self, name: str, value: Any, source: str, meaning: str = "") -> Any:
-        """Note a number and hand it back."""
-        self.rows.append({"name": name, "value": value, "source": source, "meaning": meaning})
-        self._by_name[name] = value
-        return value
-
-    def __getitem__(self, name: str) -> Any:
-        return self._by_name[name]
 
 
 @dataclass
 class Scenario:
-    """One way to train. Sums are over the run; FLOPs and seconds by part are of one step."""
+    """Cost of one way to train: sums over the run, FLOPs and seconds by part of one step."""
 
     name: str
     limit: float
@@ -60,15 +41,11 @@ class Step:
         values: Values,
         decode_rate: float | None,
     ):
-        self.student, self.teacher, self.values, self.decode_rate = (
-            student,
-            teacher,
-            values,
-            decode_rate,
-        )
+        self.student, self.teacher = student, teacher
+        self.values, self.decode_rate = values, decode_rate
         self.gpus: int = values["GPUs of the training"]
         self.responses: int = values["prompts per step"] * values["responses per prompt"]
-        self.passes = 2 if needs_student_on_teacher(prune_opd.strategy) else 1
+        self.passes = 2 if "student_on_teacher" in prune_opd.rules.needs else 1
         # The forward pass is made once more where activations are recomputed for the gradient.
         self.update = 4 if config.actor_rollout_ref.model.enable_gradient_checkpointing else 3
         self.parallel: int = config.actor_rollout_ref.rollout.tensor_model_parallel_size
@@ -78,7 +55,7 @@ class Step:
         self.gate = prune_opd.gate
 
     def scenario(self, name: str, limit: float, gate: bool = False) -> Scenario:
-        """Tokens, FLOPs and time of a run at a constant limit."""
+        """Work out tokens, FLOPs and time of a run at a constant limit."""
         lengths = costs.response_lengths(
             self.values["length"], self.values["spread"], limit, self.responses
         )
@@ -119,7 +96,7 @@ class Step:
         }
 
     def _seconds(self, flops: dict[str, float], generate: float) -> dict[str, float]:
-        """The gate's teacher works beside generation, on its own devices, and adds nothing."""
+        """Time the parts of a step; the gate's teacher works beside generation and adds nothing."""
         rate = self.gpus * self.values["peak_tflops"] * 1e12 * self.values["mfu"]
         seconds = {
             name: flops[name] / rate for name in ("score_student", "score_teacher", "update")
@@ -127,11 +104,10 @@ class Step:
         return {"generate": generate, **seconds, "fixed": self.values["step_overhead"]}
 
     def _iterations(self, made: NDArray[np.float64], limit: float, slots: float) -> float:
-        """Decoding steps: as many as the longest response, or more where not all responses fit into
-        the cache.
+        """Count decoding steps: the longest response's, or more where the cache makes some wait.
 
         A gate leaves the longest as it is: some response stays reliable up to the limit nearly
-            always.
+        always.
         """
         replicas = max(self.gpus // self.parallel, 1)
         return max(min(limit, self._longest(len(made))), float(made.sum()) / replicas / slots)

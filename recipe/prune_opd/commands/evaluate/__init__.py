@@ -1,1 +1,1 @@
-"""The command `evaluate`."""
+"""Command `evaluate`."""

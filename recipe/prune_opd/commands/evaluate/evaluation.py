@@ -1,5 +1,4 @@
-"""What sampled answers say about a model: average and pass rates, lengths and failures, with
-intervals.
+"""Statistics of sampled answers: average and pass rates, lengths and failures, with intervals.
 
 Pure functions. Shapes: P problems, N responses of a problem, which may differ between problems.
 
@@ -18,12 +17,12 @@ SEED = 260507804
 """Seed of the bootstrap: the number of the paper on arXiv."""
 RESAMPLES = 10_000
 LEVEL = 0.95
-"""How often an interval shall hold the true mean."""
+"""Share of intervals that shall hold the true mean."""
 FEW = 10
 """Problems below which a bootstrap is too narrow: of 5 it holds the true mean 82 to 90 times of
 100."""
 BOOTSTRAP, WILSON, NONE = "bootstrap", "wilson", "none"
-"""How an interval was made."""
+"""Methods by which an interval was made."""
 CELLS = 1_000_000
 """Values that are resampled at once: all of them would not fit into memory with many problems."""
 
@@ -34,19 +33,19 @@ class Response:
 
     benchmark: str
     problem: str
-    """What the responses to one problem have in common."""
+    """Key that the responses to one problem have in common."""
     correct: bool
     unread: str = ""
     """Why its answer could not be read; "" where it could."""
     tokens: int | None = None
     """Length. None where not known."""
     truncated: bool | None = None
-    """Whether the limit cut it. None where not known."""
+    """True where the limit cut it; None where not known."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems and its interval; low and high are NaN where the method is ``NONE``."""
+    """Mean over problems and its interval; low and high are NaN where the method is ``NONE``."""
 
     mean: float
     low: float
@@ -78,8 +77,9 @@ class Summary:
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the probability that at least one of k responses is right
-    (arXiv:2107.03374).
+    """Estimate the probability that at least one of k responses is right, without bias.
+
+    See arXiv:2107.03374.
 
     Args:
         n: responses of the problem.
@@ -98,7 +98,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def estimate(values: Sequence[float], share: bool, seed: int = SEED) -> Estimate:
-    """Mean over problems with its interval at ``LEVEL``.
+    """Average over problems, with an interval at ``LEVEL``.
 
     A bootstrap resamples problems. It is of no use where all values are the same, and too narrow
     with fewer problems than ``FEW``: there a share has Wilson's interval of P observations, and so
@@ -126,7 +126,7 @@ def estimate(values: Sequence[float], share: bool, seed: int = SEED) -> Estimate
 
 
 def _wilson(mean: float, number: int) -> tuple[float, float]:
-    """Wilson's score interval, which scipy has for whole counts alone."""
+    """Bound a mean by Wilson's score interval, which scipy has for whole counts alone."""
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     mean = min(max(mean, 0.0), 1.0)
     middle = (mean + z**2 / (2 * number)) / (1 + z**2 / number)
@@ -135,7 +135,7 @@ def _wilson(mean: float, number: int) -> tuple[float, float]:
 
 
 def _bootstrap(values: Sequence[float], seed: int) -> tuple[float, float]:
-    """Bias-corrected and accelerated interval."""
+    """Bound a mean by scipy's bias-corrected and accelerated bootstrap."""
     import numpy as np
     from scipy import stats  # a second: help need not wait for it
 
@@ -154,7 +154,7 @@ def _bootstrap(values: Sequence[float], seed: int) -> tuple[float, float]:
 def summarise(
     responses: Iterable[Response], ks: Sequence[int] = (), seed: int = SEED
 ) -> list[Summary]:
-    """One summary per benchmark, sorted by name.
+    """Summarise responses by benchmark, sorted by name.
 
     Args:
         responses: of any benchmarks, in any order.

@@ -1,1 +1,1 @@
-"""The command `prepare`."""
+"""Command `prepare`."""

@@ -1,5 +1,4 @@
-"""The datasets of ``prepare``: where they are, what their columns are called, how their prompts
-instruct a model."""
+"""Datasets of ``prepare``: where they are, their columns, how their prompts instruct a model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ preprocessing."""
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where a dataset is, how its columns are called and what its rows become."""
+    """Source of a dataset, names of its columns, and what its rows become."""
 
     hub: str
     split: str
@@ -42,7 +41,7 @@ class Dataset:
 
 
 def _after_hashes(solution: str) -> str:
-    """GSM8K's answers are solutions that end in ``#### 1,234``.
+    """Take the answer out of a solution of GSM8K, which ends in ``#### 1,234``.
 
     Raises:
         ValueError: there is no ``####``; the whole solution would be the ground truth.
@@ -79,12 +78,11 @@ DATASETS = {
         final=_after_hashes,
     ),
 }
-"""By name, which is also that of the file."""
+"""Datasets by name, which is also that of the file."""
 
 
 def bare_question(prompt: str) -> str:
-    """A prompt without the instructions of DAPO, the paper or verl around it, which would be there
-    twice."""
+    """Strip the instructions of DAPO, the paper or verl off a prompt: they would be there twice."""
     prompt = prompt.removeprefix(DAPO_HEAD).removesuffix(DAPO_TAIL)
     # As the paper's files have it: white space before it is the question's.
     if prompt.endswith(SUFFIX):

@@ -1,5 +1,4 @@
-"""Problems out of rows of any format: a question, its answer, an id. What is none is refused, by
-its row."""
+"""Problems out of rows of any format: question, answer, id. A row that is none is refused."""
 
 import ast
 import math
@@ -17,7 +16,7 @@ from recipe.prune_opd.commands.prepare.datasets import Dataset, bare_question
 
 @dataclass(frozen=True)
 class Problem:
-    """A row, whatever format it came in."""
+    """Question with its answer, whatever format its row had."""
 
     id: str
     question: str
@@ -27,7 +26,7 @@ class Problem:
 
 
 def read_hub(name: str, dataset: Dataset, split: str) -> Iterable[dict[str, Any]]:
-    """Rows from the hub, or from the ``datasets`` library's cache of it.
+    """Read rows from the hub, or from the ``datasets`` library's cache of it.
 
     Raises:
         ValueError: it cannot be reached, or has no such split.
@@ -45,7 +44,7 @@ def read_hub(name: str, dataset: Dataset, split: str) -> Iterable[dict[str, Any]
 
 
 def read_local(file: Path) -> Iterable[Any]:
-    """Rows of a .parquet, .json or .jsonl file.
+    """Read rows of a .parquet, .json or .jsonl file.
 
     Raises:
         ValueError: the file does not exist, has another ending, or cannot be read.
@@ -58,7 +57,7 @@ def read_local(file: Path) -> Iterable[Any]:
 
 
 def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet file.
+    """Read rows of a parquet file.
 
     Raises:
         ValueError: it is none.
@@ -89,7 +88,7 @@ def _read_jsonl(file: Path) -> Iterator[Any]:
 
 
 def parse_rows(rows: Iterable[Any], dataset: Dataset, origin: str) -> Iterator[Problem]:
-    """Problems out of rows in the dataset's own columns or in verl's format.
+    """Make problems out of rows in the dataset's own columns or in verl's format.
 
     Args:
         rows: one dict each.
@@ -135,7 +134,7 @@ def _from_raw(row: dict[str, Any], dataset: Dataset, number: int, place: str) ->
 
 
 def from_verl(row: dict[str, Any], place: str) -> Problem:
-    """A problem out of a row in verl's format.
+    """Make a problem out of a row in verl's format.
 
     Raises:
         ValueError: it is in another; begins with ``place``.
@@ -159,7 +158,7 @@ def from_verl(row: dict[str, Any], place: str) -> Problem:
 
 
 def _turns(prompt: Any, place: str) -> list[tuple[str, str]]:
-    """(role, content) of a prompt, the last of which asks the question."""
+    """List (role, content) of a prompt, the last of which asks the question."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise ValueError(
@@ -208,17 +207,16 @@ def _identity(value: Any, what: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite real number; ``bool`` is none."""
+    """Tell whether a value is a finite real number; ``bool`` is none."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 PRINTED_LIST = re.compile(r"""\[\s*(['"]).*\1\s*\]""", re.DOTALL)
-"""A list of texts that something has printed where its one element was meant."""
+"""List of texts that something has printed where its one element was meant."""
 
 
 def truth(value: Any, what: str) -> str:
-    """A ground truth as text: numbers as they are printed, 142.0 stays 142.0; the element of a list
-    with one.
+    """Write a ground truth as text: numbers as printed (142.0 stays 142.0), a list's only element.
 
     Args:
         value: of the answer's column.
@@ -244,8 +242,7 @@ def truth(value: Any, what: str) -> str:
 
 
 def unique_rows(problems: Iterable[Problem], origin: str) -> tuple[list[Problem], int]:
-    """Problems with identical rows left out, and how many those were. The hub's DAPO-Math-17K has
-    each row 100 times.
+    """Leave identical rows out, and count them: the hub's DAPO-Math-17K has each row 100 times.
 
     Raises:
         ValueError: two different rows have one id, or there are no rows.

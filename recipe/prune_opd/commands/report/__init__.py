@@ -1,1 +1,1 @@
-"""The command `report`."""
+"""Command `report`."""

@@ -5,38 +5,44 @@ and, where prune_opd.records.dir was there as well, our records; or just the fil
 laid over each other.
 """
 
-import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from recipe.prune_opd.commands.report.runs import read_runs
+from tyro.conf import Positional, arg
+
+from recipe.prune_opd.commands.arguments import WHOLE, paths
+from recipe.prune_opd.commands.report.reading import read_runs
 from recipe.prune_opd.commands.report.summary import COLUMNS, cells, notes, summary
 from recipe.prune_opd.commands.terminal import show
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See ``recipe.prune_opd.__main__``."""
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="folder of a run, or file of verl's logger",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="file to write (default: %(default)s)"
-    )
-    parser.add_argument("--title", help="heading of the page (default: the names of the runs)")
-    parser.add_argument(
-        "--step", type=int, help="step whose samples are shown (default: the first and the last)"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print the summary as JSON and write no page"
-    )
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of the command."""
+
+    runs: Annotated[
+        Positional[tuple[Path, ...]],
+        paths("folders of runs, or files of verl's logger", "RUN"),
+        arg(help_behavior_hint=""),
+    ]
+    """folder of a run, or file of verl's logger"""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("report.html")
+    """file to write"""
+    title: Annotated[str | None, arg(help_behavior_hint="(default: the names of the runs)")] = None
+    """heading of the page"""
+    step: Annotated[
+        int | None, WHOLE, arg(help_behavior_hint="(default: the first and the last)")
+    ] = None
+    """step whose samples are shown"""
+    json: bool = False
+    """print the summary as JSON and write no page"""
 
 
-def run(args: argparse.Namespace) -> int:
-    """See ``recipe.prune_opd.__main__``.
+def run(args: Arguments) -> int:
+    """Write the page and print the summary.
 
     Raises:
         ValueError: there is no run at a path, no sample of the step, or the page cannot be written;
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_out(out: Path) -> None:
-    """Before the work of drawing."""
+    """Refuse a file that cannot be written, before the work of drawing."""
     folder = out.resolve().parent
     if not folder.is_dir():
         raise ValueError(f"--out: {folder} does not exist, allowed: a file in a folder that exists")
@@ -73,7 +79,7 @@ def _check_out(out: Path) -> None:
         raise ValueError(f"--out: {out} is a folder, allowed: a file")
 
 
-def _print_table(columns: tuple[str, ...], rows: list[list[str]]) -> None:
+def _print_table(columns: Sequence[str], rows: list[list[str]]) -> None:
     from rich.table import Table
 
     table = Table(caption="pairs: first and last step that has one", caption_justify="left")

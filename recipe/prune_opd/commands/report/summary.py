@@ -1,4 +1,4 @@
-"""The numbers of a run in a row, and what a reader of them has to know: which steps they are of.
+"""Numbers of a run in a row, and notes that a reader needs: which steps they are of.
 
 A log may lack steps (a resume that began its file anew, a line lost) that the records have, and the
 other way round. A sum is then over the steps that are known, the row says of how many, and a note
@@ -31,13 +31,13 @@ SUMS = {
     "saved": "tokens saved",
     "hours": "hours",
 }
-"""What is summed over steps -> how a note calls it."""
+"""Values that are summed over steps -> name in a note."""
 PAIRS = {"limit": "limit", "effective_length": "effective length", "overlap": "overlap"}
-"""What is shown of the first and the last step -> how a note calls it."""
+"""Values of the first and the last step -> name in a note."""
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """The numbers of a run, None where they are not known.
+    """Sum up a run; None stands for what is not known.
 
     Returns:
         ``tokens`` and ``hours``: sums over the steps that are known, see ``counted``: name ->
@@ -64,7 +64,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def series(run: Run) -> dict[str, dict[int, float]]:
-    """Name of ``SUMS`` and ``PAIRS`` -> step -> value of the step, where it is a number."""
+    """Collect the values by step that ``SUMS`` and ``PAIRS`` name, where they are numbers."""
     records = {
         name: run.record("tokens", name) for name in ("scored", "trained", "reliable", "saved")
     }
@@ -87,7 +87,7 @@ def series(run: Run) -> dict[str, dict[int, float]]:
 
 
 def share(part: Mapping[int, float], whole: Mapping[int, float]) -> float | None:
-    """Sum of the part in the sum of the whole, both over the steps that both have."""
+    """Divide the sum of a part by the sum of the whole, both over the steps that both have."""
     common = part.keys() & whole.keys()
     total = math.fsum(whole[step] for step in common)
     return math.fsum(part[step] for step in common) / total if total else None
@@ -99,7 +99,7 @@ def _ends(values: Mapping[int, float]) -> tuple[float, float] | None:
 
 
 def ranges(steps: Iterable[int]) -> list[tuple[int, int]]:
-    """First and last of each stretch of steps without a gap."""
+    """List first and last of each stretch of steps without a gap."""
     found: list[tuple[int, int]] = []
     for step in sorted(steps):
         if found and step == found[-1][1] + 1:
@@ -110,7 +110,7 @@ def ranges(steps: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def named(stretches: Sequence[tuple[int, int]], most: int = 4) -> str:
-    """Ranges for a reader, the first few of many."""
+    """Write ranges for a reader, the first few of many."""
     texts = [f"{first}" if first == last else f"{first}-{last}" for first, last in stretches]
     if len(texts) <= most:
         return ", ".join(texts)
@@ -121,8 +121,10 @@ def named(stretches: Sequence[tuple[int, int]], most: int = 4) -> str:
 
 
 def cells(found: Mapping[str, Any]) -> list[str]:
-    """A run's summary as text, in the order of ``COLUMNS``. A sum that lacks steps says how many it
-    has."""
+    """Write a summary as text, in the order of ``COLUMNS``.
+
+    A sum that lacks steps says how many it has.
+    """
     tokens, accuracies = found["tokens"], [pair for pair in found["accuracy"].values() if pair]
     mean = (
         tuple(sum(side) / len(accuracies) for side in zip(*accuracies, strict=True))
@@ -160,8 +162,10 @@ def _count(value: float | None) -> str:
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader has to know: what could not be read, which steps a number is of, how far curves
-    go."""
+    """Note what a reader has to know of runs.
+
+    That is what could not be read, which steps a number is of, and how far curves go.
+    """
     found = [fault for run in runs for fault in run.faults]
     for run in runs:
         found += [*_two_runs(run), *_partial_sums(run), *_partial_pairs(run), *_partial_axes(run)]
@@ -172,7 +176,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
 
 
 def _two_runs(run: Run) -> list[str]:
-    """A note where records and log cannot be of one run."""
+    """Note that records and log cannot be of one run, where they cannot."""
     recorded, logged = run.record("limit"), run.metric("prune_opd/current_max_response_length")
     other = [
         step for step in sorted(recorded.keys() & logged.keys()) if recorded[step] != logged[step]
@@ -186,8 +190,7 @@ def _two_runs(run: Run) -> list[str]:
 
 
 def _partial_sums(run: Run) -> list[str]:
-    """One note that names the steps of every sum which lacks some; none where all are whole or
-    unknown."""
+    """Note the steps of every sum which lacks some; nothing where all are whole or unknown."""
     each = series(run)
     steps = {name: ranges(each[name]) for name in SUMS if each[name]}
     if all(known == [(1, run.last)] for known in steps.values()):

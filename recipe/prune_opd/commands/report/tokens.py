@@ -1,5 +1,4 @@
-"""Samples token by token, made ready for the page: bounded, and as compact as they can be read in
-the browser."""
+"""Samples token by token, made ready for the page: bounded, and compact for the browser."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +16,10 @@ PROMPT = 600
 
 
 def token_views(runs: Sequence[Run], step: int | None = None) -> dict[str, Any]:
-    """What the page's template needs: ``samples`` to be written out, ``candidates`` for its script,
-    and which sample is ``opened``: the one that lost the most tokens.
+    """Prepare what the page's template needs of samples.
+
+    ``samples`` are to be written out, ``candidates`` are for its script, and ``opened`` is the
+    sample that lost the most tokens.
 
     Args:
         runs: at least one.
@@ -48,8 +49,7 @@ def token_views(runs: Sequence[Run], step: int | None = None) -> dict[str, Any]:
 
 
 def _picked(run: Run, most: int, step: int | None) -> list[tuple[int, dict[str, Any]]]:
-    """Up to so many responses and their steps: of the given one, or of the first and the last,
-    evenly from each."""
+    """Pick responses with their steps: of the given step, or evenly of the first and the last."""
     steps = [one for one in run.sampled() if step is None or one == step]
     ends = [steps[0], steps[-1]] if len(steps) > 1 and most > 1 else steps[-1:]
     found = []
@@ -62,13 +62,12 @@ def _picked(run: Run, most: int, step: int | None) -> list[tuple[int, dict[str, 
 
 
 def spent(sample: dict[str, Any]) -> int | None:
-    """Position of the first token without reliability; None where all of them have some."""
+    """Find the position of the first token without reliability; None where all have some."""
     return next((i for i, weight in enumerate(sample["weight"]) if weight <= 0), None)
 
 
 def shown(sample: dict[str, Any], most: int) -> list[int]:
-    """Positions of the tokens to show: the first, and where reliability ends beyond them, as many
-    around that.
+    """Choose positions of tokens to show: the first, and as many around where reliability ends.
 
     Args:
         sample: see ``samples.token_data``.
@@ -82,8 +81,7 @@ def shown(sample: dict[str, Any], most: int) -> list[int]:
 
 
 def view(run: str, step: int, sample: dict[str, Any], most: int) -> dict[str, Any]:
-    """A response to be written out: its facts, and for each token ``shown`` its position, text and
-    classes.
+    """Write a response out: its facts, and position, text and classes of each token ``shown``.
 
     Args:
         run: the run's name.
@@ -130,12 +128,12 @@ def _classes(sample: dict[str, Any], i: int) -> str:
 
 
 def readable(piece: str) -> str:
-    """A token's text with what would not be seen made visible."""
+    """Write a token's text with what would not be seen made visible."""
     return piece.replace("\n", "↵\n").replace("\t", "⇥\t") or "∅"
 
 
 def candidates(sample: dict[str, Any], most: int) -> dict[str, Any]:
-    """What both models would have said at each shown token, for the script.
+    """List what both models would have said at each shown token, for the script.
 
     Args:
         sample: see ``samples.token_data``.
