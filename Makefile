@@ -15,7 +15,7 @@ $(error ENGINE is $(ENGINE), allowed: $(ENGINES))
 endif
 VENV ?= $(if $(filter vllm,$(ENGINE)),.venv,.venv-$(ENGINE))
 BIN := $(VENV)/bin
-UNIT ?= tests
+UNIT ?= tests examples/extend
 E2E ?= tests/e2e
 RUN ?= runs/quickstart$(if $(filter vllm,$(ENGINE)),,-$(ENGINE))
 CPU := verl_ext/cpu

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -148,15 +149,17 @@ def run(
     settings: dict[str, Any],
     recipe: str = "prune_opd",
     kill_when: Callable[[], bool] = lambda: False,
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Run:
-    """Start the trainer and wait for its end; ``kill_when`` answering True kills it and all its
-    children at once."""
+    """Start the trainer, with ``more`` in its environment, and wait for its end; ``kill_when``
+    answering True kills it and all its children at once."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
         "TENSORBOARD_DIR": str(folder / "tensorboard"),
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(folder),
+        **more,
     }
     log = folder / "output.log"
     with log.open("w") as output:

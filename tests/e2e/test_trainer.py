@@ -6,6 +6,7 @@ What is real: verl, Ray, TransferQueue and vLLM. Models are tiny; each run takes
 import json
 import re
 import shutil
+from pathlib import Path
 
 import harness
 import pytest
@@ -14,12 +15,15 @@ from transformers import AutoModelForCausalLM
 
 from recipe.prune_opd.method.budget import ResponseBudget
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.method.gates import stops
 from recipe.prune_opd.method.reward import Scores, TopK, topk_reward
 from recipe.prune_opd.records.files import read_samples, read_steps, sampled_steps
 from recipe.prune_opd.records.tally import COLUMNS
+from recipe.prune_opd.training.worker import scores_of
 
 pytestmark = pytest.mark.e2e
 
+EXTEND = Path(__file__).resolve().parents[2] / "examples" / "extend"
 BUDGET = {"init": 32, "min": 16, "step": 16, "margin": 8}
 SAME = {
     "trainer.n_gpus_per_node": 2,
@@ -112,6 +116,28 @@ def gated(inputs, tmp_path_factory):
         "trainer.val_before_train": True,
     }
     return finished(harness.run(inputs, tmp_path_factory.mktemp("gated"), settings))
+
+
+@pytest.fixture(scope="session")
+def extended(inputs, tmp_path_factory):
+    """A drift metric, a gate and a strategy of a user's own, named on the command line."""
+    settings = SAME | {
+        "prune_opd.teacher.path": inputs / "noisy",
+        "prune_opd.drift.metric": "my_rules:UnlikelyToken",
+        "+prune_opd.drift.args.least": 0.02,
+        "prune_opd.strategy": "my_rules:SharedHead",
+        "+prune_opd.strategy_args.size": 8,
+        "prune_opd.gate.enable": True,
+        "prune_opd.gate.kind": "my_rules:Fading",
+        "+prune_opd.gate.args.half_life": 4,
+        "prune_opd.gate.rate": 0.3,
+        "prune_opd.gate.chunk": 16,
+        "prune_opd.budget.init": harness.MAX_RESPONSE,
+        "trainer.total_training_steps": 2,
+        "trainer.save_freq": -1,
+    }
+    path = {"PYTHONPATH": str(EXTEND)}
+    return finished(harness.run(inputs, tmp_path_factory.mktemp("extended"), settings, more=path))
 
 
 SERVED = SAME | {
@@ -439,6 +465,37 @@ def test_what_the_gate_stops_is_what_the_trainer_would_not_trust(gated):
         assert logged["prune_opd/limit_hit_ratio"] == pytest.approx(1 - ends)
         assert logged["prune_opd/gate/given_up"] == logged["prune_opd/gate/failed_answers"] == 0
         assert logged["prune_opd/gate/overshoot_tokens"] > 0
+
+
+def test_rules_from_outside_decide_what_is_drift_what_stops_and_what_is_rewarded(
+    extended, monkeypatch
+):
+    """They are found in the driver, in the worker and in the agent loop, and do what they say."""
+    monkeypatch.syspath_prepend(EXTEND)
+    from my_rules import Fading, SharedHead, UnlikelyToken
+
+    for part in (
+        "my_rules:SharedHead",
+        "UnlikelyToken(least=0.02)",
+        "Fading(half_life=4, rate=0.3)",
+    ):
+        assert part in extended.output
+    stopped = 0
+    for step, logged in enumerate(extended.steps, 1):
+        for dump in extended.dump(step):
+            scores = scores_of(dump)
+            mask = dump["response_mask"].bool()
+            events = UnlikelyToken(0.02).events(scores, mask)
+            reward = topk_reward(scores, SharedHead(8))
+            assert torch.equal(reward.ids.int(), dump["candidate_ids"])
+            weights = reliability(events, mask, 0.01, 0.5).loss_weight.unsqueeze(-1)
+            torch.testing.assert_close(reward.reward * weights, dump["candidate_advantages"])
+            kept = stops(Fading(4, 0.3), events, 1)
+            for i, length in enumerate(dump["lengths"].tolist()):
+                assert kept[i] >= length  # what is left of a response would not have been stopped
+            stopped += dump["prune_opd_sums"][:, COLUMNS.index("gate_stopped")].sum().item()
+        assert logged["prune_opd/gate/event_agreement"] == 1
+    assert stopped > 0
 
 
 def test_validation_is_not_gated(gated):
