@@ -40,8 +40,7 @@ from tqdm import tqdm
 from verl.single_controller.ray.base import RayResourcePool
 from verl.workers.rollout.llm_server import LLMServerManager
 
-from recipe.prune_opd.checks.keys import read_config
-from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.config import PruneOPDConfig, read_config
 from recipe.prune_opd.method.drift import reliability
 from recipe.prune_opd.records.tally import GateReport
 from recipe.prune_opd.teacher.client import TeachingClient

@@ -1,6 +1,6 @@
 """Write what is made from the code: the recipe's keys for Hydra, and tables of the documentation.
 
-    python docs/generate.py             # after a change of config.py or of checks/
+    python docs/generate.py             # after a change of config/ or of checks/
     python docs/generate.py --check     # only say what is stale, exit code 1
 
 Between the markers ``generated: NAME`` and ``end`` of a file stands what the function NAME returns.
@@ -19,8 +19,8 @@ from pydantic.fields import FieldInfo
 
 from recipe.prune_opd import config
 from recipe.prune_opd.checks import settings
-from recipe.prune_opd.checks.keys import allowed_values
 from recipe.prune_opd.checks.numbers import NUMBERS, OPTIONAL
+from recipe.prune_opd.config import allowed_values
 from recipe.prune_opd.method.budget import BUDGETS
 from recipe.prune_opd.method.drift import METRICS
 from recipe.prune_opd.method.gates import GATES

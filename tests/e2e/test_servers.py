@@ -24,7 +24,7 @@ from contract import assert_rows, log_probs_of
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
-from recipe.prune_opd.checks.keys import read_config
+from recipe.prune_opd.config import read_config
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient

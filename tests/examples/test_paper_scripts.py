@@ -14,7 +14,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.checks.keys import load_config
+from recipe.prune_opd.config import load_config
 from recipe.prune_opd.training.preflight import check_values
 
 PAPER = Path(__file__).resolve().parents[2] / "examples" / "paper"

@@ -4,7 +4,6 @@ import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from recipe.prune_opd.checks.keys import load_config
 from recipe.prune_opd.config import (
     BudgetConfig,
     DriftConfig,
@@ -13,6 +12,7 @@ from recipe.prune_opd.config import (
     TeacherConfig,
     TeacherServerConfig,
     TeacherUrlConfig,
+    load_config,
 )
 from recipe.prune_opd.method.gates import (
     GATES,

@@ -9,9 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.checks.keys import load_config, read_config
 from recipe.prune_opd.checks.numbers import ACTOR, ROLLOUT, check_numbers
-from recipe.prune_opd.config import ENGINES, PruneOPDConfig, require
+from recipe.prune_opd.config import ENGINES, PruneOPDConfig, load_config, read_config, require
 from recipe.prune_opd.method.gates import GateRule
 
 

@@ -26,8 +26,8 @@ from verl.workers.config import HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from recipe.prune_opd.checks.files import local_path
-from recipe.prune_opd.checks.keys import load_config
 from recipe.prune_opd.checks.models import end_tokens
+from recipe.prune_opd.config import load_config
 from recipe.prune_opd.method.loss import topk_policy_loss
 from recipe.prune_opd.method.pruning import Pruned, prune
 from recipe.prune_opd.method.reward import Sampled, Scores, TopK

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import DictConfig
 
 from recipe.prune_opd.checks.inputs import Inputs
-from recipe.prune_opd.checks.keys import read_config
+from recipe.prune_opd.config import read_config
 from recipe.prune_opd.teacher.home import build_home
 from recipe.prune_opd.training import preflight
 

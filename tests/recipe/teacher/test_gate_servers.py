@@ -7,8 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-from recipe.prune_opd.checks.keys import read_config
-from recipe.prune_opd.config import ENGINES, TeacherConfig, TeacherUrlConfig
+from recipe.prune_opd.config import ENGINES, TeacherConfig, TeacherUrlConfig, read_config
 from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
 from recipe.prune_opd.teacher.urls import url_teacher
 from verl_ext.rollout.url_teacher import DIALECTS, UrlTeacher

@@ -1,4 +1,4 @@
-"""Keys of ``prune_opd.*`` out of a composed configuration, and what they may hold in words."""
+"""Keys out of a composed configuration, and what they may hold in words."""
 
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -9,7 +9,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.config.recipe import PruneOPDConfig
 
 WORDS = {
     bool: "true or false",

@@ -1,0 +1,47 @@
+"""What groups of keys are made of."""
+
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import Self
+
+Positive = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Seconds = Annotated[float, Gt(0)]
+Share = Annotated[float, Gt(0), Le(1)]
+
+ELSEWHERE = "elsewhere"
+"""Stands for a key that each recipe sets for itself."""
+
+
+def recipe(default: Any, value: str) -> Any:
+    """A field to which the recipes give another value than its default, a key of verl's mostly."""
+    return Field(default, json_schema_extra={"recipe": value})
+
+
+def require(condition: bool, key: str, found: Any, allowed: str) -> None:
+    """Refuse a value in one sentence.
+
+    Raises:
+        ValueError: ``condition`` is false; names the key, what was found and what is allowed.
+    """
+    if not condition:
+        raise ValueError(f"prune_opd.{key}: got {found!r}, allowed: {allowed}")
+
+
+class Keys(BaseModel):
+    """A group of keys."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # Hydra reads a folder named 7 as a number
+    )
+
+    def changed(self, **values: Any) -> Self:
+        """The same with other values of some keys, checked anew."""
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**own | values)

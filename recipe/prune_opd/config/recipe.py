@@ -1,0 +1,89 @@
+"""All keys of ``prune_opd``, and the rules of the method that they make."""
+
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from recipe.prune_opd.config.base import Keys, Natural, Positive, recipe, require
+from recipe.prune_opd.config.rules import BudgetConfig, DriftConfig, GateConfig
+from recipe.prune_opd.config.teacher import TeacherConfig
+from recipe.prune_opd.method.budget import BUDGETS
+from recipe.prune_opd.method.gates import Gate, GateRule
+from recipe.prune_opd.method.pruning import Rules
+from recipe.prune_opd.method.reward import STRATEGIES, WEIGHTINGS
+
+
+class RecordsConfig(Keys):
+    """What a run writes down beside verl's logs, for ``python -m recipe.prune_opd report``."""
+
+    dir: str | None = recipe(None, "${trainer.default_local_dir}/records")
+    """Folder, where a resumed run finds it again; null: no records."""
+    every: Natural = 20
+    """Steps from one look at single tokens to the next; the first step has one too. 0: none."""
+    samples: Positive = 4
+    """Responses that are kept token by token each time, from the least reliable to the most."""
+    topk: Positive = 5
+    """Candidates of each model kept per token, at most ``topk`` of the run."""
+
+    def samples_at(self, step: int) -> bool:
+        """Whether tokens of this step, counted from 1, are kept."""
+        return self.every > 0 and (step == 1 or step % self.every == 0)
+
+
+class PruneOPDConfig(Keys):
+    """All of ``prune_opd.*``."""
+
+    teacher: TeacherConfig
+    topk: Positive = 16
+    """k: candidates per position of each model; at most the smaller vocabulary."""
+    strategy: str = "only_stu"
+    """Which candidates are rewarded: ``only_stu``, ``only_tch``, ``intersection``, ``union``,
+    ``union_intersection``, ``sampled``."""
+    strategy_args: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of a strategy of your own."""
+    weighting: str = "student_p"
+    """What weighs a candidate: ``student_p``, ``teacher_p``, ``none``. ``sampled`` ignores it."""
+    weighting_args: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of a weighting of your own."""
+    loss_normaliser: Literal["generated", "reliable"] = "generated"
+    """What the loss is divided by: ``generated`` tokens (the paper's), or the ``reliable`` ones
+    among them (R > 0), whose number does not change when a response is stopped at R = 0."""
+    dump_dir: str | None = None
+    """Folder for the tensors behind every step (ids, log-probs, weights, advantages), one file per
+    data-parallel rank, which all ranks of a sequence-parallel group share. Large."""
+    drift: DriftConfig = DriftConfig()
+    budget: BudgetConfig = BudgetConfig()
+    gate: GateConfig = GateConfig()
+    records: RecordsConfig = RecordsConfig()
+
+    @model_validator(mode="after")
+    def _buildable(self) -> "PruneOPDConfig":
+        BUDGETS.find(self.budget.rule)  # built once its lengths are known
+        rules, _ = self.rules, self.gate_rule
+        if self.gate.enable:
+            known = rules.metric.ranks_only or self.teacher.temperature == 1
+            servers = "servers report probabilities at temperature 1"
+            allowed = f"1 with gate.enable and drift.metric={self.drift.metric}: {servers}"
+            require(known, "teacher.temperature", self.teacher.temperature, allowed)
+            allowed = f"a metric of both top k alone with gate.enable, not of {rules.metric.needs}"
+            require(not rules.metric.needs, "drift.metric", self.drift.metric, allowed)
+        return self
+
+    @cached_property
+    def rules(self) -> Rules:
+        """What ``prune`` goes by."""
+        drift, key = self.drift, "prune_opd.weighting_args"
+        weighting = WEIGHTINGS.build(self.weighting, self.weighting_args, key, {})
+        key = "prune_opd.strategy_args"
+        strategy = STRATEGIES.build(self.strategy, self.strategy_args, key, {})
+        return Rules(drift.build(), drift.w_drop, drift.w_base, drift.enable, strategy, weighting)
+
+    @cached_property
+    def gate_rule(self) -> GateRule:
+        """What stops a response."""
+        return self.gate.build(self.drift.w_drop)
+
+    def new_gate(self) -> Gate:
+        """A gate for one response."""
+        return Gate(self.gate_rule, self.gate.min_tokens)

@@ -1,0 +1,172 @@
+"""Keys of the method's rules: ``prune_opd.drift``, ``.budget`` and ``.gate``."""
+
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, Lt
+from pydantic import Field
+
+from recipe.prune_opd.config.base import (
+    ELSEWHERE,
+    Keys,
+    Natural,
+    Positive,
+    Seconds,
+    Share,
+    recipe,
+    require,
+)
+from recipe.prune_opd.method.budget import BUDGETS, Budget
+from recipe.prune_opd.method.drift import METRICS, DriftMetric
+from recipe.prune_opd.method.gates import GATES, GateRule
+
+PAPER_MAX, PAPER_MIN, PAPER_INIT = 12288, 1024, 1024
+SMALLEST_CHUNK, QUESTIONS = 64, 64
+"""Of a gate whose chunk is not given: tokens, and the most questions about a response. A question
+sends the whole sequence, so a token is sent half as often as a response asks."""
+
+
+class DriftConfig(Keys):
+    """What counts as drift, and what it costs (METHOD: sections 1, 2)."""
+
+    enable: bool = True
+    """Multiply the reward by the reliability weight. False: events are measured, the loss is that
+    of plain OPD."""
+    metric: str = "overlap_ratio"
+    """What counts as drift: ``overlap_ratio`` or ``teacher_top_p_accept``."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of a metric of your own."""
+    threshold: Share = 0.7
+    """γ: an overlap below it is an event. It depends on k: 0.7 asks for 12 of 16, or for 23 of
+    32."""
+    top_p: Share = 0.95
+    """Nucleus of ``teacher_top_p_accept``: a sampled token outside it is an event."""
+    w_drop: Annotated[float, Ge(0)] = 0.01
+    """Weight lost per event: reliability reaches 0 at the ceil(1 / w_drop)-th. 0: never."""
+    w_base: Annotated[float, Ge(0)] = 0.5
+    """Weight added on every generated token. Not a floor: the weight runs from 1 + w_base down to
+    w_base."""
+
+    def build(self) -> DriftMetric:
+        """The metric with its parameters.
+
+        Raises:
+            ValueError: see ``Registry.build``.
+        """
+        keys = self.model_dump(exclude={"enable", "metric", "args"})
+        return METRICS.build(self.metric, self.args, "prune_opd.drift.args", keys)
+
+
+class BudgetConfig(Keys):
+    """How long a training response may become (METHOD: section 5). All lengths in tokens."""
+
+    enable: bool = True
+    """Move the limit after every batch. False: it stays at ``max``."""
+    rule: str = "hits"
+    """What moves it: ``hits``, the share of responses that stay reliable up to the limit."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of a rule of your own."""
+    init: Positive | None = None
+    """First limit. Default 1024, or ``max`` where that is smaller; the paper takes 2048 for a close
+    teacher."""
+    min: Positive | None = None
+    """The limit never falls below it. Default 1024, or ``max`` where that is smaller."""
+    max: Positive | None = recipe(None, ELSEWHERE)
+    """The limit never rises above it, in baselines too. Default: the rollout's response length, at
+    most 12288."""
+    step: Positive = 100
+    """Tokens by which the limit changes."""
+    hit_ratio: Annotated[float, Ge(0), Le(1)] = 0.1
+    """ρ: share of responses that must stay reliable up to the limit for it to grow."""
+    margin: Natural = 100
+    """Tokens before the limit from which a response counts as reaching it."""
+    patience: Positive = 3
+    """Batches in a row below ``hit_ratio`` until the limit shrinks."""
+
+    def resolved(self, response_length: int) -> "BudgetConfig":
+        """The same with its three lengths as numbers, for a rollout of ``response_length`` tokens.
+
+        A default is lowered to fit; a value the user gave is never adjusted.
+
+        Raises:
+            ValueError: a given value does not fit.
+        """
+        rollout = f"the rollout's response length, {response_length} (data.max_response_length)"
+        most = min(response_length, PAPER_MAX) if self.max is None else self.max
+        require(most <= response_length, "budget.max", most, f"at most {rollout}")
+        least = min(PAPER_MIN, most) if self.min is None else self.min
+        require(least <= most, "budget.min", least, f"at most budget.max, {most}")
+        init = max(least, min(PAPER_INIT, most)) if self.init is None else self.init
+        bounds = f"from budget.min, {least}, to budget.max, {most}"
+        require(least <= init <= most, "budget.init", init, bounds)
+        return self.changed(init=init, min=least, max=most)
+
+    @property
+    def longest(self) -> int:
+        """The largest limit; the lengths must be ``resolved``."""
+        assert self.max is not None, "budget lengths are resolved at start"
+        return self.max
+
+    def build(self) -> Budget:
+        """A budget at its start; its lengths must be ``resolved``.
+
+        Raises:
+            ValueError: see ``Registry.build``.
+        """
+        keys = self.model_dump(exclude={"enable", "rule", "args"})
+        if not self.enable:
+            keys |= {"init": self.max, "min": self.max}
+        return BUDGETS.build(self.rule, self.args, "prune_opd.budget.args", keys)
+
+
+class GateConfig(Keys):
+    """Stopping a response while it is generated, once teacher and student have parted."""
+
+    enable: bool = False
+    """Start the teacher's servers and stop responses. Needs devices for ``teacher.server``."""
+    kind: str = "cumulative"
+    """The rule. ``cumulative``: reliability has reached 0 (``drift.w_drop``). ``windowed``: of the
+    last ``window`` tokens a share above ``rate`` are events. ``consecutive``: ``run_length`` events
+    in a row. ``relative``: the share of events in the last ``window`` tokens is more than
+    ``increase`` above that in the first ``window``. ``never``: nothing is stopped; responses are
+    scored while they grow, which hides the work of ``teacher.home=server``."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of a rule of your own."""
+    min_tokens: Positive = 1
+    """Tokens that a stopped response keeps in any case. Not ``budget.min``."""
+    window: Positive = 128
+    """Tokens; ``windowed`` and ``relative``."""
+    rate: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """Events per token; ``windowed``."""
+    run_length: Positive = 16
+    """Events; ``consecutive``."""
+    increase: Annotated[float, Ge(0), Lt(1)] = 0.3
+    """Events per token; ``relative``."""
+    chunk: Positive | None = None
+    """Tokens between two questions to the teacher. Small: stops sooner, asks more often. Default:
+    64, doubled until a response at its limit asks at most 64 times: 128 for a limit above 4096, 256
+    above 8192, 512 above 16384."""
+    deadline: Seconds = 10.0
+    """Seconds to wait for an answer. Past it the response goes on; the answer is waited for again
+    at the next chunk."""
+    retries: Natural = 2
+    """Late, failed or useless answers a response bears. After one more it runs on to its limit
+    without a gate."""
+
+    def build(self, w_drop: float) -> GateRule:
+        """The rule with its parameters.
+
+        Raises:
+            ValueError: see ``Registry.build``.
+        """
+        own = {"min_tokens", "window", "rate", "run_length", "increase"}
+        keys = self.model_dump(include=own) | {"w_drop": w_drop}
+        return GATES.build(self.kind, self.args, "prune_opd.gate.args", keys)
+
+    def chunk_for(self, limit: float) -> int:
+        """Tokens between two questions about a response of at most ``limit`` tokens."""
+        if self.chunk is not None:
+            return self.chunk
+        chunk = SMALLEST_CHUNK
+        while chunk * QUESTIONS < limit:
+            chunk *= 2
+        return chunk

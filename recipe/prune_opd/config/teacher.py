@@ -1,0 +1,121 @@
+"""Keys of ``prune_opd.teacher``: the model, and where it is."""
+
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from annotated_types import Ge, Lt
+from pydantic import Field, field_validator
+
+from recipe.prune_opd.config.base import Keys, Natural, Positive, Seconds, Share, recipe, require
+
+Engine = Literal["vllm", "sglang"]
+ENGINES: tuple[str, ...] = get_args(Engine)
+"""Whose servers can be followed and asked."""
+
+
+class TeacherServerConfig(Keys):
+    """The teacher as inference servers beside the trainer, where something needs it while responses
+    are generated.
+
+    They take devices of their own, ``replicas * tensor_model_parallel_size`` of them.
+    """
+
+    engine: str = recipe("vllm", "${actor_rollout_ref.rollout.name}")
+    """What the servers run, ``vllm`` or ``sglang``."""
+    replicas: Positive = 1
+    """Servers; responses are shared out among them, each stays with one."""
+    tensor_model_parallel_size: Positive = 1
+    """Devices of a server."""
+    gpu_memory_utilization: Share = 0.85
+    """Share of a device's memory for weights and prefix cache."""
+    dtype: str = recipe("bfloat16", "${actor_rollout_ref.rollout.dtype}")
+    """Dtype of the weights."""
+    block_size: Positive = 16
+    """Tokens per block of vLLM's prefix cache (SGLang's holds single tokens). A gate's chunk that
+    is a multiple of it is scored without recomputing."""
+    max_num_batched_tokens: Positive = 2048
+    """Tokens a server runs through the model at once. vLLM may hold a row of logits of each,
+    outside of the memory it has planned: 2048 rows of 152,000 float32 are 1.2 GB."""
+    enforce_eager: bool = True
+    """No CUDA graphs: scoring is prefill, which they help little."""
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """More arguments for the engine, as ``actor_rollout_ref.rollout.engine_kwargs.ENGINE``. They
+    win over the keys above."""
+
+
+class TeacherUrlConfig(Keys):
+    """The teacher on inference servers that somebody else runs."""
+
+    urls: list[str] = Field(default_factory=list)
+    """``http(s)://host:port`` of each server. All serve the same teacher."""
+    api: Engine = "vllm"
+    """``vllm``: ``vllm serve``, on its /v1/completions. ``sglang``: ``sglang.launch_server``, on
+    its /generate."""
+    model: str | None = None
+    """Name under which they serve it. Default: ``teacher.path``."""
+    api_key_env: str | None = None
+    """Name of the environment variable with the API key, read where the trainer runs."""
+    ca_file: str | None = None
+    """File with certificates to trust beside the system's."""
+
+    @field_validator("urls")
+    @classmethod
+    def _bare(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            parts = urlsplit(url)
+            bare = url == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
+            known = parts.scheme in ("http", "https") and parts.hostname and bare
+            allowed = "http://host:port or https://host:port and nothing else"
+            require(bool(known), "teacher.url.urls", url, allowed)
+        return urls
+
+
+class TeacherConfig(Keys):
+    """The frozen model that scores responses.
+
+    How the worker group holds it is verl's own:
+    ``actor_rollout_ref.ref.fsdp_config.{model_dtype,param_offload}``,
+    ``actor_rollout_ref.ref.log_prob_{micro_batch_size_per_gpu,use_dynamic_bsz,max_token_len_per_gpu}``.
+    """
+
+    path: str = Field("", validate_default=True, json_schema_extra={"recipe": None})
+    """Required. Local folder or hub name of the teacher."""
+    home: str = "worker_group"
+    """Where it is. ``worker_group``: on the trainer's devices, as verl's reference model; scores
+    any token. ``server``: on inference servers with devices of their own (``server.*``), which know
+    their own top k and the sampled token, and score a response while others are still being
+    generated; for strategies only_tch, intersection and sampled. ``url``: the same, on servers that
+    somebody else runs (``url.*``)."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of a home of your own."""
+    concurrency: Positive = 256
+    """With servers: responses that are being scored at once, by all rollout workers together.
+    Others wait their turn, so that a slow teacher does not pile up work."""
+    deadline: Seconds = 600.0
+    """With servers: seconds for an answer about a finished response. A gate has its own,
+    ``gate.deadline``."""
+    retries: Natural = 5
+    """With servers: more questions about a response after one that failed or was not answered in
+    time, 1, 2, 4, ... seconds later."""
+    max_missing: Annotated[float, Ge(0), Lt(1)] = 0.01
+    """With servers: share of a step's tokens that may lack the teacher's score. They are masked;
+    above it the run stops, with a checkpoint."""
+    temperature: Seconds = 1.0
+    """Teacher logits are divided by it. The student's are divided by
+    ``actor_rollout_ref.rollout.temperature``."""
+    trust_remote_code: bool = False
+    """As ``actor_rollout_ref.model.trust_remote_code``, for the teacher's model and tokenizer."""
+    override_config: dict[str, Any] = recipe({}, "${actor_rollout_ref.model.override_config}")
+    """As ``actor_rollout_ref.model.override_config``, for the teacher (``attn_implementation``,
+    ...)."""
+    server: TeacherServerConfig = TeacherServerConfig()
+    """Its inference servers. Started with ``home=server``, or where the gate is on: then the
+    teacher is in memory twice with ``home=worker_group``, once with ``home=server``."""
+    url: TeacherUrlConfig = TeacherUrlConfig()
+    """Servers that somebody else runs, with ``home=url``."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _given(cls, path: Any) -> Any:
+        require(bool(path), "teacher.path", path, "a folder or hub name of the teacher model")
+        return path
