@@ -57,11 +57,10 @@ def topk_policy_loss(
     loss = torch.where(advantages < 0, torch.minimum(surrogate, bound), surrogate)
     tokens = torch.as_tensor(mask.bool().sum() if num_tokens is None else num_tokens).to(loss)
     total = loss.sum() * torch.where(tokens > 0, 1 / tokens, 0.0)
-
-    count = active.sum().clamp(min=1)
-    metrics = {
-        "pg_clipfrac": (clipped > unclipped).sum() / count,
-        "pg_clipfrac_lower": ((advantages < 0) & (surrogate > bound)).sum() / count,
-        "ppo_kl": -log_ratio.sum() / count,
+    shares = {
+        "pg_clipfrac": clipped > unclipped,
+        "pg_clipfrac_lower": (advantages < 0) & (surrogate > bound),
+        "ppo_kl": -log_ratio,
     }
-    return total, {name: value.detach() for name, value in metrics.items()}
+    count = active.sum().clamp(min=1)
+    return total, {name: (value.sum() / count).detach() for name, value in shares.items()}

@@ -97,50 +97,52 @@ def check_urls(
         ValueError: names the URL, what was found and what is needed.
     """
     asked = url_teacher(teacher)
-    open_to_see = [
-        url
-        for url in asked.urls
-        if url.startswith("http:") and urlsplit(url).hostname not in LOOPBACK
-    ]
-    if asked.api_key and open_to_see:
-        logger.warning(
-            "%s: the API key is sent to %s without encryption; https:// would hide it",
-            KEY,
-            open_to_see[0],
-        )
+    _warn_of_open_key(asked)
     known = sorted(i for i in student.tokens if i < common)
     probe = [known[i * (len(known) - 1) // (PROBE - 1)] for i in range(PROBE)]
     for url in asked.urls:
-        try:
-            models, texts = asyncio.run(asyncio.wait_for(asked.examine(url, probe, topk), SECONDS))
-        except asyncio.TimeoutError as error:
-            raise ValueError(f"{KEY}: {url} does not answer within {SECONDS} s") from error
-        except (
-            aiohttp.ClientError,
-            OSError,
-            BadQuestion,
-            BadScore,
-            AttributeError,
-            KeyError,
-            TypeError,
-        ) as error:
-            raise ValueError(
-                f"{KEY}: {url} does not score as {teacher.url.api} does with {topk} log-probs for"
-                f" each token of a prompt ({type(error).__name__}: {error})"
-            ) from error
+        models, texts = _examined(asked, url, probe, topk)
         if asked.model not in models:
             raise ValueError(
                 f"prune_opd.teacher.url.model: {url} serves {', '.join(models)}, not {asked.model};"
                 " give the name it serves the teacher under"
             )
-        context = models[asked.model]
-        needed = longest + RESERVED[teacher.url.api]
-        if context is not None and context < needed:
+        context, reserved = models[asked.model], RESERVED[teacher.url.api]
+        if context is not None and context < longest + reserved:
             raise ValueError(
-                f"{KEY}: {url} has a context of {context} tokens, needed: {needed}, that is"
-                f" data.max_prompt_length + prune_opd.budget.max + {RESERVED[teacher.url.api]}"
+                f"{KEY}: {url} has a context of {context} tokens, needed: {longest + reserved},"
+                f" that is data.max_prompt_length + prune_opd.budget.max + {reserved}"
             )
         _check_texts(url, texts, student)
+
+
+def _warn_of_open_key(asked: UrlTeacher) -> None:
+    """Say where a key would travel for everybody to read."""
+    plain = [url for url in asked.urls if url.startswith("http:")]
+    seen = [url for url in plain if urlsplit(url).hostname not in LOOPBACK]
+    if asked.api_key and seen:
+        hidden = "https:// would hide it"
+        logger.warning("%s: the API key is sent to %s without encryption; %s", KEY, seen[0], hidden)
+
+
+def _examined(
+    asked: UrlTeacher, url: str, probe: list[int], topk: int
+) -> tuple[dict[str, int | None], dict[int, str]]:
+    """Context of each model that a server has, and the texts of the probe's tokens.
+
+    Raises:
+        ValueError: it does not answer, or does not score.
+    """
+    nonsense = (BadQuestion, BadScore, AttributeError, KeyError, TypeError)
+    try:
+        return asyncio.run(asyncio.wait_for(asked.examine(url, probe, topk), SECONDS))
+    except asyncio.TimeoutError as error:
+        raise ValueError(f"{KEY}: {url} does not answer within {SECONDS} s") from error
+    except (aiohttp.ClientError, OSError, *nonsense) as error:
+        raise ValueError(
+            f"{KEY}: {url} does not score as {asked.api} does with {topk} log-probs for each token"
+            f" of a prompt ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _check_texts(url: str, texts: dict[int, str], student: Model) -> None:

@@ -133,22 +133,12 @@ class GatedResponse:
             output = self._generating.output
             assert output is not None
             first = first or output
-            if (
-                output.stop_reason in ABORTED
-                and self.gate.stop is None
-                and len(self.tokens) < limit
-            ):
+            aborted = output.stop_reason in ABORTED
+            if aborted and self.gate.stop is None and len(self.tokens) < limit:
                 await asyncio.sleep(1)  # as verl's own resuming client does
                 if self.gate.stop is None:
                     continue
-            # At the limit, or it is stopped: nothing is left to go on with.
-            if output.stop_reason in ABORTED:
-                output.stop_reason = "length"
-            # Of the prompt.
-            output.extra_fields["num_cached_tokens"] = first.extra_fields.get("num_cached_tokens")
-            output.extra_fields["min_global_steps"] = first.extra_fields.get("global_steps")
-            output.extra_fields["max_global_steps"] = output.extra_fields.get("global_steps")
-            return output
+            return _whole(output, first)
 
     async def _watch(self) -> None:
         """Have every chunk scored, until the gate stops the response or loses its teacher."""
@@ -212,6 +202,16 @@ class GatedResponse:
             num_preempted=output.num_preempted,
             extra_fields={**output.extra_fields, GATE_REPORT: report},
         )
+
+
+def _whole(last: TokenOutput, first: TokenOutput) -> TokenOutput:
+    """The last request's output, standing for all requests of the response."""
+    if last.stop_reason in ABORTED:  # at the limit, or stopped: nothing is left to go on with
+        last.stop_reason = "length"
+    versions = first.extra_fields.get("global_steps"), last.extra_fields.get("global_steps")
+    last.extra_fields["num_cached_tokens"] = first.extra_fields.get("num_cached_tokens")
+    last.extra_fields["min_global_steps"], last.extra_fields["max_global_steps"] = versions
+    return last
 
 
 def find_events(
