@@ -1,15 +1,19 @@
 """Commands of the package: ``python -m recipe.prune_opd COMMAND``; ``--help`` says which there are.
 
-A command is a folder of ``recipe.prune_opd.commands``. Its ``command.py`` has two functions,
-``add_arguments(parser)`` and ``run(args) -> int``, the exit code. Its docstring is its help. It is
-imported when it is called, and imports what takes long (torch, transformers, verl, matplotlib) when
-it runs: help comes at once.
+A command is a folder of ``recipe.prune_opd.commands``. Its ``command.py`` has a frozen dataclass
+``Arguments``, whose fields are its options and their docstrings its help, and a function
+``run(args: Arguments) -> int``, which returns the exit code. The docstring of the module describes
+the command. It is imported when it is called, and imports what takes long (torch, transformers,
+verl, matplotlib) when it runs: help comes at once.
 """
 
 import argparse
 import importlib
 import sys
+from types import ModuleType
+from typing import Any
 
+PROGRAM = "python -m recipe.prune_opd"
 COMMANDS: dict[str, str] = {
     "diagnose": (
         "does this teacher fit this student: where the two part, what training would save, which"
@@ -32,37 +36,62 @@ DESCRIPTION = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code.
+
+    Raises:
+        SystemExit: help was asked for (0), or an argument is unknown, missing or of another type
+            (2, and a message on stderr that names it).
+    """
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser(argv[0] if argv else "").parse_args(argv)
+    name = _called(argv)
+    module = importlib.import_module(f"recipe.prune_opd.commands.{name}.command")
+    args = _arguments(name, module, argv[1:])
     try:
-        return args.run(args)
+        return module.run(args)
     except ValueError as error:  # bad input: one sentence, no traceback
-        print(f"{args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a file that vanished, may not be read, or does not fit on the disk
         if error.filename is None:
             raise
-        print(
-            f"{args.command}: {error.filename} cannot be used ({error.strerror})", file=sys.stderr
-        )
+        print(f"{name}: {error.filename} cannot be used ({error.strerror})", file=sys.stderr)
         return 2
 
 
-def _parser(called: str) -> argparse.ArgumentParser:
-    """All commands by name, and the arguments of the one that is called."""
-    parser = argparse.ArgumentParser(prog="python -m recipe.prune_opd", description=DESCRIPTION)
+def _called(argv: list[str]) -> str:
+    """Name of the command; the list of all of them for ``--help``, and where there is none."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        if name == called:
-            module = importlib.import_module(f"recipe.prune_opd.commands.{name}.command")
-            command.description = module.__doc__
-            module.add_arguments(command)
-            command.set_defaults(run=module.run)
-    return parser
+        commands.add_parser(name, help=summary)
+    return parser.parse_args(argv[:1]).command
+
+
+def _arguments(name: str, module: ModuleType, argv: list[str]) -> Any:
+    """Arguments of a command out of its part of the command line."""
+    if not hasattr(module, "Arguments"):  # the others, still with argparse
+        return _parsed_by_argparse(name, module, argv)
+    import tyro
+    from tyro.conf import DisallowNone, FlagCreatePairsOff, HelptextFromCommentsOff
+
+    return tyro.cli(
+        module.Arguments,
+        prog=f"{PROGRAM} {name}",
+        description=module.__doc__,
+        args=argv,
+        config=(DisallowNone, FlagCreatePairsOff, HelptextFromCommentsOff),
+    )
+
+
+def _parsed_by_argparse(name: str, module: ModuleType, argv: list[str]) -> argparse.Namespace:
+    """Arguments of a command that has ``add_arguments``: until merged, then to be deleted."""
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def draw(answer: dict[str, Any], examples: list[dict[str, Any]]) -> str:
 
     Args:
         answer: as printed with ``--json``.
-        examples: responses, as ``pair_passes.examples`` gives them.
+        examples: responses, as ``tokens.examples`` gives them.
     """
     planned = answer["planned"]
     gates = ["no gate" if kind == "off" else kind for kind in planned["gates"]]

@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from recipe.prune_opd.commands.diagnose.diagnosis import lengths_of
+from recipe.prune_opd.commands.diagnose.plan import Planned
+from recipe.prune_opd.commands.pair.rules import UNRELATED_OVERLAP
 from recipe.prune_opd.config import (
     PAPER_MAX,
     PAPER_MIN,
@@ -29,8 +30,6 @@ runs."""
 CLOSE_RATE = PAPER_EVENTS / PAPER_MIN
 """Events per token up to which a response is reliable for the whole of the paper's smallest
 limit."""
-UNRELATED_OVERLAP = 0.3
-"""Overlap below which there is nothing to drift from. ``doctor`` warns of the same."""
 JUDGED_K, JUDGED_THRESHOLD = 16, 0.7
 """k and γ of the bounds: events at another k or γ say nothing against them."""
 WORSE = 0.05
@@ -193,31 +192,22 @@ class Recommendation:
 
 
 def _written(value: Any) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    """A value as it is typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def recommend(
-    events: Tensor, mask: Tensor, limit: int, steps: int, topk: int, threshold: float
-) -> Recommendation:
-    """Settings for a run.
+def recommend(effective: Tensor, planned: Planned) -> Recommendation:
+    """Recommend settings for a run.
 
     Args:
-        events: (B, T) bool, drift events of responses of at most ``limit`` tokens.
-        mask: (B, T) bool.
-        limit: most tokens of a training response.
-        steps: of the run.
-        topk: k.
-        threshold: γ.
+        effective: (B,) int64, effective lengths at ``w_drop_for`` the limit, without a limit.
+        planned: the run.
     """
+    limit, steps, topk, threshold = planned.limit, planned.steps, planned.topk, planned.threshold
     w_drop = w_drop_for(limit)
-    budget = budget_for(lengths_of(events, mask, w_drop).effective, w_drop, limit, steps)
-    spent = int(spent_at(w_drop))
+    budget = budget_for(effective, w_drop, limit, steps)
     settings = {
         "topk": topk,
         "drift.threshold": threshold,
@@ -229,17 +219,23 @@ def recommend(
         "budget.margin": budget.margin,
         "gate.enable": False,
     }
-    reasons = [
+    return Recommendation(settings, _reasons(planned, budget, int(spent_at(w_drop))))
+
+
+def _reasons(planned: Planned, budget: BudgetConfig, spent: int) -> list[str]:
+    """A reason for each group of settings; ``spent`` events use up the reliability."""
+    events = (
+        "the paper's"
+        if spent == PAPER_EVENTS
+        else f"as many per token of the limit as 100 in {PAPER_MIN:,}"
+    )
+    return [
         (
-            f"topk, drift.threshold: k = {topk} and γ = {threshold:g}; what another value costs in"
-            " accuracy cannot be seen before training, and the paper found γ = 0.9 to cost some"
+            f"topk, drift.threshold: k = {planned.topk} and γ = {planned.threshold:g}; what another"
+            " value costs in accuracy cannot be seen before training, and the paper found γ = 0.9"
+            " to cost some"
         ),
-        f"drift.w_drop: weight is gone after {spent} events"
-        + (
-            ", the paper's"
-            if spent == PAPER_EVENTS
-            else f", as many per token of the limit as 100 in {PAPER_MIN:,}"
-        ),
+        f"drift.w_drop: weight is gone after {spent} events, {events}",
         f"budget.init: {_reached(budget)}",
         (
             f"budget.min: a twelfth of the limit, as in the paper, and at least the {spent} tokens"
@@ -247,11 +243,10 @@ def recommend(
         ),
         (
             f"budget.step, budget.margin: the paper's {PAPER_STEP} of {PAPER_MAX:,} tokens in"
-            f" {PAPER_STEPS} steps, for {limit:,} tokens in {steps} steps"
+            f" {PAPER_STEPS} steps, for {planned.limit:,} tokens in {planned.steps} steps"
         ),
         "gate.enable: off, since it needs devices of its own; the table says what it would save",
     ]
-    return Recommendation(settings, reasons)
 
 
 def _reached(budget: BudgetConfig) -> str:

@@ -63,6 +63,27 @@ def _rows(dynamic: bool, most: int, micro_batch: int | None, values: Values) -> 
     return most if dynamic else (values["longest prompt"] + values["limit"]) * (micro_batch or 1)
 
 
+def training_bytes(student: costs.Shape, dtype: str, gpus: int) -> float:
+    """Bytes on each GPU of what training keeps: weights, gradients, and Adam's two moments.
+
+    Args:
+        student: its sizes.
+        dtype: ``model_dtype`` of all four, see ``costs.BYTES``.
+        gpus: that they are sharded over.
+    """
+    return (1 + 1 + 2) * costs.weight_bytes(student, dtype, gpus)
+
+
+def gathered_bytes(student: costs.Shape) -> int:
+    """Bytes on each GPU of the weights that are whole at once: bf16; the root and two layers."""
+    return 2 * (student.root + 2 * student.layer)
+
+
+def logits_bytes(model: costs.Shape, rows: int, copies: int = 1) -> int:
+    """Bytes of the logits of ``rows`` tokens, bf16; their gradient is written in their place."""
+    return copies * rows * model.vocabulary * 2
+
+
 def _training(config: DictConfig, student: costs.Shape, values: Values) -> list[Row]:
     """The student's weights, update and scoring pass."""
     actor, gpus = config.actor, values["GPUs of the training"]

@@ -1,2 +1,2 @@
-"""A pair of models looked at: weights, engines, passes over prompts. What `doctor` and `diagnose`
-share."""
+"""What ``doctor`` and ``diagnose`` share: a pair of models, its prompts, sampling, scoring,
+engines."""
