@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -695,6 +696,39 @@ def test_a_failing_sglang_is_a_finding_beside_the_others(sound, with_sglang, sta
 
 
 LENGTHS = ["--max-prompt-length", "16", "--max-response-length", "200"]
+
+
+OPTIONS = (
+    "--data --prompt-key --chat-template-kwargs --max-rows --max-prompt-length"
+    " --max-response-length --topk --gpus --gpu-memory --dtype --trust-remote-code --no-weights"
+    " --tokens --device --engine --json"
+)
+
+
+def test_options_are_those_that_scripts_of_users_have():
+    names = {field.name for field in fields(Arguments)} - {"student", "teacher"}
+    assert {f"--{name.replace('_', '-')}" for name in names} == set(OPTIONS.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--topk", "0"], "got 0, allowed: a whole number >= 1"),
+        (["--gpu-memory", "0"], "got 0, allowed: a number > 0"),
+        (["--gpu-memory", "inf"], "got inf, allowed: a number > 0"),
+        (["--chat-template-kwargs", "[1]"], "got [1], allowed: a JSON object"),
+        (["--chat-template-kwargs", "{"], "got {, allowed: a JSON object"),
+        (["--dtype", "int8"], "invalid choice 'int8' for argument '--dtype'"),
+        (["--no-engine"], "Unrecognized"),
+    ],
+)
+def test_an_option_outside_its_range_is_refused(option, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", "a", "b", *option])
+    assert stopped.value.code == 2
+    said = " ".join(re.sub("[│|]", " ", capsys.readouterr().err).split())
+    assert option[0] in said
+    assert message in said
 
 
 def test_the_table_and_the_exit_code(sound, tmp_path, capsys):
