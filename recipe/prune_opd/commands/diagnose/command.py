@@ -1,5 +1,4 @@
-"""Does this teacher fit this student? Where the two part, and what training would save, before it
-is started.
+"""Fit of a teacher to a student, before a training: where the two part, what it would save.
 
     python -m recipe.prune_opd diagnose STUDENT TEACHER --data train.parquet --max-response-length
     2048 --out report

@@ -1,4 +1,4 @@
-"""The course of ``diagnose``: files, prompts, responses, scores, and the answer made of them."""
+"""Course of ``diagnose``: files, prompts, responses, scores, and the answer made of them."""
 
 import json
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.commands.diagnose.arguments import AUTO, Arguments
 from recipe.prune_opd.commands.diagnose.forecast import forecast
 from recipe.prune_opd.commands.diagnose.output import Diagnosis
@@ -20,6 +21,7 @@ from recipe.prune_opd.commands.pair.findings import ERROR, WARNING, Finding
 from recipe.prune_opd.commands.pair.fit import fit
 from recipe.prune_opd.commands.pair.models import Pair, check_device
 from recipe.prune_opd.commands.pair.rules import rules_of
+from recipe.prune_opd.commands.pair.sampling import Rollout
 from recipe.prune_opd.method.pruning import find_drift
 
 
@@ -45,9 +47,7 @@ def diagnose(args: Arguments) -> Diagnosis:
     else:
         prompts, ready = [], read_rollouts(args, pair)
     rollouts, scores = examine_pair(pair, passes, args.max_response_length, prompts, ready)
-    ends = pair.student.ends
-    ended = torch.tensor([rollout.response_ids[-1] in ends for rollout in rollouts])
-    kinds = kinds_of(pair.student, scores.tokens)
+    kinds, ended = kinds_of(pair.student, scores.tokens), _ended(pair.student, rollouts)
     found = forecast(scores, kinds, ended, planned, args.teacher)
     answer = {
         "student": args.student,
@@ -66,8 +66,13 @@ def diagnose(args: Arguments) -> Diagnosis:
     return Diagnosis(without_nan(answer), examples(pair.student, rollouts, drift.events), lines)
 
 
+def _ended(student: Model, rollouts: Sequence[Rollout]) -> torch.Tensor:
+    """Responses that ended by themselves, (B,) bool."""
+    return torch.tensor([rollout.response_ids[-1] in student.ends for rollout in rollouts])
+
+
 def _device(args: Arguments) -> str:
-    """The device, which this machine has."""
+    """Name the device, and refuse one that this machine does not have."""
     best = "cuda" if torch.cuda.is_available() else "cpu"
     device = best if args.device == AUTO else args.device
     check_device(device)
@@ -75,7 +80,7 @@ def _device(args: Arguments) -> str:
 
 
 def _passes(args: Arguments, ks: tuple[int, ...], device: str) -> Passes:
-    """How responses are made and scored."""
+    """Settings of sampling and scoring."""
     own = "float32" if device == "cpu" else "bfloat16"
     return Passes(
         k=args.topk,
@@ -94,7 +99,7 @@ def _passes(args: Arguments, ks: tuple[int, ...], device: str) -> Passes:
 
 
 def _planned(args: Arguments, ks: tuple[int, ...]) -> Planned:
-    """The run, and the settings to compare."""
+    """Planned run, and settings to compare."""
     w_drop = w_drop_for(args.max_response_length)
     return Planned(
         limit=args.max_response_length,
@@ -111,7 +116,7 @@ def _planned(args: Arguments, ks: tuple[int, ...]) -> Planned:
 
 
 def _numbers_of_candidates(args: Arguments, vocabulary: int) -> tuple[int, ...]:
-    """``--topks`` and ``--topk``, none above the vocabulary."""
+    """Numbers of candidates to compare: ``--topks`` and ``--topk``, none above the vocabulary."""
     most = max(args.topks, default=0)
     if most > vocabulary:
         raise ValueError(
@@ -122,8 +127,7 @@ def _numbers_of_candidates(args: Arguments, vocabulary: int) -> tuple[int, ...]:
 
 
 def scored(ks: tuple[int, ...]) -> tuple[int, ...]:
-    """Numbers of candidates to score: those that are compared, and that of the verdict where it is
-    among their tops."""
+    """Numbers of candidates to score: those compared, and the verdict's if below."""
     return tuple(sorted({*ks, JUDGED_K})) if max(ks) >= JUDGED_K else ks
 
 

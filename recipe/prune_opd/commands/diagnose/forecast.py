@@ -1,5 +1,4 @@
-"""What is measured of a pair, and the tokens of a training run under many settings, as one
-dictionary of plain numbers.
+"""Answer about a pair as plain numbers: what is measured, and tokens of runs under many settings.
 
 Tokens are predicted for a student that does not change: responses that were sampled are drawn again
 and again and cut where the response budget and the gate of training cut them.
@@ -56,7 +55,7 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 def forecast(
     scores: PairScores, kinds: Tensor, ended: Tensor, planned: Planned, teacher: str
 ) -> dict[str, Any]:
-    """Everything that is reported.
+    """Put together everything that is reported.
 
     Args:
         scores: of both models on the student's responses, none longer than the limit.
@@ -96,8 +95,7 @@ def drift_at(scores: PairScores, k: int, threshold: float, w_drop: float) -> Dri
 
 
 def verdict_of(scores: PairScores, planned: Planned) -> Verdict:
-    """How the pair fits, at the k and γ of the bounds, or at the largest k there is where that one
-    was not scored."""
+    """Judge how the pair fits, at the k and γ of the bounds, or at the largest k scored."""
     k = JUDGED_K if JUDGED_K in scores.ks else max(scores.ks)
     drift = find_drift(scores.at(k), scores.mask, rules_of(JUDGED_THRESHOLD))
     verdict = judge(by_quarter(drift.overlap, drift.mask), by_quarter(drift.events, drift.mask))
@@ -128,7 +126,7 @@ def _recommended(
 def measure(
     scores: PairScores, drift: Drift, kinds: Tensor, planned: Planned
 ) -> dict[str, dict[str, Any]]:
-    """Where and on what the two part.
+    """Measure where and on what the two part.
 
     Args:
         scores: of both models.
@@ -158,7 +156,7 @@ def measure(
 
 
 def _responses(scores: PairScores, ended: Tensor, limit: int) -> dict[str, Any]:
-    """How many there are, how long, and how they end."""
+    """Count responses, tokens, and ways in which responses end."""
     lengths = scores.lengths
     return {
         "number": len(lengths),
@@ -200,7 +198,7 @@ def _kinds(drift: Drift, kinds: Tensor) -> dict[str, dict[str, Any]]:
 
 
 def _effective_length(drift: Drift, w_drop: float) -> dict[str, Any]:
-    """How long responses stay reliable at the recommended w_drop."""
+    """Tokens that responses stay reliable at the recommended w_drop."""
     effective = drift.reliability.effective_length
     return {
         "w_drop": w_drop,
@@ -214,8 +212,7 @@ def _effective_length(drift: Drift, w_drop: float) -> dict[str, Any]:
 
 
 def compare(scores: PairScores, planned: Planned) -> Iterator[dict[str, Any]]:
-    """Tokens under every combination of settings; the budget of each is the one that would be
-    recommended with them.
+    """Predict tokens under every combination of settings, each with the budget recommended with it.
 
     Args:
         scores: of both models.

@@ -1,4 +1,4 @@
-"""How long responses are: written, kept, reliable; under a gate and under a limit.
+"""Lengths of responses: written, kept, reliable; under a gate and under a limit.
 
 Shapes: B responses, T positions. All lengths are in tokens.
 
@@ -19,7 +19,7 @@ from recipe.prune_opd.method.pruning import Drift
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long responses are, each (B,) int64, without a limit."""
+    """Lengths of responses, each (B,) int64, without a limit."""
 
     whole: Tensor
     """What the student writes where nothing stops it."""

@@ -1,4 +1,4 @@
-"""What ``diagnose`` prints and writes: tables for the terminal, a page, JSON, responses."""
+"""Output of ``diagnose``: tables for the terminal, a page, JSON, responses."""
 
 import json
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from recipe.prune_opd.commands.terminal import console
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found."""
+    """Everything that was found about a pair."""
 
     answer: dict[str, Any]
     """What ``--json`` prints."""
@@ -32,12 +32,12 @@ class Diagnosis:
 
 
 def page_file(out: Path) -> Path:
-    """Where the page goes."""
+    """File that the page goes to."""
     return out if out.suffix == ".html" else out / "diagnosis.html"
 
 
 def _files(out: Path) -> tuple[Path, Path, Path]:
-    """Page, JSON and responses."""
+    """Files of page, JSON and responses."""
     file = page_file(out)
     return file, file.with_suffix(".json"), file.with_suffix(".rollouts.jsonl")
 

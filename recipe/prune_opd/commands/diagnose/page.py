@@ -1,5 +1,4 @@
-"""The page of ``diagnose``: figures and a template. What models wrote is escaped by the
-template."""
+"""Page of ``diagnose``: figures and a template, which escapes what models wrote."""
 
 from typing import Any
 
@@ -20,7 +19,7 @@ BINS = 24
 
 
 def draw(answer: dict[str, Any], examples: list[dict[str, Any]]) -> str:
-    """The page.
+    """Draw the page.
 
     Args:
         answer: as printed with ``--json``.
@@ -49,8 +48,7 @@ def draw(answer: dict[str, Any], examples: list[dict[str, Any]]) -> str:
 
 
 def _along(answer: dict[str, Any], names: tuple[str, ...], label: str) -> Markup:
-    """Lines over the position of the token; the colours are those of ``keys`` in the template, in
-    this order."""
+    """Lines over the position of the token, coloured in the order of ``keys`` in the template."""
     rows = answer["overlap"]["by_position"]
     with html.style():
         fig = html.new_figure()

@@ -32,7 +32,7 @@ MOST_ROWS = 20000
 
 @dataclass(frozen=True)
 class Passes:
-    """How the responses are made and scored."""
+    """Settings of sampling and scoring."""
 
     k: int = 16
     """Candidates whose probability is summed."""
@@ -118,7 +118,7 @@ def examine_pair(
 
 
 def _asked(prompts: Sequence[list[int]], passes: Passes) -> list[tuple[int, list[int]]]:
-    """Number and ids of the prompt of each response."""
+    """Number and ids of the prompt of each response that is wanted."""
     return [(number, ids) for number, ids in enumerate(prompts) for _ in range(passes.samples)]
 
 
@@ -139,7 +139,7 @@ def _sampling(pair: Pair, passes: Passes, limit: int) -> Sampling:
 def _sample(
     model: Any, pair: Pair, passes: Passes, limit: int, prompts: Sequence[list[int]]
 ) -> list[Rollout]:
-    """Responses by transformers."""
+    """Sample responses by transformers."""
     asked = _asked(prompts, passes)
     try:
         how = _sampling(pair, passes, limit)
@@ -152,7 +152,7 @@ def _sample(
 def _sample_by_engine(
     pair: Pair, passes: Passes, limit: int, prompts: Sequence[list[int]]
 ) -> list[Rollout]:
-    """Responses by a rollout engine.
+    """Sample responses by a rollout engine.
 
     Raises:
         ValueError: it is not installed.

@@ -1,4 +1,4 @@
-"""The run that is planned, and the settings that are compared."""
+"""Planned run, and settings that are compared."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ OFF = "off"
 
 @dataclass(frozen=True)
 class Planned:
-    """The run that is planned, and the settings to compare."""
+    """Planned run, and settings to compare."""
 
     limit: int
     """Most tokens of a training response."""

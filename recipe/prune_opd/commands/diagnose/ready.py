@@ -36,7 +36,7 @@ def read_rollouts(args: Arguments, pair: Pair) -> list[Rollout]:
 
 
 class _Line:
-    """One line of the file.
+    """Line of the file.
 
     Args:
         where: it is, for messages.
@@ -93,7 +93,7 @@ class _Line:
         return ids
 
     def _unknown(self, name: str, more: str = "") -> ValueError:
-        """The error for a line without ``name`` in a form that can be read."""
+        """Error for a line without ``name`` in a form that can be read."""
         keys = f"the keys {', '.join(self.row) or 'none'}"
         found = f"{name} = {str(self.row[name])[:60]!r}" if name in self.row else keys
         return ValueError(

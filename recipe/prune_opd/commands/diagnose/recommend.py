@@ -1,5 +1,4 @@
-"""From what was measured of a pair to a verdict and to settings: the paper's values, scaled, with a
-reason for each.
+"""Verdict and settings out of what was measured: the paper's values, scaled, each with a reason.
 
 Where a number comes from and what it rests on: docs/diagnose.md.
 """
@@ -39,7 +38,7 @@ response."""
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the pair fits."""
+    """Judgement of how the pair fits."""
 
     name: str
     """``close``, ``drifting`` or ``unrelated``."""
@@ -47,7 +46,7 @@ class Verdict:
 
 
 def judge(overlap: list[float], rate: list[float]) -> Verdict:
-    """Verdict on a pair.
+    """Judge a pair.
 
     Args:
         overlap: mean overlap by quarter of the response, at ``JUDGED_K``; see ``basis`` for another
@@ -87,8 +86,7 @@ def judge(overlap: list[float], rate: list[float]) -> Verdict:
 
 
 def basis(k: int, topk: int, threshold: float) -> str:
-    """What a reader should know of the k and γ of a verdict; nothing where they are the planned
-    ones.
+    """Note on the k and γ of a verdict; empty where they are the planned ones.
 
     Args:
         k: of the overlap that was judged.
@@ -112,8 +110,7 @@ def basis(k: int, topk: int, threshold: float) -> str:
 
 
 def w_drop_for(limit: int) -> float:
-    """Weight lost per event: the paper's 0.01 from 1,024 tokens on, and for shorter limits the same
-    events per token.
+    """Weight lost per event: the paper's 0.01 from 1,024 tokens on, below as many events per token.
 
     Rounded up to four decimals, which leaves the number of events that use up the reliability as it
     is.
@@ -126,8 +123,7 @@ def w_drop_for(limit: int) -> float:
 
 
 def budget_for(effective: Tensor, w_drop: float, limit: int, steps: int) -> BudgetConfig:
-    """The batch limit: the paper's, scaled to the limit and to the steps, started where this
-    student would keep it.
+    """Budget of the paper, scaled to limit and steps, started where this student keeps it.
 
     Args:
         effective: (B,) int64, effective lengths without a limit.
@@ -148,7 +144,7 @@ def budget_for(effective: Tensor, w_drop: float, limit: int, steps: int) -> Budg
 
 
 def gate_for(kind: str, limit: int) -> GateConfig:
-    """A gate of one kind with the defaults, its window no more than a quarter of the limit."""
+    """Gate of one kind with the defaults, its window no more than a quarter of the limit."""
     return GateConfig(enable=True, kind=kind, window=max(1, min(GateConfig.window, limit // 4)))
 
 
@@ -162,16 +158,16 @@ class Recommendation:
 
     @property
     def overrides(self) -> list[str]:
-        """As they are typed after the training command."""
+        """Settings as they are typed after the training command."""
         return [f"prune_opd.{key}={_written(value)}" for key, value in self.settings.items()]
 
     @property
     def yaml(self) -> str:
-        """The same as a block of a configuration file."""
+        """Settings as a block of a configuration file."""
         return OmegaConf.to_yaml(OmegaConf.create({"prune_opd": self._nested()}))
 
     def build(self, teacher: str) -> PruneOPDConfig:
-        """The settings as the trainer would read them.
+        """Read the settings as the trainer would.
 
         Args:
             teacher: path of the teacher.
@@ -192,7 +188,7 @@ class Recommendation:
 
 
 def _written(value: Any) -> str:
-    """A value as it is typed."""
+    """Value as it is typed."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -223,7 +219,7 @@ def recommend(effective: Tensor, planned: Planned) -> Recommendation:
 
 
 def _reasons(planned: Planned, budget: BudgetConfig, spent: int) -> list[str]:
-    """A reason for each group of settings; ``spent`` events use up the reliability."""
+    """Reason for each group of settings; ``spent`` events use up the reliability."""
     events = (
         "the paper's"
         if spent == PAPER_EVENTS
@@ -250,7 +246,7 @@ def _reasons(planned: Planned, budget: BudgetConfig, spent: int) -> list[str]:
 
 
 def _reached(budget: BudgetConfig) -> str:
-    """Why the first limit is what it is."""
+    """Reason for the first limit."""
     assert budget.init is not None
     share = f"{budget.hit_ratio:.0%} of this student's responses stay reliable"
     if budget.init == budget.max:

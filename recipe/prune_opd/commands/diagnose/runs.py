@@ -1,4 +1,4 @@
-"""Training runs that are played with responses that are known: how many tokens would they make?
+"""Training runs, played with known responses to predict how many tokens they would make.
 
 Shapes: B responses. All lengths are in tokens.
 """
@@ -21,8 +21,7 @@ NewBudget = Callable[[], ResponseBudget]
 
 @dataclass(frozen=True)
 class Course:
-    """A training run with a student that does not change, each (steps,) float64, lengths per
-    response."""
+    """Run with a student that does not change: lengths per response, each (steps,) float64."""
 
     limit: Tensor
     whole: Tensor
@@ -34,8 +33,7 @@ class Course:
 def course(
     lengths: Lengths, budget: ResponseBudget, batch: int, steps: int, generator: torch.Generator
 ) -> Course:
-    """Draw batches from known responses, one after the other, under the limit that the budget makes
-    of them.
+    """Draw batches from known responses, each under the limit that the budget made of those before.
 
     Args:
         lengths: of the known responses.

@@ -1,4 +1,4 @@
-"""What both models say about the student's responses, and means of it by place.
+"""Scores of both models on the student's responses, and means of them by place.
 
 Shapes: B responses, T positions, K candidates of each model. Responses are padded at their end;
 ``mask`` is True on their tokens.
@@ -15,7 +15,7 @@ from recipe.prune_opd.method.reward import Scores, TopK
 
 @dataclass(frozen=True)
 class PairScores:
-    """What both models say about the student's responses, for several k out of one pass."""
+    """Scores of both models on the student's responses, for several k out of one pass."""
 
     scores: Scores
     """Of the largest k, the teacher's log-probs on the student's candidates among them."""
@@ -29,12 +29,12 @@ class PairScores:
 
     @property
     def tokens(self) -> Tensor:
-        """(B, T) int64, sampled by the student."""
+        """Tokens that the student sampled, (B, T) int64."""
         return self.scores.responses
 
     @property
     def lengths(self) -> Tensor:
-        """(B,) int64."""
+        """Tokens of each response, (B,) int64."""
         return self.mask.sum(-1)
 
     def at(self, k: int) -> Scores:
@@ -105,8 +105,7 @@ def by_position(values: Tensor, mask: Tensor, width: int) -> list[float]:
 
 
 def by_quarter(values: Tensor, mask: Tensor) -> list[float]:
-    """Means over the quarters of each response, whatever its length; token t of n is in quarter
-    floor(4 t / n).
+    """Means over the quarters of each response: token t of n is in quarter floor(4 t / n).
 
     Args:
         values: (B, T) of any number type.

@@ -16,8 +16,7 @@ EXAMPLES, EXAMPLE_TOKENS = 4, 512
 
 
 def kind_of(text: str, special: bool) -> str:
-    """What a token is by what it writes: with a letter a word, else with a digit a digit, else a
-    symbol.
+    """Kind of a token by what it writes: words have a letter, else digits a digit.
 
     Args:
         text: the token, decoded by itself.
@@ -42,7 +41,7 @@ def kinds_of(model: Model, tokens: Tensor) -> Tensor:
 
 
 def examples(model: Model, rollouts: Sequence[Rollout], events: Tensor) -> list[dict[str, Any]]:
-    """Some responses for a reader, token by token.
+    """Show some responses to a reader, token by token.
 
     Args:
         model: whose tokens they are.

@@ -1,4 +1,4 @@
-"""Looks for what commonly goes wrong with a pair of models, before a run is started.
+"""Look for what commonly goes wrong with a pair of models, before a run is started.
 
     python -m recipe.prune_opd doctor STUDENT TEACHER --data train.parquet
 
@@ -50,7 +50,7 @@ def run(args: Arguments) -> int:
 
 
 def exit_code(findings: list[Finding]) -> int:
-    """0 nothing found, 1 warnings, 2 errors."""
+    """Exit code: 0 nothing found, 1 warnings, 2 errors."""
     return max({ERROR: 2, WARNING: 1}.get(finding.status, 0) for finding in findings)
 
 

@@ -1,4 +1,4 @@
-"""The finding about the rollout engine: its log-probs against those of transformers."""
+"""Finding about the rollout engine: its log-probs against those of transformers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ from the second."""
 def rollout_engine(
     model: Any, student: Model, prompts: Sequence[list[int]], args: Arguments
 ) -> Finding:
-    """Log-probs of the rollout engine against those of the same weights in transformers.
+    """Start the rollout engine, and compare its log-probs with those of the same weights here.
 
     Args:
         model: the student in ``args.dtype``.
@@ -49,8 +49,7 @@ def rollout_engine(
 def _answers(
     used: str, model: Any, student: Model, prompts: Sequence[list[int]], args: Arguments
 ) -> list[Answer]:
-    """What the engine samples. It takes most of a GPU, so that the student's other copy leaves it
-    meanwhile."""
+    """Ask the engine. It takes most of a GPU: the student's other copy leaves it meanwhile."""
     model.to("cpu")
     if args.device.startswith("cuda"):
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""All findings about a pair of models and its data, in the order they are told."""
+"""Findings about a pair of models and its data, in the order they are told."""
 
 from recipe.prune_opd.commands.doctor.arguments import Arguments
 from recipe.prune_opd.commands.doctor.prompts import chat_template, prompts, tokenization

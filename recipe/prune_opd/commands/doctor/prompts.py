@@ -23,7 +23,7 @@ COMPARED = 64
 
 
 def prompts(student: Model, args: Arguments) -> tuple[Finding, list[Any], list[Any]]:
-    """The data's prompts, and how long they are.
+    """Check the data's prompts, and how long they are.
 
     Returns:
         Finding; chat messages to look at, built-in ones where the data has none; and of the data's
@@ -62,7 +62,7 @@ def _prompt_lengths(
 
 
 def tokenization(pair: Pair, messages: Sequence[Any]) -> Finding:
-    """Whether both cut a text into the same tokens."""
+    """Check that both cut a text into the same tokens."""
     texts = [content(prompt) for prompt in messages[:COMPARED]]
     ours, theirs = (
         [model.tokenizer.encode(text, add_special_tokens=False) for text in texts]
@@ -84,7 +84,7 @@ def tokenization(pair: Pair, messages: Sequence[Any]) -> Finding:
 
 
 def chat_template(pair: Pair, messages: Sequence[Any], template: Mapping[str, Any]) -> Finding:
-    """Whether the student's template takes these prompts, and both put them into the same words."""
+    """Check that the student's template takes these prompts, and the teacher's agrees."""
     name = "chat template"
     if not pair.student.tokenizer.chat_template:
         evidence = "the student's tokenizer has none, so verl cannot build its prompts"

@@ -8,7 +8,7 @@ from recipe.prune_opd.commands.pair.models import Pair
 
 
 def padding(student: Model) -> Finding:
-    """The padding token, and that it is one of the model's."""
+    """Check that the padding token is one of the model's."""
     name, pad = "padding token", student.tokenizer.pad_token_id
     if pad is None:
         evidence = "the student's tokenizer has none; verl pads with the end token"
@@ -21,7 +21,7 @@ def padding(student: Model) -> Finding:
 
 
 def stored_dtype(pair: Pair, dtype: str) -> Finding:
-    """What the weights are stored in, and what is computed in."""
+    """Name the dtypes that weights are stored in, and the one that is computed in."""
     ours, theirs = (
         str(getattr(model.config, "dtype", None)).removeprefix("torch.")
         for model in (pair.student, pair.teacher)
@@ -34,7 +34,7 @@ def stored_dtype(pair: Pair, dtype: str) -> Finding:
 
 
 def memory(pair: Pair, args: Arguments) -> Finding:
-    """What a GPU must hold at least; the whole table: ``estimate``."""
+    """Memory that a GPU must have at least; the whole table: ``estimate``."""
     shapes = []
     for model in (pair.student, pair.teacher):
         try:

@@ -41,7 +41,7 @@ MOST_PROMPT = 256
 
 
 def weights(pair: Pair, messages: Sequence[Any], args: Arguments) -> list[Finding]:
-    """All findings of this module.
+    """Find all that only the weights can tell.
 
     Args:
         pair: the models.
@@ -63,7 +63,7 @@ def _skipped(names: Sequence[str], reason: str) -> list[Finding]:
 
 
 def _short_prompt(pair: Pair, prompt: Any, args: Arguments) -> list[int]:
-    """The end of a prompt, at least one token, all of them with a row in the embedding."""
+    """End of a prompt, at least one token, all of them with a row in the embedding."""
     student = pair.student
     ids = [i for i in prompt_ids(student, prompt, args.template) if i < student.vocab_size]
     return ids[-MOST_PROMPT:] or [0]
@@ -95,7 +95,7 @@ def _of_the_student(
 
 
 def _sample(model: Any, pair: Pair, prompts: Sequence[list[int]], args: Arguments) -> list[Rollout]:
-    """Responses of different lengths, so that some are padded. No end token ends them."""
+    """Sample responses of different lengths, so that some are padded. No end token ends them."""
     rollouts = []
     for i, ids in enumerate(prompts):
         how = Sampling(max(args.tokens - 5 * i, 1), seed=i)
@@ -124,7 +124,7 @@ def _of_the_teacher(
 def own_teacher(
     model: Any, rollouts: Sequence[Rollout], mine: Sequence[Scored], vocabulary: int
 ) -> Finding:
-    """The loss of a student that is its own teacher, by this package's own functions.
+    """Compute the loss of a student that is its own teacher, by this package's own functions.
 
     The student scores each sequence alone, the teacher all in one padded batch, so that padding
     that leaks into other positions shows.
@@ -162,7 +162,7 @@ def _mean(values: Tensor, mask: Tensor) -> float:
 
 
 def overflow(model: Any, rollouts: Sequence[Rollout], dtype: str, finding: Finding) -> Finding:
-    """What the dtype of the computation does to the log-probs; the model is in it afterwards.
+    """Turn the model to the dtype of the computation, and see what that does to the log-probs.
 
     Args:
         model: in float32.
@@ -191,7 +191,7 @@ def overflow(model: Any, rollouts: Sequence[Rollout], dtype: str, finding: Findi
 def agreement(
     rollouts: Sequence[Rollout], mine: Sequence[Scored], theirs: Sequence[Scored]
 ) -> Finding:
-    """How much the two rank alike on what the student writes.
+    """Measure how much the two rank alike on what the student writes.
 
     Args:
         rollouts: the responses.

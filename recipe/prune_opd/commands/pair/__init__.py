@@ -1,2 +1,1 @@
-"""What ``doctor`` and ``diagnose`` share: a pair of models, its prompts, sampling, scoring,
-engines."""
+"""Parts that ``doctor`` and ``diagnose`` share: models, prompts, sampling, scoring, engines."""

@@ -23,7 +23,7 @@ TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
 
 @dataclass(frozen=True)
 class Engine:
-    """What is started, and on what."""
+    """Engine to start, and the model it runs."""
 
     name: str
     """Of ``TITLES``."""
@@ -37,7 +37,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Answer:
-    """A sampled response as an engine tells it."""
+    """Response as an engine tells it."""
 
     token_ids: list[int]
     log_probs: list[float]
@@ -123,7 +123,7 @@ def _ask_vllm(engine: Engine, prompts: Sequence[list[int]], how: Sampling) -> li
 
 
 def _vllm_answer(response: Any) -> Answer:
-    """What vLLM says of a response, in our words."""
+    """Answer out of what vLLM says of a response."""
     ids = list(response.token_ids)
     rows = zip(ids, response.logprobs, strict=True)
     return Answer(ids, [row[token].logprob for token, row in rows])

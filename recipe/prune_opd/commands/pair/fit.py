@@ -1,4 +1,4 @@
-"""Whether two models can be a pair at all: one vocabulary, one end, room for the responses.
+"""Fit of two models by their files: one vocabulary, one end, room for the responses.
 
 The rules are those of ``checks.models``, which the start of a training goes by. Here they become
 findings.
@@ -17,7 +17,7 @@ from recipe.prune_opd.commands.pair.prompts import rendered
 
 
 def fit(pair: Pair, k: int, longest: int) -> list[Finding]:
-    """All findings of this module.
+    """Find whether two models can be a pair at all.
 
     Args:
         pair: the models.
@@ -28,7 +28,7 @@ def fit(pair: Pair, k: int, longest: int) -> list[Finding]:
 
 
 def vocabulary(pair: Pair, k: int) -> Finding:
-    """Rows of the embeddings against the tokenizers and k."""
+    """Compare the rows of the embeddings with the tokenizers and k."""
     student, teacher = pair.student, pair.teacher
     ids = {model.key: max(model.tokens, default=-1) + 1 for model in (student, teacher)}
     evidence = (
@@ -50,7 +50,7 @@ def vocabulary(pair: Pair, k: int) -> Finding:
 
 
 def token_ids(pair: Pair) -> Finding:
-    """Whether an id means the same token to both."""
+    """Check that an id means the same token to both."""
     student, teacher = pair.student.tokens, pair.teacher.tokens
     name, common = "token ids", len(student.keys() & teacher.keys())
     different = different_tokens(pair.student, pair.teacher)
@@ -69,8 +69,7 @@ def token_ids(pair: Pair) -> Finding:
 
 
 def end_tokens(pair: Pair) -> Finding:
-    """Tokens that end a response: tokenizer, generation settings, and what the chat template puts
-    there."""
+    """Compare the tokens that end a response, and what the chat template puts at its end."""
     student, teacher, name = pair.student, pair.teacher, "end tokens"
     evidence = f"student: {student.names(student.ends)}; teacher: {teacher.names(teacher.ends)}"
     if not student.ends:
@@ -102,8 +101,7 @@ def end_tokens(pair: Pair) -> Finding:
 
 
 def _turn_end(model: Model) -> int | None:
-    """Special token that the chat template puts right after the assistant's words, if there is
-    one."""
+    """Special token that the chat template puts right after the assistant's words, or None."""
     mark = "MARK"
     turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": mark}]
     text = rendered(model, turns, {}, prompt=False)
@@ -114,7 +112,7 @@ def _turn_end(model: Model) -> int | None:
 
 
 def context(pair: Pair, longest: int) -> Finding:
-    """Whether prompt and response fit into what the models were made for."""
+    """Check that prompt and response fit into what the models were made for."""
     mine, other = pair.student.context, scaled_context(pair.teacher)
     shown = " and ".join(f"{size:,}" if size else "unknown" for size in (mine, other))
     evidence = f"contexts of {shown} tokens; needed: {longest:,}"

@@ -1,4 +1,4 @@
-"""Two models, known by their files, and the weights of one of them in memory."""
+"""Models of a pair, known by their files, and the weights of one of them in memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from recipe.prune_opd.commands.pair.findings import ERROR, OK, SKIPPED, Finding
 
 @dataclass(frozen=True)
 class Pair:
-    """A student and the teacher it is to learn from."""
+    """Student and the teacher it is to learn from."""
 
     student: Model
     teacher: Model

@@ -1,4 +1,4 @@
-"""The recipe's rules with few of them changed, as the trainer would make them of its keys."""
+"""Rules of a run with few settings changed, as the trainer would make them of its keys."""
 
 from recipe.prune_opd.config import DriftConfig, PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.method.pruning import Rules

@@ -1,4 +1,4 @@
-"""Responses of the student: what they are, and sampling them with transformers."""
+"""Responses of the student, and how transformers samples them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from recipe.prune_opd.checks.models import Model
 
 @dataclass(frozen=True)
 class Rollout:
-    """One response of the student."""
+    """Response of the student."""
 
     prompt: int
     """Number of its prompt."""
@@ -24,13 +24,13 @@ class Rollout:
 
     @property
     def ids(self) -> list[int]:
-        """Prompt and response."""
+        """Ids of prompt and response."""
         return [*self.prompt_ids, *self.response_ids]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are sampled."""
+    """Settings of sampling."""
 
     tokens: int
     """Most of a response."""
@@ -94,11 +94,11 @@ def _settings(student: Model, how: Sampling) -> Any:
 
 @contextmanager
 def _watched(tokens: int) -> Iterator[tuple[Any, Any]]:
-    """A bar, and a logits processor that moves it and refuses what is not finite."""
+    """Bar, and a logits processor that moves it and refuses what is not finite."""
     from transformers import LogitsProcessor
 
     class Watch(LogitsProcessor):
-        """Changes nothing."""
+        """Processor that changes nothing."""
 
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             if not scores.softmax(-1).isfinite().all():

@@ -1,4 +1,4 @@
-"""What a model says of responses: its own most likely tokens, and its log-probs of given ones.
+"""Scores of a model on responses: its own most likely tokens, and log-probs of given ones.
 
 Shapes: B responses, T tokens of a response, K candidates, V vocabulary, N rows of a chunk.
 A response token is scored by the logits of the position before it.
@@ -19,7 +19,7 @@ from verl_ext.topk import log_probs_at, top_log_probs
 
 @dataclass(frozen=True)
 class Scored:
-    """One model on one response."""
+    """Scores of one model on one response."""
 
     ids: Tensor
     """(T, K) int32, its own most likely, by descending logit."""
@@ -138,7 +138,7 @@ def scores_of(
 
 
 def _topk(scored: Sequence[Scored]) -> TopK:
-    """(B, T, K) out of each response's (T, K)."""
+    """Pad each response's (T, K) to (B, T, K)."""
     return TopK(_stack([one.ids for one in scored]), _stack([one.log_probs for one in scored]))
 
 
