@@ -2,7 +2,6 @@
 is escaped."""
 
 import json
-import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -558,21 +557,6 @@ def test_an_engine_that_is_not_there_is_named(models, capsys, monkeypatch):
         capsys, models.student, models.student, "--data", models.data, *SMALL, "--engine", "vllm"
     )
     assert "--engine: vllm cannot be imported" in error
-
-
-def test_what_an_engine_prints_does_not_mix_with_the_answer():
-    """vLLM and its processes write their log to standard output."""
-    program = (
-        "import os, sys; from recipe.prune_opd.commands.pair.engines import talk_to_stderr\n"
-        "with talk_to_stderr(): print('log'); os.system('echo child')\n"
-        "print('answer')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "answer\n"
-    assert "log" in done.stderr
-    assert "child" in done.stderr
 
 
 @pytest.mark.parametrize(

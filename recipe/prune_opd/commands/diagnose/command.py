@@ -26,8 +26,6 @@ import json
 from recipe.prune_opd.commands.diagnose.arguments import Arguments
 from recipe.prune_opd.commands.diagnose.output import check_out, page_file, show, write
 
-__all__ = ["Arguments", "run"]
-
 
 def run(args: Arguments) -> int:
     """Diagnose the pair and print.

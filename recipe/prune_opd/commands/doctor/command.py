@@ -22,8 +22,6 @@ from recipe.prune_opd.commands.files import check_pair
 from recipe.prune_opd.commands.pair.findings import ERROR, OK, SKIPPED, WARNING, Finding
 from recipe.prune_opd.commands.terminal import console
 
-__all__ = ["Arguments", "exit_code", "run", "show"]
-
 STYLES = {OK: "green", SKIPPED: "dim", WARNING: "yellow", ERROR: "bold red"}
 
 
