@@ -8,6 +8,7 @@ from typing import Any
 from recipe.prune_opd.commands.diagnose.tables import (
     SHARES,
     expectation,
+    gates_of_grid,
     rows_along,
     rows_of_grid,
     rows_of_kinds,
@@ -130,5 +131,5 @@ def _tokens(answer: dict[str, Any]) -> Any:
         f"Tokens per response by gate: generated/trained on, share saved; k = {planned['topk']},"
         " others: --json"
     )
-    gates = ["no gate" if kind == "off" else kind for kind in planned["gates"]]
-    return _table(title, ["γ", "w_drop", *gates], rows_of_grid(answer, planned["topk"]))
+    columns = ["γ", "w_drop", *gates_of_grid(answer)]
+    return _table(title, columns, rows_of_grid(answer, planned["topk"]))

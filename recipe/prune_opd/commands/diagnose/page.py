@@ -9,6 +9,7 @@ from recipe.prune_opd.commands import html
 from recipe.prune_opd.commands.diagnose.tables import (
     SHARES,
     expectation,
+    gates_of_grid,
     rows_along,
     rows_of_grid,
     rows_of_kinds,
@@ -26,7 +27,6 @@ def draw(answer: dict[str, Any], examples: list[dict[str, Any]]) -> str:
         examples: responses, as ``tokens.examples`` gives them.
     """
     planned = answer["planned"]
-    gates = ["no gate" if kind == "off" else kind for kind in planned["gates"]]
     return html.render(
         "diagnosis.html",
         title=f"{answer['student']} taught by {answer['teacher']}",
@@ -36,7 +36,7 @@ def draw(answer: dict[str, Any], examples: list[dict[str, Any]]) -> str:
         positions=rows_along(answer),
         shares=list(SHARES.values()),
         kinds=rows_of_kinds(answer),
-        gates=gates,
+        gates=gates_of_grid(answer),
         grids=[(k, rows_of_grid(answer, k)) for k in planned["ks"]],
         overlap=_along(
             answer, ("overlap", "event_rate"), "Overlap and drift events along the responses"

@@ -135,17 +135,16 @@ def budget_for(effective: Tensor, w_drop: float, limit: int, steps: int) -> Budg
         limit, max(math.ceil(limit * PAPER_MIN / PAPER_MAX), int(min(spent_at(w_drop), limit)))
     )
     step = max(1, round(limit * PAPER_STEP / PAPER_MAX * PAPER_STEPS / steps))
-    budget = BudgetConfig(min=least, max=limit, step=step, margin=step)
     # So many responses keep the limit where it is.
-    hits = max(1, math.ceil(budget.hit_ratio * len(effective) - 1e-9))
+    hits = max(1, math.ceil(BudgetConfig().hit_ratio * len(effective) - 1e-9))
     reached = int(effective.sort(descending=True).values[hits - 1])
-    budget.init = sorted((least, reached + step, limit))[1]
-    return budget
+    first = sorted((least, reached + step, limit))[1]
+    return BudgetConfig(init=first, min=least, max=limit, step=step, margin=step)
 
 
 def gate_for(kind: str, limit: int) -> GateConfig:
     """Gate of one kind with the defaults, its window no more than a quarter of the limit."""
-    return GateConfig(enable=True, kind=kind, window=max(1, min(GateConfig.window, limit // 4)))
+    return GateConfig(enable=True, kind=kind, window=max(1, min(GateConfig().window, limit // 4)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@
 
 from typing import Any
 
+from recipe.prune_opd.commands.diagnose.plan import OFF
+
 FEW = 8
 """Prompts below which the answer says that they are few."""
 SHARES = {
@@ -79,6 +81,11 @@ def rows_of_kinds(answer: dict[str, Any]) -> list[list[str]]:
         ]
         for name, kind in kinds.items()
     ]
+
+
+def gates_of_grid(answer: dict[str, Any]) -> list[str]:
+    """Columns of the table of settings, one for each gate."""
+    return ["no gate" if kind == OFF else kind for kind in answer["planned"]["gates"]]
 
 
 def rows_of_grid(answer: dict[str, Any], topk: int) -> list[list[str]]:

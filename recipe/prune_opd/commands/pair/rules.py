@@ -3,7 +3,7 @@
 from recipe.prune_opd.config import DriftConfig, PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.method.pruning import Rules
 
-THRESHOLD, W_DROP = DriftConfig.threshold, DriftConfig.w_drop
+THRESHOLD, W_DROP = DriftConfig().threshold, DriftConfig().w_drop
 """Defaults of the recipe."""
 UNRELATED_OVERLAP = 0.3
 """Mean overlap below which a teacher has little to say about what the student writes."""
@@ -20,4 +20,4 @@ def rules_of(threshold: float = THRESHOLD, w_drop: float = W_DROP) -> Rules:
         ValueError: the trainer would refuse one of them.
     """
     drift = DriftConfig(threshold=threshold, w_drop=w_drop)
-    return PruneOPDConfig(TeacherConfig(path="TEACHER"), drift=drift).rules
+    return PruneOPDConfig(teacher=TeacherConfig(path="TEACHER"), drift=drift).rules
