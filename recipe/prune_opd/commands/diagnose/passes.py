@@ -110,8 +110,8 @@ def examine_pair(
         del model
         _free()
         model = load_model(pair, pair.teacher, passes)
-        asked, warmth = [one.ids for one in mine], passes.teacher_temperature
-        theirs = score_all(model, pair.teacher, found, passes, warmth, vocabulary, asked)
+        temperature, ids = passes.teacher_temperature, [one.ids for one in mine]
+        theirs = score_all(model, pair.teacher, found, passes, temperature, vocabulary, ids)
     scores, mask = scores_of(found, mine, theirs)
     groups = torch.tensor([rollout.prompt for rollout in found])
     return found, PairScores(scores, mask, groups, passes.ks)
