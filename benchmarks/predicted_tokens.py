@@ -39,12 +39,11 @@ import pair
 import run
 import task
 
-from recipe.prune_opd.checks.models import Model
-from recipe.prune_opd.commands.diagnose.diagnosis import lengths_of
+from recipe.prune_opd.commands.diagnose.arguments import Arguments
+from recipe.prune_opd.commands.diagnose.passes import Passes, choose_prompts, examine_pair
 from recipe.prune_opd.commands.diagnose.recommend import Recommendation
-from recipe.prune_opd.commands.pair.findings import Plan
-from recipe.prune_opd.commands.pair.passes import Passes, choose_prompts, examine_pair
-from recipe.prune_opd.method.drift import overlap_events
+from recipe.prune_opd.commands.pair.models import Pair
+from recipe.prune_opd.method.pruning import find_drift
 
 NOISE = 0.02
 """Standard deviation of the close student's noise, as a share of each tensor's own."""
@@ -118,28 +117,25 @@ def generate(
     as it moves."""
     config = Recommendation(found["recommended"]["settings"], []).build(teacher)
     budget = config.budget.build(task.MAX_RESPONSE_TOKENS)
-    models = [
-        Model(key, path, False, None, None)
-        for key, path in (("STUDENT", student), ("TEACHER", teacher))
-    ]
+    models = Pair.read(student, teacher)
     tokens, limits = [], []
     for step in tqdm(range(steps), desc="generating", unit=" steps"):
-        plan = Plan(
-            data=data / "train.parquet", max_prompt_length=32, max_response_length=budget.limit
-        )
-        passes = Passes(
+        seed = SEED_OF_BATCHES + step
+        asked = Arguments(
+            student,
+            teacher,
+            data=data / "train.parquet",
+            max_prompt_length=32,
             prompts=run.PROMPTS,
-            samples=run.RESPONSES_EACH,
-            batch=64,
-            seed=SEED_OF_BATCHES + step,
-            ks=(config.topk,),
+            seed=seed,
         )
-        prompts = choose_prompts(models[0], plan, passes)
-        _, scores = examine_pair(*models, plan, passes, prompts)
-        events = overlap_events(scores.overlap[config.topk], scores.mask, config.drift.threshold)
+        passes = Passes(samples=run.RESPONSES_EACH, batch=64, seed=seed, ks=(config.topk,))
+        prompts = choose_prompts(models.student, asked)
+        _, scores = examine_pair(models, passes, budget.limit, prompts)
+        drift = find_drift(scores.at(config.topk), scores.mask, config.rules)
         tokens.append(scores.lengths.double().mean().item())
         limits.append(budget.limit)
-        budget.update(lengths_of(events, scores.mask, config.drift.w_drop).effective.tolist())
+        budget.update(drift.reliability.effective_length.tolist())
     return statistics.mean(tokens), statistics.mean(limits)
 
 

@@ -69,8 +69,6 @@ def _called(argv: list[str]) -> str:
 
 def _arguments(name: str, module: ModuleType, argv: list[str]) -> Any:
     """Arguments of a command out of its part of the command line."""
-    if not hasattr(module, "Arguments"):  # until merged: doctor and diagnose, still with argparse
-        return _parsed_by_argparse(name, module, argv)
     import tyro
     from tyro.conf import DisallowNone, FlagCreatePairsOff, HelptextFromCommentsOff
 
@@ -81,17 +79,6 @@ def _arguments(name: str, module: ModuleType, argv: list[str]) -> Any:
         args=argv,
         config=(DisallowNone, FlagCreatePairsOff, HelptextFromCommentsOff),
     )
-
-
-def _parsed_by_argparse(name: str, module: ModuleType, argv: list[str]) -> argparse.Namespace:
-    """Arguments of a command that has ``add_arguments``: until merged, then to be deleted."""
-    parser = argparse.ArgumentParser(
-        prog=f"{PROGRAM} {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(parser)
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -39,13 +39,13 @@ class Recorder:
 
     Args:
         config: with ``records.dir`` set; the folder is made.
-        tokenizer: of the student.
+        tokenizer: gives the student's tokenizer, which is loaded later than the folder is made.
 
     Raises:
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, config: PruneOPDConfig, tokenizer: Any):
+    def __init__(self, config: PruneOPDConfig, tokenizer: Callable[[], Any]):
         self.config, self.tokenizer = config, tokenizer
         self.files = Records(Path(str(config.records.dir)))
 
@@ -93,14 +93,14 @@ class Recorder:
                 {
                     "limit": limit,
                     **{name: int(values[index]) for name, values in facts.items()},
-                    "prompt": self.tokenizer.decode(sample.prompt, skip_special_tokens=True),
+                    "prompt": self.tokenizer().decode(sample.prompt, skip_special_tokens=True),
                     **token_data(sample.scores, drift, self.config.records.topk, self._piece),
                 }
             )
         return found
 
     def _piece(self, token: int) -> str:
-        return str(self.tokenizer.decode([token]))
+        return str(self.tokenizer().decode([token]))
 
 
 def step_record(tally: Tally, limit: int, next_limit: int) -> dict[str, Any]:

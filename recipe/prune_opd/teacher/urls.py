@@ -140,8 +140,8 @@ def _examined(
         raise ValueError(f"{KEY}: {url} does not answer within {SECONDS} s") from error
     except (aiohttp.ClientError, OSError, *nonsense) as error:
         raise ValueError(
-            f"{KEY}: {url} does not score as {asked.api} does with {topk} log-probs for each token"
-            f" of a prompt ({type(error).__name__}: {error})"
+            f"{KEY}: {url} does not score as {asked.dialect} does with {topk} log-probs for each"
+            f" token of a prompt ({type(error).__name__}: {error})"
         ) from error
 
 

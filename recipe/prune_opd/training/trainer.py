@@ -84,7 +84,7 @@ class PruneOPD(PPOTrainer):
         super().__init__(config)
         self.use_reference_policy = True
         recorded = self.prune_opd.records.dir
-        self.recorder = Recorder(self.prune_opd, self.tokenizer) if recorded else None
+        self.recorder = Recorder(self.prune_opd, lambda: self.tokenizer) if recorded else None
         announce(self.prune_opd, self.home, self.budget, inputs.reward_function)
 
     def _hand_on(self, config: DictConfig, reward_function: str | None) -> None:

@@ -1,6 +1,5 @@
 """Every command has its help at once, imports no other, and ends a wrong call in one sentence."""
 
-import argparse
 import importlib
 import re
 import subprocess
@@ -11,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from recipe.prune_opd.__main__ import COMMANDS, main
-from recipe.prune_opd.commands.diagnose import command as diagnose
-from recipe.prune_opd.config import GATES
+from recipe.prune_opd.commands.diagnose.arguments import GATES as COMPARED
+from recipe.prune_opd.method.gates import GATES
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,10 +25,6 @@ def help_of(capsys, *command: str) -> str:
 
 def options_of(name: str) -> list[str]:
     module = importlib.import_module(f"recipe.prune_opd.commands.{name}.command")
-    if not hasattr(module, "Arguments"):  # until merged: doctor and diagnose, still with argparse
-        parser = argparse.ArgumentParser()
-        module.add_arguments(parser)
-        return [option for action in parser._actions for option in action.option_strings]
     positional = {"files", "overrides", "runs", "dataset", "student", "teacher"}
     names = [field.name for field in fields(module.Arguments) if field.name not in positional]
     return [f"--{name.replace('_', '-')}" for name in names]
@@ -157,7 +152,7 @@ def test_a_command_imports_no_other():
 
 
 def test_gates_that_are_compared_are_those_of_the_recipe():
-    assert ("off", *(kind for kind in GATES if kind != "never")) == diagnose.GATES
+    assert ("off", *(kind for kind in GATES if kind != "never")) == COMPARED
 
 
 def test_the_script_is_the_same_program():
@@ -169,6 +164,11 @@ def test_the_script_is_the_same_program():
     if not scripts:
         pytest.skip("the package is not installed, or was before it had the script prune-opd")
     assert scripts[0].load() is main
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No arguments."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,9 +1,8 @@
 """Known pairs get their verdict from ``diagnose``, by the functions that train."""
 
-import argparse
 import json
-import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,15 +10,18 @@ import pytest
 import torch
 
 from recipe.prune_opd.__main__ import main
-from recipe.prune_opd.checks.models import Model
-from recipe.prune_opd.commands.diagnose import command as diagnose
-from recipe.prune_opd.commands.pair import passes as pair_passes
-from recipe.prune_opd.commands.pair.findings import Plan
-from recipe.prune_opd.commands.pair.passes import (
-    Passes,
-    Rollout,
-    chunks_of_logits,
-    read_rollouts,
+from recipe.prune_opd.commands.diagnose import examination
+from recipe.prune_opd.commands.diagnose import passes as diagnose_passes
+from recipe.prune_opd.commands.diagnose.arguments import Arguments
+from recipe.prune_opd.commands.diagnose.passes import Passes, load_model, score_all
+from recipe.prune_opd.commands.diagnose.ready import read_rollouts
+from recipe.prune_opd.commands.diagnose.tokens import KINDS, kinds_of
+from recipe.prune_opd.commands.pair.models import Pair
+from recipe.prune_opd.commands.pair.sampling import Rollout, Sampling, sample
+from recipe.prune_opd.commands.pair.scoring import (
+    logits_of,
+    logits_together,
+    sampled_log_probs,
     score,
 )
 from recipe.prune_opd.method.drift import overlap_events, reliability
@@ -234,96 +236,119 @@ def test_the_same_seed_gives_the_same_answer_and_another_seed_another(models, ca
 
 @pytest.fixture(scope="module")
 def loaded(models):
-    model = Model("STUDENT", models.student, False, None, None)
-    return model, pair_passes.load_model(model, Plan(), Passes())
+    pair = Pair.read(models.student, models.student)
+    return pair, load_model(pair, pair.student, Passes())
+
+
+def random_ids(number: int, seed: int) -> list[int]:
+    return torch.randint(8, 96, (number,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def test_chunks_with_a_cache_give_the_logits_of_one_pass(loaded):
     _, model = loaded
-    ids = torch.randint(8, 96, (37,), generator=torch.Generator().manual_seed(0))
+    ids = random_ids(37, 0)
+    rollout = Rollout(0, ids[:9], ids[9:])
     with torch.no_grad():
-        whole = model(input_ids=ids.unsqueeze(0)).logits[0, 8:-1]
-        for chunk in (1, 5, 9, 10, 36, 100):
-            pieces = list(chunks_of_logits(model, ids, 9, chunk))
-            assert max(map(len, pieces)) <= chunk
+        whole = model(input_ids=torch.tensor([ids])).logits[0, 8:-1]
+        for chunk in (1, 5, 9, 10, 36, 100, None):
+            pieces = list(logits_of(model, rollout, chunk))
+            assert max(map(len, pieces)) <= (chunk or 36)
             torch.testing.assert_close(torch.cat(pieces), whole, atol=1e-4, rtol=0)
 
 
+def test_a_padded_batch_gives_the_logits_of_each_by_itself(loaded):
+    _, model = loaded
+    rollouts = [Rollout(0, random_ids(4, 1), random_ids(9, 2)), Rollout(1, [3], random_ids(20, 3))]
+    with torch.no_grad():
+        for rows, rollout in zip(logits_together(model, rollouts), rollouts, strict=True):
+            (alone,) = logits_of(model, rollout)
+            torch.testing.assert_close(rows, alone, atol=1e-4, rtol=0)
+
+
 def test_scores_are_those_of_the_training_functions(loaded):
-    of, model = loaded
-    rollout = Rollout(
-        0,
-        [3, 8, 9, 4],
-        torch.randint(8, 96, (21,), generator=torch.Generator().manual_seed(1)).tolist(),
-    )
+    _, model = loaded
+    rollout = Rollout(0, [3, 8, 9, 4], random_ids(21, 1))
     at = torch.randint(0, 96, (21, 4), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([rollout.prompt_ids + rollout.response_ids])).logits[
-            0, 3:-1
-        ]
-        found = score(model, of, rollout, 90, 0.5, Passes(ks=(8, 16), chunk=6), at)
+        logits = model(input_ids=torch.tensor([rollout.ids])).logits[0, 3:-1]
+        found = score(logits_of(model, rollout, 6), 16, 90, at, 0.5)
+        sampled = sampled_log_probs(model, rollout)
     ids, log_probs = top_log_probs(logits / 0.5, 16, 90)
     assert torch.equal(found.ids, ids)
     torch.testing.assert_close(found.log_probs, log_probs, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(
-        found.mass_at, log_probs_at(logits / 0.5, at).exp().sum(-1), atol=1e-4, rtol=1e-3
-    )
+    torch.testing.assert_close(found.at, log_probs_at(logits / 0.5, at), atol=1e-4, rtol=1e-4)
+    expected = logits.log_softmax(-1)[range(21), rollout.response_ids]
+    torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_log_probs_that_are_not_numbers_are_refused(models, loaded):
-    of, _ = loaded
-    broken = pair_passes.load_model(of, Plan(), Passes())
+def test_log_probs_that_are_not_numbers_are_refused(loaded):
+    pair, _ = loaded
+    broken, student = load_model(pair, pair.student, Passes()), pair.student
+    rollouts, refusal = [Rollout(0, [3], [8, 9])], r"STUDENT.*gives NaN in float32"
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
-        with pytest.raises(ValueError, match=r"STUDENT.*gives NaN in float32"):
-            score(broken, of, Rollout(0, [3], [8, 9]), 96, 1.0, Passes())
+        with pytest.raises(ValueError, match=refusal):
+            score_all(broken, student, rollouts, Passes(), 1.0, 96)
+        with pytest.raises(FloatingPointError):
+            sample(broken, student, [[3]], Sampling(4))
 
 
-def test_sampling_is_from_the_whole_distribution_and_stops_at_the_end(models, loaded):
-    """The model's own top_k = 1 would give one response many times over."""
-    of, model = loaded
-    plan, passes = Plan(max_response_length=30), Passes(samples=40, batch=16)
+def test_a_student_that_overflows_while_it_writes_is_refused(models, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    large = save_model(tmp_path / "large")
+    model = AutoModelForCausalLM.from_pretrained(large)
     with torch.no_grad():
-        found = pair_passes.sample(model, of, [[3, 8, 4], [3, 9, 10, 11, 4]], plan, passes)
-    assert [rollout.prompt for rollout in found] == [0] * 40 + [1] * 40
-    assert len({tuple(rollout.response_ids) for rollout in found}) > 40
-    lengths = [len(rollout.response_ids) for rollout in found]
-    assert max(lengths) == 30
-    for rollout in found:
-        assert all(token not in of.ends for token in rollout.response_ids[:-1])
-        assert len(rollout.response_ids) == 30 or rollout.response_ids[-1] in of.ends
+        model.lm_head.weight.sign_().mul_(3e38)
+    model.save_pretrained(large)
+    error = refused(capsys, large, models.student, "--data", models.data, *SMALL)
+    assert error.splitlines()[-1].startswith(f"diagnose: STUDENT: {large} gives NaN in float32, ")
+
+
+def test_sampling_is_from_the_whole_distribution_and_stops_at_the_end(loaded):
+    """The model's own top_k = 1 would give one response many times over."""
+    pair, model = loaded
+    ends = frozenset(pair.student.ends)
+    prompts = [[3, 8, 4]] * 40 + [[3, 9, 10, 11, 4]] * 40
+    with torch.no_grad():
+        found = sample(model, pair.student, prompts, Sampling(30, ends, batch=16))
+        whole = sample(model, pair.student, prompts[:20], Sampling(30))
+    assert len({tuple(response) for response in found}) > 40
+    assert max(map(len, found)) == 30
+    for response in found:
+        assert all(token not in ends for token in response[:-1])
+        assert len(response) == 30 or response[-1] in ends
+    assert {len(response) for response in whole} == {30}  # nothing ends them
 
 
 def test_the_first_sampled_token_has_the_models_probabilities(loaded):
-    of, model = loaded
+    pair, model = loaded
     prompt = [3, 8, 4]
+    how = Sampling(1, frozenset(pair.student.ends), temperature=2.0, batch=4000)
     with torch.no_grad():
         expected = (model(input_ids=torch.tensor([prompt])).logits[0, -1] / 2).softmax(-1)
-        found = pair_passes.sample(
-            model,
-            of,
-            [prompt],
-            Plan(max_response_length=1),
-            Passes(samples=4000, batch=4000, temperature=2.0),
-        )
-    counts = (
-        torch.bincount(torch.tensor([rollout.response_ids[0] for rollout in found]), minlength=96)
-        / 4000
-    )
+        found = sample(model, pair.student, [prompt] * 4000, how)
+    first = torch.tensor([response[0] for response in found])
+    counts = torch.bincount(first, minlength=96) / 4000
     assert (counts - expected).abs().max() < 0.03
 
 
+def test_an_id_without_a_token_is_never_sampled(tmp_path):
+    """A padded embedding: the last 6 of its 96 rows are of no token."""
+    folder = save_model(tmp_path / "padded", words=WORDS[:90])
+    pair = Pair.read(folder, folder)
+    with torch.no_grad():
+        model = load_model(pair, pair.student, Passes())
+        found = sample(model, pair.student, [[3, 8, 4]] * 200, Sampling(4, batch=200))
+    assert max(map(max, found)) == 89
+
+
 def test_kinds_of_tokens_by_the_tokenizer(loaded):
-    of, _ = loaded
-    kinds = pair_passes.kinds_of(
-        of, torch.tensor([[WORDS.index("7"), WORDS.index("+"), 1, WORDS.index("w3")]])
+    pair, _ = loaded
+    kinds = kinds_of(
+        pair.student, torch.tensor([[WORDS.index("7"), WORDS.index("+"), 1, WORDS.index("w3")]])
     )
-    assert [pair_passes.KINDS[i] for i in kinds[0].tolist()] == [
-        "digits",
-        "symbols",
-        "special",
-        "words",
-    ]
+    assert [KINDS[i] for i in kinds[0].tolist()] == ["digits", "symbols", "special", "words"]
 
 
 # ---------------------------------------------------------------------------------- ready responses
@@ -337,15 +362,19 @@ def rollouts_file(folder: Path, *rows: object) -> str:
     return str(file)
 
 
+def read(file: str, pair: Pair, **given: object) -> list[Rollout]:
+    return read_rollouts(Arguments("", "", rollouts=Path(file), **given), pair)
+
+
 def test_ready_responses_as_ids_text_and_messages_are_the_same(tmp_path, loaded):
-    of, _ = loaded
+    pair, _ = loaded
     rows = [
         {"prompt_ids": [3, 8, 4], "response_ids": [9, 10, 1]},
         {"prompt": "<user> w0 <assistant>", "response": "w1 w2"},
         {"prompt": [{"role": "user", "content": "w0"}], "response": "w1 w2", "ended": True},
         {"prompt": "<user> w1 <assistant>", "response": "w1 w2", "ended": False},
     ]
-    found = read_rollouts(Path(rollouts_file(tmp_path, *rows)), of, Plan(), 96)
+    found = read(rollouts_file(tmp_path, *rows), pair)
     assert found[0] == found[1] == found[2] == Rollout(0, [3, 8, 4], [9, 10, 1])
     assert found[3] == Rollout(1, [3, 9, 4], [9, 10])
 
@@ -363,12 +392,9 @@ def test_what_was_sampled_can_be_read_again(models, tmp_path, capsys):
 def test_ready_responses_have_the_events_of_training(models, tmp_path, capsys, loaded):
     """The whole way on one response against the functions that weigh tokens in training."""
     _, student = loaded
-    of = Model("TEACHER", models.other, False, None, None)
-    teacher = pair_passes.load_model(of, Plan(), Passes())
-    prompt, response = (
-        [3, 8, 4],
-        torch.randint(8, 96, (30,), generator=torch.Generator().manual_seed(5)).tolist(),
-    )
+    pair = Pair.read(models.student, models.other)
+    teacher = load_model(pair, pair.teacher, Passes())
+    prompt, response = [3, 8, 4], random_ids(30, 5)
     file = rollouts_file(tmp_path, {"prompt_ids": prompt, "response_ids": response})
     found = answer_of(capsys, models.student, models.other, "--rollouts", file, *SMALL)
     with torch.no_grad():
@@ -391,11 +417,10 @@ def test_ready_responses_have_the_events_of_training(models, tmp_path, capsys, l
 
 
 def test_responses_beyond_the_limit_are_cut(tmp_path, loaded):
-    of, _ = loaded
+    pair, _ = loaded
     file = rollouts_file(tmp_path, {"prompt_ids": [3], "response_ids": [9] * 50})
-    assert (
-        len(read_rollouts(Path(file), of, Plan(max_response_length=40), 96)[0].response_ids) == 40
-    )
+    (found,) = read(file, pair, max_response_length=40)
+    assert len(found.response_ids) == 40
 
 
 # ---------------------------------------------------------------------------------------- bad input
@@ -431,11 +456,10 @@ BAD_LINES = {
 
 @pytest.mark.parametrize(("row", "message"), BAD_LINES.values(), ids=BAD_LINES.keys())
 def test_a_bad_line_is_named(tmp_path, loaded, row, message):
-    of, _ = loaded
-    with pytest.raises(
-        ValueError, match=f"--rollouts: .*rollouts.jsonl, line 1.*{message.removeprefix('line 1')}"
-    ):
-        read_rollouts(Path(rollouts_file(tmp_path, row)), of, Plan(), 96)
+    pair, _ = loaded
+    expected = f"--rollouts: .*rollouts.jsonl, line 1.*{message.removeprefix('line 1')}"
+    with pytest.raises(ValueError, match=expected):
+        read(rollouts_file(tmp_path, row), pair)
 
 
 @pytest.fixture
@@ -445,7 +469,7 @@ def no_weights(monkeypatch):
     def load(*_):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(pair_passes, "load_model", load)
+    monkeypatch.setattr(diagnose_passes, "load_model", load)
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -534,21 +558,6 @@ def test_an_engine_that_is_not_there_is_named(models, capsys, monkeypatch):
     assert "--engine: vllm cannot be imported" in error
 
 
-def test_what_an_engine_prints_does_not_mix_with_the_answer():
-    """vLLM and its processes write their log to standard output."""
-    program = (
-        "import os, sys; from recipe.prune_opd.commands.pair.engines import talk_to_stderr\n"
-        "with talk_to_stderr(): print('log'); os.system('echo child')\n"
-        "print('answer')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "answer\n"
-    assert "log" in done.stderr
-    assert "child" in done.stderr
-
-
 @pytest.mark.parametrize(
     "option",
     [
@@ -557,11 +566,19 @@ def test_what_an_engine_prints_does_not_mix_with_the_answer():
         ("--prompts", "0"),
         ("--temperature", "0"),
         ("--gates", "x"),
+        ("--gates",),
+        ("--topks",),
+        ("--topks", "0"),
+        ("--w-drops", "0.1", "2"),
+        ("--chat-template-kwargs", "[1]"),
+        ("--dtype", "int8"),
+        ("--engine", "sglang"),
     ],
 )
 def test_options_outside_their_range_are_refused(models, capsys, option):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main(["diagnose", models.student, models.student, "--data", models.data, *option])
+    assert stopped.value.code == 2
     assert option[0] in capsys.readouterr().err
 
 
@@ -652,19 +669,21 @@ def test_tokens_that_look_like_markup_are_printed_as_they_are(models, tmp_path, 
     assert "5 ([/INST])" in " ".join(capsys.readouterr().out.split())
 
 
-def test_every_option_is_in_its_page():
-    parser = argparse.ArgumentParser()
-    diagnose.add_arguments(parser)
+OPTIONS = (
+    "--data --rollouts --prompts --samples --prompt-key --chat-template-kwargs"
+    " --max-response-length --max-prompt-length --topk --threshold --steps --batch --temperature"
+    " --teacher-temperature --topks --thresholds --w-drops --gates --engine --batch-size --chunk"
+    " --dtype --device --seed --trust-remote-code --out --json"
+)
+
+
+def test_every_option_is_one_that_scripts_of_users_have_and_in_its_page():
     page = (Path(__file__).parents[3] / "docs" / "diagnose.md").read_text()
-    options = {
-        option
-        for action in parser._actions
-        for option in action.option_strings
-        if option.startswith("--")
-    }
-    assert {"--out", "--rollouts"} <= options
-    assert sorted(option for option in options - {"--help"} if f"`{option}" not in page) == []
+    names = {field.name for field in fields(Arguments)} - {"student", "teacher"}
+    options = {f"--{name.replace('_', '-')}" for name in names}
+    assert options == set(OPTIONS.split())
+    assert sorted(option for option in options if f"`{option}" not in page) == []
 
 
 def test_json_has_no_nan():
-    assert diagnose.without_nan({"a": [float("nan"), 1.5]}) == {"a": [None, 1.5]}
+    assert examination.without_nan({"a": [float("nan"), 1.5]}) == {"a": [None, 1.5]}

@@ -6,23 +6,24 @@ import random
 import pytest
 import torch
 
-from recipe.prune_opd.commands.diagnose.diagnosis import (
-    KINDS,
-    Lengths,
+from recipe.prune_opd.commands.diagnose.intervals import of_mean, over_prompts
+from recipe.prune_opd.commands.diagnose.lengths import Lengths, lengths_of
+from recipe.prune_opd.commands.diagnose.plan import Planned
+from recipe.prune_opd.commands.diagnose.runs import course, interval_of_generated, predict
+from recipe.prune_opd.commands.diagnose.scores import (
+    PairScores,
     by_kind,
     by_position,
     by_quarter,
-    course,
-    interval_of_mean,
-    kind_of,
-    lengths_of,
-    overlap_ratios,
-    predict,
-    resampled,
 )
-from recipe.prune_opd.config import GATES, DriftConfig, GateConfig
+from recipe.prune_opd.commands.diagnose.tokens import KINDS, kind_of
+from recipe.prune_opd.commands.pair.rules import rules_of
+from recipe.prune_opd.config import DriftConfig, GateConfig
 from recipe.prune_opd.method.budget import ResponseBudget
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
+from recipe.prune_opd.method.gates import GATES, Gate
+from recipe.prune_opd.method.pruning import Drift, find_drift
+from recipe.prune_opd.method.reward import Scores, TopK
 
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
 VALUES = torch.tensor([[1.0, 0, 1, 0, 9, 9], [0, 0, 1, 1, 1, 0]])
@@ -41,6 +42,18 @@ def random_events(
     mask = torch.arange(tokens) < lengths
     rate = torch.arange(tokens) / tokens
     return (torch.rand(responses, tokens, generator=generator) < rate) & mask, mask
+
+
+def drift_of(events: torch.Tensor, mask: torch.Tensor, w_drop: float) -> Drift:
+    """Drift with these events, whatever they come from."""
+    return Drift(mask, torch.ones(mask.shape), events, reliability(events, mask, w_drop, 0.5))
+
+
+def pair_scores(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> PairScores:
+    """Scores with these candidates (B, T, K), each of log-prob -1."""
+    ones = -torch.ones(student.shape)
+    scores = Scores(student[..., 0], TopK(student, ones), TopK(teacher, ones), 2 * ones)
+    return PairScores(scores, mask, torch.arange(len(mask)), (student.shape[-1],))
 
 
 # ----------------------------------------------------------------------------------- where and what
@@ -90,9 +103,21 @@ def test_kinds_of_tokens(text, special, kind):
 
 def test_overlap_of_several_k_is_that_of_the_first_candidates():
     student, teacher = torch.tensor([[[5, 3, 1, 0]]]), torch.tensor([[[3, 5, 9, 1]]])
-    found = overlap_ratios(student, teacher, (1, 2, 4))
-    assert [found[k].item() for k in (1, 2, 4)] == [0, 1, 0.75]
-    torch.testing.assert_close(found[4], overlap_ratio(student, teacher))
+    found = pair_scores(student, teacher, torch.ones(1, 1).bool())
+    assert [found.at(k).overlap.item() for k in (1, 2, 4)] == [0, 1, 0.75]
+    torch.testing.assert_close(found.at(4).overlap, overlap_ratio(student, teacher))
+    assert found.at(2) is found.at(2)  # its overlap is computed once
+
+
+def test_mass_is_of_the_first_candidates():
+    ids = torch.arange(4).expand(1, 1, 4)
+    found = pair_scores(ids, ids, torch.ones(1, 1).bool()).mass(3)
+    expected = {
+        "student_mass": 3 * math.exp(-1),
+        "teacher_mass": 3 * math.exp(-1),
+        "teacher_on_student": 3 * math.exp(-2),
+    }
+    assert {name: values.item() for name, values in found.items()} == pytest.approx(expected)
 
 
 # ------------------------------------------------------------------------------------------ lengths
@@ -101,7 +126,7 @@ def test_overlap_of_several_k_is_that_of_the_first_candidates():
 def test_lengths_without_a_gate():
     events = torch.tensor([[0, 1, 1, 0, 1, 0]]).bool()
     mask = torch.tensor([[1, 1, 1, 1, 0, 0]]).bool()
-    lengths = lengths_of(events, mask, w_drop=0.5)
+    lengths = lengths_of(drift_of(events, mask, 0.5))
     assert lengths.whole.tolist() == lengths.generated.tolist() == lengths.kept.tolist() == [4]
     assert lengths.effective.tolist() == [2]  # R is 0 from the second event on, at token 2
 
@@ -110,7 +135,7 @@ def test_lengths_without_a_gate():
 def test_a_stop_is_known_when_its_chunk_is_complete(chunk, generated):
     events, mask = torch.tensor([[0, 1, 1, 0, 1, 0]]).bool(), torch.ones(1, 6).bool()
     gate = GateConfig(enable=True)
-    lengths = lengths_of(events, mask, 0.5, lambda: gate.build(0.5), chunk)
+    lengths = lengths_of(drift_of(events, mask, 0.5), gate.build(0.5), chunk)
     assert lengths.kept.tolist() == lengths.effective.tolist() == [2]
     assert lengths.generated.tolist() == [generated]
 
@@ -120,9 +145,9 @@ def test_a_stop_is_known_when_its_chunk_is_complete(chunk, generated):
 def test_lengths_are_those_of_the_gate_and_the_reliability_of_training(kind, seed):
     events, mask = random_events(seed)
     gate = GateConfig(enable=True, kind=kind, window=8, rate=0.4, run_length=4)
-    lengths = lengths_of(events, mask, 0.1, lambda: gate.build(0.1), 16)
+    lengths = lengths_of(drift_of(events, mask, 0.1), gate.build(0.1), 16)
     for row, length in enumerate(mask.sum(-1).tolist()):
-        stop = gate.build(0.1).feed(events[row, :length].tolist())
+        stop = Gate(gate.build(0.1)).feed(events[row, :length].tolist())
         kept = length if stop is None else stop
         cut = (torch.arange(mask.shape[1]) < kept).unsqueeze(0)
         assert lengths.kept[row] == kept
@@ -143,12 +168,10 @@ def test_a_limit_leaves_what_it_would_have_left_in_training(limit, kind):
         if kind == "off"
         else GateConfig(enable=True, kind=kind, window=8, rate=0.4, run_length=4)
     )
-    new = None if gate is None else (lambda: gate.build(0.1))
+    new = None if gate is None else gate.build(0.1)
     short = mask & (torch.arange(mask.shape[1]) < limit)
-    expected, found = (
-        lengths_of(events & short, short, 0.1, new, 16),
-        lengths_of(events, mask, 0.1, new, 16),
-    )
+    expected = lengths_of(drift_of(events & short, short, 0.1), new, 16)
+    found = lengths_of(drift_of(events, mask, 0.1), new, 16)
     for name in ("generated", "kept", "effective"):
         assert getattr(found.under(limit), name).tolist() == getattr(expected, name).tolist()
 
@@ -176,10 +199,8 @@ def test_a_course_worked_by_hand():
 
 def test_a_course_moves_as_the_budget_does():
     events, mask = random_events(1, responses=40)
-    lengths, settings = (
-        lengths_of(events, mask, 0.1),
-        {"init": 30, "min": 10, "max": 90, "step": 5, "margin": 5},
-    )
+    lengths = lengths_of(drift_of(events, mask, 0.1))
+    settings = {"init": 30, "min": 10, "max": 90, "step": 5, "margin": 5}
     found = course(lengths, ResponseBudget(**settings), 16, 30, torch.Generator().manual_seed(7))
     budget, generator = ResponseBudget(**settings), torch.Generator().manual_seed(7)
     for step in range(30):
@@ -192,52 +213,67 @@ def test_a_course_moves_as_the_budget_does():
 
 def test_the_prediction_is_the_mean_of_the_courses():
     new = lambda: ResponseBudget(init=30, min=20, max=100, step=10, margin=10, patience=2)  # noqa: E731
-    found = predict(
-        alike(100, 40), torch.arange(3), new, batch=4, steps=6, seed=0, runs=2, resamplings=5
-    )
+    run, lengths = Planned(100, batch=4, steps=6), alike(100, 40)
+    found = predict(lengths, new, run, runs=2)
     assert found.generated == found.limit == pytest.approx(290 / 6)
     assert found.without_pruning == 100
-    assert found.low == found.high == pytest.approx(290 / 6)  # all prompts are alike
-
-
-def test_without_resampling_there_is_no_interval():
-    found = predict(
-        alike(9, 9), torch.arange(3), lambda: ResponseBudget(init=9, min=9, max=9), 2, 2, seed=0
-    )
     assert math.isnan(found.low)
     assert math.isnan(found.high)
+    # All prompts are alike.
+    low, high = interval_of_generated(lengths, torch.arange(3), new, run, 5)
+    assert low == high == pytest.approx(290 / 6)
+
+
+def test_the_interval_of_a_prediction_is_as_wide_as_the_prompts_differ():
+    """Of two prompts both are drawn, or one of them twice."""
+    lengths = torch.tensor([10, 30])
+    known = Lengths(lengths, lengths, lengths, lengths)
+    new = lambda: ResponseBudget(init=90, min=90, max=90)  # noqa: E731
+    run = Planned(90, batch=64, steps=4)
+    assert interval_of_generated(known, torch.arange(2), new, run, 100) == (10, 30)
 
 
 def test_the_same_seed_draws_the_same_responses():
     events, mask = random_events(2)
-    lengths = lengths_of(events, mask, 0.1)
+    lengths = lengths_of(drift_of(events, mask, 0.1))
     new = lambda: ResponseBudget(init=30, min=10, max=90, step=5, margin=5)  # noqa: E731
-    one, other, third = (predict(lengths, torch.arange(12), new, 8, 9, seed=s) for s in (1, 1, 2))
+    one, other, third = (
+        predict(lengths, new, Planned(90, batch=8, steps=9, seed=seed)) for seed in (1, 1, 2)
+    )
     assert repr(one) == repr(other) != repr(third)
 
 
 def test_resampling_draws_whole_prompts():
-    groups = torch.tensor([0, 0, 5, 5, 5])
-    for rows in resampled(groups, 20, torch.Generator().manual_seed(0)):
-        drawn = groups[rows].tolist()
+    groups, seen = torch.tensor([0, 0, 5, 5, 5]), []
+
+    def statistic(rows: torch.Tensor) -> float:
+        seen.append(groups[rows].tolist())
+        return float(len(rows))
+
+    assert over_prompts(statistic, groups, 100, seed=0) == (4, 6)  # 2 + 2, 3 + 3
+    assert {len(drawn) for drawn in seen} == {4, 5, 6}
+    for drawn in seen:
         assert drawn.count(0) % 2 == 0
         assert drawn.count(5) % 3 == 0
         assert drawn.count(0) // 2 + drawn.count(5) // 3 == 2
 
 
+@pytest.mark.parametrize("seed", [0, 7, -1])
+def test_the_same_seed_gives_the_same_interval(seed):
+    events, mask = random_events(4, responses=8)
+    groups = torch.arange(8)
+    first = of_mean(events, mask, groups, 50, seed)
+    assert first == of_mean(events, mask, groups, 50, seed)
+    assert first != of_mean(events, mask, groups, 50, seed + 1)
+    assert first[0] < events[mask].double().mean().item() < first[1]
+
+
 def test_interval_of_a_mean_over_tokens():
-    mean, low, high = interval_of_mean(VALUES, MASK, torch.tensor([0, 1]), 400, seed=0)
-    assert mean == pytest.approx(5 / 10)
+    low, high = of_mean(VALUES, MASK, torch.tensor([0, 1]), 400, seed=0)
     assert low == high == pytest.approx(0.5)  # both responses have it
-    mean, low, high = interval_of_mean(VALUES, MASK, torch.tensor([4, 4]), 10, seed=0)
-    assert mean == pytest.approx(5 / 10)
-    assert math.isnan(low)
-    ones = torch.tensor([[1.0], [0.0]])
-    assert interval_of_mean(ones, torch.ones(2, 1).bool(), torch.tensor([0, 1]), 400, seed=0) == (
-        0.5,
-        0,
-        1,
-    )
+    assert all(map(math.isnan, of_mean(VALUES, MASK, torch.tensor([4, 4]), 10, seed=0)))
+    ones, both = torch.tensor([[1.0], [0.0]]), torch.ones(2, 1).bool()
+    assert of_mean(ones, both, torch.tensor([0, 1]), 400, seed=0) == (0, 1)
 
 
 def test_events_are_those_of_the_drift_module():
@@ -247,9 +283,10 @@ def test_events_are_those_of_the_drift_module():
     ids = torch.tensor(
         [[[rng.sample(range(12), 8) for _ in range(30)] for _ in range(4)] for _ in range(2)]
     )
-    mask, drift = torch.ones(4, 30).bool(), DriftConfig(threshold=0.7, w_drop=0.2)
-    ratio = overlap_ratios(ids[0], ids[1], (4, 8))[8]
-    events = overlap_events(overlap_ratio(ids[0], ids[1]), mask, drift.threshold)
-    assert torch.equal(overlap_events(ratio, mask, drift.threshold), events)
-    expected = reliability(events, mask, drift.w_drop, drift.w_base).effective_length
-    assert torch.equal(lengths_of(events, mask, drift.w_drop).effective, expected)
+    mask, settings = torch.ones(4, 30).bool(), DriftConfig(threshold=0.7, w_drop=0.2)
+    drift = find_drift(pair_scores(ids[0], ids[1], mask).at(8), mask, rules_of(0.7, 0.2))
+    events = overlap_events(overlap_ratio(ids[0], ids[1]), mask, settings.threshold)
+    assert torch.equal(drift.events, events)
+    expected = reliability(events, mask, settings.w_drop, settings.w_base)
+    assert torch.equal(drift.reliability.loss_weight, expected.loss_weight)
+    assert torch.equal(lengths_of(drift).effective, expected.effective_length)

@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,19 +13,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recipe.prune_opd.__main__ import main
-from recipe.prune_opd.checks.models import Model
-from recipe.prune_opd.commands.doctor import health
+from recipe.prune_opd.commands.doctor import health, stored, weights
+from recipe.prune_opd.commands.doctor.arguments import Arguments
 from recipe.prune_opd.commands.doctor.command import exit_code
-from recipe.prune_opd.commands.doctor.health import examine
-from recipe.prune_opd.commands.pair import weights
-from recipe.prune_opd.commands.pair.findings import ERROR, OK, SKIPPED, WARNING, Finding, Plan
+from recipe.prune_opd.commands.pair import models
+from recipe.prune_opd.commands.pair.findings import ERROR, OK, SKIPPED, WARNING, Finding
+from recipe.prune_opd.commands.pair.models import Pair
 
 WORDS = ["<unk>", "<eos>", "<pad>", "<user>", "<assistant>", "<end>", *(f"w{i}" for i in range(90))]
 TEMPLATE = (
     "{% for m in messages %}{{ '<' ~ m['role'] ~ '> ' ~ m['content'] ~ ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-PLAN = Plan(max_prompt_length=16, max_response_length=200, tokens=12)
+PLAN = Arguments("", "", max_prompt_length=16, max_response_length=200, tokens=12)
+
+
+def examine(student: str, teacher: str, plan: Arguments) -> list[Finding]:
+    return health.examine(replace(plan, student=student, teacher=teacher))
 
 
 def save_model(
@@ -151,7 +156,7 @@ SOUND_VARIANTS = {
 
 @pytest.mark.parametrize("variant", SOUND_VARIANTS.values(), ids=SOUND_VARIANTS.keys())
 def test_harmless_differences_are_not_flagged(sound, tmp_path, monkeypatch, variant):
-    monkeypatch.setattr(weights, "POOR_OVERLAP", 0)  # other shapes have other random weights
+    monkeypatch.setattr(weights, "UNRELATED_OVERLAP", 0)  # other shapes have other random weights
     teacher = save_model(tmp_path / "teacher", **variant)
     findings = examine(sound.student, teacher, replace(PLAN, data=sound.data))
     assert troubles(findings) == {}
@@ -273,7 +278,7 @@ def test_planted_faults_are_found(sound, tmp_path, student, teacher, plan, name,
     ours = save_model(tmp_path / "student", **student) if student else sound.student
     theirs = save_model(tmp_path / "teacher", **teacher) if teacher else sound.teacher
     plan = replace(PLAN, data=sound.data, **plan)
-    findings = examine(ours, theirs, replace(plan, weights=name == "agreement"))
+    findings = examine(ours, theirs, replace(plan, no_weights=name != "agreement"))
     finding = named(findings, name)
     assert finding.status == status
     assert evidence in finding.evidence
@@ -354,7 +359,7 @@ def test_padding_that_leaks_is_found(sound, monkeypatch):
 
 
 def test_a_model_that_does_not_fit_is_left_out(sound, monkeypatch):
-    monkeypatch.setattr(weights, "_free_memory", lambda device: 1e3)
+    monkeypatch.setattr(models, "free_memory", lambda device: 1e3)
     findings = examine(sound.student, sound.teacher, PLAN)
     assert named(findings, "student's weights").status == SKIPPED
     assert "needed in float32, 1 kB free" in named(findings, "student's weights").evidence
@@ -366,7 +371,7 @@ def test_a_model_that_does_not_fit_is_left_out(sound, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_faults_of_the_data_are_found(sound, tmp_path, suffix):
-    plan = replace(PLAN, weights=False)
+    plan = replace(PLAN, no_weights=True)
     long = replace(plan, data=save_data(tmp_path / f"long{suffix}", words=15))
     finding = named(examine(sound.student, sound.teacher, long), "prompts")
     assert finding.status == WARNING
@@ -388,7 +393,7 @@ def test_prompts_that_are_no_chats_are_found(sound, tmp_path):
     file = tmp_path / "d.jsonl"
     file.write_text(json.dumps({"prompt": "w1 w2"}) + "\n")
     finding = named(
-        examine(sound.student, sound.teacher, replace(PLAN, data=file, weights=False)), "prompts"
+        examine(sound.student, sound.teacher, replace(PLAN, data=file, no_weights=True)), "prompts"
     )
     assert finding.status == ERROR
     assert "row 0 of column 'prompt' holds 'w1 w2'" in finding.evidence
@@ -410,7 +415,7 @@ def test_the_template_is_asked_about_every_set_of_roles(sound, tmp_path, suffix)
         pandas.DataFrame(rows).to_parquet(file)
     else:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plan = replace(PLAN, data=file, max_rows=2, weights=False)
+    plan = replace(PLAN, data=file, max_rows=2, no_weights=True)
     finding = named(examine(student, sound.teacher, plan), "chat template")
     assert finding.status == ERROR
     assert finding.evidence.startswith("the student's refuses ")
@@ -427,7 +432,9 @@ def test_a_row_beyond_those_whose_length_is_taken_is_looked_at(sound, tmp_path):
         "".join(json.dumps({"prompt": one}) + "\n" for one in [prompt] * 5 + [answered])
     )
     finding = named(
-        examine(sound.student, sound.teacher, replace(PLAN, data=file, max_rows=2, weights=False)),
+        examine(
+            sound.student, sound.teacher, replace(PLAN, data=file, max_rows=2, no_weights=True)
+        ),
         "prompts",
     )
     assert finding.status == ERROR
@@ -436,7 +443,7 @@ def test_a_row_beyond_those_whose_length_is_taken_is_looked_at(sound, tmp_path):
 
 
 def test_only_the_first_rows_are_read(sound):
-    plan = replace(PLAN, data=sound.data, max_rows=5, weights=False)
+    plan = replace(PLAN, data=sound.data, max_rows=5, no_weights=True)
     assert (
         "the first 5 of 8 prompts"
         in named(examine(sound.student, sound.teacher, plan), "prompts").evidence
@@ -446,7 +453,9 @@ def test_only_the_first_rows_are_read(sound):
 def test_a_template_that_refuses_a_prompt_is_found(sound, tmp_path):
     template = "{% if messages[0]['role'] == 'user' %}{{ raise_exception('no') }}{% endif %}"
     student = save_model(tmp_path / "student", template=template)
-    finding = named(examine(student, sound.teacher, replace(PLAN, weights=False)), "chat template")
+    finding = named(
+        examine(student, sound.teacher, replace(PLAN, no_weights=True)), "chat template"
+    )
     assert finding.status == ERROR
     assert "refuses" in finding.evidence
 
@@ -455,11 +464,11 @@ def test_the_template_takes_its_arguments(sound, tmp_path):
     student = save_model(
         tmp_path / "student", template=TEMPLATE + "{% if think %} w1 w2{% endif %}"
     )
-    plan = replace(PLAN, data=sound.data, weights=False)
+    plan = replace(PLAN, data=sound.data, no_weights=True)
     assert named(examine(student, student, plan), "prompts").evidence.startswith(
         "8 prompts: 6 tokens"
     )
-    plan = replace(plan, template_kwargs={"think": True})
+    plan = replace(plan, chat_template_kwargs={"think": True})
     assert named(examine(student, student, plan), "prompts").evidence.startswith(
         "8 prompts: 8 tokens"
     )
@@ -470,15 +479,17 @@ def test_the_template_takes_its_arguments(sound, tmp_path):
 
 
 def test_the_model_without_a_shape_is_named(sound):
-    teacher = Model("TEACHER", sound.teacher, False, None, None)
-    teacher.config = SimpleNamespace(model_type="other")
-    finding = health.memory(Model("STUDENT", sound.student, False, None, None), teacher, PLAN)
+    pair = Pair.read(sound.student, sound.teacher)
+    pair.teacher.config = SimpleNamespace(model_type="other")
+    finding = stored.memory(pair, PLAN)
     assert finding.evidence.startswith("TEACHER: model_type 'other' has no num_attention_heads")
 
 
 def test_special_tokens_alone_count_as_the_end_of_a_turn(sound, tmp_path):
     student = save_model(tmp_path / "student", template=TEMPLATE.replace("~ ' ' }}", "~ ' w1 ' }}"))
-    assert named(examine(student, student, replace(PLAN, weights=False)), "end tokens").status == OK
+    assert (
+        named(examine(student, student, replace(PLAN, no_weights=True)), "end tokens").status == OK
+    )
 
 
 def test_scaling_counts_for_the_teacher_alone(sound, tmp_path):
@@ -493,7 +504,7 @@ def test_scaling_counts_for_the_teacher_alone(sound, tmp_path):
     }
     config["rope_parameters"]["rope_theta"] = 10000.0
     (folder / "config.json").write_text(json.dumps(config))
-    plan = replace(PLAN, weights=False)
+    plan = replace(PLAN, no_weights=True)
     finding = named(examine(sound.student, str(folder), plan), "context")
     assert (finding.status, finding.evidence) == (OK, "contexts of 512 and 400 tokens; needed: 216")
     finding = named(examine(str(folder), sound.teacher, plan), "context")
@@ -506,7 +517,7 @@ def test_scaling_counts_for_the_teacher_alone(sound, tmp_path):
 def test_a_turn_that_ends_with_no_end_token_is_found(sound, tmp_path):
     template = TEMPLATE.replace("~ ' ' }}", "~ ' <pad> ' }}")
     student = save_model(tmp_path / "student", template=template)
-    finding = named(examine(student, student, replace(PLAN, weights=False)), "end tokens")
+    finding = named(examine(student, student, replace(PLAN, no_weights=True)), "end tokens")
     assert finding.status == WARNING
     assert "the chat template ends a turn with 2 (<pad>)" in finding.evidence
 
@@ -520,7 +531,7 @@ def test_texts_that_are_cut_differently_are_found(sound, tmp_path):
     (tmp_path / "d.jsonl").write_text(
         json.dumps({"prompt": [{"role": "user", "content": "W1 w2"}]}) + "\n"
     )
-    plan = replace(PLAN, data=tmp_path / "d.jsonl", weights=False)
+    plan = replace(PLAN, data=tmp_path / "d.jsonl", no_weights=True)
     finding = named(examine(sound.student, teacher, plan), "tokenization")
     assert finding.status == WARNING
     assert "1 of 1 texts give other ids, the first: 'W1 w2'" in finding.evidence
@@ -535,7 +546,7 @@ class FakeLLM:
 
     shift = 0.0
 
-    def __init__(self, model, dtype, enforce_eager, max_model_len, trust_remote_code):
+    def __init__(self, model, dtype, seed, enforce_eager, max_model_len, trust_remote_code):
         from transformers import AutoModelForCausalLM
 
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
@@ -545,7 +556,10 @@ class FakeLLM:
 
     def generate(self, prompts, sampling):
         os.write(1, b"INFO a log\n")
-        return [self.answer(prompt["prompt_token_ids"], sampling.max_tokens) for prompt in prompts]
+        return [
+            self.answer(prompt["prompt_token_ids"], each.max_tokens)
+            for prompt, each in zip(prompts, sampling, strict=True)
+        ]
 
     @torch.no_grad()
     def answer(self, ids, tokens):
@@ -684,6 +698,39 @@ def test_a_failing_sglang_is_a_finding_beside_the_others(sound, with_sglang, sta
 LENGTHS = ["--max-prompt-length", "16", "--max-response-length", "200"]
 
 
+OPTIONS = (
+    "--data --prompt-key --chat-template-kwargs --max-rows --max-prompt-length"
+    " --max-response-length --topk --gpus --gpu-memory --dtype --trust-remote-code --no-weights"
+    " --tokens --device --engine --json"
+)
+
+
+def test_options_are_those_that_scripts_of_users_have():
+    names = {field.name for field in fields(Arguments)} - {"student", "teacher"}
+    assert {f"--{name.replace('_', '-')}" for name in names} == set(OPTIONS.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--topk", "0"], "got 0, allowed: a whole number >= 1"),
+        (["--gpu-memory", "0"], "got 0, allowed: a number > 0"),
+        (["--gpu-memory", "inf"], "got inf, allowed: a number > 0"),
+        (["--chat-template-kwargs", "[1]"], "got [1], allowed: a JSON object"),
+        (["--chat-template-kwargs", "{"], "got {, allowed: a JSON object"),
+        (["--dtype", "int8"], "invalid choice 'int8' for argument '--dtype'"),
+        (["--no-engine"], "Unrecognized"),
+    ],
+)
+def test_an_option_outside_its_range_is_refused(option, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", "a", "b", *option])
+    assert stopped.value.code == 2
+    said = " ".join(re.sub("[│|]", " ", capsys.readouterr().err).split())
+    assert option[0] in said
+    assert message in said
+
+
 def test_the_table_and_the_exit_code(sound, tmp_path, capsys):
     assert main(["doctor", sound.student, sound.teacher, "--no-weights", *LENGTHS]) == 0
     assert "skipped" in capsys.readouterr().out
@@ -764,5 +811,5 @@ def test_a_tokenizer_that_cannot_be_read_is_one_sentence(
 
 def test_every_finding_is_explained_in_its_page(sound):
     page = (Path(__file__).resolve().parents[3] / "docs" / "doctor.md").read_text()
-    for finding in examine(sound.student, sound.teacher, replace(PLAN, weights=False)):
+    for finding in examine(sound.student, sound.teacher, replace(PLAN, no_weights=True)):
         assert f"\n| {finding.name} |" in page

@@ -6,12 +6,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from recipe.prune_opd.commands.diagnose.plan import Planned
 from recipe.prune_opd.commands.diagnose.recommend import (
     CLOSE,
     CLOSE_RATE,
     DRIFTING,
     UNRELATED,
-    UNRELATED_OVERLAP,
     basis,
     budget_for,
     gate_for,
@@ -19,15 +19,10 @@ from recipe.prune_opd.commands.diagnose.recommend import (
     recommend,
     w_drop_for,
 )
-from recipe.prune_opd.commands.pair.weights import POOR_OVERLAP
 from recipe.prune_opd.config import GATES
-from recipe.prune_opd.method.drift import spent_at
+from recipe.prune_opd.method.drift import reliability, spent_at
 
 LIMITS = (1, 2, 8, 64, 192, 227, 1023, 1024, 1025, 2048, 12288, 40000)
-
-
-def test_the_bound_of_unrelated_pairs_is_that_of_doctor():
-    assert UNRELATED_OVERLAP == POOR_OVERLAP
 
 
 @pytest.mark.parametrize(
@@ -108,7 +103,8 @@ def test_the_trainer_takes_what_is_recommended(limit, steps, share):
     tokens = min(limit, 64)
     mask = torch.ones(6, tokens).bool()
     events = torch.rand(6, tokens, generator=torch.Generator().manual_seed(0)) < share
-    found = recommend(events, mask, limit, steps, topk=16, threshold=0.7)
+    effective = reliability(events, mask, w_drop_for(limit), 0.5).effective_length
+    found = recommend(effective, Planned(limit, steps))
     config = found.build("TEACHER")
     budget = config.budget.build(limit)
     assert budget.max == limit
@@ -120,8 +116,7 @@ def test_the_trainer_takes_what_is_recommended(limit, steps, share):
 
 
 def test_the_overrides_and_the_yaml_say_the_same(compose):
-    mask = torch.ones(4, 90).bool()
-    found = recommend(~mask, mask, 227, 40, 16, 0.7)
+    found = recommend(torch.full((4,), 90), Planned(227, 40))
     settings = compose(
         "+recipe=prune_opd",
         "prune_opd.teacher.path=T",

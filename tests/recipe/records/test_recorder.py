@@ -87,7 +87,9 @@ TOKENIZER = SimpleNamespace(decode=lambda ids, **_: " ".join(f"<{int(i)}>" for i
 def recorder_of(folder, **records: int) -> Recorder:
     given = RecordsConfig(dir=str(folder / "records"), **records)
     drift, teacher = DriftConfig(w_drop=0.25), TeacherConfig(path="T")
-    return Recorder(PruneOPDConfig(teacher=teacher, drift=drift, topk=2, records=given), TOKENIZER)
+    return Recorder(
+        PruneOPDConfig(teacher=teacher, drift=drift, topk=2, records=given), lambda: TOKENIZER
+    )
 
 
 def sampled(index: int) -> Sample:

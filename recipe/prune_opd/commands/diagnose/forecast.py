@@ -1,31 +1,22 @@
-"""What is measured of a pair, and the tokens of a training run under many settings, as one
-dictionary of plain numbers.
+"""Answer about a pair as plain numbers: what is measured, and tokens of runs under many settings.
 
 Tokens are predicted for a student that does not change: responses that were sampled are drawn again
-and again and cut where the response budget and the gate of training cut them. Shapes as in
-``diagnosis``.
+and again and cut where the response budget and the gate of training cut them.
+
+Shapes: B responses, T positions.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
-from recipe.prune_opd.commands.diagnose.diagnosis import (
-    KINDS,
-    PairScores,
-    Prediction,
-    by_kind,
-    by_position,
-    by_quarter,
-    interval_of_mean,
-    lengths_of,
-    predict,
-)
+from recipe.prune_opd.commands.diagnose.intervals import of_mean
+from recipe.prune_opd.commands.diagnose.lengths import Lengths, lengths_of
+from recipe.prune_opd.commands.diagnose.plan import OFF, Planned
 from recipe.prune_opd.commands.diagnose.recommend import (
     JUDGED_K,
     JUDGED_THRESHOLD,
@@ -37,42 +28,37 @@ from recipe.prune_opd.commands.diagnose.recommend import (
     recommend,
     w_drop_for,
 )
-from recipe.prune_opd.method.drift import overlap_events
+from recipe.prune_opd.commands.diagnose.runs import (
+    Prediction,
+    interval_of_generated,
+    predict,
+)
+from recipe.prune_opd.commands.diagnose.scores import (
+    PairScores,
+    by_kind,
+    by_position,
+    by_quarter,
+    mean,
+)
+from recipe.prune_opd.commands.diagnose.tokens import KINDS
+from recipe.prune_opd.commands.pair.rules import rules_of
+from recipe.prune_opd.config import BudgetConfig
+from recipe.prune_opd.method.pruning import Drift, find_drift
 
 POSITIONS = 16
 """Parts of the longest response in which overlap is given."""
 RUNS, RESAMPLINGS = 10, 100
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-OFF = "off"
-"""In the place of a gate's kind: no gate."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """The run that is planned, and the settings to compare."""
-
-    limit: int
-    """Most tokens of a training response."""
-    steps: int = 203
-    batch: int = 256
-    """Responses of a step."""
-    topk: int = 16
-    threshold: float = 0.7
-    ks: tuple[int, ...] = (8, 16, 32)
-    thresholds: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)
-    w_drops: tuple[float, ...] = (0.005, 0.01, 0.02)
-    gates: tuple[str, ...] = (OFF, "cumulative", "windowed", "consecutive", "relative")
-    seed: int = 0
 
 
 def forecast(
     scores: PairScores, kinds: Tensor, ended: Tensor, planned: Planned, teacher: str
 ) -> dict[str, Any]:
-    """Everything that is reported.
+    """Put together everything that is reported.
 
     Args:
         scores: of both models on the student's responses, none longer than the limit.
-        kinds: (B, T) int64, numbers in ``diagnosis.KINDS``.
+        kinds: (B, T) int64, numbers in ``KINDS``.
         ended: (B,) bool, the response ended by itself.
         planned: the run.
         teacher: its path, for the recommended settings.
@@ -80,87 +66,96 @@ def forecast(
     Raises:
         ValueError: the trainer would refuse the recommended settings.
     """
-    events = overlap_events(scores.overlap[planned.topk], scores.mask, planned.threshold)
-    measured = measure(scores, events, kinds, ended, planned)
-    verdict = verdict_of(scores, planned)
-    advice = recommend(
-        events, scores.mask, planned.limit, planned.steps, planned.topk, planned.threshold
-    )
-    config = advice.build(teacher)
-    prediction = predict(
-        lengths_of(events, scores.mask, config.drift.w_drop),
-        scores.groups,
-        partial(config.budget.build, planned.limit),
-        planned.batch,
-        planned.steps,
-        planned.seed,
-        RUNS,
-        RESAMPLINGS if len(scores.groups.unique()) > 1 else 0,
-    )
+    w_drop = w_drop_for(planned.limit)
+    drift = drift_at(scores, planned.topk, planned.threshold, w_drop)
+    measured = {
+        "responses": _responses(scores, ended, planned.limit),
+        **measure(scores, drift, kinds, planned),
+        "effective_length": _effective_length(drift, w_drop),
+    }
     return {
         **measured,
-        "verdict": asdict(verdict),
-        "recommended": {
-            "settings": advice.settings,
-            "overrides": advice.overrides,
-            "yaml": advice.yaml,
-            "reasons": advice.reasons,
-            "prediction": _with_shares(prediction, planned),
-        },
+        "verdict": asdict(verdict_of(scores, planned)),
+        "recommended": _recommended(scores, drift, planned, teacher),
         "grid": list(compare(scores, planned)),
     }
 
 
-def verdict_of(scores: PairScores, planned: Planned) -> Verdict:
-    """How the pair fits, at the k and γ of the bounds, or at the largest k there is where that one
-    was not scored."""
-    k = JUDGED_K if JUDGED_K in scores.overlap else max(scores.overlap)
-    overlap, mask = scores.overlap[k], scores.mask
-    events = overlap_events(overlap, mask, JUDGED_THRESHOLD)
-    verdict = judge(by_quarter(overlap, mask), by_quarter(events, mask))
-    return replace(verdict, reason=verdict.reason + basis(k, planned.topk, planned.threshold))
-
-
-def measure(
-    scores: PairScores, events: Tensor, kinds: Tensor, ended: Tensor, planned: Planned
-) -> dict[str, dict[str, Any]]:
-    """Where and on what the two part.
+def drift_at(scores: PairScores, k: int, threshold: float, w_drop: float) -> Drift:
+    """Drift at one k, γ and w_drop, by the rules of training.
 
     Args:
         scores: of both models.
-        events: (B, T) bool, at the planned k and γ.
+        k: number of candidates.
+        threshold: γ.
+        w_drop: weight lost per event.
+    """
+    return find_drift(scores.at(k), scores.mask, rules_of(threshold, w_drop))
+
+
+def verdict_of(scores: PairScores, planned: Planned) -> Verdict:
+    """Judge how the pair fits, at the k and γ of the bounds, or at the largest k scored."""
+    k = JUDGED_K if JUDGED_K in scores.ks else max(scores.ks)
+    drift = find_drift(scores.at(k), scores.mask, rules_of(JUDGED_THRESHOLD))
+    verdict = judge(by_quarter(drift.overlap, drift.mask), by_quarter(drift.events, drift.mask))
+    return replace(verdict, reason=verdict.reason + basis(k, planned.topk, planned.threshold))
+
+
+def _recommended(
+    scores: PairScores, drift: Drift, planned: Planned, teacher: str
+) -> dict[str, Any]:
+    """Settings, reasons, and what they should come to."""
+    lengths = lengths_of(drift)
+    advice = recommend(lengths.effective, planned)
+    new_budget = advice.build(teacher).budget.resolved(planned.limit).build
+    prediction = predict(lengths, new_budget, planned, RUNS)
+    low, high = interval_of_generated(lengths, scores.groups, new_budget, planned, RESAMPLINGS)
+    return {
+        "settings": advice.settings,
+        "overrides": advice.overrides,
+        "yaml": advice.yaml,
+        "reasons": advice.reasons,
+        "prediction": _with_shares(replace(prediction, low=low, high=high), planned),
+    }
+
+
+# ----------------------------------------------------------------------------------------- measured
+
+
+def measure(
+    scores: PairScores, drift: Drift, kinds: Tensor, planned: Planned
+) -> dict[str, dict[str, Any]]:
+    """Measure where and on what the two part.
+
+    Args:
+        scores: of both models.
+        drift: at the planned k and γ.
         kinds: (B, T) int64.
-        ended: (B,) bool.
         planned: the run.
     """
-    mask, overlap = scores.mask, scores.overlap[planned.topk]
-    mean, low, high = interval_of_mean(events, mask, scores.groups, RESAMPLINGS * 10, planned.seed)
-    mass = {
-        "student_mass": scores.student_mass,
-        "teacher_mass": scores.teacher_mass,
-        "teacher_on_student": scores.teacher_on_student,
-    }
+    mask, overlap, events = drift.mask, drift.overlap, drift.events
+    low, high = of_mean(events, mask, scores.groups, RESAMPLINGS * 10, planned.seed)
+    mass = scores.mass(planned.topk)
     return {
-        "responses": _responses(scores, ended, planned.limit),
         "overlap": {
-            "mean": _mean(overlap, mask),
-            "by_k": {k: _mean(values, mask) for k, values in scores.overlap.items()},
+            "mean": mean(overlap, mask),
+            "by_k": {k: mean(scores.at(k).overlap, mask) for k in scores.ks},
             "by_quarter": by_quarter(overlap, mask),
             "by_position": _along({"overlap": overlap, "event_rate": events, **mass}, mask),
         },
-        "events": {"mean": mean, "low": low, "high": high, "by_quarter": by_quarter(events, mask)},
-        "mass": {name: _mean(values, mask) for name, values in mass.items()},
-        "kinds": _kinds(events, overlap, mask, kinds),
-        "effective_length": _effective_length(events, mask, planned.limit),
+        "events": {
+            "mean": mean(events, mask),
+            "low": low,
+            "high": high,
+            "by_quarter": by_quarter(events, mask),
+        },
+        "mass": {name: mean(values, mask) for name, values in mass.items()},
+        "kinds": _kinds(drift, kinds),
     }
 
 
-def _mean(values: Tensor, mask: Tensor) -> float:
-    return values[mask].double().mean().item()
-
-
 def _responses(scores: PairScores, ended: Tensor, limit: int) -> dict[str, Any]:
-    """How many there are, how long, and how they end."""
+    """Count responses, tokens, and ways in which responses end."""
     lengths = scores.lengths
     return {
         "number": len(lengths),
@@ -187,21 +182,23 @@ def _along(columns: dict[str, Tensor], mask: Tensor) -> list[dict[str, Any]]:
     ]
 
 
-def _kinds(
-    events: Tensor, overlap: Tensor, mask: Tensor, kinds: Tensor
-) -> dict[str, dict[str, Any]]:
+def _kinds(drift: Drift, kinds: Tensor) -> dict[str, dict[str, Any]]:
     """Tokens, events and overlap by kind of token."""
-    rates = zip(KINDS, by_kind(events, mask, kinds), by_kind(overlap, mask, kinds), strict=True)
+    mask = drift.mask
+    rates, shares = by_kind(drift.events, mask, kinds), by_kind(drift.overlap, mask, kinds)
     return {
-        name: {"tokens": int(((kinds == i) & mask).sum()), "event_rate": rate, "overlap": shared}
-        for i, (name, rate, shared) in enumerate(rates)
+        name: {
+            "tokens": int(((kinds == i) & mask).sum()),
+            "event_rate": rates[i],
+            "overlap": shares[i],
+        }
+        for i, name in enumerate(KINDS)
     }
 
 
-def _effective_length(events: Tensor, mask: Tensor, limit: int) -> dict[str, Any]:
-    """How long responses stay reliable at the recommended w_drop."""
-    w_drop = w_drop_for(limit)
-    effective = lengths_of(events, mask, w_drop).effective
+def _effective_length(drift: Drift, w_drop: float) -> dict[str, Any]:
+    """Tokens that responses stay reliable at the recommended w_drop."""
+    effective = drift.reliability.effective_length
     return {
         "w_drop": w_drop,
         "mean": effective.double().mean().item(),
@@ -210,9 +207,11 @@ def _effective_length(events: Tensor, mask: Tensor, limit: int) -> dict[str, Any
     }
 
 
+# ----------------------------------------------------------------------------------------- compared
+
+
 def compare(scores: PairScores, planned: Planned) -> Iterator[dict[str, Any]]:
-    """Tokens under every combination of settings; the budget of each is the one that would be
-    recommended with them.
+    """Predict tokens under every combination of settings, each with the budget recommended with it.
 
     Args:
         scores: of both models.
@@ -220,28 +219,30 @@ def compare(scores: PairScores, planned: Planned) -> Iterator[dict[str, Any]]:
     """
     cells = list(product(planned.ks, planned.thresholds, planned.w_drops, planned.gates))
     for k, threshold, w_drop, kind in tqdm(cells, desc="settings", unit=" combinations"):
-        events = overlap_events(scores.overlap[k], scores.mask, threshold)
-        if kind == OFF:
-            lengths = lengths_of(events, scores.mask, w_drop)
-        else:
-            gate = gate_for(kind, planned.limit)
-            chunk = gate.chunk_for(planned.limit)
-            lengths = lengths_of(events, scores.mask, w_drop, partial(gate.build, w_drop), chunk)
+        lengths = _gated(drift_at(scores, k, threshold, w_drop), w_drop, kind, planned.limit)
         budget = budget_for(lengths.effective, w_drop, planned.limit, planned.steps)
-        new_budget = partial(budget.build, planned.limit)
-        prediction = predict(
-            lengths, scores.groups, new_budget, planned.batch, planned.steps, planned.seed
-        )
+        prediction = predict(lengths, budget.resolved(planned.limit).build, planned)
         yield {
             "topk": k,
             "threshold": threshold,
             "w_drop": w_drop,
             "gate": kind,
-            "budget": {
-                name: getattr(budget, name) for name in ("init", "min", "max", "step", "margin")
-            },
+            "budget": _numbers(budget),
             **_with_shares(prediction, planned),
         }
+
+
+def _gated(drift: Drift, w_drop: float, kind: str, limit: int) -> Lengths:
+    """Lengths with a gate of one kind, or without one."""
+    if kind == OFF:
+        return lengths_of(drift)
+    gate = gate_for(kind, limit)
+    rule, chunk = gate.build(w_drop), gate.chunk_for(limit)
+    return lengths_of(drift, rule, chunk, gate.min_tokens)
+
+
+def _numbers(budget: BudgetConfig) -> dict[str, int]:
+    return {name: getattr(budget, name) for name in ("init", "min", "max", "step", "margin")}
 
 
 def _with_shares(prediction: Prediction, planned: Planned) -> dict[str, float]:

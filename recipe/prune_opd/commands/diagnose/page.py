@@ -1,5 +1,4 @@
-"""The page of ``diagnose``: figures and a template. What models wrote is escaped by the
-template."""
+"""Page of ``diagnose``: figures and a template, which escapes what models wrote."""
 
 from typing import Any
 
@@ -10,6 +9,7 @@ from recipe.prune_opd.commands import html
 from recipe.prune_opd.commands.diagnose.tables import (
     SHARES,
     expectation,
+    gates_of_grid,
     rows_along,
     rows_of_grid,
     rows_of_kinds,
@@ -20,14 +20,13 @@ BINS = 24
 
 
 def draw(answer: dict[str, Any], examples: list[dict[str, Any]]) -> str:
-    """The page.
+    """Draw the page.
 
     Args:
         answer: as printed with ``--json``.
-        examples: responses, as ``pair_passes.examples`` gives them.
+        examples: responses, as ``tokens.examples`` gives them.
     """
     planned = answer["planned"]
-    gates = ["no gate" if kind == "off" else kind for kind in planned["gates"]]
     return html.render(
         "diagnosis.html",
         title=f"{answer['student']} taught by {answer['teacher']}",
@@ -37,7 +36,7 @@ def draw(answer: dict[str, Any], examples: list[dict[str, Any]]) -> str:
         positions=rows_along(answer),
         shares=list(SHARES.values()),
         kinds=rows_of_kinds(answer),
-        gates=gates,
+        gates=gates_of_grid(answer),
         grids=[(k, rows_of_grid(answer, k)) for k in planned["ks"]],
         overlap=_along(
             answer, ("overlap", "event_rate"), "Overlap and drift events along the responses"
@@ -49,8 +48,7 @@ def draw(answer: dict[str, Any], examples: list[dict[str, Any]]) -> str:
 
 
 def _along(answer: dict[str, Any], names: tuple[str, ...], label: str) -> Markup:
-    """Lines over the position of the token; the colours are those of ``keys`` in the template, in
-    this order."""
+    """Lines over the position of the token, coloured in the order of ``keys`` in the template."""
     rows = answer["overlap"]["by_position"]
     with html.style():
         fig = html.new_figure()

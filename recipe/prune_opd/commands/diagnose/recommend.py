@@ -1,5 +1,4 @@
-"""From what was measured of a pair to a verdict and to settings: the paper's values, scaled, with a
-reason for each.
+"""Verdict and settings out of what was measured: the paper's values, scaled, each with a reason.
 
 Where a number comes from and what it rests on: docs/diagnose.md.
 """
@@ -11,7 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from recipe.prune_opd.commands.diagnose.diagnosis import lengths_of
+from recipe.prune_opd.commands.diagnose.plan import Planned
+from recipe.prune_opd.commands.pair.rules import UNRELATED_OVERLAP
 from recipe.prune_opd.config import (
     PAPER_MAX,
     PAPER_MIN,
@@ -29,8 +29,6 @@ runs."""
 CLOSE_RATE = PAPER_EVENTS / PAPER_MIN
 """Events per token up to which a response is reliable for the whole of the paper's smallest
 limit."""
-UNRELATED_OVERLAP = 0.3
-"""Overlap below which there is nothing to drift from. ``doctor`` warns of the same."""
 JUDGED_K, JUDGED_THRESHOLD = 16, 0.7
 """k and γ of the bounds: events at another k or γ say nothing against them."""
 WORSE = 0.05
@@ -40,7 +38,7 @@ response."""
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the pair fits."""
+    """Judgement of how the pair fits."""
 
     name: str
     """``close``, ``drifting`` or ``unrelated``."""
@@ -48,7 +46,7 @@ class Verdict:
 
 
 def judge(overlap: list[float], rate: list[float]) -> Verdict:
-    """Verdict on a pair.
+    """Judge a pair.
 
     Args:
         overlap: mean overlap by quarter of the response, at ``JUDGED_K``; see ``basis`` for another
@@ -88,8 +86,7 @@ def judge(overlap: list[float], rate: list[float]) -> Verdict:
 
 
 def basis(k: int, topk: int, threshold: float) -> str:
-    """What a reader should know of the k and γ of a verdict; nothing where they are the planned
-    ones.
+    """Note on the k and γ of a verdict; empty where they are the planned ones.
 
     Args:
         k: of the overlap that was judged.
@@ -113,8 +110,7 @@ def basis(k: int, topk: int, threshold: float) -> str:
 
 
 def w_drop_for(limit: int) -> float:
-    """Weight lost per event: the paper's 0.01 from 1,024 tokens on, and for shorter limits the same
-    events per token.
+    """Weight lost per event: the paper's 0.01 from 1,024 tokens on, below as many events per token.
 
     Rounded up to four decimals, which leaves the number of events that use up the reliability as it
     is.
@@ -127,8 +123,7 @@ def w_drop_for(limit: int) -> float:
 
 
 def budget_for(effective: Tensor, w_drop: float, limit: int, steps: int) -> BudgetConfig:
-    """The batch limit: the paper's, scaled to the limit and to the steps, started where this
-    student would keep it.
+    """Budget of the paper, scaled to limit and steps, started where this student keeps it.
 
     Args:
         effective: (B,) int64, effective lengths without a limit.
@@ -140,17 +135,16 @@ def budget_for(effective: Tensor, w_drop: float, limit: int, steps: int) -> Budg
         limit, max(math.ceil(limit * PAPER_MIN / PAPER_MAX), int(min(spent_at(w_drop), limit)))
     )
     step = max(1, round(limit * PAPER_STEP / PAPER_MAX * PAPER_STEPS / steps))
-    budget = BudgetConfig(min=least, max=limit, step=step, margin=step)
     # So many responses keep the limit where it is.
-    hits = max(1, math.ceil(budget.hit_ratio * len(effective) - 1e-9))
+    hits = max(1, math.ceil(BudgetConfig().hit_ratio * len(effective) - 1e-9))
     reached = int(effective.sort(descending=True).values[hits - 1])
-    budget.init = sorted((least, reached + step, limit))[1]
-    return budget
+    first = sorted((least, reached + step, limit))[1]
+    return BudgetConfig(init=first, min=least, max=limit, step=step, margin=step)
 
 
 def gate_for(kind: str, limit: int) -> GateConfig:
-    """A gate of one kind with the defaults, its window no more than a quarter of the limit."""
-    return GateConfig(enable=True, kind=kind, window=max(1, min(GateConfig.window, limit // 4)))
+    """Gate of one kind with the defaults, its window no more than a quarter of the limit."""
+    return GateConfig(enable=True, kind=kind, window=max(1, min(GateConfig().window, limit // 4)))
 
 
 @dataclass(frozen=True)
@@ -163,16 +157,16 @@ class Recommendation:
 
     @property
     def overrides(self) -> list[str]:
-        """As they are typed after the training command."""
+        """Settings as they are typed after the training command."""
         return [f"prune_opd.{key}={_written(value)}" for key, value in self.settings.items()]
 
     @property
     def yaml(self) -> str:
-        """The same as a block of a configuration file."""
+        """Settings as a block of a configuration file."""
         return OmegaConf.to_yaml(OmegaConf.create({"prune_opd": self._nested()}))
 
     def build(self, teacher: str) -> PruneOPDConfig:
-        """The settings as the trainer would read them.
+        """Read the settings as the trainer would.
 
         Args:
             teacher: path of the teacher.
@@ -193,31 +187,22 @@ class Recommendation:
 
 
 def _written(value: Any) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    """Value as it is typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def recommend(
-    events: Tensor, mask: Tensor, limit: int, steps: int, topk: int, threshold: float
-) -> Recommendation:
-    """Settings for a run.
+def recommend(effective: Tensor, planned: Planned) -> Recommendation:
+    """Recommend settings for a run.
 
     Args:
-        events: (B, T) bool, drift events of responses of at most ``limit`` tokens.
-        mask: (B, T) bool.
-        limit: most tokens of a training response.
-        steps: of the run.
-        topk: k.
-        threshold: γ.
+        effective: (B,) int64, effective lengths at ``w_drop_for`` the limit, without a limit.
+        planned: the run.
     """
+    limit, steps, topk, threshold = planned.limit, planned.steps, planned.topk, planned.threshold
     w_drop = w_drop_for(limit)
-    budget = budget_for(lengths_of(events, mask, w_drop).effective, w_drop, limit, steps)
-    spent = int(spent_at(w_drop))
+    budget = budget_for(effective, w_drop, limit, steps)
     settings = {
         "topk": topk,
         "drift.threshold": threshold,
@@ -229,17 +214,23 @@ def recommend(
         "budget.margin": budget.margin,
         "gate.enable": False,
     }
-    reasons = [
+    return Recommendation(settings, _reasons(planned, budget, int(spent_at(w_drop))))
+
+
+def _reasons(planned: Planned, budget: BudgetConfig, spent: int) -> list[str]:
+    """Reason for each group of settings; ``spent`` events use up the reliability."""
+    events = (
+        "the paper's"
+        if spent == PAPER_EVENTS
+        else f"as many per token of the limit as 100 in {PAPER_MIN:,}"
+    )
+    return [
         (
-            f"topk, drift.threshold: k = {topk} and γ = {threshold:g}; what another value costs in"
-            " accuracy cannot be seen before training, and the paper found γ = 0.9 to cost some"
+            f"topk, drift.threshold: k = {planned.topk} and γ = {planned.threshold:g}; what another"
+            " value costs in accuracy cannot be seen before training, and the paper found γ = 0.9"
+            " to cost some"
         ),
-        f"drift.w_drop: weight is gone after {spent} events"
-        + (
-            ", the paper's"
-            if spent == PAPER_EVENTS
-            else f", as many per token of the limit as 100 in {PAPER_MIN:,}"
-        ),
+        f"drift.w_drop: weight is gone after {spent} events, {events}",
         f"budget.init: {_reached(budget)}",
         (
             f"budget.min: a twelfth of the limit, as in the paper, and at least the {spent} tokens"
@@ -247,15 +238,14 @@ def recommend(
         ),
         (
             f"budget.step, budget.margin: the paper's {PAPER_STEP} of {PAPER_MAX:,} tokens in"
-            f" {PAPER_STEPS} steps, for {limit:,} tokens in {steps} steps"
+            f" {PAPER_STEPS} steps, for {planned.limit:,} tokens in {planned.steps} steps"
         ),
         "gate.enable: off, since it needs devices of its own; the table says what it would save",
     ]
-    return Recommendation(settings, reasons)
 
 
 def _reached(budget: BudgetConfig) -> str:
-    """Why the first limit is what it is."""
+    """Reason for the first limit."""
     assert budget.init is not None
     share = f"{budget.hit_ratio:.0%} of this student's responses stay reliable"
     if budget.init == budget.max:

@@ -1,9 +1,11 @@
-"""What ``diagnose`` says, as sentences and cells of tables, for the terminal and the page alike.
+"""Sentences and cells of tables that ``diagnose`` shows, on the terminal and on the page alike.
 
 ``answer`` is the dictionary that ``--json`` prints.
 """
 
 from typing import Any
+
+from recipe.prune_opd.commands.diagnose.plan import OFF
 
 FEW = 8
 """Prompts below which the answer says that they are few."""
@@ -16,12 +18,12 @@ SHARES = {
 
 
 def number(value: float | None, form: str = ".2f") -> str:
-    """A number for a reader; a dash where there is none."""
+    """Number for a reader; a dash where there is none."""
     return "-" if value is None else f"{value:{form}}"
 
 
 def summary(answer: dict[str, Any]) -> str:
-    """What was looked at, and the means."""
+    """Sum up what was looked at, and the means."""
     responses, events, planned = answer["responses"], answer["events"], answer["planned"]
     effective = answer["effective_length"]
     low_high = (
@@ -43,7 +45,7 @@ def summary(answer: dict[str, Any]) -> str:
 
 
 def expectation(answer: dict[str, Any]) -> str:
-    """What the recommended settings should come to."""
+    """Say what the recommended settings should come to."""
     found = answer["recommended"]["prediction"]
     interval = "" if found["low"] is None else f" ({found['low']:,.0f} to {found['high']:,.0f})"
     return (
@@ -81,9 +83,13 @@ def rows_of_kinds(answer: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def gates_of_grid(answer: dict[str, Any]) -> list[str]:
+    """Columns of the table of settings, one for each gate."""
+    return ["no gate" if kind == OFF else kind for kind in answer["planned"]["gates"]]
+
+
 def rows_of_grid(answer: dict[str, Any], topk: int) -> list[list[str]]:
-    """Cells of the table of settings at one k: a row for each γ and w_drop, a column for each
-    gate."""
+    """Cells of the table of settings at one k: a row for a γ and w_drop, a column for a gate."""
     rows: dict[tuple[float, float], list[str]] = {}
     for cell in answer["grid"]:
         if cell["topk"] == topk:
@@ -95,7 +101,7 @@ def rows_of_grid(answer: dict[str, Any], topk: int) -> list[list[str]]:
 
 
 def notes(responses: dict[str, int]) -> list[str]:
-    """What a reader should know of the responses before trusting the numbers.
+    """Cautions about the responses, to be read before the numbers are trusted.
 
     Args:
         responses: ``answer["responses"]``.

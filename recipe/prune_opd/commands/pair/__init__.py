@@ -1,2 +1,1 @@
-"""A pair of models looked at: weights, engines, passes over prompts. What `doctor` and `diagnose`
-share."""
+"""Parts that ``doctor`` and ``diagnose`` share: models, prompts, sampling, scoring, engines."""

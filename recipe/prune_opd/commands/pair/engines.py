@@ -15,13 +15,29 @@ from importlib import import_module
 from multiprocessing import get_context
 from typing import Any
 
+from recipe.prune_opd.commands.pair.sampling import Sampling
+
 TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
 """Module of an engine -> its name, the preferred one first."""
 
 
 @dataclass(frozen=True)
+class Engine:
+    """Engine to start, and the model it runs."""
+
+    name: str
+    """Of ``TITLES``."""
+    path: str
+    """Folder of the model, or its hub name."""
+    dtype: str
+    trust_remote_code: bool
+    eager: bool = True
+    """Begin at once. False: compile first, which is worth it where much is sampled on a GPU."""
+
+
+@dataclass(frozen=True)
 class Answer:
-    """A sampled response as an engine tells it."""
+    """Response as an engine tells it."""
 
     token_ids: list[int]
     log_probs: list[float]
@@ -45,96 +61,98 @@ def installed() -> str:
     raise ImportError("; ".join(reasons))
 
 
-def ask(name: str, prompts: Sequence[list[int]], tokens: int, **arguments: Any) -> list[Answer]:
-    """A response to each prompt, sampled at temperature 1. The engine is started for it, and gone
-    afterwards.
+def ask(engine: Engine, prompts: Sequence[list[int]], how: Sampling) -> list[Answer]:
+    """Sample a response to each prompt. The engine is started for it, and gone afterwards.
 
     Args:
-        name: of ``TITLES``.
+        engine: what to start.
         prompts: ids.
-        tokens: most of a response.
-        arguments: ``path`` of the model, ``dtype``, ``trust_remote_code``.
+        how: length, ends, temperature, seed.
 
     Raises:
+        ImportError: the engine is not installed.
         Exception: whatever the engine fails with.
     """
-    longest = max(map(len, prompts)) + tokens
-    if name == "vllm":
-        return _ask_vllm(prompts, tokens, longest, **arguments)
+    if engine.name == "vllm":
+        with talk_to_stderr():
+            return _ask_vllm(engine, prompts, how)
     # In a process of its own: SGLang ends the process it was started from when one of its own
     # fails.
     with talk_to_stderr(), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(_ask_sglang, prompts, tokens, longest, **arguments).result()
+            return pool.submit(_ask_sglang, engine, prompts, how).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "the engine's process died, its log on standard error says why"
             ) from error
 
 
-def _ask_vllm(
-    prompts: Sequence[list[int]], tokens: int, longest: int, **arguments: Any
-) -> list[Answer]:
-    with vllm_engine(max_model_len=longest, enforce_eager=True, **arguments) as (vllm, engine):
-        sampling = vllm.SamplingParams(temperature=1.0, max_tokens=tokens, logprobs=0, seed=0)
-        outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], sampling)
-    answers = []
-    for response in (output.outputs[0] for output in outputs):
-        ids = list(response.token_ids)
-        log_probs = [row[token].logprob for token, row in zip(ids, response.logprobs, strict=True)]
-        answers.append(Answer(ids, log_probs))
-    return answers
+def _longest(prompts: Sequence[list[int]], how: Sampling) -> int:
+    """Tokens of the longest prompt with its response."""
+    return max(map(len, prompts)) + how.tokens
 
 
-@contextmanager
-def vllm_engine(path: str, **arguments: Any) -> Iterator[tuple[Any, Any]]:
-    """vLLM's module and a running engine, which is shut down at the end: its memory is needed for
-    scoring.
+def _ask_vllm(engine: Engine, prompts: Sequence[list[int]], how: Sampling) -> list[Answer]:
+    """Ask vLLM, see ``ask``. Each prompt has a seed of its own: equal prompts get other answers."""
+    import vllm
 
-    Args:
-        path: the model.
-        arguments: of ``vllm.LLM``.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    with talk_to_stderr():
-        import vllm
-
-        engine = vllm.LLM(model=path, **arguments)
-        try:
-            yield vllm, engine
-        finally:
-            engine.llm_engine.engine_core.shutdown()
-
-
-def _ask_sglang(
-    prompts: Sequence[list[int]],
-    tokens: int,
-    longest: int,
-    path: str,
-    dtype: str,
-    trust_remote_code: bool,
-) -> list[Answer]:
-    """See ``ask``. ``shutdown`` ends all children of the process."""
-    import sglang
-
-    engine = sglang.Engine(
-        model_path=path,
-        dtype=dtype,
-        context_length=longest,
-        trust_remote_code=trust_remote_code,
-        random_seed=0,
-        disable_cuda_graph=True,
+    sampling = [
+        vllm.SamplingParams(
+            temperature=how.temperature,
+            max_tokens=how.tokens,
+            seed=how.seed + number,
+            stop_token_ids=sorted(how.ends),
+            detokenize=False,
+            logprobs=0,
+        )
+        for number in range(len(prompts))
+    ]
+    running = vllm.LLM(
+        model=engine.path,
+        dtype=engine.dtype,
+        seed=how.seed,
+        max_model_len=_longest(prompts, how),
+        enforce_eager=engine.eager,
+        trust_remote_code=engine.trust_remote_code,
     )
     try:
-        sampling = {"temperature": 1.0, "max_new_tokens": tokens}
-        outputs = engine.generate(
+        outputs = running.generate([{"prompt_token_ids": ids} for ids in prompts], sampling)
+    finally:  # its memory is needed for scoring
+        running.llm_engine.engine_core.shutdown()
+    return [_vllm_answer(output.outputs[0]) for output in outputs]
+
+
+def _vllm_answer(response: Any) -> Answer:
+    """Answer out of what vLLM says of a response."""
+    ids = list(response.token_ids)
+    rows = zip(ids, response.logprobs, strict=True)
+    return Answer(ids, [row[token].logprob for token, row in rows])
+
+
+def _ask_sglang(engine: Engine, prompts: Sequence[list[int]], how: Sampling) -> list[Answer]:
+    """Ask SGLang, see ``ask``. Its ``shutdown`` ends all children of the process."""
+    import sglang
+
+    running = sglang.Engine(
+        model_path=engine.path,
+        dtype=engine.dtype,
+        context_length=_longest(prompts, how),
+        trust_remote_code=engine.trust_remote_code,
+        random_seed=how.seed,
+        disable_cuda_graph=engine.eager,
+    )
+    try:
+        sampling = {
+            "temperature": how.temperature,
+            "max_new_tokens": how.tokens,
+            "stop_token_ids": sorted(how.ends),
+        }
+        outputs = running.generate(
             input_ids=list(prompts), sampling_params=sampling, return_logprob=True
         )
         entries = [output["meta_info"]["output_token_logprobs"] for output in outputs]
     finally:
-        engine.shutdown()
+        running.shutdown()
     return [
         Answer([token for _, token, *_ in row], [value for value, *_ in row]) for row in entries
     ]
@@ -142,7 +160,7 @@ def _ask_sglang(
 
 @contextmanager
 def talk_to_stderr() -> Iterator[None]:
-    """Standard output of this process and its children goes to standard error."""
+    """Send standard output of this process and its children to standard error."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

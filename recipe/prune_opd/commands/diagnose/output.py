@@ -1,0 +1,135 @@
+"""Output of ``diagnose``: tables for the terminal, a page, JSON, responses."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipe.prune_opd.commands.diagnose.tables import (
+    SHARES,
+    expectation,
+    gates_of_grid,
+    rows_along,
+    rows_of_grid,
+    rows_of_kinds,
+    summary,
+)
+from recipe.prune_opd.commands.terminal import console
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that was found about a pair."""
+
+    answer: dict[str, Any]
+    """What ``--json`` prints."""
+    examples: list[dict[str, Any]]
+    """Some responses for the page, see ``tokens.examples``."""
+    rollouts: list[dict[str, Any]]
+    """All responses, as ``--rollouts`` reads them."""
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+def page_file(out: Path) -> Path:
+    """File that the page goes to."""
+    return out if out.suffix == ".html" else out / "diagnosis.html"
+
+
+def _files(out: Path) -> tuple[Path, Path, Path]:
+    """Files of page, JSON and responses."""
+    file = page_file(out)
+    return file, file.with_suffix(".json"), file.with_suffix(".rollouts.jsonl")
+
+
+def check_out(out: Path) -> None:
+    """Refuse a place for the files that cannot take them, while nothing has been computed.
+
+    Raises:
+        ValueError: names the place.
+    """
+    try:
+        page_file(out).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out: {out} cannot be written ({error}), allowed: a folder or a .html"
+        ) from error
+    folder = next((file for file in _files(out) if file.is_dir()), None)
+    if folder is not None:
+        raise ValueError(
+            f"--out: {folder} is a folder, allowed: a folder with another name, or a file ending in"
+            " .html"
+        )
+
+
+def write(found: Diagnosis, out: Path) -> None:
+    """Write the page, and beside it the JSON and the responses.
+
+    Raises:
+        ValueError: a file cannot be written; names it.
+    """
+    from recipe.prune_opd.commands.diagnose.page import draw
+
+    page, lines = draw(found.answer, found.examples), map(json.dumps, found.rollouts)
+    texts = (page, json.dumps(found.answer, indent=2), "".join(f"{line}\n" for line in lines))
+    for file, text in zip(_files(out), texts, strict=True):
+        try:
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"--out: {file} cannot be written ({error})") from error
+
+
+# ------------------------------------------------------------------------------------------ printed
+
+
+def show(answer: dict[str, Any]) -> None:
+    """Print the verdict, tables, and settings to paste."""
+    from rich.text import Text
+
+    terminal = console(highlight=False)
+    name, reason = answer["verdict"]["name"], answer["verdict"]["reason"]
+    terminal.print(Text.assemble((name, "bold"), f": {reason}"))
+    terminal.print(summary(answer))
+    for table in (_along(answer), _kinds(answer), _tokens(answer)):
+        terminal.print(table)
+    terminal.print("Recommended:\n")
+    # As it is, to be copied.
+    print("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])
+    terminal.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]))
+    terminal.print(expectation(answer))
+    for note in answer["notes"]:
+        terminal.print(f"Note: {note}.")
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _along(answer: dict[str, Any]) -> Any:
+    title = f"Along the responses (probability of the top {answer['planned']['topk']})"
+    columns = ["from token", "tokens", "overlap", "events", *SHARES.values()]
+    return _table(title, columns, rows_along(answer))
+
+
+def _kinds(answer: dict[str, Any]) -> Any:
+    columns = ["kind", "of all tokens", "overlap", "events per token", "of all events"]
+    return _table("By the student's token", columns, rows_of_kinds(answer))
+
+
+def _tokens(answer: dict[str, Any]) -> Any:
+    planned = answer["planned"]
+    title = (
+        f"Tokens per response by gate: generated/trained on, share saved; k = {planned['topk']},"
+        " others: --json"
+    )
+    columns = ["γ", "w_drop", *gates_of_grid(answer)]
+    return _table(title, columns, rows_of_grid(answer, planned["topk"]))

@@ -1,0 +1,24 @@
+"""Planned run, and settings that are compared."""
+
+from dataclasses import dataclass
+
+OFF = "off"
+"""In the place of a gate's kind: no gate."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Planned run, and settings to compare."""
+
+    limit: int
+    """Most tokens of a training response."""
+    steps: int = 203
+    batch: int = 256
+    """Responses of a step."""
+    topk: int = 16
+    threshold: float = 0.7
+    ks: tuple[int, ...] = (8, 16, 32)
+    thresholds: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)
+    w_drops: tuple[float, ...] = (0.005, 0.01, 0.02)
+    gates: tuple[str, ...] = (OFF, "cumulative", "windowed", "consecutive", "relative")
+    seed: int = 0
