@@ -75,7 +75,8 @@ class TeacherConfig(Keys):
 
     How the worker group holds it is verl's own:
     ``actor_rollout_ref.ref.fsdp_config.{model_dtype,param_offload}``,
-    ``actor_rollout_ref.ref.log_prob_{micro_batch_size_per_gpu,use_dynamic_bsz,max_token_len_per_gpu}``.
+    ``actor_rollout_ref.ref.log_prob_{use_dynamic_bsz,max_token_len_per_gpu}``,
+    ``actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu``.
     """
 
     path: str = Field("", validate_default=True, json_schema_extra={"recipe": None})

@@ -24,7 +24,8 @@ def served_rows(field: Tensor, responses: Tensor) -> Tensor:
     Returns:
         jagged (B, R, K).
     """
-    offsets = responses.offsets()  # type: ignore[attr-defined]  # torch declares it for nested tensors only
+    # torch declares offsets for nested tensors only.
+    offsets = responses.offsets()  # type: ignore[attr-defined]
     lengths = offsets.diff().tolist()
     rows = [
         block[len(block) - length :] for block, length in zip(field.unbind(), lengths, strict=True)

@@ -184,18 +184,19 @@ def test_experts_are_refused():
     ],
 )
 def test_payload_by_hand(strategy, expected):
-    assert footprint.payload_bytes(7, 16, STRATEGIES[strategy]) == expected
+    assert footprint.payload_bytes(7, 16, STRATEGIES.find(strategy)()) == expected
 
 
 def test_payload_of_a_strategy_that_nobody_here_knows():
     """Another package's: every second of the student's candidates, and no more scores."""
 
-    def every_second(scores):
-        ids = scores.student.ids[..., ::2]
-        log_probs = scores.student.log_probs[..., ::2]
-        return Candidates(ids, log_probs, log_probs, torch.ones_like(ids, dtype=torch.bool))
+    class EverySecond(Strategy):
+        def candidates(self, scores):
+            ids = scores.student.ids[..., ::2]
+            log_probs = scores.student.log_probs[..., ::2]
+            return Candidates(ids, log_probs, log_probs, torch.ones_like(ids, dtype=torch.bool))
 
-    found = footprint.payload_bytes(7, 16, Strategy(every_second, (), served=True))
+    found = footprint.payload_bytes(7, 16, EverySecond())
     assert found == (7 * 16 * 4 * 4, 7 * 8 * 4 * 3)
 
 

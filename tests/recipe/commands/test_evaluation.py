@@ -472,7 +472,7 @@ def test_the_recipe_validates_as_the_paper(recipe, compose):
     assert config.trainer.validation_data_dir == f"{config.trainer.default_local_dir}/validation"
     typed = check_settings(config)
     assert typed.drift.enable is (recipe == "prune_opd_eval")
-    assert typed.budget.build(rollout.response_length).max == 12288, (
+    assert typed.budget.resolved(rollout.response_length).longest == 12288, (
         "training keeps the paper's limit"
     )
 

@@ -19,8 +19,8 @@ from recipe.prune_opd.commands.diagnose.recommend import (
     recommend,
     w_drop_for,
 )
-from recipe.prune_opd.config import GATES
 from recipe.prune_opd.method.drift import reliability, spent_at
+from recipe.prune_opd.method.gates import GATES
 
 LIMITS = (1, 2, 8, 64, 192, 227, 1023, 1024, 1025, 2048, 12288, 40000)
 
@@ -88,7 +88,7 @@ def test_the_first_limit_is_where_a_tenth_of_the_responses_still_keep_it(hitting
 def test_the_limit_settles_at_the_first_limit():
     """For responses like these, it grows from there once, and no further."""
     effective = torch.arange(1500, 2500, 10)
-    budget = budget_for(effective, 0.01, 12288, 203).build(12288)
+    budget = budget_for(effective, 0.01, 12288, 203).resolved(12288).build()
     first = budget.limit
     assert 1500 < first < 2500 + budget.margin
     for _ in range(3):
@@ -106,7 +106,7 @@ def test_the_trainer_takes_what_is_recommended(limit, steps, share):
     effective = reliability(events, mask, w_drop_for(limit), 0.5).effective_length
     found = recommend(effective, Planned(limit, steps))
     config = found.build("TEACHER")
-    budget = config.budget.build(limit)
+    budget = config.budget.resolved(limit).build()
     assert budget.max == limit
     assert config.drift.threshold == 0.7
     assert config.teacher.path == "TEACHER"

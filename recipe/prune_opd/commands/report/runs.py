@@ -66,7 +66,8 @@ class Run:
                 if re.search(ACCURACY, name)
             }
         )
-        return {re.search(ACCURACY, name)[1]: self.metric(name) for name in names}  # type: ignore[index]
+        found = {name: re.search(ACCURACY, name) for name in names}
+        return {match[1]: self.metric(name) for name, match in found.items() if match}
 
     def generated(self) -> dict[int, float]:
         """Count tokens that the rollout generated for training, by step.
