@@ -103,7 +103,8 @@ def modules_without_a_promise(root: Path) -> Iterator[str]:
 
 def modules(root: Path) -> dict[str, Path]:
     """Name -> file of the packages' modules."""
-    files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+    found = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+    files = [path for path in found if "build" not in path.parts]  # what pip leaves behind
     names = (path.relative_to(root).with_suffix("").parts for path in files)
     return {
         ".".join(name).removesuffix(".__init__"): path

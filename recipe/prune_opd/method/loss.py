@@ -41,9 +41,8 @@ def topk_policy_loss(
         Scalar loss, 0 with zero gradient where no token counts; and detached scalars, see
         ``_terms``.
     """
-    terms, metrics = _terms(
-        log_probs, old_log_probs, advantages, mask, (clip_low, clip_high, clip_c)
-    )
+    clip = clip_low, clip_high, clip_c
+    terms, metrics = _terms(log_probs, old_log_probs, advantages, mask, clip)
     tokens = torch.as_tensor(mask.bool().sum() if num_tokens is None else num_tokens).to(terms)
     return terms.sum() * torch.where(tokens > 0, 1 / tokens, 0.0), metrics
 
@@ -55,8 +54,11 @@ def _terms(
     mask: Tensor,
     clip: tuple[float, float, float],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Terms of the loss, (B, T, K), and ``pg_clipfrac``, ``pg_clipfrac_lower`` (shares of candidates
-    clipped) and ``ppo_kl`` (mean old - new log-prob)."""
+    """Terms of the loss, (B, T, K), and what is logged of them.
+
+    That is ``pg_clipfrac`` and ``pg_clipfrac_lower``, shares of candidates clipped, and ``ppo_kl``,
+    the mean of old - new log-prob.
+    """
     low, high, c = clip
     active = mask.bool().unsqueeze(-1) & (advantages != 0)
     # Masked before any arithmetic: NaN in padding would survive a later multiplication by 0, in the
