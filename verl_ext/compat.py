@@ -148,6 +148,22 @@ SYMBOLS = (
         "SingleTurnAgentLoop.run",
         "carries the limit",
     ),
+    Symbol(_TRAINER, "TRAINER_REGISTRY", "whether a trainer's name stands for one with pruning"),
+    Symbol(
+        "verl.experimental.agent_loop.agent_loop",
+        "_agent_loop_registry",
+        "whether an agent loop's name stands for one that keeps to the limit",
+    ),
+    Symbol(
+        "verl.utils.import_utils",
+        "resolve_config_path",
+        "where verl looks for a file of agent loops",
+    ),
+    Symbol(
+        "verl.trainer.ppo.v1.replay_buffer",
+        "ReplayBuffer",
+        "looked at more often on a CPU, by its argument poll_interval",
+    ),
     Symbol(
         "verl.utils.checkpoint.checkpoint_manager",
         "find_latest_ckpt_path",

@@ -15,7 +15,7 @@ SLOW = {
     "vllm": {"plain", "adopted"},
     # What the engine has no part in is tested with vLLM: the trainer's own passes, its state, the
     # quickstart.
-    "sglang": {"plain", "adopted", "same", "resumed", "permuted", "orphaned", "output"},
+    "sglang": {"plain", "adopted", "same", "resumed", "permuted", "extended", "orphaned", "output"},
 }
 """Runs of a minute or more that rarely find anything, by their fixture."""
 
