@@ -28,7 +28,7 @@ from rich.table import Table
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-VALIDATION_PROBLEMS = 256
+VALIDATION_PROBLEMS, PAIR_PROBLEMS = 256, 128
 PROMPTS, RESPONSES_EACH = 16, 4
 COMPARE = (
     "\nPlain OPD on the same pair, to compare with:\n  {python} examples/quickstart/run.py --recipe"
@@ -215,7 +215,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     pair.build_pair(out / "models", pair.Settings())
-    pair.report(out / "models", VALIDATION_PROBLEMS, seed=1)
+    pair.report(out / "models", PAIR_PROBLEMS, seed=1)
     task.write_parquet(out / "data", validation=VALIDATION_PROBLEMS)
     overrides = [f"actor_rollout_ref.rollout.name={args.engine}", *args.overrides]
     command = training_command(out, args.recipe, args.steps, overrides)
