@@ -20,7 +20,7 @@ from recipe.prune_opd.config import PruneOPDConfig
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run takes from the files."""
+    """Findings in the files that a run needs."""
 
     student: Model
     """Configuration and tokenizer of the student."""

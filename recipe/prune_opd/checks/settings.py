@@ -125,7 +125,7 @@ GATE_SETTINGS = (
         "a followed response stays on one server",
     ),
 )
-"""As ``SETTINGS``, with ``prune_opd.gate.enable``."""
+"""Settings that are refused with ``prune_opd.gate.enable`` alone."""
 
 
 def check_settings(config: DictConfig) -> PruneOPDConfig:

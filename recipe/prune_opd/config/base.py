@@ -1,4 +1,4 @@
-"""What groups of keys are made of."""
+"""Parts that groups of keys are made of."""
 
 from typing import Annotated, Any
 

@@ -80,7 +80,7 @@ def sentence(error: ValidationError) -> str:
 
 
 def allowed_values(field: FieldInfo) -> str:
-    """What a key may hold, in words: ``a whole number >= 1, or null``."""
+    """Say in words what a key may hold: ``a whole number >= 1, or null``."""
     return _words(field.annotation, field.metadata)
 
 

@@ -15,7 +15,8 @@ from recipe.prune_opd.method.reward import STRATEGIES, WEIGHTINGS
 
 
 class RecordsConfig(Keys):
-    """What a run writes down beside verl's logs, for ``python -m recipe.prune_opd report``."""
+    """Records that a run writes down beside verl's logs, for ``python -m recipe.prune_opd
+    report``."""
 
     dir: str | None = recipe(None, "${trainer.default_local_dir}/records")
     """Folder, where a resumed run finds it again; null: no records."""
@@ -27,7 +28,7 @@ class RecordsConfig(Keys):
     """Candidates of each model kept per token, at most ``topk`` of the run."""
 
     def samples_at(self, step: int) -> bool:
-        """Whether tokens of this step, counted from 1, are kept."""
+        """Tell whether tokens of this step, counted from 1, are kept."""
         return self.every > 0 and (step == 1 or step % self.every == 0)
 
 
@@ -38,16 +39,16 @@ class PruneOPDConfig(Keys):
     topk: Positive = 16
     """k: candidates per position of each model; at most the smaller vocabulary."""
     strategy: str = "only_stu"
-    """Which candidates are rewarded: ``only_stu``, ``only_tch``, ``intersection``, ``union``,
+    """Candidates that are rewarded: ``only_stu``, ``only_tch``, ``intersection``, ``union``,
     ``union_intersection``, ``sampled``."""
     strategy_args: dict[str, Any] = Field(default_factory=dict)
     """Parameters of a strategy of your own."""
     weighting: str = "student_p"
-    """What weighs a candidate: ``student_p``, ``teacher_p``, ``none``. ``sampled`` ignores it."""
+    """Weight of a candidate: ``student_p``, ``teacher_p``, ``none``. ``sampled`` ignores it."""
     weighting_args: dict[str, Any] = Field(default_factory=dict)
     """Parameters of a weighting of your own."""
     loss_normaliser: Literal["generated", "reliable"] = "generated"
-    """What the loss is divided by: ``generated`` tokens (the paper's), or the ``reliable`` ones
+    """Divisor of the loss: ``generated`` tokens (the paper's), or the ``reliable`` ones
     among them (R > 0), whose number does not change when a response is stopped at R = 0."""
     dump_dir: str | None = None
     """Folder for the tensors behind every step (ids, log-probs, weights, advantages), one file per
@@ -72,7 +73,7 @@ class PruneOPDConfig(Keys):
 
     @cached_property
     def rules(self) -> Rules:
-        """What ``prune`` goes by."""
+        """Rules that ``prune`` goes by."""
         drift, key = self.drift, "prune_opd.weighting_args"
         weighting = WEIGHTINGS.build(self.weighting, self.weighting_args, key, {})
         key = "prune_opd.strategy_args"
@@ -81,7 +82,7 @@ class PruneOPDConfig(Keys):
 
     @cached_property
     def gate_rule(self) -> GateRule:
-        """What stops a response."""
+        """Rule that stops a response."""
         return self.gate.build(self.drift.w_drop)
 
     def new_gate(self) -> Gate:

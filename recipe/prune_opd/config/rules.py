@@ -21,18 +21,18 @@ from recipe.prune_opd.method.gates import GATES, GateRule
 
 PAPER_MAX, PAPER_MIN, PAPER_INIT = 12288, 1024, 1024
 SMALLEST_CHUNK, QUESTIONS = 64, 64
-"""Of a gate whose chunk is not given: tokens, and the most questions about a response. A question
+"""Chunk of a gate for which none is given, in tokens, and the most questions about a response. One
 sends the whole sequence, so a token is sent half as often as a response asks."""
 
 
 class DriftConfig(Keys):
-    """What counts as drift, and what it costs (METHOD: sections 1, 2)."""
+    """Events that count as drift, and what they cost (METHOD: sections 1, 2)."""
 
     enable: bool = True
     """Multiply the reward by the reliability weight. False: events are measured, the loss is that
     of plain OPD."""
     metric: str = "overlap_ratio"
-    """What counts as drift: ``overlap_ratio`` or ``teacher_top_p_accept``."""
+    """Drift metric: ``overlap_ratio`` or ``teacher_top_p_accept``."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Parameters of a metric of your own."""
     threshold: Share = 0.7
@@ -57,12 +57,12 @@ class DriftConfig(Keys):
 
 
 class BudgetConfig(Keys):
-    """How long a training response may become (METHOD: section 5). All lengths in tokens."""
+    """Limits on a training response (METHOD: section 5). All lengths in tokens."""
 
     enable: bool = True
     """Move the limit after every batch. False: it stays at ``max``."""
     rule: str = "hits"
-    """What moves it: ``hits``, the share of responses that stay reliable up to the limit."""
+    """Rule that moves it: ``hits``, the share of responses that stay reliable up to the limit."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Parameters of a rule of your own."""
     init: Positive | None = None

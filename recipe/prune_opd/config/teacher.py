@@ -10,7 +10,7 @@ from recipe.prune_opd.config.base import Keys, Natural, Positive, Seconds, Share
 
 Engine = Literal["vllm", "sglang"]
 ENGINES: tuple[str, ...] = get_args(Engine)
-"""Whose servers can be followed and asked."""
+"""Engines whose servers can be followed and asked."""
 
 
 class TeacherServerConfig(Keys):
@@ -21,7 +21,7 @@ class TeacherServerConfig(Keys):
     """
 
     engine: str = recipe("vllm", "${actor_rollout_ref.rollout.name}")
-    """What the servers run, ``vllm`` or ``sglang``."""
+    """Engine of the servers, ``vllm`` or ``sglang``."""
     replicas: Positive = 1
     """Servers; responses are shared out among them, each stays with one."""
     tensor_model_parallel_size: Positive = 1
@@ -82,32 +82,33 @@ class TeacherConfig(Keys):
     path: str = Field("", validate_default=True, json_schema_extra={"recipe": None})
     """Required. Local folder or hub name of the teacher."""
     home: str = "worker_group"
-    """Where it is. ``worker_group``: on the trainer's devices, as verl's reference model; scores
-    any token. ``server``: on inference servers with devices of their own (``server.*``), which know
-    their own top k and the sampled token, and score a response while others are still being
-    generated; for strategies only_tch, intersection and sampled. ``url``: the same, on servers that
-    somebody else runs (``url.*``)."""
+    """Place where it is. ``worker_group``: on the trainer's devices, as verl's reference model;
+    scores any token. ``server``: on inference servers with devices of their own (``server.*``),
+    which know their own top k and the sampled token, and score a response while others are still
+    being generated; for strategies only_tch, intersection and sampled. ``url``: the same, on
+    servers that somebody else runs (``url.*``)."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Parameters of a home of your own."""
     concurrency: Positive = 256
-    """With servers: responses that are being scored at once, by all rollout workers together.
+    """Responses that servers score at once, for all rollout workers together.
     Others wait their turn, so that a slow teacher does not pile up work."""
     deadline: Seconds = 600.0
-    """With servers: seconds for an answer about a finished response. A gate has its own,
+    """Seconds that servers have for an answer about a finished response. A gate has its own,
     ``gate.deadline``."""
     retries: Natural = 5
-    """With servers: more questions about a response after one that failed or was not answered in
+    """More questions to servers about a response after one that failed or was not answered in
     time, 1, 2, 4, ... seconds later."""
     max_missing: Annotated[float, Ge(0), Lt(1)] = 0.01
-    """With servers: share of a step's tokens that may lack the teacher's score. They are masked;
+    """Share of a step's tokens that may lack the score of the teacher's servers. They are masked;
     above it the run stops, with a checkpoint."""
     temperature: Seconds = 1.0
     """Teacher logits are divided by it. The student's are divided by
     ``actor_rollout_ref.rollout.temperature``."""
     trust_remote_code: bool = False
-    """As ``actor_rollout_ref.model.trust_remote_code``, for the teacher's model and tokenizer."""
+    """Twin of ``actor_rollout_ref.model.trust_remote_code`` for the teacher's model and
+    tokenizer."""
     override_config: dict[str, Any] = recipe({}, "${actor_rollout_ref.model.override_config}")
-    """As ``actor_rollout_ref.model.override_config``, for the teacher (``attn_implementation``,
+    """Twin of ``actor_rollout_ref.model.override_config`` for the teacher (``attn_implementation``,
     ...)."""
     server: TeacherServerConfig = TeacherServerConfig()
     """Its inference servers. Started with ``home=server``, or where the gate is on: then the

@@ -33,7 +33,7 @@ class Budget(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to go on exactly here; values that JSON has."""
+        """State that a checkpoint must hold to go on exactly here; values that JSON has."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ class ResponseBudget(Budget):
             self._no_hit_steps = 0
 
     def state_dict(self) -> dict[str, int]:
-        """What a checkpoint must hold to go on exactly here."""
+        """State that a checkpoint must hold to go on exactly here."""
         return {"limit": self._limit, "no_hit_steps": self._no_hit_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Where do student and teacher part, and how much is a token worth after that? (METHOD: paper
+"""Drift: where student and teacher part, and how much a token is worth after that. (METHOD: paper
 sections 3.1-3.2)
 
 Shapes: B sequences, T response positions, K candidates per position.
@@ -25,7 +25,7 @@ rounding."""
 
 
 def is_member(ids: Tensor, others: Tensor) -> Tensor:
-    """Which of ``ids`` occur among ``others`` at the same position.
+    """Tell which of ``ids`` occur among ``others`` at the same position.
 
     Args:
         ids: (..., K) int.
@@ -106,12 +106,12 @@ def nucleus_events(
 
 
 class DriftMetric(ABC):
-    """What counts as a drift event."""
+    """Rule for what counts as a drift event."""
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Optional parts of ``Scores`` it reads. The in-flight gate has none of them."""
     ranks_only: ClassVar[bool] = False
-    """It reads ids and no probabilities, so the models' temperatures do not matter to it."""
+    """True where it reads ids and no probabilities, so that temperatures do not matter to it."""
 
     @abstractmethod
     def events(self, scores: "Scores", mask: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ METRICS: Registry[DriftMetric] = Registry(
 
 @dataclass(frozen=True)
 class Reliability:
-    """What ``reliability`` returns."""
+    """Weights that ``reliability`` returns."""
 
     weight: Tensor
     """R, (B, T) float32: 1 before any event, falling by w_drop with each, never recovering."""

@@ -1,4 +1,4 @@
-"""When is a response that is being generated to be stopped? Rules over its drift events.
+"""Rules over drift events for when a response that is being generated is to be stopped.
 
 A rule looks at a token and those before it. The response is stopped at the first token t at which
 it holds and before which there are ``min_tokens`` others; these t tokens are kept. ``cumulative``
@@ -19,7 +19,7 @@ from recipe.prune_opd.method.registry import Registry
 
 
 class GateRule(ABC):
-    """What stops a response."""
+    """Rule that stops a response."""
 
     @abstractmethod
     def holds(self, events: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Cumulative(GateRule):
 
 @dataclass(frozen=True)
 class Windowed(GateRule):
-    """Of the last ``window`` tokens a share above ``rate`` are events."""
+    """Share of events among the last ``window`` tokens is above ``rate``."""
 
     window: int
     """Tokens, >= 1."""

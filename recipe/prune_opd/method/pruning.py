@@ -16,7 +16,7 @@ from recipe.prune_opd.method.reward import Scores, Strategy, TopKReward, Weighti
 
 @dataclass(frozen=True)
 class Rules:
-    """What a configuration decides about a batch."""
+    """Choices of a configuration about a batch."""
 
     metric: DriftMetric
     w_drop: float
@@ -34,7 +34,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Drift:
-    """Where responses have drifted, and what that leaves of their weight."""
+    """Places where responses have drifted, and what that leaves of their weight."""
 
     mask: Tensor
     """(B, T) bool, tokens that count."""

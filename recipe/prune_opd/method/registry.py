@@ -47,7 +47,7 @@ class Registry(Generic[Rule]):
 
     @property
     def allowed(self) -> str:
-        """What a name may be, for messages and tables."""
+        """Names that are allowed, for messages and tables."""
         return f"{', '.join(self.known)}, or package.module:Name of your own"
 
     def build(
@@ -93,7 +93,7 @@ def _parameters(rule: type) -> dict[str, bool]:
 
 
 def _imported(key: str, name: str) -> Any:
-    """What ``package.module:Name`` names.
+    """Import what ``package.module:Name`` names.
 
     Raises:
         ValueError: it cannot be imported here.

@@ -29,7 +29,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What both models say of the sampled token."""
+    """Log-probs of the sampled token under both models."""
 
     student: Tensor
     """S, (B, T) float."""
@@ -39,7 +39,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Scores:
-    """What student and teacher say about responses. A strategy says which of the optional parts it
+    """Scores of responses by student and teacher. A strategy says which of the optional parts it
     needs."""
 
     responses: Tensor
@@ -77,7 +77,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class TopKReward:
-    """What ``topk_reward`` returns."""
+    """Reward that ``topk_reward`` returns."""
 
     reward: Tensor
     """r, (B, T, K') float32; 0 where ``valid`` is False."""
@@ -90,7 +90,7 @@ class TopKReward:
 
 
 class Strategy(ABC):
-    """Which tokens are rewarded at each position."""
+    """Choice of the tokens that are rewarded at each position."""
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Optional parts of ``Scores`` it reads. Which homes of the teacher serve it follows."""
@@ -104,7 +104,7 @@ class Strategy(ABC):
 
 
 class Weighting(ABC):
-    """What weighs a candidate against the others of its position."""
+    """Weight of a candidate against the others of its position."""
 
     @abstractmethod
     def log_weight(self, candidates: Candidates) -> Tensor:
@@ -227,7 +227,7 @@ class Union(Strategy):
 
 
 class UnionIntersection(Strategy):
-    """What only one of K_S and K_T has."""
+    """Candidates that only one of K_S and K_T has."""
 
     needs = ("teacher_on_student", "student_on_teacher")
     renormalise = False

@@ -1,1 +1,1 @@
-"""Where the teacher is: its servers, URLs, what they answer."""
+"""Homes of the teacher: its servers, URLs, what they answer."""

@@ -1,4 +1,4 @@
-"""What teacher servers say about responses, as tensors.
+"""Answers of teacher servers about responses, as tensors.
 
 Shapes: B responses, R tokens of a response, K candidates.
 """

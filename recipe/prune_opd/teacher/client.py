@@ -1,4 +1,5 @@
-"""What teacher servers say about finished responses, on its way from the agent loop to the workers.
+"""Answers of teacher servers about finished responses, on their way from the agent loop to the
+workers.
 
 A response is scored as soon as it is complete, while others are still being generated.
 """

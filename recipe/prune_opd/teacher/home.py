@@ -1,4 +1,4 @@
-"""Where the teacher is: one contract for what a place can tell, what it takes and how it is asked.
+"""Homes of the teacher: one contract for what a place can tell, takes, and how it is asked.
 
 A place of the user's own is a subclass of ``Home``, named ``package.module:Name`` in
 ``prune_opd.teacher.home``.
@@ -46,7 +46,7 @@ class Home(ABC):
 
     @property
     def is_asked(self) -> bool:
-        """Whether responses are scored, by servers, while they are generated or right after."""
+        """Tell whether servers score responses, while they are generated or right after."""
         return self.prune_opd.gate.enable or not self.reference_model
 
     @property
@@ -96,7 +96,7 @@ class Home(ABC):
 
     @abstractmethod
     def client(self, config: DictConfig, servers: Any) -> Any:
-        """What the rollout workers ask about responses.
+        """Build what the rollout workers ask about responses.
 
         Args:
             config: verl's configuration.

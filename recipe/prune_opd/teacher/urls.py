@@ -23,10 +23,10 @@ KEY = "prune_opd.teacher.url.urls"
 PROBE = 64
 """Ids that are scored, spread over the vocabulary."""
 SECONDS = 60
-"""For one server to answer."""
+"""Seconds for one server to answer."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
-"""In the text of a token that is a part of a character; servers write these in different ways."""
+"""Character in the text of a token that is a part of one; servers write these in different ways."""
 
 
 class Urls(Served):

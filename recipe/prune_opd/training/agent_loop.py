@@ -32,7 +32,7 @@ class HeardGeneration:
 
 
 def is_cut(stop_reason: str | None, tokens: int, room: int) -> bool:
-    """Whether a response was cut, as the engine says it.
+    """Tell whether a response was cut, as the engine says it.
 
     verl's SGLang server passes on ``stop`` and ``length``. Its vLLM server says ``completed`` for
     both, so there, and where nothing is said, a response counts as cut that fills its room.

@@ -1,4 +1,4 @@
-"""What the trainer says at start: what is on, who grades, and what will be slow."""
+"""Banner of the trainer at start: what is on, who grades, and what will be slow."""
 
 import logging
 
@@ -51,7 +51,7 @@ def _gate(prune_opd: PruneOPDConfig, budget: Budget) -> str:
 
 
 def chunk_warning(gate: GateConfig, limit: int) -> str | None:
-    """What to say of a given chunk that is small for responses of at most ``limit`` tokens.
+    """Say what is wrong with a given chunk that is small for responses of at most ``limit`` tokens.
 
     Small: more than twice the questions that a chosen one would ask at most.
     """

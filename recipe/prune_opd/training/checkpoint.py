@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside verl's own: the budget's state, in a file of the same folder."""
+"""State in a checkpoint beside verl's own: the budget's state, in a file of the same folder."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ RESUME = (
     "resume from an earlier checkpoint (trainer.resume_from_path), or start from the weights of"
     " this one (actor_rollout_ref.model.path) with trainer.resume_mode=disable"
 )
-"""What to do about a state that cannot be read."""
+"""Advice about a state that cannot be read."""
 
 
 def save_state(folder: Path, budget: Budget) -> None:

@@ -30,7 +30,7 @@ COUNTED = "prune_opd_counted"
 EXTRA = "extra_fields"  # verl's, where the agent loop leaves its reports
 
 MODEL_FIELDS = ("input_ids", "position_ids", "loss_mask", "responses", "multi_modal_inputs")
-"""What an engine needs for a pass over the batch."""
+"""Fields that an engine needs for a pass over the batch."""
 
 
 def teacher_fields(home: Home) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class GatedGeneration:
     def __init__(self, client: TeachingClient):
         self._client = client
         self.teacher_rows: TopKRows | None = None
-        """What the teacher said about the last response, from its start on."""
+        """Rows of the teacher about the last response, from its start on."""
 
     async def generate(
         self,

@@ -1,4 +1,4 @@
-"""What ends the driver with one sentence, before Ray starts or a model is loaded."""
+"""Start check: ends the driver with one sentence, before Ray starts or a model is loaded."""
 
 import os
 import sys
@@ -50,7 +50,7 @@ def check_trainer(mode: str) -> None:
 
 
 def _remote_cluster(config: DictConfig) -> bool:
-    """Whether the trainer may run on another machine, whose files and packages this one need not
-    have."""
+    """Tell whether the trainer may run on another machine, whose files and packages this one need
+    not have."""
     address = OmegaConf.select(config, "ray_kwargs.ray_init.address")
     return bool(os.environ.get("RAY_ADDRESS") or address)

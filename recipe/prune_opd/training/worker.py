@@ -172,7 +172,7 @@ class PruneOPDWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=_on_actor)
     def read_served_scores(self, data: TensorDict) -> TensorDict | None:
-        """What teacher servers said about the responses, as the fields that a pass of the teacher
+        """Answers of teacher servers about the responses, as the fields that a pass of the teacher
         would give.
 
         One rank of a sequence-parallel group answers, as in ``compute_pruned_advantage``.

@@ -21,11 +21,11 @@ class Lengths:
     """Lengths of responses, each (B,) int64, without a limit."""
 
     whole: Tensor
-    """What the student writes where nothing stops it."""
+    """Tokens the student writes where nothing stops it."""
     generated: Tensor
-    """What the student writes, what it writes until a gate's stop is known included."""
+    """Tokens the student writes, those until a gate's stop is known included."""
     kept: Tensor
-    """What is trained on."""
+    """Tokens that are trained on."""
     effective: Tensor
     """E, what is kept with R > 0."""
 

@@ -22,7 +22,7 @@ class Diagnosis:
     """Everything that was found about a pair."""
 
     answer: dict[str, Any]
-    """What ``--json`` prints."""
+    """Content that ``--json`` prints."""
     examples: list[dict[str, Any]]
     """Some responses for the page, see ``tokens.examples``."""
     rollouts: list[dict[str, Any]]

@@ -43,7 +43,8 @@ class Passes:
     """Responses per prompt."""
     seed: int = 0
     temperature: float = 1.0
-    """Of the rollout: the student's logits are divided by it, in sampling and in scoring."""
+    """Temperature of the rollout: the student's logits are divided by it, in sampling and in
+    scoring."""
     teacher_temperature: float = 1.0
     dtype: str = "float32"
     batch: int = 8

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 OFF = "off"
-"""In the place of a gate's kind: no gate."""
+"""Stand-in for a gate's kind: no gate."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Prediction:
     kept: float
     effective: float
     low: float = math.nan
-    """Of ``generated``: interval from resampling the prompts. NaN where nothing was resampled."""
+    """Interval of ``generated`` from resampling the prompts. NaN where nothing was resampled."""
     high: float = math.nan
 
 

@@ -18,7 +18,7 @@ class PairScores:
     """Scores of both models on the student's responses, for several k out of one pass."""
 
     scores: Scores
-    """Of the largest k, the teacher's log-probs on the student's candidates among them."""
+    """Scores at the largest k, the teacher's log-probs on the student's candidates among them."""
     mask: Tensor
     """(B, T) bool."""
     groups: Tensor

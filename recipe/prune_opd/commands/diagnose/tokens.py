@@ -10,7 +10,7 @@ from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.commands.pair.sampling import Rollout
 
 KINDS = ("words", "digits", "symbols", "whitespace", "special")
-"""What a token can be, see ``kind_of``."""
+"""Kinds of tokens, see ``kind_of``."""
 EXAMPLES, EXAMPLE_TOKENS = 4, 512
 """Responses for the page, and tokens of each."""
 

@@ -13,10 +13,10 @@ from recipe.prune_opd.method.reward import Sampled, Scores, Strategy, TopK
 from verl_ext.topk import ROWS_AT_A_TIME
 
 Row = tuple[str, str, float, str]
-"""What, when, bytes on a GPU, and how they come about."""
+"""Row of the table: what, when, bytes on a GPU, and how they come about."""
 
 MOMENTS = ("always", "update", "loss", "layers")
-"""When something is held: all the time, through the update, or while the loss or a layer is
+"""Times when something is held: all the time, through the update, or while the loss or a layer is
 differentiated."""
 
 

@@ -36,7 +36,7 @@ class Response:
     """Key that the responses to one problem have in common."""
     correct: bool
     unread: str = ""
-    """Why its answer could not be read; "" where it could."""
+    """Reason why its answer could not be read; "" where it could."""
     tokens: int | None = None
     """Length. None where not known."""
     truncated: bool | None = None

@@ -26,7 +26,7 @@ class Engine:
     """Engine to start, and the model it runs."""
 
     name: str
-    """Of ``TITLES``."""
+    """Key of ``TITLES``."""
     path: str
     """Folder of the model, or its hub name."""
     dtype: str
@@ -41,7 +41,7 @@ class Answer:
 
     token_ids: list[int]
     log_probs: list[float]
-    """Of these tokens, at temperature 1."""
+    """Log-probs of these tokens, at temperature 1."""
 
 
 def installed() -> str:

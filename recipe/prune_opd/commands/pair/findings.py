@@ -14,4 +14,4 @@ class Finding:
     """``ok``, ``warning``, ``error``, or ``skipped`` for what was not looked at."""
     evidence: str
     change: str = ""
-    """What to do about it; empty where there is nothing."""
+    """Advice what to do about it; empty where there is nothing."""
