@@ -154,6 +154,7 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
     check_numbers(config)
     _check_folders(config)
     typed = read_config(config)
+    typed.budget.build()
     if typed.gate.enable:
         _check_gate(config, typed)
     return typed

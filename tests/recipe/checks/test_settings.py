@@ -107,6 +107,19 @@ def test_arguments_of_an_engine_that_do_no_harm(gated, key, arguments):
     check_values(gated)
 
 
+def test_a_rule_of_the_budget_that_cannot_be_built_is_refused(config):
+    """Before Ray starts, not when the trainer makes its budget."""
+    config.prune_opd.budget.rule = "no.such.module:Rule"
+    with pytest.raises(
+        ValueError, match=r"^prune_opd\.budget\.rule: no\.such\.module:Rule cannot be"
+    ):
+        check_values(config)
+    config.prune_opd.budget.rule = "hits"
+    OmegaConf.update(config, "prune_opd.budget.args", {"speed": 2}, force_add=True)
+    with pytest.raises(ValueError, match=r"^prune_opd\.budget\.args\.speed: hits has no such"):
+        check_values(config)
+
+
 NEVER = [
     ({"prune_opd.drift.w_drop": 0.004}, "kind: got cumulative, w_drop = 0.004, which holds at 250"),
     ({"prune_opd.gate.kind": "windowed", "prune_opd.gate.window": 201}, "holds at 201 tokens"),
