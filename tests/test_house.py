@@ -104,7 +104,8 @@ def modules_without_a_promise(root: Path) -> Iterator[str]:
 def modules(root: Path) -> dict[str, Path]:
     """Name -> file of the packages' modules."""
     found = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
-    files = [path for path in found if "build" not in path.parts]  # what pip leaves behind
+    # What pip leaves behind is no module of ours.
+    files = [path for path in found if "build" not in path.relative_to(root).parts]
     names = (path.relative_to(root).with_suffix("").parts for path in files)
     return {
         ".".join(name).removesuffix(".__init__"): path

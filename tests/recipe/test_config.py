@@ -1,5 +1,7 @@
 """Every key has the paper's default, refuses wrong values by name, and reaches verl as given."""
 
+import pickle
+
 import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
@@ -14,10 +16,12 @@ from recipe.prune_opd.config import (
     TeacherUrlConfig,
     load_config,
 )
+from recipe.prune_opd.method.budget import ResponseBudget
 from recipe.prune_opd.method.gates import (
     GATES,
     Consecutive,
     Cumulative,
+    GateRule,
     Never,
     Relative,
     Windowed,
@@ -413,6 +417,49 @@ def test_servers_keep_what_was_given():
     assert (server.replicas, server.engine_kwargs, server.block_size) == (2, {"a": 1}, 16)
 
 
+# -------------------------------------------------------------------------------- rules of one's own
+
+
+class Unsendable(GateRule):
+    """A rule that cannot be pickled."""
+
+    reach = 1
+
+    def __init__(self):
+        self.rule = lambda events: events
+
+    def holds(self, events):
+        return self.rule(events)
+
+
+def test_a_configuration_travels_without_its_rules():
+    """Wherever it arrives they are found anew, by their names."""
+    config = load(gate__kind=f"{__name__}:Unsendable")
+    assert isinstance(config.gate_rule, Unsendable)
+    arrived = pickle.loads(pickle.dumps(config))
+    assert arrived == config
+    assert not {"rules", "gate_rule"} & vars(arrived).keys()
+    assert isinstance(arrived.gate_rule, Unsendable)
+
+
+class Boundless(ResponseBudget):
+    """A rule that gives more than it may."""
+
+    @property
+    def limit(self) -> int:
+        return 10_000
+
+
+def test_a_budget_that_gives_more_than_the_rollout_can_generate_is_refused():
+    config = load(budget__rule=f"{__name__}:Boundless")
+    with pytest.raises(
+        ValueError, match=r"budget\.rule: got .*10000', allowed: limits from 1 to .*500"
+    ):
+        config.budget.resolved(500).build()
+    off = load(budget={"rule": f"{__name__}:Boundless", "enable": False})
+    assert off.budget.resolved(500).build().limit == 500
+
+
 # ----------------------------------------------------------------------------------------- refusals
 
 
@@ -422,6 +469,10 @@ REFUSED = [
     ("teacher.temperature", 0, "> 0"),
     ("teacher.temperature", -1.0, "> 0"),
     ("topk", 0, ">= 1"),
+    ("topk", True, ">= 1"),
+    ("drift.w_drop", True, ">= 0"),
+    ("drift.threshold", True, "(0, 1]"),
+    ("gate.chunk", False, ">= 1"),
     ("strategy", "best", "only_stu, only_tch, intersection, union, union_intersection, sampled"),
     ("weighting", "p", "student_p, teacher_p, none"),
     ("drift.metric", "kl", "overlap_ratio, teacher_top_p_accept"),

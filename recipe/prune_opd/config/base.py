@@ -3,13 +3,24 @@
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-Positive = Annotated[int, Ge(1)]
-Natural = Annotated[int, Ge(0)]
-Seconds = Annotated[float, Gt(0)]
-Share = Annotated[float, Gt(0), Le(1)]
+
+def _no_bool(value: Any) -> Any:
+    """Refuse true and false, which Python counts among the numbers."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_number", "no number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Real = Annotated[float, BeforeValidator(_no_bool)]
+Positive = Annotated[Whole, Ge(1)]
+Natural = Annotated[Whole, Ge(0)]
+Seconds = Annotated[Real, Gt(0)]
+Share = Annotated[Real, Gt(0), Le(1)]
 
 ELSEWHERE = "elsewhere"
 """Stands for a key that each recipe sets for itself."""

@@ -71,6 +71,12 @@ class PruneOPDConfig(Keys):
             require(not rules.metric.needs, "drift.metric", self.drift.metric, allowed)
         return self
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave out the rules: wherever this is sent they are resolved anew, by their names."""
+        state = super().__getstate__()
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return {**state, "__dict__": own}
+
     @cached_property
     def rules(self) -> Rules:
         """Rules that ``prune`` goes by."""

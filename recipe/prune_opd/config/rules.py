@@ -10,12 +10,13 @@ from recipe.prune_opd.config.base import (
     Keys,
     Natural,
     Positive,
+    Real,
     Seconds,
     Share,
     recipe,
     require,
 )
-from recipe.prune_opd.method.budget import BUDGETS, Budget
+from recipe.prune_opd.method.budget import BUDGETS, Budget, ResponseBudget
 from recipe.prune_opd.method.drift import METRICS, DriftMetric
 from recipe.prune_opd.method.gates import GATES, GateRule
 
@@ -40,9 +41,9 @@ class DriftConfig(Keys):
     32."""
     top_p: Share = 0.95
     """Nucleus of ``teacher_top_p_accept``: a sampled token outside it is an event."""
-    w_drop: Annotated[float, Ge(0)] = 0.01
+    w_drop: Annotated[Real, Ge(0)] = 0.01
     """Weight lost per event: reliability reaches 0 at the ceil(1 / w_drop)-th. 0: never."""
-    w_base: Annotated[float, Ge(0)] = 0.5
+    w_base: Annotated[Real, Ge(0)] = 0.5
     """Weight added on every generated token. Not a floor: the weight runs from 1 + w_base down to
     w_base."""
 
@@ -75,7 +76,7 @@ class BudgetConfig(Keys):
     most 12288."""
     step: Positive = 100
     """Tokens by which the limit changes."""
-    hit_ratio: Annotated[float, Ge(0), Le(1)] = 0.1
+    hit_ratio: Annotated[Real, Ge(0), Le(1)] = 0.1
     """ρ: share of responses that must stay reliable up to the limit for it to grow."""
     margin: Natural = 100
     """Tokens before the limit from which a response counts as reaching it."""
@@ -112,10 +113,22 @@ class BudgetConfig(Keys):
         Raises:
             ValueError: see ``Registry.build``.
         """
-        keys = self.model_dump(exclude={"enable", "rule", "args"})
         if not self.enable:
-            keys |= {"init": self.max, "min": self.max}
-        return BUDGETS.build(self.rule, self.args, "prune_opd.budget.args", keys)
+            return ResponseBudget(self.longest, self.longest, self.longest)
+        keys = self.model_dump(exclude={"enable", "rule", "args"})
+        budget = BUDGETS.build(self.rule, self.args, "prune_opd.budget.args", keys)
+        self.check(budget)
+        return budget
+
+    def check(self, budget: Budget) -> None:
+        """Refuse a limit that a rule must not give.
+
+        Raises:
+            ValueError: it is outside of 1 to ``longest``.
+        """
+        allowed = f"limits from 1 to budget.max, {self.longest}"
+        found = f"{self.rule} with a limit of {budget.limit}"
+        require(1 <= budget.limit <= self.longest, "budget.rule", found, allowed)
 
 
 class GateConfig(Keys):
@@ -135,11 +148,11 @@ class GateConfig(Keys):
     """Tokens that a stopped response keeps in any case. Not ``budget.min``."""
     window: Positive = 128
     """Tokens; ``windowed`` and ``relative``."""
-    rate: Annotated[float, Ge(0), Lt(1)] = 0.5
+    rate: Annotated[Real, Ge(0), Lt(1)] = 0.5
     """Events per token; ``windowed``."""
     run_length: Positive = 16
     """Events; ``consecutive``."""
-    increase: Annotated[float, Ge(0), Lt(1)] = 0.3
+    increase: Annotated[Real, Ge(0), Lt(1)] = 0.3
     """Events per token; ``relative``."""
     chunk: Positive | None = None
     """Tokens between two questions to the teacher. Small: stops sooner, asks more often. Default:

@@ -6,7 +6,16 @@ from urllib.parse import urlsplit
 from annotated_types import Ge, Lt
 from pydantic import Field, field_validator
 
-from recipe.prune_opd.config.base import Keys, Natural, Positive, Seconds, Share, recipe, require
+from recipe.prune_opd.config.base import (
+    Keys,
+    Natural,
+    Positive,
+    Real,
+    Seconds,
+    Share,
+    recipe,
+    require,
+)
 
 Engine = Literal["vllm", "sglang"]
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -98,7 +107,7 @@ class TeacherConfig(Keys):
     retries: Natural = 5
     """More questions to servers about a response after one that failed or was not answered in
     time, 1, 2, 4, ... seconds later."""
-    max_missing: Annotated[float, Ge(0), Lt(1)] = 0.01
+    max_missing: Annotated[Real, Ge(0), Lt(1)] = 0.01
     """Share of a step's tokens that may lack the score of the teacher's servers. They are masked;
     above it the run stops, with a checkpoint."""
     temperature: Seconds = 1.0

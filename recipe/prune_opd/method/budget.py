@@ -10,9 +10,6 @@ from recipe.prune_opd.method.registry import Registry
 class Budget(ABC):
     """Limit on the response length that may move from batch to batch. All lengths are in tokens."""
 
-    max: int
-    """The limit never rises above it."""
-
     @property
     @abstractmethod
     def limit(self) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar, cast
 
 Rule = TypeVar("Rule")
+SHOWN = (bool, int, float, str, list, dict, type(None))
+"""Parameters that a message shows: those that a configuration can hold."""
 
 
 class Registry(Generic[Rule]):
@@ -81,8 +83,10 @@ class Registry(Generic[Rule]):
             raise ValueError(f"{args_key}.{lacking[0]}: no value was given, needed by {name}")
         try:
             return rule(**given)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{args_key}: {name} refuses {given} ({error})") from error
+        except (TypeError, ValueError, AssertionError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            shown = {each: value for each, value in given.items() if isinstance(value, SHOWN)}
+            raise ValueError(f"{args_key}: {name} refuses {shown} ({reason})") from error
 
 
 def _parameters(rule: type) -> dict[str, bool]:

@@ -133,7 +133,8 @@ def topk_reward(
     weigh = WEIGHTINGS.find(weighting)() if isinstance(weighting, str) else weighting
     missing = [name for name in rule.needs if getattr(scores, name) is None]
     if missing:
-        raise ValueError(f"strategy {strategy!r} needs {', '.join(missing)}")
+        name = strategy if isinstance(strategy, str) else type(strategy).__name__
+        raise ValueError(f"strategy {name!r} needs {', '.join(missing)}")
     found = rule.candidates(scores)
     weights = _weights(found, weigh.log_weight(found), rule.renormalise)
     reward = torch.where(found.valid, -weights * (found.student - found.teacher), 0.0)

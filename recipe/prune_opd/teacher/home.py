@@ -38,8 +38,6 @@ class Home(ABC):
     """The teacher is verl's reference model: a worker of the trainer holds it."""
     has_files: ClassVar[bool] = True
     """``teacher.path`` holds its weights, which this run loads."""
-    worker_method: ClassVar[str] = "read_served_scores"
-    """The method of ``PruneOPDWorker`` that brings the teacher's scores of a batch."""
 
     def __init__(self, prune_opd: PruneOPDConfig):
         self.prune_opd = prune_opd
@@ -48,6 +46,11 @@ class Home(ABC):
     def is_asked(self) -> bool:
         """Tell whether servers score responses, while they are generated or right after."""
         return self.prune_opd.gate.enable or not self.reference_model
+
+    @property
+    def worker_method(self) -> str:
+        """Name of the method of ``PruneOPDWorker`` that brings the teacher's scores of a batch."""
+        return "compute_ref_log_prob" if self.reference_model else "read_served_scores"
 
     @property
     def held(self) -> TeacherConfig | None:

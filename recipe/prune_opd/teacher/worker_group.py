@@ -20,7 +20,6 @@ class WorkerGroup(Home):
 
     delivers = ("teacher_on_student", "sampled")
     reference_model = True
-    worker_method = "compute_ref_log_prob"
 
     def check(self, config: DictConfig) -> None:
         """See ``Home``."""

@@ -18,8 +18,9 @@ def announce(prune_opd: PruneOPDConfig, home: Home, budget: Budget, grader: str 
         budget: at its start.
         grader: the reward function that takes the place of verl's, which does not know the data.
     """
+    longest = prune_opd.budget.longest
     print(banner(prune_opd, home, budget), flush=True)
-    if prune_opd.gate.enable and (warning := chunk_warning(prune_opd.gate, budget.max)):
+    if prune_opd.gate.enable and (warning := chunk_warning(prune_opd.gate, longest)):
         logger.warning(warning)
     if grader:
         print(f"  scores    {grader}, as verl's has no rule for this data", flush=True)
@@ -28,14 +29,14 @@ def announce(prune_opd: PruneOPDConfig, home: Home, budget: Budget, grader: str 
 def banner(prune_opd: PruneOPDConfig, home: Home, budget: Budget) -> str:
     """Say what is on, a line each."""
     drift, teacher, given = prune_opd.drift, prune_opd.teacher, prune_opd.budget
-    moves = f"{budget.limit} to start, {given.min} to {budget.max}, step {given.step}"
+    moves = f"{budget.limit} to start, {given.min} to {given.longest}, step {given.step}"
     weights = f"w_drop = {drift.w_drop}, w_base = {drift.w_base}"
     lines = {
         "teacher": f"{teacher.path} ({home}, temperature {teacher.temperature})",
         "reward": f"{prune_opd.strategy}, {prune_opd.weighting}, k = {prune_opd.topk}",
         "drift": str(prune_opd.rules.metric),
         "weights": weights if drift.enable else "off: plain OPD",
-        "budget": moves if given.enable else f"off: fixed at {budget.max} tokens",
+        "budget": moves if given.enable else f"off: fixed at {given.longest} tokens",
         "gate": _gate(prune_opd, budget),
     }
     return "\n".join(["Prune-OPD", *(f"  {name:<9} {line}" for name, line in lines.items())])
@@ -45,8 +46,9 @@ def _gate(prune_opd: PruneOPDConfig, budget: Budget) -> str:
     gate = prune_opd.gate
     if not gate.enable:
         return "off: responses end by themselves or at the limit"
-    first, last = gate.chunk_for(budget.limit), gate.chunk_for(budget.max)
-    grows = f", {last} at a limit of {budget.max}" if last > first else ""
+    longest = prune_opd.budget.longest
+    first, last = gate.chunk_for(budget.limit), gate.chunk_for(longest)
+    grows = f", {last} at a limit of {longest}" if last > first else ""
     return f"{prune_opd.gate_rule}, every {first} tokens{grows}"
 
 

@@ -4,6 +4,8 @@ A worker writes blocks of (response, K) values as jagged fields, and the next wo
 where they are.
 """
 
+from collections.abc import Iterable
+
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
@@ -55,14 +57,17 @@ def advantage_fields(home: Home) -> tuple[str, ...]:
         fields.append("prompts")
     if home.is_asked:
         fields.append(EXTRA)
-    needed = {
-        "teacher_on_student": (TEACHER_ON_STUDENT,),
-        "student_on_teacher": (STUDENT_ON_TEACHER,),
-        "sampled": ("old_log_probs", TEACHER_SAMPLED),
+    return (*fields, *part_fields(home.prune_opd.rules.needs))
+
+
+def part_fields(needs: Iterable[str]) -> list[str]:
+    """Name the fields that hold optional parts of ``Scores``."""
+    held = {
+        "teacher_on_student": [TEACHER_ON_STUDENT],
+        "student_on_teacher": [STUDENT_ON_TEACHER],
+        "sampled": ["old_log_probs", TEACHER_SAMPLED],
     }
-    for part in home.prune_opd.rules.needs:
-        fields += needed[part]
-    return tuple(fields)
+    return [field for part in needs for field in held[part]]
 
 
 UPDATE_FIELDS = (*MODEL_FIELDS, "response_mask", CANDIDATES, OLD_LOG_PROBS, ADVANTAGES, COUNTED)

@@ -175,7 +175,7 @@ class GatedResponse:
             return await self.sequence.score(self.prompt_ids + self.tokens, gate.deadline)
         except TimeoutError as error:
             report.late += 1
-            report.error = str(error)
+            report.error = str(error) or type(error).__name__
         # Whatever a server may raise: it costs the gate, never the response.
         except Exception as error:
             report.failed += 1

@@ -4,7 +4,7 @@ The driver asks, before Ray starts, and the trainer asks again in its own proces
 may reach verl by another way, and a cluster have files and packages that the driver has not.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +20,13 @@ NAME = "prune_opd"
 """Our trainer and our agent loop in verl's registries."""
 
 
+class PruningTrainer:
+    """Mark of a trainer with Prune-OPD, by which the start check knows it."""
+
+    verl_mode: ClassVar[str] = "sync"
+    """verl's name of the trainer below, which its base class compares literally."""
+
+
 def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
     """Check values alone: ``prune_opd.*`` and the verl keys it depends on.
 
@@ -33,6 +40,7 @@ def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
         ValueError: the first key that is not allowed, what it holds, what is allowed and why.
     """
     prune_opd = check_settings(config)
+    check_trainer(config.trainer.v1.trainer_mode)
     check_agent_loop(config.actor_rollout_ref.rollout.agent)
     home = build_home(prune_opd)
     home.check(config)
@@ -57,6 +65,32 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
     inputs = check_inputs(config, prune_opd, weights=home.has_files)
     home.check_models(config, inputs.student, inputs.teacher)
     return inputs
+
+
+def check_trainer(mode: str) -> None:
+    """Check that verl's name of a trainer stands for one with Prune-OPD.
+
+    Raises:
+        ValueError: it stands for another one, for none, or for one over an asynchronous trainer.
+    """
+    if mode == NAME:  # importing verl's trainers takes seconds
+        return
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+
+    found = TRAINER_REGISTRY.get(mode, object)
+    if not issubclass(found, PruningTrainer):
+        raise ValueError(
+            f"trainer.v1.trainer_mode: got {mode!r}, allowed with prune_opd: {NAME}, or a subclass"
+            " of recipe.prune_opd.training.trainer.PruneOPD that a module of"
+            " VERL_USE_EXTERNAL_MODULES registers, because another trainer would train on task"
+            " rewards"
+        )
+    if found.verl_mode != "sync":
+        raise ValueError(
+            f"trainer.v1.trainer_mode: got {mode!r}, a trainer over verl's {found.verl_mode!r},"
+            " allowed with prune_opd: one over 'sync', because a response must be judged by the"
+            " limit it was generated under"
+        )
 
 
 def check_agent_loop(agent: DictConfig) -> None:

@@ -41,19 +41,20 @@ from recipe.prune_opd.training.fields import (
     TOP_K_FIELDS,
     UPDATE_FIELDS,
     advantage_fields,
+    part_fields,
 )
-from recipe.prune_opd.training.preflight import check_files, check_values
+from recipe.prune_opd.training.preflight import PruningTrainer, check_files, check_values
 from recipe.prune_opd.training.worker import PruneOPDWorker, counted_tokens, scores_of
 from verl_ext import compat
 
 logger = logging.getLogger(__name__)
 
 
-class PruneOPD(PPOTrainer):
+class PruneOPD(PruningTrainer, PPOTrainer):
     """Mixin over one of verl's trainers: its reference model is the teacher.
 
     A trainer of the user's own is ``class Mine(PruneOPD, TheirTrainer)`` with verl's
-    ``register_trainer``.
+    ``register_trainer``, ``TheirTrainer`` being synchronous.
 
     Args:
         config: verl's composed configuration with the node ``prune_opd``.
@@ -62,8 +63,6 @@ class PruneOPD(PPOTrainer):
         ValueError: bad input, see ``recipe.prune_opd.training.preflight``.
     """
 
-    verl_mode: str
-    """verl's name of the trainer below, which its base class compares literally."""
     global_steps: int
     train_dataloader: Any
     tokenizer: Any
@@ -191,6 +190,7 @@ class PruneOPD(PPOTrainer):
         scored = tally.column("effective_length")[tally.column("tokens") > 0]
         # Here and not at the end of the step: verl saves its checkpoint before that.
         metrics.update(self.budget.update(scored.tolist()))
+        self.prune_opd.budget.check(self.budget)
         if self.recorder:
             # Before the step's checkpoint, so that a step a resumed run stands on is there.
             limits, fetch = (limit, self.budget.limit), partial(self._samples, batch)
@@ -202,7 +202,7 @@ class PruneOPD(PPOTrainer):
         found = self._fetch(batch, [SUMS, POSITIONS])
         # TransferQueue may answer with jagged tensors.
         rows, positions = (torch.stack(found[name].unbind()) for name in (SUMS, POSITIONS))
-        return Tally(rows, positions, self.budget.max)
+        return Tally(rows, positions, self.prune_opd.budget.longest)
 
     def _last_error(self, batch: KVBatchMeta, tally: Tally, of: str) -> str:
         """Text of the last late or failed question about the last response that had one, else
@@ -218,11 +218,12 @@ class PruneOPD(PPOTrainer):
         if not rows:
             return ""
         (errors,) = tu.get(self._fetch(batch, [ERRORS], rows[-1:]), ERRORS)
-        return str(errors[of])
+        return str(errors.get(of, ""))
 
     def _samples(self, batch: KVBatchMeta, rows: list[int]) -> list[Sample]:
         """Some responses token by token: few enough to come here."""
-        fields = ["prompts", "responses", "response_mask", *TOP_K_FIELDS]
+        needed = part_fields(self.prune_opd.rules.metric.needs)
+        fields = ["prompts", "responses", "response_mask", *TOP_K_FIELDS, *needed]
         fetched = self._fetch(batch, fields, rows)
         unbound = {name: values.unbind() for name, values in fetched.items()}
         found = []
@@ -337,5 +338,3 @@ class PruneOPD(PPOTrainer):
 @register_trainer("prune_opd")
 class PruneOPDTrainer(PruneOPD, PPOTrainerSync):
     """verl's synchronous trainer with Prune-OPD."""
-
-    verl_mode = "sync"

@@ -132,6 +132,20 @@ def test_an_agent_loop_that_does_not_see_the_limit_is_refused(config, name):
         preflight.check_values(config)
 
 
+def test_a_trainer_over_an_asynchronous_one_is_refused(config):
+    """There a response may be judged by another limit than its own."""
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+
+    from recipe.prune_opd.training.trainer import PruneOPD
+
+    TRAINER_REGISTRY["late"] = type("Late", (PruneOPD,), {"verl_mode": "separate_async"})
+    config.trainer.v1.trainer_mode = "late"
+    try:
+        assert "got 'late', a trainer over verl's 'separate_async', allowed" in ending(config)
+    finally:
+        del TRAINER_REGISTRY["late"]
+
+
 def test_trainers_and_agent_loops_of_ones_own_are_known_by_what_they_are(config, here, tmp_path):
     """Not by name: a subclass that is registered with verl is welcome."""
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, register_trainer

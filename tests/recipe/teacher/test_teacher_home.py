@@ -21,11 +21,13 @@ from verl.utils import tensordict_utils as tu
 
 from recipe.prune_opd.config import (
     BudgetConfig,
+    DriftConfig,
     GateConfig,
     PruneOPDConfig,
     TeacherConfig,
     TeacherUrlConfig,
 )
+from recipe.prune_opd.method.drift import DriftMetric
 from recipe.prune_opd.records.tally import Tally
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.home import build_home
@@ -36,6 +38,7 @@ from recipe.prune_opd.training.fields import (
     MODEL_FIELDS,
     POSITIONS,
     SUMS,
+    TEACHER_SAMPLED,
     advantage_fields,
     served_fields,
     teacher_fields,
@@ -58,7 +61,8 @@ def prune_opd_of(
 
 def trainer_of(prune_opd: PruneOPDConfig, step: int = 5, **values: Any) -> PruneOPDTrainer:
     trainer = object.__new__(PruneOPDTrainer)
-    budget = BudgetConfig(init=LIMIT, min=1, max=LIMIT, margin=10, patience=1).build()
+    given = BudgetConfig(init=LIMIT, min=1, max=LIMIT, margin=10, patience=1)
+    prune_opd, budget = prune_opd.changed(budget=given), given.build()
     vars(trainer).update(prune_opd=prune_opd, global_steps=step, budget=budget)
     trainer.home = build_home(prune_opd)
     vars(trainer).update(_data_before=(0, None), _checkpoint=(0, None), recorder=None, **values)
@@ -607,3 +611,24 @@ def test_later_steps_after_a_resume_are_saved(start, tmp_path):
     assert str(tmp_path / "global_step_5") in trainer._save_before_step()
     assert [step for _, step in trainer.saved] == [5]
     assert advance(start(), 6) == taken
+
+
+# ------------------------------------------------------------------------------------------ samples
+
+
+class OfSampled(DriftMetric):
+    """A metric of a user's own that reads more than both top k."""
+
+    needs = ("sampled",)
+
+    def events(self, scores, mask):
+        return (scores.sampled.teacher < -3) & mask
+
+
+def test_samples_come_with_what_the_metric_needs():
+    drift = DriftConfig(metric=f"{__name__}:OfSampled")
+    trainer = trainer_of(prune_opd_of("worker_group", "only_tch").changed(drift=drift))
+    fields: list[list[str]] = []
+    trainer._fetch = lambda batch, names, rows: fields.append(names) or TensorDict({}, batch_size=0)
+    assert trainer._samples(SimpleNamespace(), []) == []
+    assert {"old_log_probs", TEACHER_SAMPLED} <= set(fields[0])

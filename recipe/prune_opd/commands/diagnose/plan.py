@@ -20,5 +20,5 @@ class Planned:
     ks: tuple[int, ...] = (8, 16, 32)
     thresholds: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)
     w_drops: tuple[float, ...] = (0.005, 0.01, 0.02)
-    gates: tuple[str, ...] = (OFF, "cumulative", "windowed", "consecutive", "relative")
+    gates: tuple[str, ...] = (OFF,)
     seed: int = 0
