@@ -417,7 +417,7 @@ def test_servers_keep_what_was_given():
     assert (server.replicas, server.engine_kwargs, server.block_size) == (2, {"a": 1}, 16)
 
 
-# -------------------------------------------------------------------------------- rules of one's own
+# ------------------------------------------------------------------------------- rules of one's own
 
 
 class Unsendable(GateRule):
