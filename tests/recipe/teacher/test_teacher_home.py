@@ -160,17 +160,18 @@ def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
     prune_opd = prune_opd_of("url", model="M", api="sglang", api_key_env="TEST_TEACHER_KEY")
     made: list[tuple[type, dict[str, Any]]] = []
     manager = SimpleNamespace(get_client=lambda kind, **given: made.append((kind, given)))
-    trainer_of(
+    trainer = trainer_of(
         prune_opd,
         config="config",
         teacher_vocab_size=77,
         teacher_servers=None,
         llm_server_manager=manager,
-    ).get_llm_client()
+    )
+    trainer.get_llm_client()
     ((kind, given),) = made
     assert kind is TeachingClient
     assert given.pop("teacher") == UrlTeacher(["http://10.0.0.1:8000"], "M", "sglang", "secret")
-    assert given == {"prune_opd": prune_opd, "vocab_size": 77, "teaches": True}
+    assert given == {"prune_opd": trainer.prune_opd, "vocab_size": 77, "teaches": True}
 
 
 def test_a_teacher_in_the_worker_group_needs_no_client(monkeypatch):
