@@ -12,9 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 SLOW = {
-    "vllm": {"plain", "adopted"},
-    # What the engine has no part in is tested with vLLM: the trainer's own passes, its state, the
-    # quickstart.
+    "vllm": {"plain", "adopted", "output"},
+    # What the engine has no part in is tested with vLLM: the trainer's own passes, its state.
     "sglang": {"plain", "adopted", "same", "resumed", "permuted", "extended", "orphaned", "output"},
 }
 """Runs of a minute or more that rarely find anything, by their fixture."""

@@ -526,10 +526,7 @@ def test_served_scores_agree_with_transformers(orphaned, inputs):
                 if name.startswith("teacher_")
             }
             close = {"atol": 1e-4, "rtol": 0}
-            ids, in_common = (
-                dump["student_topk_ids"][i, :length].long(),
-                mine["teacher_on_student_ids"].isfinite(),
-            )
+            ids = dump["student_topk_ids"][i, :length].long()
             torch.testing.assert_close(mine["teacher_topk_log_probs"], t.topk(16).values, **close)
             torch.testing.assert_close(
                 mine["teacher_topk_log_probs"],
@@ -537,13 +534,9 @@ def test_served_scores_agree_with_transformers(orphaned, inputs):
                 **close,
             )
             torch.testing.assert_close(
-                mine["teacher_on_student_ids"][in_common], t.gather(1, ids)[in_common], **close
-            )
-            torch.testing.assert_close(
                 dump["student_topk_log_probs"][i, :length], s.topk(16).values, **close
             )
             overlap = overlap_ratio(ids.unsqueeze(0), mine["teacher_topk_ids"].unsqueeze(0))
-            torch.testing.assert_close(in_common.float().mean(-1), overlap[0])
             # What a worker group, which knows the teacher's log-prob of every token, would reward.
             mask = torch.ones(1, length)
             weights = reliability(overlap_events(overlap, mask, 0.7), mask, 0.1, 0.5).loss_weight
