@@ -33,6 +33,7 @@ FILES = {
     "recipe/prune_opd/conf/recipe/prune_opd_base.yaml": "#",
     "docs/configuration.md": "<!--",
     "docs/teachers.md": "<!--",
+    "docs/records.md": "<!--",
 }
 """Files with generated parts, and how a marker begins in them."""
 NAMES: dict[str, Registry[Any]] = {
@@ -86,6 +87,11 @@ def gate_keys() -> str:
 def server_keys() -> str:
     """The table of the keys of the teacher's servers."""
     return _key_table(lambda key: key.startswith("teacher.server."))
+
+
+def records_keys() -> str:
+    """The table of the keys of the records."""
+    return _key_table(lambda key: key.startswith("records."))
 
 
 def url_keys() -> str:

@@ -35,6 +35,7 @@ def test_every_generated_part_is_there():
     wanted = ["keys", "gate_keys", "server_keys", "refused_with_gate", "refused", "numbers"]
     assert parts == wanted
     assert "generated: url_keys" in text("docs/teachers.md")
+    assert "generated: records_keys" in text("docs/records.md")
     assert text("docs/configuration.md").count("| `gate.chunk` |") == 1
 
 

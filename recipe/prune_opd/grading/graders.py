@@ -3,7 +3,8 @@
 verl calls reward functions in threads of its reward workers, where signals, math-verify's own way
 to stop, do not work. So answers are compared in processes of our own, each of which lets the kernel
 end it when an answer takes too long: that also stops a huge power inside one C call, and a grader
-whose parent is gone.
+whose parent is gone. They are programs started anew. The pools of libraries fork, which copies
+verl's threads, or spawn, which runs the caller's main module again and breaks under verl.
 """
 
 import contextlib
