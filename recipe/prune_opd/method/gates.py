@@ -202,7 +202,7 @@ class Gate:
         self.rule, self.min_tokens = rule, min_tokens
         self.stop: int | None = None
         """Tokens to keep, once the response is to be stopped."""
-        self._events: list[bool] = []
+        self._events = torch.zeros(1, 0, dtype=torch.bool)
 
     def feed(self, events: Iterable[bool]) -> int | None:
         """Go on with the next tokens.
@@ -213,9 +213,10 @@ class Gate:
         Returns:
             Tokens of the response to keep, or None while it may go on.
         """
-        self._events += map(bool, events)
-        if self.stop is None and self._events:
-            seen = torch.tensor([self._events])
-            stop = int(stops(self.rule, seen, self.min_tokens))
-            self.stop = stop if stop < len(self._events) else None
+        new = torch.tensor([list(events)], dtype=torch.bool)
+        self._events = torch.cat([self._events, new], -1)
+        seen = self._events.shape[-1]
+        if self.stop is None and seen:
+            stop = int(stops(self.rule, self._events, self.min_tokens))
+            self.stop = stop if stop < seen else None
         return self.stop
