@@ -54,5 +54,8 @@ class Keys(BaseModel):
 
     def changed(self, **values: Any) -> Self:
         """The same with other values of some keys, checked anew."""
-        own = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self)(**own | values)
+        return type(self)(**self.own() | values)
+
+    def own(self) -> dict[str, Any]:
+        """The keys alone, without what was built of them."""
+        return {name: getattr(self, name) for name in type(self).model_fields}

@@ -73,9 +73,7 @@ class PruneOPDConfig(Keys):
 
     def __getstate__(self) -> dict[Any, Any]:
         """Leave out the rules: wherever this is sent they are resolved anew, by their names."""
-        state = super().__getstate__()
-        own = {name: getattr(self, name) for name in type(self).model_fields}
-        return {**state, "__dict__": own}
+        return {**super().__getstate__(), "__dict__": self.own()}
 
     @cached_property
     def rules(self) -> Rules:

@@ -10,8 +10,6 @@ SERVED_IDS, SERVED_LOG_PROBS = "teacher_ids", "teacher_logprobs"
 """Fields of a response, jagged (B, R, K), or K + 1 with the sampled token first. These are verl's
 names: its padding rows are resized under no others. They have more rows than their response has
 tokens."""
-MISSING = -torch.inf
-"""Log-prob of what the teacher did not report: it takes no part, see ``reward.topk_reward``."""
 
 
 def served_rows(field: Tensor, responses: Tensor) -> Tensor:
