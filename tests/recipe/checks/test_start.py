@@ -162,6 +162,7 @@ def test_trainers_and_agent_loops_of_ones_own_are_known_by_what_they_are(config,
         StartCheck().on_job_start(config)
     finally:
         del TRAINER_REGISTRY["mine"]
+    assert here == ["attention", "inputs", "models"]
 
 
 def __getattr__(name: str) -> type:

@@ -44,7 +44,7 @@ def test_servers_are_refused_where_the_students_candidates_are_scored(strategy, 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_worker_group_serves_every_strategy(strategy):
-    home_of("worker_group", strategy=strategy)
+    assert home_of("worker_group", strategy=strategy).prune_opd.strategy == strategy
 
 
 REFUSED = [

@@ -478,4 +478,5 @@ def test_the_advantage_reads_what_it_says(strategy: str):
     batch, fields = passes(strategy)
     worker = server_of(strategy)
     report_to(batch, [{}] * len(LENGTHS))
-    computed(worker, batch.update(fields).select(*advantage_fields(worker.home)))
+    found = computed(worker, batch.update(fields).select(*advantage_fields(worker.home)))
+    assert {CANDIDATES, OLD_LOG_PROBS, ADVANTAGES, COUNTED} <= set(found.keys())
