@@ -26,6 +26,7 @@ from recipe.prune_opd.method.drift import METRICS
 from recipe.prune_opd.method.gates import GATES
 from recipe.prune_opd.method.registry import Registry
 from recipe.prune_opd.method.reward import STRATEGIES, WEIGHTINGS
+from recipe.prune_opd.method.weights import WEIGHTS
 from recipe.prune_opd.teacher.home import HOMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +39,7 @@ FILES = {
 """Files with generated parts, and how a marker begins in them."""
 NAMES: dict[str, Registry[Any]] = {
     registry.key.removeprefix("prune_opd."): registry
-    for registry in (METRICS, STRATEGIES, WEIGHTINGS, GATES, BUDGETS, HOMES)
+    for registry in (METRICS, WEIGHTS, STRATEGIES, WEIGHTINGS, GATES, BUDGETS, HOMES)
 }
 """Keys that hold the name of a registered rule."""
 

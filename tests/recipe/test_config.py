@@ -67,6 +67,8 @@ PAPER = {
         "top_p": 0.95,
         "w_drop": 0.01,
         "w_base": 0.5,
+        "weights": "reliability",
+        "weights_args": {},
     },
     "budget": {
         "enable": True,
@@ -215,6 +217,43 @@ def test_fixed_length_must_be_given(compose):
     config = compose("+recipe=opd_fixed_length", "prune_opd.teacher.path=T")
     with pytest.raises(ValueError, match=r"^prune_opd\.budget\.max: "):
         load_config(config.prune_opd)
+
+
+BASELINES = {
+    "opd_first": (
+        {"weights": "first", "weights_args": {"tokens": 100}},
+        ["prune_opd.drift.weights_args.tokens=100"],
+    ),
+    "iw_opd": ({"weights": "importance"}, []),
+}
+
+
+@pytest.mark.parametrize("recipe", BASELINES)
+def test_a_baseline_of_weights_is_plain_opd_with_these_weights(compose, recipe):
+    drift, given = BASELINES[recipe]
+    config = compose(f"+recipe={recipe}", "prune_opd.teacher.path=T", *given)
+    rules = load_config(config.prune_opd).rules
+    assert (rules.applied, rules.weights) == (True, DriftConfig(**drift).build_weights())
+    plain = compose("+recipe=opd", "prune_opd.teacher.path=T")
+    assert not config.prune_opd.budget.enable
+    config.prune_opd.drift = plain.prune_opd.drift
+    assert config == plain
+
+
+def test_the_tokens_of_the_position_baseline_must_be_given(compose):
+    config = compose("+recipe=opd_first", "prune_opd.teacher.path=T")
+    with pytest.raises(ValueError, match=r"^prune_opd\.drift\.weights_args\.tokens: no value was"):
+        load_config(config.prune_opd)
+
+
+def test_the_gates_recipe_is_prune_opd_with_what_goes_with_a_gate(compose, composed):
+    config = compose("+recipe=prune_opd_gate", "prune_opd.teacher.path=T")
+    typed = load_config(config.prune_opd)
+    assert (typed.gate.enable, typed.drift.w_base) == (True, 0)
+    assert typed.loss_normaliser == "reliable"
+    config.prune_opd.gate.enable = False
+    config.prune_opd.drift.w_base, config.prune_opd.loss_normaliser = 0.5, "generated"
+    assert config == composed
 
 
 # ------------------------------------------------------------------------------------------- budget

@@ -1,1 +1,2 @@
-"""Config groups for Hydra: ``+recipe=prune_opd``, ``opd``, ``opd_fixed_length``."""
+"""Config groups for Hydra: ``+recipe=prune_opd``, ``prune_opd_gate``, ``opd``,
+``opd_fixed_length``, ``opd_first``, ``iw_opd``."""

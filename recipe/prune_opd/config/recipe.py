@@ -82,7 +82,15 @@ class PruneOPDConfig(Keys):
         weighting = WEIGHTINGS.build(self.weighting, self.weighting_args, key, {})
         key = "prune_opd.strategy_args"
         strategy = STRATEGIES.build(self.strategy, self.strategy_args, key, {})
-        return Rules(drift.build(), drift.w_drop, drift.w_base, drift.enable, strategy, weighting)
+        return Rules(
+            metric=drift.build(),
+            w_drop=drift.w_drop,
+            w_base=drift.w_base,
+            applied=drift.enable,
+            strategy=strategy,
+            weighting=weighting,
+            weights=drift.build_weights(),
+        )
 
     @cached_property
     def gate_rule(self) -> GateRule:

@@ -19,6 +19,7 @@ from recipe.prune_opd.config.base import (
 from recipe.prune_opd.method.budget import BUDGETS, Budget, ResponseBudget
 from recipe.prune_opd.method.drift import METRICS, DriftMetric
 from recipe.prune_opd.method.gates import GATES, GateRule
+from recipe.prune_opd.method.weights import WEIGHTS, TokenWeight
 
 PAPER_MAX, PAPER_MIN, PAPER_INIT = 12288, 1024, 1024
 SMALLEST_CHUNK, QUESTIONS = 64, 64
@@ -30,8 +31,8 @@ class DriftConfig(Keys):
     """Events that count as drift, and what they cost (METHOD: sections 1, 2)."""
 
     enable: bool = True
-    """Multiply the reward by the reliability weight. False: events are measured, the loss is that
-    of plain OPD."""
+    """Multiply the reward by the tokens' weights. False: events are measured, the loss is that of
+    plain OPD."""
     metric: str = "overlap_ratio"
     """Drift metric: ``overlap_ratio`` or ``teacher_top_p_accept``."""
     args: dict[str, Any] = Field(default_factory=dict)
@@ -46,6 +47,14 @@ class DriftConfig(Keys):
     w_base: Annotated[Real, Ge(0)] = 0.5
     """Weight added on every generated token. Not a floor: the weight runs from 1 + w_base down to
     w_base."""
+    weights: str = "reliability"
+    """Weight of a token in the loss. ``reliability``: the paper's, R + ``w_base``. ``importance``:
+    IW-OPD's, from 1 + γ down by the share of the response's student-teacher discrepancy that lies
+    before the token (``weights_args.gamma``, 0.5). ``first``: 1 on the first
+    ``weights_args.tokens`` of a response, 0 behind. Events, R and effective lengths stay as they
+    are."""
+    weights_args: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of ``importance``, ``first``, or weights of your own."""
 
     def build(self) -> DriftMetric:
         """The metric with its parameters.
@@ -53,8 +62,21 @@ class DriftConfig(Keys):
         Raises:
             ValueError: see ``Registry.build``.
         """
-        keys = self.model_dump(exclude={"enable", "metric", "args"})
-        return METRICS.build(self.metric, self.args, "prune_opd.drift.args", keys)
+        return METRICS.build(self.metric, self.args, "prune_opd.drift.args", self._keys)
+
+    def build_weights(self) -> TokenWeight:
+        """The rule of the tokens' weights with its parameters.
+
+        Raises:
+            ValueError: see ``Registry.build``.
+        """
+        key = "prune_opd.drift.weights_args"
+        return WEIGHTS.build(self.weights, self.weights_args, key, self._keys)
+
+    @property
+    def _keys(self) -> dict[str, Any]:
+        """Keys that a rule may ask for by name."""
+        return self.model_dump(exclude={"enable", "metric", "args", "weights", "weights_args"})
 
 
 class BudgetConfig(Keys):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recipe.prune_opd.method.drift import DriftMetric, Reliability, reliability
 from recipe.prune_opd.method.reward import Scores, Strategy, TopKReward, Weighting, topk_reward
+from recipe.prune_opd.method.weights import TokenWeight
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,20 @@ class Rules:
     w_drop: float
     w_base: float
     applied: bool
-    """False: events are measured and weigh nothing, as in plain OPD."""
+    """False: events are measured and every token weighs 1, as in plain OPD."""
     strategy: Strategy
     weighting: Weighting
+    weights: TokenWeight
+
+    @property
+    def drift_needs(self) -> tuple[str, ...]:
+        """Optional parts of ``Scores`` that ``find_drift`` reads."""
+        return (*self.metric.needs, *(self.weights.needs if self.applied else ()))
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Optional parts of ``Scores`` that the rules read."""
-        return tuple(dict.fromkeys((*self.strategy.needs, *self.metric.needs)))
+        """Optional parts of ``Scores`` that the rules read, each once."""
+        return tuple(dict.fromkeys((*self.strategy.needs, *self.drift_needs)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,6 @@ def prune(scores: Scores, mask: Tensor, rules: Rules) -> Pruned:
 def find_drift(scores: Scores, mask: Tensor, rules: Rules) -> Drift:
     """Find where responses have drifted: the first half of ``prune``."""
     events = rules.metric.events(scores, mask)
-    weights = reliability(events, mask, rules.w_drop, rules.w_base)
-    if not rules.applied:
-        weights = replace(weights, loss_weight=mask.float())
-    return Drift(mask, scores.overlap, events, weights)
+    found = reliability(events, mask, rules.w_drop, rules.w_base)
+    weight = rules.weights.weigh(found, scores, mask) if rules.applied else mask.float()
+    return Drift(mask, scores.overlap, events, replace(found, loss_weight=weight))

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import DictConfig
 
 from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig, require
+from recipe.prune_opd.method.drift import METRICS
 from recipe.prune_opd.method.registry import Registry
 from recipe.prune_opd.method.reward import STRATEGIES
+from recipe.prune_opd.method.weights import WEIGHTS
 
 if TYPE_CHECKING:
     from recipe.prune_opd.checks.models import Model
@@ -70,14 +72,13 @@ class Home(ABC):
         known = (*self.delivers, *OF_STUDENT)
         lacking = [part for part in given.rules.needs if part not in known]
         if lacking:
-            fit = [name for name in STRATEGIES if set(STRATEGIES.find(name).needs) <= set(known)]
+            names, found = next(
+                (names, found) for names, found, needs in _readers(given) if lacking[0] in needs
+            )
+            fit = [name for name in names if set(names.find(name).needs) <= set(known)]
             why = LACKS.get(lacking[0], f"does not deliver {lacking[0]}")
             allowed = f"{', '.join(fit)} with teacher.home={given.teacher.home}, which {why}"
-            by_metric = lacking[0] in given.rules.metric.needs
-            key, found = (
-                ("drift.metric", given.drift.metric) if by_metric else ("strategy", given.strategy)
-            )
-            require(False, key, found, allowed)
+            require(False, names.key.removeprefix("prune_opd."), found, allowed)
 
     def check_models(  # noqa: B027  # nothing to ask where nobody is asked
         self, config: DictConfig, student: "Model", teacher: "Model"
@@ -112,6 +113,17 @@ class Home(ABC):
 
     def __str__(self) -> str:
         return self.prune_opd.teacher.home
+
+
+def _readers(given: PruneOPDConfig) -> list[tuple[Registry[Any], str, tuple[str, ...]]]:
+    """Rules that may read optional parts of ``Scores``: their registry, their name, the parts."""
+    rules, drift = given.rules, given.drift
+    weights = rules.weights.needs if rules.applied else ()
+    return [
+        (METRICS, drift.metric, rules.metric.needs),
+        (WEIGHTS, drift.weights, weights),
+        (STRATEGIES, given.strategy, rules.strategy.needs),
+    ]
 
 
 HOMES: Registry[Home] = Registry(

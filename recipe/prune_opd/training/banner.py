@@ -30,7 +30,8 @@ def banner(prune_opd: PruneOPDConfig, home: Home, budget: Budget) -> str:
     """Say what is on, a line each."""
     drift, teacher, given = prune_opd.drift, prune_opd.teacher, prune_opd.budget
     moves = f"{budget.limit} to start, {given.min} to {given.longest}, step {given.step}"
-    weights = f"w_drop = {drift.w_drop}, w_base = {drift.w_base}"
+    papers = f"w_drop = {drift.w_drop}, w_base = {drift.w_base}"
+    weights = papers if drift.weights == "reliability" else str(prune_opd.rules.weights)
     lines = {
         "teacher": f"{teacher.path} ({home}, temperature {teacher.temperature})",
         "reward": f"{prune_opd.strategy}, {prune_opd.weighting}, k = {prune_opd.topk}",

@@ -222,7 +222,7 @@ class PruneOPD(PruningTrainer, PPOTrainer):
 
     def _samples(self, batch: KVBatchMeta, rows: list[int]) -> list[Sample]:
         """Some responses token by token: few enough to come here."""
-        needed = part_fields(self.prune_opd.rules.metric.needs)
+        needed = part_fields(self.prune_opd.rules.drift_needs)
         fields = ["prompts", "responses", "response_mask", *TOP_K_FIELDS, *needed]
         fetched = self._fetch(batch, fields, rows)
         unbound = {name: values.unbind() for name, values in fetched.items()}

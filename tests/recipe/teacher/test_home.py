@@ -132,6 +132,20 @@ def test_strategies_are_refused_by_what_a_home_delivers():
         home_of(MINE, {"args": {"address": "there"}})
 
 
+def test_weights_are_refused_by_what_a_home_delivers():
+    """Where they are applied: switched off, nobody asks for the sampled tokens."""
+    mine = {"args": {"address": "there"}}
+    with pytest.raises(
+        ValueError,
+        match=r"^prune_opd\.drift\.weights: got 'importance', allowed: reliability, first with .*"
+        r" sampled tokens$",
+    ):
+        home_of(MINE, mine, strategy="intersection", drift={"weights": "importance"})
+    off = {"weights": "importance", "enable": False}
+    home_of(MINE, mine, strategy="intersection", drift=off)
+    home_of("server", strategy="intersection", drift={"weights": "importance"})
+
+
 def test_names_and_arguments_that_are_none_are_refused():
     with pytest.raises(
         ValueError,

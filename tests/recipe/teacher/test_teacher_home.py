@@ -626,8 +626,9 @@ class OfSampled(DriftMetric):
         return (scores.sampled.teacher < -3) & mask
 
 
-def test_samples_come_with_what_the_metric_needs():
-    drift = DriftConfig(metric=f"{__name__}:OfSampled")
+@pytest.mark.parametrize("drift", [{"metric": f"{__name__}:OfSampled"}, {"weights": "importance"}])
+def test_samples_come_with_what_metric_and_weights_need(drift):
+    drift = DriftConfig(**drift)
     trainer = trainer_of(prune_opd_of("worker_group", "only_tch").changed(drift=drift))
     fields: list[list[str]] = []
     trainer._fetch = lambda batch, names, rows: fields.append(names) or TensorDict({}, batch_size=0)

@@ -26,6 +26,12 @@ def test_tells_what_is_on():
         assert part in text
 
 
+def test_tells_whose_weights_are_not_the_papers():
+    given = {"weights": "first", "weights_args": {"tokens": 100}}
+    assert "  weights   first 100 tokens alone" in said(drift=given).splitlines()
+    assert "  weights   importance, γ = 0.5" in said(drift={"weights": "importance"}).splitlines()
+
+
 RULES = {
     "cumulative": "w_drop = 0.03",
     "windowed": "above 0.25 events per token over 40 tokens",
