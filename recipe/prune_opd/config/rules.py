@@ -85,9 +85,13 @@ class BudgetConfig(Keys):
     enable: bool = True
     """Move the limit after every batch. False: it stays at ``max``."""
     rule: str = "hits"
-    """Rule that moves it: ``hits``, the share of responses that stay reliable up to the limit."""
+    """Rule that moves it. ``hits``: the paper's, a ``step`` at a time, by the share of responses
+    that stay reliable up to the limit. ``quantile``: it jumps to a quantile of the effective
+    lengths, or grows by a factor. ``random``: each prompt has its own, drawn from the lengths that
+    another run kept, as a control of the gate."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Parameters of a rule of your own."""
+    """Parameters of ``quantile`` (``growth``, 1.5; ``quantile``, 1 - ``hit_ratio`` / 2), of
+    ``random`` (``records``, a folder; ``seed``, 0), or of a rule of your own."""
     init: Positive | None = None
     """First limit. Default 1024, or ``max`` where that is smaller; the paper takes 2048 for a close
     teacher."""
@@ -97,13 +101,15 @@ class BudgetConfig(Keys):
     """The limit never rises above it, in baselines too. Default: the rollout's response length, at
     most 12288."""
     step: Positive = 100
-    """Tokens by which the limit changes."""
+    """Tokens by which the limit changes; ``hits``."""
     hit_ratio: Annotated[Real, Ge(0), Le(1)] = 0.1
     """ρ: share of responses that must stay reliable up to the limit for it to grow."""
     margin: Natural = 100
-    """Tokens before the limit from which a response counts as reaching it."""
+    """Tokens before the limit from which a response counts as reaching it. ``quantile``: tokens
+    above the quantile."""
     patience: Positive = 3
-    """Batches in a row below ``hit_ratio`` until the limit shrinks."""
+    """Batches in a row below ``hit_ratio`` until the limit shrinks. ``quantile``: batches of which
+    the largest quantile counts."""
 
     def resolved(self, response_length: int) -> "BudgetConfig":
         """The same with its three lengths as numbers, for a rollout of ``response_length`` tokens.

@@ -1,10 +1,16 @@
 """The response budget: how long the next batch may generate. (METHOD: paper section 3.4)"""
 
+import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from recipe.prune_opd.method.registry import Registry
+
+SLACK = 1e-9
+"""Rounding that a product of a share and a number is forgiven."""
 
 
 class Budget(ABC):
@@ -14,6 +20,16 @@ class Budget(ABC):
     @abstractmethod
     def limit(self) -> int:
         """M: the most tokens a response of the next batch may have."""
+
+    def limits(self, count: int) -> list[int]:
+        """Limits of the prompts of the next batch, none above ``limit``: here the same for all.
+
+        All responses to a prompt share its limit.
+
+        Args:
+            count: prompts.
+        """
+        return [self.limit] * count
 
     @abstractmethod
     def update(self, effective_lengths: Sequence[int]) -> dict[str, float]:
@@ -39,6 +55,9 @@ class Budget(ABC):
         Raises:
             ValueError: it is no such answer, or does not fit this budget, which is then as before.
         """
+
+    def __str__(self) -> str:
+        return f"{self.limit} to start"
 
 
 class ResponseBudget(Budget):
@@ -102,23 +121,13 @@ class ResponseBudget(Budget):
         Raises:
             ValueError: no sequence was given.
         """
-        lengths = [int(length) for length in effective_lengths]
-        if not lengths:
-            raise ValueError(
-                "ResponseBudget.update: needs the effective length of at least one sequence, got"
-                " none"
-            )
-        current = self._limit
+        lengths, current = whole_lengths(effective_lengths), self._limit
         boundary = max(self.min, current - self.margin)
         hits = sum(length >= boundary for length in lengths) / len(lengths)
         self._move(hits)
         return {
-            "prune_opd/current_max_response_length": current,
-            "prune_opd/next_max_response_length": self._limit,
+            **budget_metrics(lengths, current, self._limit),
             "prune_opd/no_hit_steps": self._no_hit_steps,
-            "prune_opd/effective_response_length_mean": sum(lengths) / len(lengths),
-            "prune_opd/effective_response_length_max": max(lengths),
-            "prune_opd/effective_response_length_min": min(lengths),
             "prune_opd/effective_response_length_hit_ratio": hits,
         }
 
@@ -143,32 +152,182 @@ class ResponseBudget(Budget):
             ValueError: a value is missing or of another kind, or the saved limit does not fit into
                 this budget's [min, max]: resumed with other bounds. The budget is then as before.
         """
-        limit, no_hit_steps = (_saved(state, name) for name in ("limit", "no_hit_steps"))
-        if not self.min <= limit <= self.max:
-            raise ValueError(
-                f"prune_opd.budget: the checkpoint's limit is {limit}, outside min = {self.min} and"
-                f" max = {self.max}; resume with bounds that contain it"
-            )
+        limit, no_hit_steps = saved(state, "limit", "no_hit_steps")
+        _require_inside(limit, self.min, self.max)
         self._limit, self._no_hit_steps = limit, no_hit_steps
 
+    def __str__(self) -> str:
+        return f"{self.limit} to start, {self.min} to {self.max}, step {self.step}"
 
-BUDGETS: Registry[Budget] = Registry("prune_opd.budget.rule", Budget, hits=ResponseBudget)
+
+@dataclass
+class QuantileBudget(Budget):
+    """Batch-wise limit M that jumps to where most responses have lost their reliability.
+
+    Where a share of ``hit_ratio`` or more of the responses is still reliable at M itself, nobody
+    knows how much longer they would have been: M is multiplied by ``growth``. Otherwise a quantile
+    of the effective lengths is known exactly, whatever was cut: M becomes the largest of the last
+    ``patience`` batches' quantiles, plus ``margin``. It is kept in [min, max]. Not the paper's.
+
+    With the quantile at 1 - hit_ratio a batch in two would grow by its noise alone. Half way to the
+    end few do.
+
+    Raises:
+        ValueError: unless 0 < min <= max, 0 <= hit_ratio <= 1, margin >= 0, patience >= 1, growth >
+            1 and 1 - hit_ratio <= quantile <= 1: with a smaller one a limit that it sets would be
+            hit at once and the next batch grow again.
+    """
+
+    init: int
+    """Limit of the first batch, clipped into [min, max]."""
+    min: int
+    """The limit never falls below it."""
+    max: int
+    """The limit never rises above it."""
+    hit_ratio: float = 0.1
+    """Share of responses, reliable up to the limit, from which on it grows."""
+    margin: int = 100
+    """Tokens above the quantile."""
+    patience: int = 3
+    """Batches whose quantiles count: a limit falls once all of them are lower."""
+    growth: float = 1.5
+    """Factor of a limit that cuts responses alive."""
+    quantile: float | None = None
+    """Share of the responses whose effective length the limit holds. Default: 1 - hit_ratio / 2."""
+
+    def __post_init__(self) -> None:
+        self.quantile = 1 - self.hit_ratio / 2 if self.quantile is None else self.quantile
+        _require(0 < self.min <= self.max, "0 < min <= max", min=self.min, max=self.max)
+        _require(0 <= self.hit_ratio <= 1, "0 <= hit_ratio <= 1", hit_ratio=self.hit_ratio)
+        _require(self.margin >= 0, "margin >= 0", margin=self.margin)
+        _require(self.patience >= 1, "patience >= 1", patience=self.patience)
+        _require(self.growth > 1, "growth > 1", growth=self.growth)
+        least = 1 - self.hit_ratio
+        allowed = f"1 - hit_ratio = {least:g} <= quantile <= 1"
+        _require(least - SLACK <= self.quantile <= 1, allowed, quantile=self.quantile)
+        self._limit = sorted((self.min, self.init, self.max))[1]
+        self._recent: deque[int] = deque(maxlen=self.patience)
+
+    @property
+    def limit(self) -> int:
+        """See ``Budget``."""
+        return self._limit
+
+    def update(self, effective_lengths: Sequence[int]) -> dict[str, float]:
+        """See ``Budget``; metrics by the names of the paper's release.
+
+        Raises:
+            ValueError: no sequence was given.
+        """
+        lengths, current = sorted(whole_lengths(effective_lengths)), self._limit
+        hits = sum(length >= current for length in lengths) / len(lengths)
+        assert self.quantile is not None
+        held = lengths[max(0, math.ceil(self.quantile * len(lengths) - SLACK) - 1)]
+        self._recent.append(held + self.margin)
+        wanted = math.ceil(current * self.growth) if hits >= self.hit_ratio else max(self._recent)
+        self._limit = sorted((self.min, wanted, self.max))[1]
+        return {
+            **budget_metrics(lengths, current, self._limit),
+            "prune_opd/effective_response_length_hit_ratio": hits,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ``Budget``."""
+        return {"limit": self._limit, "recent": list(self._recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``Budget``.
+
+        Raises:
+            ValueError: as for ``ResponseBudget``.
+        """
+        (limit,) = saved(state, "limit")
+        recent = state.get("recent")
+        if not isinstance(recent, list):
+            raise ValueError(f"budget.recent: got {recent!r:.60}, allowed: a list of lengths")
+        recent = [_whole("recent", length) for length in recent]
+        _require_inside(limit, self.min, self.max)
+        self._limit, self._recent = limit, deque(recent, maxlen=self.patience)
+
+    def __str__(self) -> str:
+        return f"{self.limit} to start, {self.min} to {self.max}, quantile {self.quantile:g}"
 
 
-def _saved(state: Any, name: str) -> int:
+BUDGETS: Registry[Budget] = Registry(
+    "prune_opd.budget.rule",
+    Budget,
+    hits=ResponseBudget,
+    quantile=QuantileBudget,
+    random="recipe.prune_opd.records.random_limits:RandomLimits",
+)
+
+
+def whole_lengths(effective_lengths: Sequence[int]) -> list[int]:
+    """Effective lengths as whole numbers.
+
+    Args:
+        effective_lengths: as ``Budget.update`` takes them.
+
+    Raises:
+        ValueError: there is none.
+    """
+    lengths = [int(length) for length in effective_lengths]
+    if not lengths:
+        raise ValueError(
+            "Budget.update: needs the effective length of at least one sequence, got none"
+        )
+    return lengths
+
+
+def budget_metrics(lengths: Sequence[int], current: int, following: int) -> dict[str, float]:
+    """Metrics that every rule logs, by the names of the paper's release.
+
+    Args:
+        lengths: of a batch, ``whole_lengths``.
+        current: limit it was generated under.
+        following: limit of the next batch.
+    """
+    return {
+        "prune_opd/current_max_response_length": current,
+        "prune_opd/next_max_response_length": following,
+        "prune_opd/effective_response_length_mean": sum(lengths) / len(lengths),
+        "prune_opd/effective_response_length_max": max(lengths),
+        "prune_opd/effective_response_length_min": min(lengths),
+    }
+
+
+def saved(state: Any, *names: str) -> list[int]:
+    """Whole numbers of a budget's saved state.
+
+    Raises:
+        ValueError: a value is missing or of another kind.
+    """
     if not isinstance(state, dict):
         raise ValueError(
-            f"budget: got {state!r:.60}, allowed: an object with limit and no_hit_steps"
+            f"budget: got {state!r:.60}, allowed: an object with {' and '.join(names)}"
         )
-    if name not in state:
-        raise ValueError(f"budget.{name} is missing, found: {', '.join(state) or 'nothing'}")
-    value = state[name]
+    for name in names:
+        if name not in state:
+            raise ValueError(f"budget.{name} is missing, found: {', '.join(state) or 'nothing'}")
+        _whole(name, state[name])
+    return [state[name] for name in names]
+
+
+def _whole(name: str, value: Any) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"budget.{name}: got {value!r:.60}, allowed: a whole number >= 0")
     return value
 
 
+def _require_inside(limit: int, least: int, most: int) -> None:
+    if not least <= limit <= most:
+        raise ValueError(
+            f"prune_opd.budget: the checkpoint's limit is {limit}, outside min = {least} and"
+            f" max = {most}; resume with bounds that contain it"
+        )
+
+
 def _require(condition: bool, rule: str, **given: float) -> None:
     if not condition:
         values = ", ".join(f"{name} = {value}" for name, value in given.items())
-        raise ValueError(f"ResponseBudget: {rule} is required, got {values}")
+        raise ValueError(f"budget: {rule} is required, got {values}")

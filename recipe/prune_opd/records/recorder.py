@@ -20,6 +20,8 @@ from recipe.prune_opd.records.tally import RECORDED, Tally, recorded_edges
 logger = logging.getLogger(__name__)
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+MOST_LENGTHS = 256
+"""Lengths that a step's line has at most."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def step_record(tally: Tally, limit: int, next_limit: int) -> dict[str, Any]:
         "next_limit": next_limit,
         "responses": len(tally),
         "length": _distribution(kept),
+        "lengths": _spread(kept),
         "effective_length": _distribution(tally.column("effective_length")[tokens > 0]),
         "share": {"ended": ended, "gate": stopped, "limit": 1 - ended - stopped},
         "tokens": {
@@ -164,6 +167,14 @@ def _distribution(values: Tensor) -> dict[str, float | None] | None:
     }
     extremes = {"min": values.min(), "max": values.max(), "mean": values.mean()}
     return {**{name: _rounded(value.item()) for name, value in extremes.items()}, **named}
+
+
+def _spread(lengths: Tensor) -> list[int]:
+    """All of (B,) lengths in ascending order, or as many of them as are kept, evenly spread."""
+    ordered = lengths.sort().values
+    kept = min(len(ordered), MOST_LENGTHS)
+    middles = (torch.arange(kept) + 0.5) * (len(ordered) / kept)
+    return [int(length) for length in ordered[middles.long()]]
 
 
 def _rounded(value: float) -> float | None:

@@ -29,7 +29,6 @@ def announce(prune_opd: PruneOPDConfig, home: Home, budget: Budget, grader: str 
 def banner(prune_opd: PruneOPDConfig, home: Home, budget: Budget) -> str:
     """Say what is on, a line each."""
     drift, teacher, given = prune_opd.drift, prune_opd.teacher, prune_opd.budget
-    moves = f"{budget.limit} to start, {given.min} to {given.longest}, step {given.step}"
     papers = f"w_drop = {drift.w_drop}, w_base = {drift.w_base}"
     weights = papers if drift.weights == "reliability" else str(prune_opd.rules.weights)
     lines = {
@@ -37,7 +36,7 @@ def banner(prune_opd: PruneOPDConfig, home: Home, budget: Budget) -> str:
         "reward": f"{prune_opd.strategy}, {prune_opd.weighting}, k = {prune_opd.topk}",
         "drift": str(prune_opd.rules.metric),
         "weights": weights if drift.enable else "off: plain OPD",
-        "budget": moves if given.enable else f"off: fixed at {given.longest} tokens",
+        "budget": str(budget) if given.enable else f"off: fixed at {given.longest} tokens",
         "gate": _gate(prune_opd, budget),
     }
     return "\n".join(["Prune-OPD", *(f"  {name:<9} {line}" for name, line in lines.items())])

@@ -5,6 +5,7 @@ where they are.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
@@ -72,6 +73,27 @@ def part_fields(needs: Iterable[str]) -> list[str]:
 
 UPDATE_FIELDS = (*MODEL_FIELDS, "response_mask", CANDIDATES, OLD_LOG_PROBS, ADVANTAGES, COUNTED)
 """Fields the update reads."""
+
+
+def check_lengths(tags: Iterable[dict[str, Any]], limits: Iterable[int], largest: int) -> None:
+    """Check that no response is longer than the limit its row was tagged with.
+
+    Args:
+        tags: verl's, of the responses and of padding.
+        limits: of the real responses, in their order.
+        largest: limit of the step, which those of a replayed rollout may exceed.
+
+    Raises:
+        RuntimeError: one is.
+    """
+    lengths = [tag["response_len"] for tag in tags if not tag.get("is_padding", False)]
+    for length, own in zip(lengths, limits, strict=True):
+        limit = min(int(own), largest)
+        if length > limit:
+            raise RuntimeError(
+                f"a response has {length} tokens under a limit of {limit}: the rollout does not"
+                " take it from the batch (an agent loop or a rollout replay of your own?)"
+            )
 
 
 def reports(data: TensorDict) -> list[Reports]:

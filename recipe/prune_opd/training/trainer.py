@@ -41,6 +41,7 @@ from recipe.prune_opd.training.fields import (
     TOP_K_FIELDS,
     UPDATE_FIELDS,
     advantage_fields,
+    check_lengths,
     part_fields,
 )
 from recipe.prune_opd.training.preflight import PruningTrainer, check_files, check_values
@@ -149,7 +150,7 @@ class PruneOPD(PruningTrainer, PPOTrainer):
                 "data: rows name their agent_name, which would bypass the response limit; remove"
                 " the column"
             )
-        tu.assign_non_tensor_data(batch, LIMIT, self.budget.limit)
+        tu.assign_non_tensor_stack(batch, LIMIT, self.budget.limits(len(batch)))
         return super()._submit_batch_to_rollout(batch)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
@@ -169,13 +170,8 @@ class PruneOPD(PruningTrainer, PPOTrainer):
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Pruned advantages on the workers; here only a tally of the responses, and the next
         limit."""
-        longest = max(tag["response_len"] for tag in batch.tags if not tag.get("is_padding", False))
         limit = self.budget.limit
-        if longest > limit:
-            raise RuntimeError(
-                f"a response has {longest} tokens under a limit of {limit}: the rollout does not"
-                " take it from the batch (an agent loop or a rollout replay of your own?)"
-            )
+        check_lengths(batch.tags, tu.get(self._fetch(batch, [LIMIT]), LIMIT), limit)
         batch.extra_info["global_steps"] = self.global_steps
         self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.home))
         tally = self._tally(batch)

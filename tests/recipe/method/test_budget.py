@@ -2,11 +2,12 @@
 
 import csv
 import json
+import random
 from pathlib import Path
 
 import pytest
 
-from recipe.prune_opd.method.budget import ResponseBudget
+from recipe.prune_opd.method.budget import BUDGETS, QuantileBudget, ResponseBudget
 
 ASSETS = Path(__file__).parents[2] / "assets"
 PAPER = {
@@ -173,3 +174,160 @@ def test_a_checkpoint_from_other_bounds_is_refused(limit):
     with pytest.raises(ValueError, match=f"limit is {limit}, outside min = 1024 and max = 12288"):
         budget.load_state_dict({"limit": limit, "no_hit_steps": 1})
     assert budget.state_dict() == {"limit": 2048, "no_hit_steps": 0}
+
+
+@pytest.mark.parametrize("rule", ["hits", "quantile"])
+def test_a_batch_has_one_limit_where_the_rule_gives_one(rule):
+    budget = BUDGETS.find(rule)(init=50, min=20, max=100)
+    assert budget.limits(3) == [50, 50, 50]
+    assert budget.limits(0) == []
+
+
+# ----------------------------------------------------------------------------------- rule quantile
+
+BOUNDS = {"init": 100, "min": 20, "max": 1000, "hit_ratio": 0.2, "margin": 5}
+
+
+def quantiles(**changes: float) -> QuantileBudget:
+    """A budget of small numbers; it holds 90 % of the responses."""
+    return QuantileBudget(**BOUNDS | {"patience": 1} | changes)
+
+
+def test_the_limit_jumps_to_a_quantile_and_a_margin():
+    """Of 1, ..., 10 nine are at most 9, and eight at most 8."""
+    for lengths, limit in ((range(31, 41), 39 + 5), (range(40, 30, -1), 39 + 5), ([50], 55)):
+        budget = quantiles()
+        budget.update(lengths)
+        assert budget.limit == limit
+    budget = quantiles(quantile=0.8)
+    budget.update(range(31, 41))
+    assert budget.limit == 38 + 5
+
+
+def test_a_limit_that_cuts_responses_alive_grows_by_the_factor():
+    """Two of ten are reliable at the limit itself, as is asked for; one token less is none."""
+    for alive, limit in ((2, 150), (1, 30 + 5), (10, 150)):
+        budget = quantiles()
+        metrics = budget.update([100] * alive + [30] * (10 - alive))
+        assert budget.limit == limit
+        assert metrics["prune_opd/effective_response_length_hit_ratio"] == alive / 10
+    budget = quantiles(growth=1.011)
+    budget.update([100])
+    assert budget.limit == 102
+    budget = quantiles()
+    budget.update([99] * 10)
+    assert budget.limit == 104
+
+
+def test_the_limit_is_kept_within_its_bounds():
+    budget = quantiles()
+    for lengths, limit in (([1] * 9, 20), ([20], 30), ([0], 20)):
+        budget.update(lengths)
+        assert budget.limit == limit
+    budget = quantiles(init=900)
+    for _ in range(3):
+        budget.update([budget.limit])
+        assert budget.limit == 1000
+    assert quantiles(init=1).limit == 20
+
+
+def test_the_limit_falls_once_all_of_the_last_batches_are_lower():
+    budget = quantiles(patience=3)
+    limits = []
+    for length in (80, 30, 30, 30, 60, 30):
+        budget.update([length] * 4)
+        limits.append(budget.limit)
+    assert limits == [85, 85, 85, 35, 53, 65]
+
+
+def test_the_metrics_of_the_quantile():
+    assert quantiles().update(iter([40, 39, 3, 50.0])) == {
+        "prune_opd/current_max_response_length": 100,
+        "prune_opd/next_max_response_length": 55,
+        "prune_opd/effective_response_length_mean": 33,
+        "prune_opd/effective_response_length_max": 50,
+        "prune_opd/effective_response_length_min": 3,
+        "prune_opd/effective_response_length_hit_ratio": 0,
+    }
+    with pytest.raises(ValueError, match="at least one sequence"):
+        quantiles().update([])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_nothing_is_cut_alive_the_limit_holds_the_quantile(seed):
+    """And where nothing changes it stays."""
+    draw = random.Random(seed)
+    lengths = [draw.randint(1, 90) for _ in range(37)]
+    budget = quantiles()
+    budget.update(lengths)
+    held = budget.limit - 5
+    assert sum(length <= held for length in lengths) / 37 >= 0.9
+    assert sum(length < held for length in lengths) / 37 < 0.9
+    for _ in range(3):
+        budget.update([min(length, budget.limit) for length in lengths])
+        assert budget.limit == held + 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_growing_length_is_reached_in_a_few_batches_and_left_at_once(seed):
+    """From 60 to 600 tokens in six batches of growth by half, where steps of 10 would take 54."""
+    draw = random.Random(seed)
+    budget, batches = quantiles(patience=1), 0
+    while budget.limit < 600:
+        useful = [draw.randint(550, 650) for _ in range(64)]
+        budget.update([min(length, budget.limit) for length in useful])
+        batches += 1
+    assert batches <= 6
+    budget.update([60] * 64)
+    assert budget.limit == 65
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_a_resumed_quantile_has_the_same_future(steps):
+    batches = [[90, 30], [100, 100], [20, 40], [80, 10], [30, 30], [30, 30], [30, 30]]
+    budget, resumed = quantiles(patience=3), quantiles(patience=3)
+    for lengths in batches[:steps]:
+        budget.update(lengths)
+    resumed.load_state_dict(json.loads(json.dumps(budget.state_dict())))
+    assert resumed.limit == budget.limit
+    assert [resumed.update(lengths) for lengths in batches[steps:]] == [
+        budget.update(lengths) for lengths in batches[steps:]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"limit": 50, "no_hit_steps": 1}, r"budget\.recent: got None, allowed: a list"),
+        ({"limit": 50, "recent": [1, -1]}, r"budget\.recent: got -1, allowed: a whole number"),
+        ({"recent": []}, r"budget\.limit is missing, found: recent"),
+        ({"limit": 19, "recent": []}, r"limit is 19, outside min = 20 and max = 1000"),
+        (5, r"budget: got 5, allowed: an object with limit"),
+    ],
+)
+def test_a_state_that_is_not_the_quantiles_is_refused(state, message):
+    budget = quantiles()
+    before = budget.state_dict()
+    with pytest.raises(ValueError, match=message):
+        budget.load_state_dict(state)
+    assert budget.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"min": 0}, r"0 < min <= max .* min = 0"),
+        ({"hit_ratio": 1.5}, r"hit_ratio = 1\.5"),
+        ({"margin": -1}, r"margin = -1"),
+        ({"patience": 0}, r"patience = 0"),
+        ({"growth": 1}, r"growth > 1 is required, got growth = 1"),
+        (
+            {"quantile": 0.75},
+            r"1 - hit_ratio = 0\.8 <= quantile <= 1 is required, got quantile = 0",
+        ),
+        ({"quantile": 1.1}, r"quantile = 1\.1"),
+    ],
+)
+def test_impossible_quantiles_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        quantiles(**wrong)

@@ -50,6 +50,7 @@ def test_a_step_by_hand(tally_of):
         "max": 7,
         "mean": 5.25,
     }
+    assert record["lengths"] == [3, 4, 7, 7]
     # As the budget counts: without the one of which nothing is known.
     assert record["effective_length"]["mean"] == 4
     assert record["effective_length"]["q50"] == 4
@@ -63,6 +64,18 @@ def test_a_step_by_hand(tally_of):
         "student_entropy": [0.693147, 0.693147],
         "teacher_entropy": [0.693147, 0.693147],
     }
+
+
+def test_of_a_large_batch_lengths_are_kept_evenly(tally_of):
+    """1000 responses of 1 to 1000 tokens, in any order: 256 lengths with the same distribution."""
+    tokens = torch.randperm(1000, generator=torch.Generator().manual_seed(0)) + 1
+    record = step_record(tally_of(*({"tokens": int(n)} for n in tokens)), 1000, 1000)
+    lengths = record["lengths"]
+    assert len(lengths) == 256
+    assert lengths == sorted(lengths)
+    assert (lengths[0], lengths[1], lengths[-1]) == (2, 6, 999)
+    assert sum(lengths) / 256 == pytest.approx(500.5, abs=1)
+    json.dumps(record, allow_nan=False)
 
 
 def test_a_step_in_which_nothing_was_scored_is_no_error(tally_of):

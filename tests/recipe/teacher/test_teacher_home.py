@@ -32,6 +32,7 @@ from recipe.prune_opd.records.tally import Tally
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.home import build_home
 from recipe.prune_opd.training import trainer as trainer_module
+from recipe.prune_opd.training.agent_loop import LIMIT as ROW_LIMIT
 from recipe.prune_opd.training.checkpoint import STATE_FILE
 from recipe.prune_opd.training.fields import (
     ERRORS,
@@ -40,6 +41,7 @@ from recipe.prune_opd.training.fields import (
     SUMS,
     TEACHER_SAMPLED,
     advantage_fields,
+    check_lengths,
     served_fields,
     teacher_fields,
 )
@@ -235,7 +237,13 @@ class Queue:
     """
 
     def __init__(self, tally: Tally, errors: list[dict[str, str]], padding: int = 0):
-        self.fields = {SUMS: tally.rows, POSITIONS: tally.positions, ERRORS: errors}
+        limits = [LIMIT] * len(tally)
+        self.fields = {
+            SUMS: tally.rows,
+            POSITIONS: tally.positions,
+            ERRORS: errors,
+            ROW_LIMIT: limits,
+        }
         self.keys = [f"key {row}" for row in range(len(tally))]
         self.tags = [
             {"response_len": 10, "is_padding": row >= len(tally) - padding}
@@ -250,9 +258,9 @@ class Queue:
         rows = [self.keys.index(key) for key in keys]
         found = TensorDict({}, batch_size=len(rows))
         for name in select_fields:
-            if name == ERRORS:
-                texts = [self.fields[name][row] for row in rows]
-                tu.assign_non_tensor_stack(found, name, texts)
+            if name in (ERRORS, ROW_LIMIT):
+                values = [self.fields[name][row] for row in rows]
+                tu.assign_non_tensor_stack(found, name, values)
             else:
                 found[name] = self.fields[name][rows]
         return found
@@ -327,12 +335,12 @@ def test_the_driver_gets_a_row_per_response_and_one_error_text(step, gate: bool,
     trainer = trainer_of(prune_opd_of(home, gate=gate))
     _, queue = step(trainer, *responses, errors=errors, padding=1)
     texts = [([ERRORS], 1)] * (gate + (home == "server"))
-    assert queue.asked == [([SUMS, POSITIONS], 3), *texts]
+    assert queue.asked == [([ROW_LIMIT], 3), ([SUMS, POSITIONS], 3), *texts]
 
 
 def test_without_faults_no_error_text_is_fetched(step):
     _, queue = step(trainer_of(prune_opd_of(gate=True)), kept(10), kept(9))
-    assert queue.asked == [([SUMS, POSITIONS], 2)]
+    assert queue.asked == [([ROW_LIMIT], 2), ([SUMS, POSITIONS], 2)]
 
 
 def test_warnings_name_the_last_error_of_those_who_asked(step, caplog):
@@ -371,6 +379,42 @@ def test_a_response_of_which_nothing_was_scored_does_not_move_the_limit(step):
     expected = without.budget.update([LIMIT, LIMIT, 3])
     assert {name: metrics[name] for name in expected} == expected
     assert trainer.budget.state_dict() == without.budget.state_dict()
+
+
+def test_every_prompt_is_tagged_with_its_own_limit(monkeypatch):
+    submitted: list[TensorDict] = []
+    stock = lambda self, batch: submitted.append(batch) or len(batch)  # noqa: E731
+    monkeypatch.setattr(PPOTrainerSync, "_submit_batch_to_rollout", stock)
+    trainer = trainer_of(prune_opd_of())
+    for limits in ([LIMIT] * 3, [7, 7, 9]):
+        trainer.budget.limits = lambda count, own=limits: own[:count]
+        assert trainer._submit_batch_to_rollout(TensorDict({}, batch_size=3)) == 3
+        # As verl hands rows on: in a chunk for each rollout worker, one row at a time.
+        chunks = submitted.pop().chunk(2)
+        rows = [chunk.get(ROW_LIMIT)[i].data for chunk in chunks for i in range(len(chunk))]
+        assert rows == limits
+
+
+@pytest.mark.parametrize(
+    ("limits", "largest", "refused"),
+    [
+        ([10, 7, 3], 10, None),
+        ([9, 7, 3], 10, r"has 10 tokens under a limit of 9:"),
+        ([10, 6, 3], 10, r"has 7 tokens under a limit of 6:"),
+        # A rollout that was recorded under other limits.
+        ([10, 7, 3], 9, r"has 10 tokens under a limit of 9:"),
+    ],
+)
+def test_no_response_may_be_longer_than_its_own_limit(limits, largest, refused):
+    """Padding is a copy of some response and has no limit of its own."""
+    tags = [{"response_len": length} for length in (10, 7, 3)]
+    tags.insert(1, {"response_len": 99, "is_padding": True})
+    if refused is None:
+        check_lengths(tags, limits, largest)
+        check_lengths(tags, torch.tensor(limits), largest)
+    else:
+        with pytest.raises(RuntimeError, match=refused):
+            check_lengths(tags, limits, largest)
 
 
 def test_a_step_is_recorded_with_its_limits_and_samples_of_real_responses(step):
