@@ -68,7 +68,8 @@ class ImportanceWeight(TokenWeight):
 
     needs = ("sampled",)
     gamma: float = 0.5
-    """γ, >= 0: added to the weight of the first token; the paper's value (appendix C)."""
+    """γ, >= 0: added to the weight of the first token. Default: the paper's, whose released script
+    has a largest weight of 1.5."""
 
     def __post_init__(self) -> None:
         if not self.gamma >= 0:

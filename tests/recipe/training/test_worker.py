@@ -384,6 +384,19 @@ def test_fields_by_hand():
     assert found[TEACHER_LOG_PROBS].values()[:2].tolist() == [[-1, -2], [-0.5, -3]]
 
 
+def test_servers_tell_what_the_weights_need_of_the_sampled_tokens():
+    """Also where the strategy does not ask for them."""
+    batch, fields = passes("sampled")
+    drift = DriftConfig(w_drop=W_DROP, weights="importance", weights_args={"gamma": 2})
+    worker = server_of("intersection", drift=drift)
+    data = batch.clone().update(read(worker, given_by_servers(batch, fields)))
+    found = computed(worker, data)
+    gaps = (fields[TEACHER_SAMPLED].values() - batch["old_log_probs"].values()).abs()
+    for row, gap in enumerate(gaps.split(LENGTHS)):
+        expected = (3 - 2 * (gap.cumsum(0) - gap) / gap.sum()).sum()
+        assert found[SUMS][row, COLUMNS.index("loss_weight")] == pytest.approx(float(expected))
+
+
 @pytest.mark.parametrize("metric", ["overlap_ratio", "teacher_top_p_accept"])
 @pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
 def test_both_homes_of_the_teacher_lead_to_the_same_advantages(strategy: str, metric: str):
