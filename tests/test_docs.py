@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from recipe.prune_opd.__main__ import COMMANDS
+from recipe.prune_opd.method.budget import BUDGETS
 from recipe.prune_opd.method.drift import reliability
 from recipe.prune_opd.method.gates import GATES
 from recipe.prune_opd.method.pruning import Drift
 from recipe.prune_opd.method.reward import Scores, TopK
+from recipe.prune_opd.method.weights import WEIGHTS
 from recipe.prune_opd.records import metrics
 from recipe.prune_opd.records.tally import COLUMNS
 
@@ -43,6 +45,18 @@ def test_every_generated_part_is_there():
 def test_every_gate_is_in_the_configuration_and_formulas_pages(kind):
     for page in ("docs/configuration.md", "docs/formulas.md"):
         assert f"\n| `{kind}` |" in text(page)
+
+
+def test_every_rule_of_weights_and_of_the_limit_is_in_the_formulas_page():
+    page = text("docs/formulas.md")
+    assert [name for name in WEIGHTS if f"\n| `{name}`" not in page] == []
+    assert [name for name in BUDGETS if f"rule={name}`" not in page] == []
+
+
+def test_every_recipe_is_in_the_configuration_page():
+    recipes = {file.stem for file in (ROOT / "recipe/prune_opd/conf/recipe").glob("*.yaml")}
+    page = text("docs/configuration.md")
+    assert {name for name in recipes if f"`{name}`" not in page} == {"prune_opd_base"}
 
 
 def test_every_metric_is_in_the_metrics_page(tally_of):

@@ -7,7 +7,8 @@
 #
 # DATA_DIR   folder with dapo_math_17k.parquet, amc23.parquet, aime24.parquet, aime25.parquet, hmmt24.parquet,
 #            hmmt25.parquet in verl's format (default: data); the trainer must find it under the same absolute path
-# RECIPE     prune_opd (default), opd, or opd_fixed_length, which needs prune_opd.budget.max=N as an argument
+# RECIPE     prune_opd (default), prune_opd_gate, opd, iw_opd, or one that needs an argument: opd_fixed_length
+#            prune_opd.budget.max=N, opd_first prune_opd.drift.weights_args.tokens=N
 # ROLLOUT    vllm (default) or sglang
 # GPUS       GPUs of the node (default: 8)
 # ROLLOUT_MEMORY   share of a GPU's memory that the rollout engine takes (default: 0.75; 0.7 with a student of 7B)
@@ -65,7 +66,7 @@ if [[ $RECIPE == opd_fixed_length ]]; then
 else
   settings+=("prune_opd.budget.max=$LIMIT")
 fi
-if [[ $RECIPE == prune_opd ]]; then
+if [[ $RECIPE == prune_opd* ]]; then
   settings+=("prune_opd.budget.init=$INIT")
 fi
 

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 VALIDATION_PROBLEMS, PAIR_PROBLEMS = 256, 128
 PROMPTS, RESPONSES_EACH = 16, 4
+RECIPES = ("prune_opd", "opd", "opd_fixed_length", "opd_first", "iw_opd", "prune_opd_gate")
 COMPARE = (
     "\nPlain OPD on the same pair, to compare with:\n  {python} examples/quickstart/run.py --recipe"
     " opd --out {out}"
@@ -199,9 +200,7 @@ def main() -> None:
         default=Path("runs/quickstart"),
         help="folder for everything the run makes",
     )
-    parser.add_argument(
-        "--recipe", choices=("prune_opd", "opd", "opd_fixed_length"), default="prune_opd"
-    )
+    parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0])
     parser.add_argument(
         "--engine", choices=("vllm", "sglang"), default="vllm", help="engine of the rollouts"
     )

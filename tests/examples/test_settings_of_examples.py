@@ -27,10 +27,20 @@ def module(monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("recipe", ["prune_opd", "opd"])
+NEEDED = {
+    "opd_fixed_length": ["prune_opd.budget.max=156"],
+    "opd_first": ["prune_opd.drift.weights_args.tokens=64"],
+}
+
+
+@pytest.mark.parametrize(
+    "recipe", ["prune_opd", "opd", "opd_fixed_length", "opd_first", "iw_opd", "prune_opd_gate"]
+)
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_the_quickstart_is_accepted(compose, module, tmp_path, recipe, engine):
-    command = module("examples/quickstart", "run").training_command(tmp_path, recipe, 40, [])
+    run, given = module("examples/quickstart", "run"), NEEDED.get(recipe, [])
+    assert recipe in run.RECIPES
+    command = run.training_command(tmp_path, recipe, 40, given)
     config = compose(*command[2:], f"actor_rollout_ref.rollout.name={engine}")
     check_attention(config, check_values(config)[1].held)
 
