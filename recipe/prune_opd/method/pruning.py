@@ -30,8 +30,9 @@ class Rules:
 
     @property
     def drift_needs(self) -> tuple[str, ...]:
-        """Optional parts of ``Scores`` that ``find_drift`` reads."""
-        return (*self.metric.needs, *(self.weights.needs if self.applied else ()))
+        """Optional parts of ``Scores`` that ``find_drift`` reads, each once."""
+        weights = self.weights.needs if self.applied else ()
+        return tuple(dict.fromkeys((*self.metric.needs, *weights)))
 
     @property
     def needs(self) -> tuple[str, ...]:

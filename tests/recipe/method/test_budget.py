@@ -320,7 +320,8 @@ def test_a_state_that_is_not_the_quantiles_is_refused(state, message):
         ({"hit_ratio": 1.5}, r"hit_ratio = 1\.5"),
         ({"margin": -1}, r"margin = -1"),
         ({"patience": 0}, r"patience = 0"),
-        ({"growth": 1}, r"growth > 1 is required, got growth = 1"),
+        ({"growth": 1}, r"1 < growth < inf is required, got growth = 1"),
+        ({"growth": float("inf")}, r"got growth = inf"),
         (
             {"quantile": 0.75},
             r"1 - hit_ratio = 0\.8 <= quantile <= 1 is required, got quantile = 0",
