@@ -5,7 +5,9 @@
 
 from typing import Any
 
+from recipe.prune_opd.commands.diagnose.advice import COLUMNS
 from recipe.prune_opd.commands.diagnose.plan import OFF
+from recipe.prune_opd.commands.pair.rules import SYMBOLS
 
 FEW = 8
 """Prompts below which the answer says that they are few."""
@@ -36,7 +38,8 @@ def summary(answer: dict[str, Any]) -> str:
         f" {responses['tokens']:,} tokens, {responses['mean_length']:,.0f} on average;"
         f" {responses['ended']} ended by themselves, {responses['at_limit']} at the limit of"
         f" {planned['limit']:,}. Overlap of the top {planned['topk']}:"
-        f" {answer['overlap']['mean']:.3f}; drift events per token at γ = {planned['threshold']:g}:"
+        f" {answer['overlap']['mean']:.3f}; drift events per token at"
+        f" {SYMBOLS[planned['metric']]} = {planned['threshold']:g}:"
         f" {events['mean']:.3f}{low_high}. Reliable at w_drop = {effective['w_drop']:g}:"
         f" {effective['mean']:,.0f} tokens on average, {effective['quantiles']['0.1']:,.0f} /"
         f" {effective['quantiles']['0.5']:,.0f} / {effective['quantiles']['0.9']:,.0f} at the 10th,"
@@ -81,6 +84,26 @@ def rows_of_kinds(answer: dict[str, Any]) -> list[list[str]]:
         ]
         for name, kind in kinds.items()
     ]
+
+
+def columns_of_advice(answer: dict[str, Any]) -> list[str]:
+    """Columns of the table of the teacher's advice, those that were measured."""
+    return ["split at the", "", *(COLUMNS[name] for name in _measured(answer))]
+
+
+def rows_of_advice(answer: dict[str, Any]) -> list[list[str]]:
+    """Cells of the table of the teacher's advice: two rows for each split."""
+    names = _measured(answer)[1:]
+    return [
+        [split, side, f"{means['tokens']:,}", *(number(means[name]) for name in names)]
+        for split, sides in answer["signal"]["advice_table"].items()
+        for side, means in sides.items()
+    ]
+
+
+def _measured(answer: dict[str, Any]) -> list[str]:
+    sides = next(iter(answer["signal"]["advice_table"].values()))
+    return [name for name in COLUMNS if name in sides["before"]]
 
 
 def gates_of_grid(answer: dict[str, Any]) -> list[str]:

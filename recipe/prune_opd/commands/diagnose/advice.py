@@ -1,0 +1,89 @@
+"""Advice of the teacher before and after drift: how sure it is, and what a second teacher says.
+
+Shapes: B responses, T positions.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from recipe.prune_opd.commands.diagnose.scores import PairScores, mean
+from recipe.prune_opd.commands.pair.sides import NUCLEUS, Sides, rejections, sides_of
+from recipe.prune_opd.method.pruning import Drift
+
+COLUMNS = {
+    "tokens": "tokens",
+    "teacher_entropy": "teacher's entropy",
+    "student_entropy": "student's entropy",
+    "teacher_certainty": "two samples agree",
+    "accepted": "accepted",
+    "event_rate": "events per token",
+    "student_agreement": "student agrees",
+    "other_agreement": "other teacher agrees",
+}
+"""Number of a side -> column."""
+
+
+def agreed(scores: PairScores, others: Tensor | None) -> Tensor | None:
+    """Tokens at which the teacher's most likely token is the other teacher's, (B, T) bool.
+
+    Args:
+        scores: of the pair.
+        others: (B, T) int, the other teacher's most likely tokens; None: there is no other.
+    """
+    return None if others is None else scores.scores.teacher.ids[..., 0] == others
+
+
+def first_rejected(scores: PairScores, topk: int, top_p: float) -> tuple[Tensor, Sides]:
+    """Find tokens outside the teacher's nucleus, and part responses at the first of each.
+
+    Args:
+        scores: of the pair.
+        topk: candidates of the nucleus, as the run has them.
+        top_p: probability of the nucleus.
+
+    Returns:
+        (B, T) bool; sides.
+    """
+    rejected = rejections(scores.at(topk), scores.mask, top_p)
+    return rejected, sides_of(rejected, scores.mask)
+
+
+def spent(drift: Drift) -> Sides:
+    """Part responses where their reliability is used up, which is where the method ends them."""
+    return sides_of(drift.mask & (drift.reliability.weight == 0), drift.mask)
+
+
+def table(
+    scores: PairScores,
+    drift: Drift,
+    rejected: Tensor,
+    same: Tensor | None,
+    splits: dict[str, Sides],
+) -> dict[str, Any]:
+    """Means of both sides of every split.
+
+    Args:
+        scores: of the pair.
+        drift: by the planned rules.
+        rejected: (B, T) bool, tokens outside the teacher's nucleus.
+        same: (B, T) bool, tokens at which another teacher agrees; None: there is no other.
+        splits: name -> sides.
+    """
+    student, teacher = (top.ids[..., 0] for top in (scores.scores.student, scores.scores.teacher))
+    values = {**scores.spread, "event_rate": drift.events, "student_agreement": student == teacher}
+    if same is not None:
+        values["other_agreement"] = same
+
+    def side(mask: Tensor, counted: Tensor) -> dict[str, Any]:
+        means: dict[str, Any] = {name: mean(value, mask) for name, value in values.items()}
+        return {"tokens": int(mask.sum()), "accepted": 1 - mean(rejected, counted), **means}
+
+    return {
+        name: {"before": side(sides.before, sides.until), "after": side(sides.after, sides.after)}
+        for name, sides in splits.items()
+    }
+
+
+FIRST, SPENT = f"first token outside the nucleus ({NUCLEUS})", "reliability used up"
+"""Names of the splits."""

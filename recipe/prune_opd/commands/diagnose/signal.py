@@ -1,0 +1,231 @@
+"""Verdict on the teacher's signal: does it survive drift, or is it lost after it?
+
+What the bounds rest on, and what each piece of evidence cannot say: docs/diagnose.md.
+
+Shapes: B responses, T positions, N responses that a piece of evidence is made of.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipe.prune_opd.commands.diagnose.gradients import Cosines
+from recipe.prune_opd.commands.diagnose.intervals import over_prompts
+from recipe.prune_opd.commands.diagnose.recovery import Recovery, groups_of
+from recipe.prune_opd.commands.pair.sides import Sides
+
+SURVIVES, LOST, UNKNOWN = "signal survives drift", "signal is lost after drift", "cannot tell"
+LOST_BELOW, SURVIVES_ABOVE = 0.7, 0.8
+"""Bounds of what is left of the signal after drift, as a share of what it is before.
+
+Where pruning paid, the advice of two teachers agreed after drift on .17 to .51 of what it agreed on
+before, and the cosine with right solutions kept .42; where it cost accuracy, the teacher kept about
+all. Nothing was seen between .51 and .99. The middle is .75, and .05 to both sides are neither. An
+interval has to lie beyond a bound as a whole."""
+FEW_PROMPTS, FEW_TOKENS = 8, 100
+"""Prompts, and tokens after drift, below which a piece of evidence says nothing."""
+LEAST_BEFORE = 0.2
+"""Share of right answers, or of agreement, before drift, below which there is too little to
+lose."""
+RESAMPLINGS = 1000
+RECOVERY = "right answers of the teacher when it goes on from a prefix"
+AGREEMENT = "agreement with the other teacher's most likely token"
+COSINE = "cosine of the gradients of OPD's loss and of right solutions"
+"""Names of the pieces of evidence."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is left of the signal after drift, by one measure."""
+
+    name: str
+    before: float
+    after: float
+    low: float
+    """Interval of after / before, which is resampled by prompts."""
+    high: float
+    prompts: int
+    fault: str = ""
+    """Reason why it says nothing, whatever the interval."""
+
+    @property
+    def kept(self) -> float:
+        """Share of the signal that is left."""
+        return self.after / self.before if self.before > 0 else math.nan
+
+    @property
+    def says(self) -> str:
+        """``SURVIVES``, ``LOST`` or ``UNKNOWN``."""
+        if self.fault:
+            return UNKNOWN
+        if self.high < LOST_BELOW:
+            return LOST
+        return SURVIVES if self.low > SURVIVES_ABOVE else UNKNOWN
+
+    def __str__(self) -> str:
+        interval = (
+            ""
+            if math.isnan(self.low)
+            else f", {self.kept:.0%} kept ({self.low:.0%} to {self.high:.0%})"
+        )
+        fault = f"; says nothing: {self.fault}" if self.fault else ""
+        return f"{self.name}: {self.before:.2f} before, {self.after:.2f} after{interval}{fault}"
+
+    def answer(self) -> dict[str, Any]:
+        """Content for ``--json``."""
+        return {**vars(self), "kept": self.kept, "says": self.says, "text": str(self)}
+
+
+def of_recovery(found: Recovery, groups: Tensor, seed: int) -> Evidence:
+    """Judge how often the teacher reaches the right answer from both prefixes.
+
+    Args:
+        found: continuations of N cuts.
+        groups: (B,) int64, number of each response's prompt.
+        seed: of the resampling.
+    """
+    before, after = (torch.tensor(one).double() for one in (found.before, found.after))
+    ones = torch.ones_like(before)
+    evidence = _evidence(
+        RECOVERY,
+        ((before, ones), (after, ones)),
+        groups_of(found.cuts, groups),
+        seed,
+    )
+    cut = found.unfinished[0] / max(1, len(before))
+    if not evidence.fault and evidence.before < LEAST_BEFORE:
+        cause = f"; the limit cut {cut:.0%} of them" if cut else ""
+        fault = f"the teacher rarely reaches the answer even from before{cause}"
+        return _with_fault(evidence, fault)
+    return evidence
+
+
+def of_agreement(same: Tensor, sides: Sides, groups: Tensor, seed: int) -> Evidence:
+    """Judge how often the other teacher gives the same advice.
+
+    Args:
+        same: (B, T) bool.
+        sides: of the responses.
+        groups: (B,) int64.
+        seed: of the resampling.
+    """
+    rows = sides.after.any(-1)
+    counted = [
+        ((same & side)[rows].sum(-1).double(), side[rows].sum(-1).double())
+        for side in (sides.before, sides.after)
+    ]
+    evidence = _evidence(
+        AGREEMENT,
+        (counted[0], counted[1]),
+        groups[rows],
+        seed,
+    )
+    tokens = int(sides.after.sum())
+    if not evidence.fault and tokens < FEW_TOKENS:
+        return _with_fault(evidence, f"{tokens} tokens after, fewer than {FEW_TOKENS}")
+    if not evidence.fault and evidence.before < LEAST_BEFORE:
+        return _with_fault(evidence, "the two teachers disagree before drift already")
+    return evidence
+
+
+def of_gradients(found: Cosines, groups: Tensor, seed: int) -> Evidence:
+    """Judge how far the loss points where right solutions point.
+
+    Args:
+        found: cosines of N responses.
+        groups: (B,) int64.
+        seed: of the resampling.
+    """
+    ones = torch.ones_like(found.before)
+    mine = groups[torch.tensor(found.rows, dtype=torch.int64)]
+    evidence = _evidence(COSINE, ((found.before, ones), (found.after, ones)), mine, seed)
+    if evidence.fault:
+        return evidence
+    low, _ = over_prompts(lambda rows: found.before[rows].mean().item(), mine, RESAMPLINGS, seed)
+    if low <= 0:
+        return _with_fault(evidence, "before drift it cannot be told from 0")
+    return evidence
+
+
+Counted = tuple[Tensor, Tensor]
+"""Sum of a number over a response, and what it is divided by, (N,) float64 each."""
+
+
+def _evidence(name: str, sides: tuple[Counted, Counted], groups: Tensor, seed: int) -> Evidence:
+    """Evidence of means before and after, with the interval of their ratio."""
+    prompts = len(groups.unique())
+    if not prompts:
+        return Evidence(name, math.nan, math.nan, math.nan, math.nan, 0, "there is nothing of it")
+
+    def means(rows: Tensor) -> list[float]:
+        return [(total[rows].sum() / count[rows].sum()).item() for total, count in sides]
+
+    def kept(rows: Tensor) -> float:
+        before, after = means(rows)
+        return after / before if before > 0 else math.nan
+
+    before, after = means(torch.arange(len(groups)))
+    low, high = over_prompts(kept, groups, RESAMPLINGS, seed)
+    few = f"{prompts} prompts, fewer than {FEW_PROMPTS}" if prompts < FEW_PROMPTS else ""
+    return Evidence(name, before, after, low, high, prompts, few)
+
+
+def _with_fault(evidence: Evidence, fault: str) -> Evidence:
+    return Evidence(**{**vars(evidence), "fault": fault})
+
+
+# ------------------------------------------------------------------------------------------ verdict
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Verdict, and what follows from it."""
+
+    name: str
+    """``SURVIVES``, ``LOST`` or ``UNKNOWN``."""
+    reason: str
+    advice: str
+
+
+ADVICE = {
+    LOST: (
+        "what is trained on after drift is noise: +recipe=prune_opd_gate, the gate with w_base = 0"
+        " and loss_normaliser = reliable, is worth trying, against plain OPD at the same tokens"
+    ),
+    SURVIVES: (
+        "the teacher still teaches after drift: pruning saves only what shorter responses save, and"
+        " may cost accuracy; take plain OPD (+recipe=opd), or weights without a gate"
+    ),
+    UNKNOWN: "compare plain OPD with +recipe=prune_opd_gate at the same tokens before a long run",
+}
+UNANSWERED = (
+    "; the answer is out of the teacher's reach from there, but single steps may be right all the"
+    " same: --other-teacher or --solutions tells"
+)
+"""Caution where recovery alone says that the signal is lost."""
+
+
+def judge_signal(found: Sequence[Evidence], missing: Sequence[str], rejecting: int) -> Signal:
+    """Judge whether the signal survives. Evidence that speaks must speak with one voice.
+
+    Args:
+        found: pieces of evidence, the most direct one first.
+        missing: reasons why others are not there.
+        rejecting: responses with a token that the teacher would not accept.
+    """
+    said = "; ".join(map(str, found))
+    voices = {one.says for one in found} - {UNKNOWN}
+    if not voices:
+        missed = "; ".join([*([said] if said else []), *missing])
+        none = "no response has a token that the teacher would not accept"
+        return Signal(UNKNOWN, missed if rejecting else none, ADVICE[UNKNOWN])
+    if len(voices) > 1:
+        return Signal(UNKNOWN, f"the evidence disagrees: {said}", ADVICE[UNKNOWN])
+    (name,) = voices
+    speaking = [one for one in found if one.says == name]
+    alone = name == LOST and len(speaking) == 1 and speaking[0].name == RECOVERY
+    return Signal(name, said + (UNANSWERED if alone else ""), ADVICE[name])
