@@ -166,7 +166,7 @@ def _evidence(name: str, sides: tuple[Counted, Counted], groups: Tensor, seed: i
 
     def kept(rows: Tensor) -> float:
         before, after = means(rows)
-        return after / before if before > 0 else math.nan
+        return after / max(before, 0.5 / len(rows))  # half an answer where a draw has none
 
     before, after = means(torch.arange(len(groups)))
     low, high = over_prompts(kept, groups, RESAMPLINGS, seed)

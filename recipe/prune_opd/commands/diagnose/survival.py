@@ -173,6 +173,6 @@ def _separation(
     if nucleus.none:
         return answer, [f"{said}; nor does {NUCLEUS}: {nucleus}"]
     return answer, [
-        f"{said}; {NUCLEUS} does: {nucleus}. Set prune_opd.drift.metric={NUCLEUS}, and give --metric"
-        f" {NUCLEUS} for settings that go with it"
+        f"{said}; {NUCLEUS} does: {nucleus}. Set prune_opd.drift.metric={NUCLEUS}, and give"
+        f" --metric {NUCLEUS} for settings that go with it"
     ]
