@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from recipe.prune_opd.commands.diagnose.scores import PairScores, mean
+from recipe.prune_opd.commands.diagnose.signal import View
 from recipe.prune_opd.commands.pair.sides import NUCLEUS, Sides, rejections, sides_of
 from recipe.prune_opd.method.pruning import Drift
 
@@ -16,22 +17,28 @@ COLUMNS = {
     "teacher_entropy": "teacher's entropy",
     "student_entropy": "student's entropy",
     "teacher_certainty": "two samples agree",
+    "push": "push",
     "accepted": "accepted",
     "event_rate": "events per token",
     "student_agreement": "student agrees",
-    "other_agreement": "other teacher agrees",
+    "second_view": "second view agrees",
 }
 """Number of a side -> column."""
 
 
-def agreed(scores: PairScores, others: Tensor | None) -> Tensor | None:
-    """Tokens at which the teacher's most likely token is the other teacher's, (B, T) bool.
+def push(scores: PairScores, k: int) -> Tensor:
+    """Probability that the teacher would move away from the student's candidates, (B, T) float32.
+
+    Σ max(p - q, 0) over the student's top k: how strongly OPD acts on a token. Where both models
+    are certain of the same token, as on much of any text, it is 0, and advice matters not.
 
     Args:
         scores: of the pair.
-        others: (B, T) int, the other teacher's most likely tokens; None: there is no other.
+        k: candidates.
     """
-    return None if others is None else scores.scores.teacher.ids[..., 0] == others
+    own = scores.at(k)
+    assert own.teacher_on_student is not None
+    return (own.student.log_probs.exp() - own.teacher_on_student.exp()).clamp(min=0).sum(-1)
 
 
 def first_rejected(scores: PairScores, topk: int, top_p: float) -> tuple[Tensor, Sides]:
@@ -58,7 +65,7 @@ def table(
     scores: PairScores,
     drift: Drift,
     rejected: Tensor,
-    same: Tensor | None,
+    view: View,
     splits: dict[str, Sides],
 ) -> dict[str, Any]:
     """Means of both sides of every split.
@@ -67,13 +74,17 @@ def table(
         scores: of the pair.
         drift: by the planned rules.
         rejected: (B, T) bool, tokens outside the teacher's nucleus.
-        same: (B, T) bool, tokens at which another teacher agrees; None: there is no other.
+        view: second view of the teacher's advice.
         splits: name -> sides.
     """
     student, teacher = (top.ids[..., 0] for top in (scores.scores.student, scores.scores.teacher))
-    values = {**scores.spread, "event_rate": drift.events, "student_agreement": student == teacher}
-    if same is not None:
-        values["other_agreement"] = same
+    values = {
+        **scores.spread,
+        "push": view.weight,
+        "event_rate": drift.events,
+        "student_agreement": student == teacher,
+        "second_view": view.same,
+    }
 
     def side(mask: Tensor, counted: Tensor) -> dict[str, Any]:
         means: dict[str, Any] = {name: mean(value, mask) for name, value in values.items()}

@@ -68,7 +68,7 @@ def cosines(
     Raises:
         ValueError: the model cannot be loaded, or there is no memory for gradients.
     """
-    chosen, own = list(_chosen(sides, passes.seed, most)), scores.at(passes.k)
+    chosen, own = list(_chosen(sides, most)), scores.at(passes.k)
     rewards = topk_reward(own).reward  # of plain OPD: not weighted
     _check_memory(pair, passes)
     model = load_model(pair, pair.student, passes)
@@ -101,21 +101,22 @@ def _check_memory(pair: Pair, passes: Passes) -> None:
         )
 
 
-def _chosen(sides: Sides, seed: int, most: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Responses, and as many tokens of each side of them, drawn by the seed; (1, T) bool each."""
-    generator, number = torch.Generator().manual_seed(seed), 0
+def _chosen(sides: Sides, most: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Responses, and as many tokens up to the first rejected one as right after it.
+
+    The rejected token itself is before drift: what the teacher says of it follows a sound prefix.
+
+    Yields:
+        Number of the response; (1, T) bool each, T up to the last of these tokens.
+    """
+    number = 0
     for row in range(len(sides.before)):
-        both = [
-            side[row, :MOST_TOKENS].nonzero().squeeze(-1) for side in (sides.before, sides.after)
-        ]
-        count = min(map(len, both))
+        until, later = (int(side[row, :MOST_TOKENS].sum()) for side in (sides.until, sides.after))
+        count = min(until, later)
         if count < LEAST:
             continue
-        drawn = [at[torch.randperm(len(at), generator=generator)[:count]] for at in both]
-        width = int(max(at.max() for at in drawn)) + 1
-        places = torch.arange(width)
-        before, after = (torch.isin(places, at).unsqueeze(0) for at in drawn)
-        yield row, before, after
+        places = torch.arange(until + count).unsqueeze(0)
+        yield row, (places >= until - count) & (places < until), places >= until
         number += 1
         if number == most:
             return

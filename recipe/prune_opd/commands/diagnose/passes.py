@@ -179,13 +179,16 @@ def write_by(
     return written
 
 
-def greedy_advice(pair: Pair, passes: Passes, rollouts: Sequence[Rollout]) -> Tensor:
+def greedy_advice(
+    pair: Pair, passes: Passes, rollouts: Sequence[Rollout], noise: float = 0.0
+) -> Tensor:
     """Most likely token of the pair's teacher at each response token, (B, T) int.
 
     Args:
         pair: with the teacher to ask.
         passes: how.
         rollouts: the responses.
+        noise: standard deviation of what is added to its weight matrices, as a share of theirs.
 
     Raises:
         ValueError: it cannot be loaded, or its log-probs are not finite.
@@ -193,9 +196,20 @@ def greedy_advice(pair: Pair, passes: Passes, rollouts: Sequence[Rollout]) -> Te
     one = replace(passes, k=1, ks=(1,))
     with torch.no_grad():
         model = load_model(pair, pair.teacher, passes)
+        if noise:
+            _disturb(model, noise, passes.seed)
         found = score_all(model, pair.teacher, rollouts, one, 1.0, pair.vocabulary)
     free()
     return _padded([scored.ids[:, 0] for scored in found])
+
+
+def _disturb(model: Any, noise: float, seed: int) -> None:
+    """Add Gaussian noise to the weight matrices, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    for values in model.parameters():
+        if values.dim() > 1:
+            drawn = torch.randn(values.shape, generator=generator).to(values)
+            values.add_(noise * values.std() * drawn)
 
 
 def load_model(pair: Pair, of: Model, passes: Passes) -> Any:

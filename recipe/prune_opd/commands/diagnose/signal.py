@@ -28,12 +28,15 @@ all. Nothing was seen between .51 and .99. The middle is .75, and .05 to both si
 interval has to lie beyond a bound as a whole."""
 FEW_PROMPTS, FEW_TOKENS = 8, 100
 """Prompts, and tokens after drift, below which a piece of evidence says nothing."""
+NOISE = 0.05
+"""Noise on the weights of the teacher's second view, as a share of their standard deviation."""
 LEAST_BEFORE = 0.2
 """Share of right answers, or of agreement, before drift, below which there is too little to
 lose."""
 RESAMPLINGS = 1000
 RECOVERY = "right answers of the teacher when it goes on from a prefix"
-AGREEMENT = "agreement with the other teacher's most likely token"
+AGREEMENT = "share of the teacher's push that the other teacher confirms"
+STEADINESS = "share of the teacher's push that it confirms with noise on its weights"
 COSINE = "cosine of the gradients of OPD's loss and of right solutions"
 """Names of the pieces of evidence."""
 
@@ -104,31 +107,41 @@ def of_recovery(found: Recovery, groups: Tensor, seed: int) -> Evidence:
     return evidence
 
 
-def of_agreement(same: Tensor, sides: Sides, groups: Tensor, seed: int) -> Evidence:
-    """Judge how often the other teacher gives the same advice.
+@dataclass(frozen=True)
+class View:
+    """Second view of the teacher's advice on every token."""
+
+    name: str
+    """``AGREEMENT`` or ``STEADINESS``."""
+    same: Tensor
+    """(B, T) bool, its most likely token is the teacher's."""
+    weight: Tensor
+    """(B, T) float, how strongly OPD acts on the token, see ``advice.push``."""
+
+
+def of_view(view: View, sides: Sides, groups: Tensor, seed: int) -> Evidence:
+    """Judge how much of the teacher's advice a second view confirms, weighted by its push.
 
     Args:
-        same: (B, T) bool.
+        view: of the tokens.
         sides: of the responses.
         groups: (B,) int64.
         seed: of the resampling.
     """
     rows = sides.after.any(-1)
-    counted = [
-        ((same & side)[rows].sum(-1).double(), side[rows].sum(-1).double())
-        for side in (sides.before, sides.after)
-    ]
-    evidence = _evidence(
-        AGREEMENT,
-        (counted[0], counted[1]),
-        groups[rows],
-        seed,
+    before, after = (
+        (
+            (view.weight * (view.same & side))[rows].double().sum(-1),
+            (view.weight * side)[rows].double().sum(-1),
+        )
+        for side in (sides.until, sides.after)
     )
+    evidence = _evidence(view.name, (before, after), groups[rows], seed)
     tokens = int(sides.after.sum())
     if not evidence.fault and tokens < FEW_TOKENS:
         return _with_fault(evidence, f"{tokens} tokens after, fewer than {FEW_TOKENS}")
     if not evidence.fault and evidence.before < LEAST_BEFORE:
-        return _with_fault(evidence, "the two teachers disagree before drift already")
+        return _with_fault(evidence, "the two disagree before drift already")
     return evidence
 
 
@@ -203,14 +216,19 @@ ADVICE = {
     UNKNOWN: "compare plain OPD with +recipe=prune_opd_gate at the same tokens before a long run",
 }
 UNANSWERED = (
-    "; the answer is out of the teacher's reach from there, but single steps may be right all the"
-    " same: --other-teacher or --solutions tells"
+    "the answer is out of the teacher's reach from there, but single steps that it advises may be"
+    " right all the same"
 )
 """Caution where recovery alone says that the signal is lost."""
+TELL = "--other-teacher or --solutions tells"
 
 
 def judge_signal(found: Sequence[Evidence], missing: Sequence[str], rejecting: int) -> Signal:
     """Judge whether the signal survives. Evidence that speaks must speak with one voice.
+
+    Two exceptions. A gradient against right solutions says what steps are worth where no step leads
+    to the answer any more, so it overrules recovery that is lost. And a teacher with noise on its
+    weights is no second opinion: it speaks only against such a recovery.
 
     Args:
         found: pieces of evidence, the most direct one first.
@@ -218,14 +236,19 @@ def judge_signal(found: Sequence[Evidence], missing: Sequence[str], rejecting: i
         rejecting: responses with a token that the teacher would not accept.
     """
     said = "; ".join(map(str, found))
-    voices = {one.says for one in found} - {UNKNOWN}
-    if not voices:
-        missed = "; ".join([*([said] if said else []), *missing])
-        none = "no response has a token that the teacher would not accept"
-        return Signal(UNKNOWN, missed if rejecting else none, ADVICE[UNKNOWN])
+    says = {one.name: one.says for one in found if one.says != UNKNOWN}
+    steady = says.pop(STEADINESS, UNKNOWN)
+    if COSINE in says and says.get(RECOVERY) == LOST:
+        del says[RECOVERY]
+    voices = set(says.values())
     if len(voices) > 1:
         return Signal(UNKNOWN, f"the evidence disagrees: {said}", ADVICE[UNKNOWN])
+    if not voices:
+        none = "no response has a token that the teacher would not accept"
+        missed = "; ".join(filter(None, (said, *missing)))
+        return Signal(UNKNOWN, missed if rejecting else none, ADVICE[UNKNOWN])
     (name,) = voices
-    speaking = [one for one in found if one.says == name]
-    alone = name == LOST and len(speaking) == 1 and speaking[0].name == RECOVERY
-    return Signal(name, said + (UNANSWERED if alone else ""), ADVICE[name])
+    if set(says) != {RECOVERY} or name != LOST:
+        return Signal(name, said, ADVICE[name])
+    name = UNKNOWN if steady == SURVIVES else LOST
+    return Signal(name, f"{said}; {UNANSWERED}: {TELL}", ADVICE[name])

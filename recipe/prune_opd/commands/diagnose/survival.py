@@ -19,12 +19,16 @@ from recipe.prune_opd.commands.diagnose.questions import Question, Solution
 from recipe.prune_opd.commands.diagnose.recovery import cuts_of, gap_for, recover
 from recipe.prune_opd.commands.diagnose.scores import PairScores
 from recipe.prune_opd.commands.diagnose.signal import (
+    AGREEMENT,
+    NOISE,
     RESAMPLINGS,
+    STEADINESS,
     Evidence,
+    View,
     judge_signal,
-    of_agreement,
     of_gradients,
     of_recovery,
+    of_view,
 )
 from recipe.prune_opd.commands.pair.models import Pair
 from recipe.prune_opd.commands.pair.rules import METRIC
@@ -67,17 +71,15 @@ def find_signal(case: Case, drift: Drift) -> tuple[dict[str, Any], list[str]]:
     """
     args, scores = case.args, case.scores
     rejected, sides = advice.first_rejected(scores, args.topk, args.top_p)
-    others = None if case.other is None else greedy_advice(case.other, case.passes, case.rollouts)
-    same = advice.agreed(scores, others)
+    view = _second_view(case)
     pieces = (
         _recovery(case, sides),
         _gradients(case, sides),
-        "no --other-teacher"
-        if same is None
-        else of_agreement(same, sides, scores.groups, args.seed),
+        of_view(view, sides, scores.groups, args.seed),
+        "no --other-teacher" if case.other is None else "",
     )
     found = [one for one in pieces if isinstance(one, Evidence)]
-    missing = [one for one in pieces if isinstance(one, str)]
+    missing = [one for one in pieces if isinstance(one, str) and one]
     rejecting = int(sides.first.sum())
     separated, notes = _separation(case, drift, rejected, sides)
     splits = {advice.FIRST: sides, advice.SPENT: advice.spent(drift)}
@@ -86,10 +88,21 @@ def find_signal(case: Case, drift: Drift) -> tuple[dict[str, Any], list[str]]:
         "rejecting": rejecting,
         "evidence": [one.answer() for one in found],
         "missing": missing,
-        "advice_table": advice.table(scores, drift, rejected, same, splits),
+        "advice_table": advice.table(scores, drift, rejected, view, splits),
         "separation": separated,
     }
     return answer, notes
+
+
+def _second_view(case: Case) -> View:
+    """Ask the other teacher, or the same one with noise on its weights."""
+    asked, noise = (case.pair, NOISE) if case.other is None else (case.other, 0.0)
+    second = greedy_advice(asked, case.passes, case.rollouts, noise)
+    return View(
+        STEADINESS if case.other is None else AGREEMENT,
+        case.scores.scores.teacher.ids[..., 0] == second,
+        advice.push(case.scores, case.args.topk),
+    )
 
 
 def _recovery(case: Case, sides: Sides) -> Evidence | str:
