@@ -10,6 +10,7 @@ import torch
 from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.commands.diagnose.arguments import AUTO, Arguments
 from recipe.prune_opd.commands.diagnose.forecast import forecast, planned_drift
+from recipe.prune_opd.commands.diagnose.gradients import check_memory
 from recipe.prune_opd.commands.diagnose.grading import grade_of
 from recipe.prune_opd.commands.diagnose.output import Diagnosis
 from recipe.prune_opd.commands.diagnose.passes import Passes, examine_pair
@@ -29,32 +30,27 @@ from recipe.prune_opd.commands.pair.sampling import Rollout
 def diagnose(args: Arguments) -> Diagnosis:
     """Diagnose a pair. Everything is checked before weights are loaded.
 
-    Args:
-        args: of the command, its files checked.
-
     Raises:
         ValueError: an argument, a file or a model is not as it should be; names which.
     """
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    device = _device(args)
+    _hush()
     pair = Pair.read(args.student, args.teacher, args.trust_remote_code)
     ks = _numbers_of_candidates(args, pair.vocabulary)
     warnings = warnings_of(fit(pair, args.topk, args.max_prompt_length + args.max_response_length))
-    passes, planned = _passes(args, scored(ks), device), _planned(args, ks)
+    passes, planned = _passes(args, scored(ks), _device(args)), _planned(args, ks)
     other = _other(args)
-    questions, solutions, ready = _questions(args, pair)
+    questions, solutions, ready = _questions(args, pair, passes)
     grade, ungraded = grade_of(args, questions)
-    prompts = [question.ids for question in questions] if not ready else []
+    prompts = [question.ids for question in questions]
     rollouts, scores = examine_pair(pair, passes, args.max_response_length, prompts, ready)
-    if not ready:
-        questions = [questions[rollout.prompt] for rollout in rollouts]
+    questions = questions if ready else [questions[rollout.prompt] for rollout in rollouts]
+    drift = planned_drift(scores, planned)
+    signal, said = find_signal(
+        Case(args, pair, other, passes, rollouts, questions, solutions, grade, ungraded, scores),
+        drift,
+    )
     kinds, ended = kinds_of(pair.student, scores.tokens), _ended(pair.student, rollouts)
     found = forecast(scores, kinds, ended, planned, args.teacher)
-    case = Case(args, pair, other, passes, rollouts, questions, solutions, grade, ungraded, scores)
-    drift = planned_drift(scores, planned)
-    signal, said = find_signal(case, drift)
     answer = {
         "student": args.student,
         "teacher": args.teacher,
@@ -65,12 +61,26 @@ def diagnose(args: Arguments) -> Diagnosis:
         "signal": signal,
         "notes": [*warnings, *notes(found["responses"]), *said],
     }
-    lines = [_line(*both) for both in zip(rollouts, questions, strict=True)]
-    return Diagnosis(without_nan(answer), examples(pair.student, rollouts, drift.events), lines)
+    return Diagnosis(
+        without_nan(answer),
+        examples(pair.student, rollouts, drift.events),
+        list(map(_line, rollouts, questions)),
+    )
 
 
-def _questions(args: Arguments, pair: Pair) -> tuple[list[Question], list[Solution], list[Rollout]]:
+def _hush() -> None:
+    """Keep transformers' bars about files off the terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+def _questions(
+    args: Arguments, pair: Pair, passes: Passes
+) -> tuple[list[Question], list[Solution], list[Rollout]]:
     """Questions of the data, or those of ready responses, one for each; solutions; responses."""
+    if args.solutions is not None:
+        check_memory(pair, passes)
     if args.rollouts is None:
         return (*choose(pair.student, args), [])
     ready, questions = read_rollouts(args, pair)

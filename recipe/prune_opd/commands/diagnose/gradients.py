@@ -51,14 +51,11 @@ def cosines(
     solutions: Sequence[Solution],
     most: int,
 ) -> Cosines:
-    """Compare gradients, of as many tokens before as after.
-
-    Beside the weights it holds two gradients of all parameters, and the activations and logits of
-    one response of at most ``MOST_TOKENS``.
+    """Compare gradients, of as many tokens before as after. Two of them are in memory at once.
 
     Args:
         pair: whose student.
-        passes: k, device, dtype, temperature.
+        passes: how.
         rollouts: the responses.
         scores: of both models on them.
         sides: of the responses.
@@ -66,32 +63,36 @@ def cosines(
         most: responses.
 
     Raises:
-        ValueError: the model cannot be loaded, or there is no memory for gradients.
+        ValueError: the model cannot be loaded.
     """
     chosen, own = list(_chosen(sides, most)), scores.at(passes.k)
     rewards = topk_reward(own).reward  # of plain OPD: not weighted
-    _check_memory(pair, passes)
     model = load_model(pair, pair.student, passes)
-    parameters = [one for one in model.parameters() if one.requires_grad]
-    right = _of_solutions(model, solutions, parameters)
+    right = _of_solutions(model, solutions)
     found: list[list[float]] = []
-    for row, before, after in tqdm(chosen, desc="gradients", unit=" responses"):
-        ids = own.student.ids[row, : before.shape[-1]]
+    for row, *both in tqdm(chosen, desc="gradients", unit=" responses"):
+        part = slice(both[0].shape[-1])
+        ids, given = own.student.ids[row, part], rewards[row, part].unsqueeze(0)
         log_probs = _log_probs(model, passes.temperature, rollouts[row], ids)
-        given = rewards[row : row + 1, : before.shape[-1]]
-        found.append([])
-        for side, kept in ((before, True), (after, False)):
-            loss, _ = topk_policy_loss(log_probs, log_probs.detach(), given, side)
-            gradient = torch.autograd.grad(loss, parameters, retain_graph=kept)
-            found[-1].append(_cosine(gradient, right))
-    del model, parameters, right
+        losses = (topk_policy_loss(log_probs, log_probs.detach(), given, one)[0] for one in both)
+        found.append([_cosine(_gradient(model, loss), right) for loss in losses])
+    del model, right
     free()
     values = torch.tensor(found, dtype=torch.float64).reshape(-1, 2)
     return Cosines(values[:, 0], values[:, 1], [row for row, _, _ in chosen])
 
 
-def _check_memory(pair: Pair, passes: Passes) -> None:
-    """Refuse gradients that do not fit beside the weights."""
+def _gradient(model: Any, loss: Tensor) -> tuple[Tensor, ...]:
+    """Gradient of all parameters; the graph stays, for another loss of it."""
+    return torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+
+
+def check_memory(pair: Pair, passes: Passes) -> None:
+    """Refuse gradients that do not fit beside the weights.
+
+    Raises:
+        ValueError: says what is needed, and what is free.
+    """
     needed = 3.1 * costs.weight_bytes(costs.model_shape(pair.student.config), passes.dtype)
     left = free_memory(passes.device)
     if needed > left:
@@ -140,17 +141,15 @@ def _log_probs(model: Any, temperature: float, rollout: Rollout, candidates: Ten
     return log_probs_at(logits, candidates.to(logits.device)).cpu().unsqueeze(0)
 
 
-def _of_solutions(
-    model: Any, solutions: Sequence[Solution], parameters: Sequence[Tensor]
-) -> list[Tensor]:
+def _of_solutions(model: Any, solutions: Sequence[Solution]) -> list[Tensor]:
     """Gradient of the cross-entropy of right solutions, summed over their tokens."""
-    total = [torch.zeros_like(one) for one in parameters]
+    total = [torch.zeros_like(one) for one in model.parameters()]
     for solution in tqdm(solutions, desc="gradients of solutions", unit=" solutions"):
         first, ids = len(solution.prompt_ids), solution.solution_ids[:MOST_TOKENS]
         whole = torch.tensor([solution.prompt_ids + ids], device=model.device)
         logits = model(input_ids=whole[:, :-1]).logits[0, first - 1 :].float()
         loss = F.cross_entropy(logits, whole[0, first:], reduction="sum")
-        for one, more in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+        for one, more in zip(total, _gradient(model, loss), strict=True):
             one.add_(more)
     return total
 

@@ -72,18 +72,16 @@ def examine_pair(
     Raises:
         ValueError: a model or the engine cannot be loaded, or log-probs are not finite.
     """
-    found, vocabulary = list(rollouts), pair.vocabulary
-    asked, ends = _asked(prompts, passes), frozenset(pair.student.ends)
-    wanted = [ids for _, ids in asked]
+    found, vocabulary, student = list(rollouts), pair.vocabulary, pair.student
+    asked = [(number, ids) for number, ids in enumerate(prompts) for _ in range(passes.samples)]
+    wanted, ends = [ids for _, ids in asked], frozenset(student.ends)
     how = Sampling(limit, ends, passes.temperature, passes.seed, passes.batch)
     if not found and passes.engine != TRANSFORMERS:
-        written = _written_by_engine(pair, pair.student, passes, wanted, how)
-        found = _rollouts(asked, written)
+        found = _rollouts(asked, _written_by_engine(pair, student, passes, wanted, how))
     with torch.no_grad():
-        model = load_model(pair, pair.student, passes)
-        if not found:
-            found = _rollouts(asked, _written(model, pair.student, passes, wanted, how))
-        mine = score_all(model, pair.student, found, passes, passes.temperature, vocabulary)
+        model = load_model(pair, student, passes)
+        found = found or _rollouts(asked, _written(model, student, passes, wanted, how))
+        mine = score_all(model, student, found, passes, passes.temperature, vocabulary)
         del model
         free()
         model = load_model(pair, pair.teacher, passes)
@@ -107,11 +105,6 @@ def _spread(mine: Sequence[Scored], theirs: Sequence[Scored]) -> dict[str, Tenso
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:
     return pad_sequence(list(rows), batch_first=True)
-
-
-def _asked(prompts: Sequence[list[int]], passes: Passes) -> list[tuple[int, list[int]]]:
-    """Number and ids of the prompt of each response that is wanted."""
-    return [(number, ids) for number, ids in enumerate(prompts) for _ in range(passes.samples)]
 
 
 def _rollouts(

@@ -95,7 +95,7 @@ def recover(
         passes: how; its teacher's temperature is that of the samples.
         rollouts: all responses.
         questions: (B,), of each response.
-        cuts: prefixes; responses with known answers.
+        cuts: prefixes of responses with known answers.
         limit: most tokens of a response, prefix included.
         grade: of the run.
 
@@ -103,25 +103,26 @@ def recover(
         ValueError: model or engine cannot be loaded, or log-probs are not finite.
     """
     kept = [(cut.response, tokens) for cut in cuts for tokens in (cut.before, cut.after)]
-    prefixes = [
-        rollouts[row].prompt_ids + rollouts[row].response_ids[:tokens] for row, tokens in kept
-    ]
+    prefixes = [_prefix(rollouts[row], tokens) for row, tokens in kept]
     room = limit - min(tokens for _, tokens in kept)
     ends = frozenset({*pair.student.ends, *pair.teacher.ends})
     longest = max(len(rollout.prompt_ids) for rollout in rollouts) + limit
     how = Sampling(room, ends, passes.teacher_temperature, passes.seed, passes.batch, longest)
     written = write_by(pair, pair.teacher, passes, prefixes, how)
     right, unfinished = [], []
-    for (row, tokens), more in zip(
-        tqdm(kept, desc="grading", unit=" responses"), written, strict=True
-    ):
-        more = more[: limit - tokens]
-        ids = rollouts[row].response_ids[:tokens] + more
-        text = pair.student.tokenizer.decode(ids, skip_special_tokens=True)
+    bar = tqdm(written, desc="grading", unit=" responses")
+    for (row, tokens), more in zip(kept, bar, strict=True):
+        whole = (rollouts[row].response_ids[:tokens] + more)[:limit]
+        text = pair.student.tokenizer.decode(whole, skip_special_tokens=True)
         right.append(grade(questions[row], text))
-        unfinished.append(not more or more[-1] not in ends)
-    cut_short = (sum(unfinished[::2]), sum(unfinished[1::2]))
-    return Recovery(list(cuts), right[::2], right[1::2], cut_short)
+        unfinished.append(whole[-1] not in ends)
+    both = (sum(unfinished[::2]), sum(unfinished[1::2]))
+    return Recovery(list(cuts), right[::2], right[1::2], both)
+
+
+def _prefix(rollout: Rollout, tokens: int) -> list[int]:
+    """Prompt and the first tokens of a response."""
+    return rollout.prompt_ids + rollout.response_ids[:tokens]
 
 
 def groups_of(cuts: Sequence[Cut], groups: Tensor) -> Tensor:
