@@ -128,6 +128,18 @@ def test_overlap_that_separates_nothing_is_told_with_the_metric_that_does(made, 
     assert nucleus["after"] > 4 * nucleus["before"]
 
 
+@pytest.mark.parametrize(("teacher", "status"), [("lost", "warning"), ("student", "ok")])
+def test_doctor_tells_of_overlap_that_separates_nothing(made, capsys, teacher, status):
+    given = [made.student, getattr(made, teacher), "--data", made.data, "--tokens", "40"]
+    lengths = ["--max-prompt-length", "8", "--max-response-length", "40", "--topk", "8"]
+    main(["doctor", *given, *lengths, "--json"])
+    findings = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    found = findings["drift metric"]
+    assert found["status"] == status
+    assert ("drift.metric=teacher_top_p_accept" in found["change"]) == (status == "warning")
+    assert "share 0.12" in findings["vocabulary"]["evidence"]
+
+
 def test_settings_go_with_the_metric_that_is_planned(made, capsys):
     found = answer_of(made, capsys, "lost", "--metric", "teacher_top_p_accept")
     settings = found["recommended"]["settings"]
