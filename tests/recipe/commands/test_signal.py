@@ -162,7 +162,7 @@ def test_what_was_sampled_is_graded_again_from_its_file(made, tmp_path, capsys):
     assert again["signal"] == first["signal"]
     page = (tmp_path / "diagnosis.html").read_text()
     assert "signal survives drift" in page
-    assert "two samples agree" in page
+    assert "two samples of the teacher agree" in page
 
 
 def test_what_cannot_be_used_is_named_before_weights_are_loaded(made, tmp_path, capsys):
@@ -250,6 +250,8 @@ def test_gradients_that_say_nothing_before_drift_say_nothing():
     assert of_gradients(Cosines(noise, noise, list(range(16))), torch.arange(16), 0).fault
     clear = of_gradients(Cosines(noise + 1, 0 * noise, list(range(16))), torch.arange(16), 0)
     assert clear.says == LOST
+    grown = of_gradients(Cosines(noise, noise + 0.5, list(range(16))), torch.arange(16), 0)
+    assert grown.says == SURVIVES  # nothing to learn before, and right things to learn after
 
 
 KEPT = {SURVIVES: (0.9, 1.1), LOST: (0.1, 0.3), UNKNOWN: (0.5, 0.9)}

@@ -9,21 +9,11 @@ from torch import Tensor
 
 from recipe.prune_opd.commands.diagnose.scores import PairScores, mean
 from recipe.prune_opd.commands.diagnose.signal import View
-from recipe.prune_opd.commands.pair.sides import NUCLEUS, Sides, rejections, sides_of
+from recipe.prune_opd.commands.pair.sides import Sides, rejections, sides_of
 from recipe.prune_opd.method.pruning import Drift
 
-COLUMNS = {
-    "tokens": "tokens",
-    "teacher_entropy": "teacher's entropy",
-    "student_entropy": "student's entropy",
-    "teacher_certainty": "two samples agree",
-    "push": "push",
-    "accepted": "accepted",
-    "event_rate": "events per token",
-    "student_agreement": "student agrees",
-    "second_view": "second view agrees",
-}
-"""Number of a side -> column."""
+FIRST, SPENT = "first rejected token", "end of reliability"
+"""Names of the splits."""
 
 
 def push(scores: PairScores, k: int) -> Tensor:
@@ -94,7 +84,3 @@ def table(
         name: {"before": side(sides.before, sides.until), "after": side(sides.after, sides.after)}
         for name, sides in splits.items()
     }
-
-
-FIRST, SPENT = f"first token outside the nucleus ({NUCLEUS})", "reliability used up"
-"""Names of the splits."""

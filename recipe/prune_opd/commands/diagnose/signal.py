@@ -7,7 +7,7 @@ Shapes: B responses, T positions, N responses that a piece of evidence is made o
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,8 @@ class Evidence:
     prompts: int
     fault: str = ""
     """Reason why it says nothing, whatever the interval."""
+    grown: bool = False
+    """There is more of it after drift than before, where it is hardly there: it survives."""
 
     @property
     def kept(self) -> float:
@@ -65,6 +67,8 @@ class Evidence:
         """``SURVIVES``, ``LOST`` or ``UNKNOWN``."""
         if self.fault:
             return UNKNOWN
+        if self.grown:
+            return SURVIVES
         if self.high < LOST_BELOW:
             return LOST
         return SURVIVES if self.low > SURVIVES_ABOVE else UNKNOWN
@@ -103,7 +107,7 @@ def of_recovery(found: Recovery, groups: Tensor, seed: int) -> Evidence:
     if not evidence.fault and evidence.before < LEAST_BEFORE:
         cause = f"; the limit cut {cut:.0%} of them" if cut else ""
         fault = f"the teacher rarely reaches the answer even from before{cause}"
-        return _with_fault(evidence, fault)
+        return replace(evidence, fault=fault)
     return evidence
 
 
@@ -139,9 +143,9 @@ def of_view(view: View, sides: Sides, groups: Tensor, seed: int) -> Evidence:
     evidence = _evidence(view.name, (before, after), groups[rows], seed)
     tokens = int(sides.after.sum())
     if not evidence.fault and tokens < FEW_TOKENS:
-        return _with_fault(evidence, f"{tokens} tokens after, fewer than {FEW_TOKENS}")
+        return replace(evidence, fault=f"{tokens} tokens after, fewer than {FEW_TOKENS}")
     if not evidence.fault and evidence.before < LEAST_BEFORE:
-        return _with_fault(evidence, "the two disagree before drift already")
+        return replace(evidence, fault="the two disagree before drift already")
     return evidence
 
 
@@ -158,10 +162,17 @@ def of_gradients(found: Cosines, groups: Tensor, seed: int) -> Evidence:
     evidence = _evidence(COSINE, ((found.before, ones), (found.after, ones)), mine, seed)
     if evidence.fault:
         return evidence
-    low, _ = over_prompts(lambda rows: found.before[rows].mean().item(), mine, RESAMPLINGS, seed)
-    if low <= 0:
-        return _with_fault(evidence, "before drift it cannot be told from 0")
-    return evidence
+    if _lower(found.before, mine, seed) > 0:
+        return evidence
+    more = min(_lower(found.after, mine, seed), _lower(found.after - found.before, mine, seed))
+    if more > 0:
+        return replace(evidence, grown=True)
+    return replace(evidence, fault="before drift it cannot be told from 0")
+
+
+def _lower(values: Tensor, groups: Tensor, seed: int) -> float:
+    """Lower end of the interval of a mean, (N,) float64."""
+    return over_prompts(lambda rows: values[rows].mean().item(), groups, RESAMPLINGS, seed)[0]
 
 
 Counted = tuple[Tensor, Tensor]
@@ -185,10 +196,6 @@ def _evidence(name: str, sides: tuple[Counted, Counted], groups: Tensor, seed: i
     low, high = over_prompts(kept, groups, RESAMPLINGS, seed)
     few = f"{prompts} prompts, fewer than {FEW_PROMPTS}" if prompts < FEW_PROMPTS else ""
     return Evidence(name, before, after, low, high, prompts, few)
-
-
-def _with_fault(evidence: Evidence, fault: str) -> Evidence:
-    return Evidence(**{**vars(evidence), "fault": fault})
 
 
 # ------------------------------------------------------------------------------------------ verdict

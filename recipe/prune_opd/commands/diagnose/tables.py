@@ -5,10 +5,21 @@
 
 from typing import Any
 
-from recipe.prune_opd.commands.diagnose.advice import COLUMNS
 from recipe.prune_opd.commands.diagnose.plan import OFF
 from recipe.prune_opd.commands.pair.rules import SYMBOLS
 
+ADVICE = {
+    "tokens": "tokens",
+    "teacher_entropy": "entropy of the teacher",
+    "student_entropy": "entropy of the student",
+    "teacher_certainty": "two samples of the teacher agree",
+    "push": "push of the teacher",
+    "accepted": "sampled tokens it accepts",
+    "event_rate": "drift events per token",
+    "student_agreement": "student's most likely token agrees",
+    "second_view": "second view's most likely token agrees",
+}
+"""Number of a side -> row of the table of the teacher's advice."""
 FEW = 8
 """Prompts below which the answer says that they are few."""
 SHARES = {
@@ -87,23 +98,25 @@ def rows_of_kinds(answer: dict[str, Any]) -> list[list[str]]:
 
 
 def columns_of_advice(answer: dict[str, Any]) -> list[str]:
-    """Columns of the table of the teacher's advice, those that were measured."""
-    return ["split at the", "", *(COLUMNS[name] for name in _measured(answer))]
+    """Columns of the table of the teacher's advice: two sides for each split."""
+    return ["", *(f"{side} the {split}" for split, side, _ in _sides(answer))]
 
 
 def rows_of_advice(answer: dict[str, Any]) -> list[list[str]]:
-    """Cells of the table of the teacher's advice: two rows for each split."""
-    names = _measured(answer)[1:]
+    """Cells of the table of the teacher's advice."""
     return [
-        [split, side, f"{means['tokens']:,}", *(number(means[name]) for name in names)]
-        for split, sides in answer["signal"]["advice_table"].items()
-        for side, means in sides.items()
+        [title, *(_cell(name, means[name]) for _, _, means in _sides(answer))]
+        for name, title in ADVICE.items()
     ]
 
 
-def _measured(answer: dict[str, Any]) -> list[str]:
-    sides = next(iter(answer["signal"]["advice_table"].values()))
-    return [name for name in COLUMNS if name in sides["before"]]
+def _sides(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    table = answer["signal"]["advice_table"]
+    return [(split, side, means) for split, sides in table.items() for side, means in sides.items()]
+
+
+def _cell(name: str, value: float | None) -> str:
+    return number(value, ",.0f" if name == "tokens" else ".2f")
 
 
 def gates_of_grid(answer: dict[str, Any]) -> list[str]:

@@ -16,6 +16,9 @@ from recipe.prune_opd.commands.pair.sampling import Rollout
 from recipe.prune_opd.method.reward import Scores, TopK
 from verl_ext.topk import log_probs_at, top_log_probs
 
+SPREAD_ROWS = 32
+"""Rows of logits whose whole distribution is in memory at once, beside the logits."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -111,11 +114,15 @@ def score(
 
 def _spread(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Entropy and Σ p² of distributions, (N, V) logits -> (N,) float32 each."""
-    log_probs = rows.log_softmax(-1)
-    probs = log_probs.exp()
-    # An id of probability 0 has the log-prob -inf, and takes no part.
-    entropy = -(probs * log_probs.clamp(min=torch.finfo(rows.dtype).min)).sum(-1)
-    return entropy, probs.square().sum(-1)
+    found = []
+    for piece in rows.split(SPREAD_ROWS):
+        log_probs = piece.log_softmax(-1)
+        probs = log_probs.exp()
+        # An id of probability 0 has the log-prob -inf, and takes no part.
+        entropy = -(probs * log_probs.clamp(min=torch.finfo(rows.dtype).min)).sum(-1)
+        found.append((entropy, probs.square().sum(-1)))
+    entropies, certainties = zip(*found, strict=True)
+    return torch.cat(entropies), torch.cat(certainties)
 
 
 def sampled_log_probs(model: Any, rollout: Rollout) -> Tensor:
