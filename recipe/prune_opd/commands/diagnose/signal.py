@@ -19,13 +19,6 @@ from recipe.prune_opd.commands.diagnose.recovery import Recovery, groups_of
 from recipe.prune_opd.commands.pair.sides import Sides
 
 SURVIVES, LOST, UNKNOWN = "signal survives drift", "signal is lost after drift", "cannot tell"
-LOST_BELOW, SURVIVES_ABOVE = 0.7, 0.8
-"""Bounds of what is left of the signal after drift, as a share of what it is before.
-
-Where pruning paid, the advice of two teachers agreed after drift on .17 to .51 of what it agreed on
-before, and the cosine with right solutions kept .42; where it cost accuracy, the teacher kept about
-all. Nothing was seen between .51 and .99. The middle is .75, and .05 to both sides are neither. An
-interval has to lie beyond a bound as a whole."""
 FEW_PROMPTS, FEW_TOKENS = 8, 100
 """Prompts, and tokens after drift, below which a piece of evidence says nothing."""
 NOISE = 0.05
@@ -39,6 +32,14 @@ AGREEMENT = "share of the teacher's push that the other teacher confirms"
 STEADINESS = "share of the teacher's push that it confirms with noise on its weights"
 COSINE = "cosine of the gradients of OPD's loss and of right solutions"
 """Names of the pieces of evidence."""
+BOUNDS = {RECOVERY: (0.7, 0.8), AGREEMENT: (0.7, 0.8), STEADINESS: (0.7, 0.8), COSINE: (0.5, 0.6)}
+"""Share of the signal before drift that is left after it: lost below the first, survives above the
+second. An interval has to lie beyond a bound as a whole.
+
+Where pruning paid, two teachers agreed after drift on .17 to .51 of what they agreed on before;
+where it cost accuracy, on about all. Nothing was seen between .51 and .99: the middle is .75, and
+.05 to both sides are neither. A cosine falls even where a teacher heals, because what follows a
+slip is no text of right solutions; where pruning paid it kept .42."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,10 @@ class Evidence:
             return UNKNOWN
         if self.grown:
             return SURVIVES
-        if self.high < LOST_BELOW:
+        lost_below, survives_above = BOUNDS[self.name]
+        if self.high < lost_below:
             return LOST
-        return SURVIVES if self.low > SURVIVES_ABOVE else UNKNOWN
+        return SURVIVES if self.low > survives_above else UNKNOWN
 
     def __str__(self) -> str:
         interval = (
