@@ -86,7 +86,7 @@ def lost(seed: int = 1) -> Tensor:
 def save(folder: Path, probs: Tensor) -> str:
     """A Llama with these probabilities (V, V): attention and MLP add nothing.
 
-    d_i is embedded as half itself and as c_i, so that what is learned on one is learned on the other.
+    d_i is embedded as half itself and as c_i: what is learned on one is learned on the other.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -76,11 +76,11 @@ class Evidence:
         return SURVIVES if self.low > survives_above else UNKNOWN
 
     def __str__(self) -> str:
-        interval = (
-            ""
-            if math.isnan(self.low)
-            else f", {self.kept:.0%} kept ({self.low:.0%} to {self.high:.0%})"
-        )
+        interval = ""
+        if self.grown:
+            interval = ", more than before"
+        elif not math.isnan(self.low + self.kept):
+            interval = f", {self.kept:.0%} kept ({self.low:.0%} to {self.high:.0%})"
         fault = f"; says nothing: {self.fault}" if self.fault else ""
         return f"{self.name}: {self.before:.2f} before, {self.after:.2f} after{interval}{fault}"
 
