@@ -70,7 +70,7 @@ def _graded_by(function: Callable[..., Any]) -> Grade:
             ground_truth=question.truth,
             extra_info=question.extra,
         )
-        value = found.get("acc", found.get("score")) if isinstance(found, dict) else found
+        value: Any = found.get("acc", found.get("score")) if isinstance(found, dict) else found
         return float(value) > RIGHT_ABOVE
 
     return grade

@@ -1,5 +1,7 @@
 """Rules of a run with few settings changed, as the trainer would make them of its keys."""
 
+from typing import Any
+
 from recipe.prune_opd.config import DriftConfig, PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.method.pruning import Rules
 
@@ -26,5 +28,6 @@ def rules_of(bound: float = THRESHOLD, w_drop: float = W_DROP, metric: str = MET
     Raises:
         ValueError: the trainer would refuse one of them.
     """
-    drift = DriftConfig(metric=metric, w_drop=w_drop, **{BOUNDS[metric]: bound})
+    given: dict[str, Any] = {"metric": metric, "w_drop": w_drop, BOUNDS[metric]: bound}
+    drift = DriftConfig(**given)
     return PruneOPDConfig(teacher=TeacherConfig(path="TEACHER"), drift=drift).rules

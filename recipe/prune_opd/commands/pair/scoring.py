@@ -108,8 +108,10 @@ def score(
         if at is not None:
             asked.append(log_probs_at(rows, at[done : done + len(rows)].to(rows.device)))
         done += len(rows)
-    own = (torch.cat(pieces).cpu() for pieces in zip(*tops, strict=True))
-    return Scored(*own, torch.cat(asked).cpu() if asked else None)
+    ids, log_probs, entropy, certainty = (
+        torch.cat(pieces).cpu() for pieces in zip(*tops, strict=True)
+    )
+    return Scored(ids, log_probs, entropy, certainty, torch.cat(asked).cpu() if asked else None)
 
 
 def _spread(rows: Tensor) -> tuple[Tensor, Tensor]:

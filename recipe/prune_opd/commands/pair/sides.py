@@ -94,8 +94,7 @@ def separation(events: Tensor, sides: Sides) -> Separation:
         events: (B, T) bool.
         sides: of the same responses.
     """
-    rates = [_rate(events, side) for side in (sides.before, sides.after)]
-    return Separation(*rates, (int(sides.before.sum()), int(sides.after.sum())))
+    return _separation(events, sides.before, sides.after)
 
 
 def rejection_rates(rejected: Tensor, sides: Sides) -> Separation:
@@ -105,8 +104,12 @@ def rejection_rates(rejected: Tensor, sides: Sides) -> Separation:
         rejected: (B, T) bool.
         sides: made of them.
     """
-    rates = [_rate(rejected, side) for side in (sides.until, sides.after)]
-    return Separation(*rates, (int(sides.until.sum()), int(sides.after.sum())))
+    return _separation(rejected, sides.until, sides.after)
+
+
+def _separation(events: Tensor, before: Tensor, after: Tensor) -> Separation:
+    tokens = int(before.sum()), int(after.sum())
+    return Separation(_rate(events, before), _rate(events, after), tokens)
 
 
 def _rate(events: Tensor, side: Tensor) -> float:
