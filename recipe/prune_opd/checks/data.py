@@ -5,23 +5,22 @@ a batch are told apart by the shape of their values alone; one row of each shape
 closely.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recipe.prune_opd.checks.files import check_readable, local_path, reason_of
+from recipe.prune_opd.checks.files import check_readable, local_path
 from recipe.prune_opd.checks.scoring import SCORER
-from recipe.prune_opd.checks.shapes import first_of_each, regular
+from recipe.prune_opd.checks.shapes import first_of_each
+from recipe.prune_opd.checks.sources import Source, open_source, read_rows
 
 Rules = dict[str, Callable[[Any], str | None]]
 """Column -> what is wrong with a value of it and what is allowed, or None."""
 KEYS = ("train_files", "val_files")
 FORMATS = "parquet or JSON files in verl's format"
-BATCH = 10_000
-"""Rows that are looked at together."""
 REWARD_COLUMNS = ("data_source", "reward_model")
 """Columns that verl's reward managers read of every row, beside the response."""
 LAST_ROLES = ("user", "tool", "system")
@@ -154,7 +153,7 @@ def check_file(key: str, file: Path, prompt_key: str, reader: str | None = None)
             it should be.
     """
     check_readable(f"{key}: ", file, FORMATS)
-    source = _open(key, file)
+    source = open_source(key, file)
     _check_columns(key, file, source, prompt_key, reader)
     data, rules = Data(source.rows, source.schema), _rules(prompt_key, reader)
     seen: set[tuple[str, Any]] = set()
@@ -169,7 +168,7 @@ def check_file(key: str, file: Path, prompt_key: str, reader: str | None = None)
 
 
 def _check_columns(
-    key: str, file: Path, source: "_Source", prompt_key: str, reader: str | None
+    key: str, file: Path, source: Source, prompt_key: str, reader: str | None
 ) -> None:
     names = source.schema.names
     columns = f"its columns: {names}"
@@ -255,86 +254,9 @@ def shown(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-# --------------------------------------------------------------------------------------------- rows
-
-
-@dataclass(frozen=True)
-class _Source:
-    """File that can be read in parts."""
-
-    schema: Any
-    """Columns and types, Arrow's."""
-    rows: int
-    batches: Callable[[list[str]], Iterator[tuple[int, dict[str, Any]]]]
-    """Reader of columns in parts: number of the first row, column -> Arrow array or list."""
-
-
 def read_prompts(file: Path, prompt_key: str, most: int) -> list[Any]:
     """Read the first ``most`` prompts of a file that ``check_file`` has passed."""
-    prompts: list[Any] = []
-    for _, batch in _open("--data", file).batches([prompt_key]):
-        values = batch[prompt_key]
-        prompts += values if isinstance(values, list) else values.to_pylist()
-        if len(prompts) >= most:
-            break
-    return prompts[:most]
-
-
-def _open(key: str, file: Path) -> _Source:
-    if file.suffix == ".parquet":
-        return _open_parquet(key, file)
-    if file.suffix in (".json", ".jsonl"):
-        return _open_json(key, file)
-    raise ValueError(f"{key}: {file} ends in {file.suffix!r}, allowed: .parquet, .json, .jsonl")
-
-
-def _open_parquet(key: str, file: Path) -> _Source:
-    import pyarrow
-    from pyarrow import parquet
-
-    def unreadable(error: Exception) -> ValueError:
-        return ValueError(f"{key}: {file} is no readable parquet file ({reason_of(error)})")
-
-    def batches(columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        start = 0
-        try:
-            for batch in opened.iter_batches(BATCH, columns=columns):
-                yield start, {name: batch.column(name) for name in columns}
-                start += len(batch)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise unreadable(error) from error
-
-    try:
-        opened = parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise unreadable(error) from error
-    return _Source(opened.schema_arrow, opened.metadata.num_rows, batches)
-
-
-def _open_json(key: str, file: Path) -> _Source:
-    """Open a JSON file as verl does, by ``datasets``, which keeps a copy as Arrow in its cache."""
-    import datasets
-
-    try:
-        rows = datasets.load_dataset("json", data_files=str(file), split="train")
-    except (datasets.exceptions.DatasetGenerationError, StopIteration, ValueError) as error:
-        reason = reason_of(error.__cause__ or error)
-        raise ValueError(
-            f"{key}: {file} is no readable JSON file, or an empty one ({reason})"
-        ) from error
-    schema = rows.features.arrow_schema
-
-    def batches(columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        read = rows.select_columns(columns)
-        arrow = read.with_format("arrow")
-        mixed = [name for name in columns if not regular(schema.field(name).type)]
-        for start in range(0, len(rows), BATCH):
-            part = slice(start, start + BATCH)
-            table, decoded = arrow[part], read[part] if mixed else {}
-            values = {name: table.column(name).combine_chunks() for name in columns}
-            yield start, values | {name: decoded[name] for name in mixed}
-
-    return _Source(schema, len(rows), batches)
+    return [row[prompt_key] for row in read_rows(file, (prompt_key,), most)]
 
 
 def _may_hold_objects(kind: Any) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from datasets import concatenate_datasets, load_dataset
 from made import POINTER, check_inputs, refusal, row, save_data
 
-from recipe.prune_opd.checks import data
+from recipe.prune_opd.checks import sources
 from recipe.prune_opd.checks.data import check_file, prompt_fault, read_prompts
 from recipe.prune_opd.checks.scoring import NAMED_SCORER, SCORER
 from recipe.prune_opd.checks.shapes import first_of_each, marks_of, regular, shape_of
@@ -278,7 +278,7 @@ def test_prompts_of_other_shapes_are_allowed(tmp_path, turns, suffix):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_prompt_of_every_set_of_roles_and_shapes_is_kept(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(data, "BATCH", 4)
+    monkeypatch.setattr(sources, "BATCH", 4)
     kinds = [[USER], [("system", "w3"), USER], [USER, ANSWER, USER], [("system", ""), USER]]
     rows = [row(*kind) for kind in kinds for _ in range(5)] * 2
     save_data(tmp_path / f"d{suffix}", rows)
@@ -295,7 +295,7 @@ def test_a_prompt_of_every_set_of_roles_and_shapes_is_kept(tmp_path, suffix, mon
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_first_prompts_are_read(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(data, "BATCH", 4)
+    monkeypatch.setattr(sources, "BATCH", 4)
     file = tmp_path / f"d{suffix}"
     save_data(file, [row(("user", f"w{i}")) for i in range(10)])
     assert [prompt[0]["content"] for prompt in read_prompts(file, "prompt", 6)] == [

@@ -363,7 +363,7 @@ def rollouts_file(folder: Path, *rows: object) -> str:
 
 
 def read(file: str, pair: Pair, **given: object) -> list[Rollout]:
-    return read_rollouts(Arguments("", "", rollouts=Path(file), **given), pair)
+    return read_rollouts(Arguments("", "", rollouts=Path(file), **given), pair)[0]
 
 
 def test_ready_responses_as_ids_text_and_messages_are_the_same(tmp_path, loaded):
@@ -673,7 +673,9 @@ OPTIONS = (
     "--data --rollouts --prompts --samples --prompt-key --chat-template-kwargs"
     " --max-response-length --max-prompt-length --topk --threshold --steps --batch --temperature"
     " --teacher-temperature --topks --thresholds --w-drops --gates --engine --batch-size --chunk"
-    " --dtype --device --seed --trust-remote-code --out --json"
+    " --dtype --device --seed --trust-remote-code --out --json --metric --top-p --top-ps"
+    " --other-teacher --recoveries --recovery-gap --reward-function --reward-name --solutions"
+    " --gradients"
 )
 
 

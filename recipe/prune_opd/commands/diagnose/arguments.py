@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from recipe.prune_opd.checks.files import check_readable
-from recipe.prune_opd.commands.arguments import WHOLE, several
-from recipe.prune_opd.commands.files import check_pair
+from recipe.prune_opd.commands.arguments import WHOLE, one, several
+from recipe.prune_opd.commands.files import check_model, check_pair
 from recipe.prune_opd.commands.pair.arguments import (
     COUNT,
     POSITIVE,
@@ -23,6 +23,21 @@ AUTO: Literal["auto"] = "auto"
 GATES = ("off", "cumulative", "windowed", "consecutive", "relative")
 """Kinds of the gate that are compared: prune_opd.gate.kind, and none. Named here, since torch comes
 with the config."""
+
+
+def natural(text: str) -> int:
+    """Read a whole number of at least 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+NATURAL = one(natural, "a whole number >= 0")
 
 
 def gate(text: str) -> str:
@@ -50,8 +65,13 @@ class Arguments(PairArguments):
     """longest training response, prune_opd.budget.max"""
     max_prompt_length: Annotated[int, COUNT] = 1024
     """data.max_prompt_length; longer prompts are passed over"""
+    metric: Literal["overlap_ratio", "teacher_top_p_accept"] = "overlap_ratio"
+    """prune_opd.drift.metric"""
     threshold: Annotated[float, SHARE, arg(metavar="GAMMA")] = 0.7
-    """prune_opd.drift.threshold"""
+    """prune_opd.drift.threshold, of overlap_ratio"""
+    top_p: Annotated[float, SHARE, arg(metavar="P")] = 0.95
+    """prune_opd.drift.top_p: nucleus of teacher_top_p_accept; the first token outside it parts a
+    response, whatever the metric"""
     steps: Annotated[int, COUNT] = 203
     """training steps"""
     batch: Annotated[int, COUNT] = 256
@@ -72,7 +92,13 @@ class Arguments(PairArguments):
         0.8,
         0.9,
     )
-    """prune_opd.drift.threshold to compare"""
+    """prune_opd.drift.threshold to compare, of overlap_ratio"""
+    top_ps: Annotated[tuple[float, ...], several(share, "numbers in (0, 1]", "P")] = (
+        0.9,
+        0.95,
+        0.99,
+    )
+    """prune_opd.drift.top_p to compare, of teacher_top_p_accept"""
     w_drops: Annotated[
         tuple[float, ...],
         several(share, "numbers in (0, 1]", "W"),
@@ -85,6 +111,24 @@ class Arguments(PairArguments):
         arg(help_behavior_hint="(default: all)"),
     ] = GATES
     """prune_opd.gate.kind to compare, of off, cumulative, windowed, consecutive, relative"""
+    other_teacher: Annotated[str | None, arg(metavar="MODEL")] = None
+    """another teacher or checkpoint of it, whose advice is compared; folder or hub name"""
+    recoveries: Annotated[int, NATURAL] = 32
+    """responses that the teacher goes on from, before and after its first rejected token, where
+    answers are known; 0: none"""
+    recovery_gap: Annotated[
+        int | None, COUNT, arg(help_behavior_hint="(default: a sixteenth of the limit, at most 64)")
+    ] = None
+    """tokens after the rejected one that are kept"""
+    reward_function: Annotated[str | None, arg(metavar="PATH")] = None
+    """reward.custom_reward_function.path, which grades answers"""
+    reward_name: Annotated[str, arg(metavar="NAME")] = "compute_score"
+    """reward.custom_reward_function.name"""
+    solutions: Annotated[str | None, arg(metavar="COLUMN")] = None
+    """column of --data with right solutions, or column.name: compares gradients, which takes the
+    memory of two"""
+    gradients: Annotated[int, COUNT] = 16
+    """responses whose gradients are compared"""
     engine: Literal["transformers", "vllm"] = "transformers"
     """samples"""
     batch_size: Annotated[int, COUNT] = 8
@@ -112,4 +156,19 @@ class Arguments(PairArguments):
             raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")
         if self.rollouts is not None:
             check_readable("--rollouts: ", self.rollouts, "a file with one JSON object a line")
+        if self.rollouts is not None and self.solutions is not None:
+            raise ValueError("--solutions: got --rollouts with it, allowed: with --data")
         check_pair(self.student, self.teacher, self.data)
+        if self.other_teacher is not None:
+            check_model("--other-teacher", self.other_teacher)
+
+    @property
+    def bound(self) -> float:
+        """Bound of the drift metric: γ or top_p."""
+        return self.threshold if self.metric == "overlap_ratio" else self.top_p
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """Bounds to compare, the planned one among them."""
+        given = self.thresholds if self.metric == "overlap_ratio" else self.top_ps
+        return tuple(sorted({*given, self.bound}))

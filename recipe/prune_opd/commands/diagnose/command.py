@@ -18,7 +18,11 @@ Responses that the student has already written can be taken instead with --rollo
 object a line: {"prompt": TEXT or MESSAGES, "response": TEXT} or {"prompt_ids": [...],
 "response_ids": [...]}.
 
-docs/diagnose.md explains every number, and what the verdict rests on.
+Whether the teacher's signal survives drift is told from the answers that it still reaches, where
+the data has them (give the run's reward function with --reward-function), from another teacher
+(--other-teacher) and from right solutions (--solutions).
+
+docs/diagnose.md explains every number, and what the verdicts rest on.
 """
 
 import json

@@ -67,7 +67,7 @@ def forecast(
         ValueError: the trainer would refuse the recommended settings.
     """
     w_drop = w_drop_for(planned.limit)
-    drift = drift_at(scores, planned.topk, planned.threshold, w_drop)
+    drift = planned_drift(scores, planned)
     measured = {
         "responses": _responses(scores, ended, planned.limit),
         **measure(scores, drift, kinds, planned),
@@ -81,16 +81,10 @@ def forecast(
     }
 
 
-def drift_at(scores: PairScores, k: int, threshold: float, w_drop: float) -> Drift:
-    """Drift at one k, γ and w_drop, by the rules of training.
-
-    Args:
-        scores: of both models.
-        k: number of candidates.
-        threshold: γ.
-        w_drop: weight lost per event.
-    """
-    return find_drift(scores.at(k), scores.mask, rules_of(threshold, w_drop))
+def planned_drift(scores: PairScores, planned: Planned) -> Drift:
+    """Drift by the rules that are planned, at the recommended w_drop."""
+    rules = rules_of(planned.threshold, w_drop_for(planned.limit), planned.metric)
+    return find_drift(scores.at(planned.topk), scores.mask, rules)
 
 
 def verdict_of(scores: PairScores, planned: Planned) -> Verdict:
@@ -219,7 +213,9 @@ def compare(scores: PairScores, planned: Planned) -> Iterator[dict[str, Any]]:
     """
     cells = list(product(planned.ks, planned.thresholds, planned.w_drops, planned.gates))
     for k, threshold, w_drop, kind in tqdm(cells, desc="settings", unit=" combinations"):
-        lengths = _gated(drift_at(scores, k, threshold, w_drop), w_drop, kind, planned.limit)
+        rules = rules_of(threshold, w_drop, planned.metric)
+        drift = find_drift(scores.at(k), scores.mask, rules)
+        lengths = _gated(drift, w_drop, kind, planned.limit)
         budget = budget_for(lengths.effective, w_drop, planned.limit, planned.steps)
         prediction = predict(lengths, budget.resolved(planned.limit).build, planned)
         yield {

@@ -1,6 +1,7 @@
 """Intervals for there being few prompts: prompts are drawn again with replacement."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,9 @@ LEVEL = 0.95
 def over_prompts(
     statistic: Callable[[Tensor], float], groups: Tensor, resamplings: int, seed: int
 ) -> tuple[float, float]:
-    """Percentile interval of a number that is made of responses, NaN with a single prompt.
+    """Percentile interval of a number that is made of responses.
+
+    NaN with a single prompt, and where a draw has no such number.
 
     Args:
         statistic: the number, of the rows (N,) int64 of the responses to the prompts drawn.
@@ -26,15 +29,17 @@ def over_prompts(
     members = [(groups == group).nonzero().squeeze(-1) for group in groups.unique()]
     if len(members) == 1:
         return math.nan, math.nan
-    found = stats.bootstrap(
-        (np.arange(len(members)),),
-        lambda drawn: statistic(torch.cat([members[i] for i in drawn])),
-        n_resamples=resamplings,
-        vectorized=False,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(seed % 2**32),  # numpy takes no negative seed, torch does
-    ).confidence_interval
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the NaN says it
+        found = stats.bootstrap(
+            (np.arange(len(members)),),
+            lambda drawn: statistic(torch.cat([members[i] for i in drawn])),
+            n_resamples=resamplings,
+            vectorized=False,
+            confidence_level=LEVEL,
+            method="percentile",
+            rng=np.random.default_rng(seed % 2**32),  # numpy takes no negative seed, torch does
+        ).confidence_interval
     return float(found.low), float(found.high)
 
 

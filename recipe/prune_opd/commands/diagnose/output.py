@@ -7,13 +7,16 @@ from typing import Any
 
 from recipe.prune_opd.commands.diagnose.tables import (
     SHARES,
+    columns_of_advice,
     expectation,
     gates_of_grid,
     rows_along,
+    rows_of_advice,
     rows_of_grid,
     rows_of_kinds,
     summary,
 )
+from recipe.prune_opd.commands.pair.rules import SYMBOLS
 from recipe.prune_opd.commands.terminal import console
 
 
@@ -90,8 +93,11 @@ def show(answer: dict[str, Any]) -> None:
     terminal = console(highlight=False)
     name, reason = answer["verdict"]["name"], answer["verdict"]["reason"]
     terminal.print(Text.assemble((name, "bold"), f": {reason}"))
+    signal = answer["signal"]
+    terminal.print(Text.assemble((signal["name"], "bold"), f": {signal['reason']}"))
+    terminal.print(f"-> {signal['advice']}")
     terminal.print(summary(answer))
-    for table in (_along(answer), _kinds(answer), _tokens(answer)):
+    for table in (_advice(answer), _along(answer), _kinds(answer), _tokens(answer)):
         terminal.print(table)
     terminal.print("Recommended:\n")
     # As it is, to be copied.
@@ -114,6 +120,11 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> Any:
     return table
 
 
+def _advice(answer: dict[str, Any]) -> Any:
+    title = "The teacher's advice before and after drift"
+    return _table(title, columns_of_advice(answer), rows_of_advice(answer))
+
+
 def _along(answer: dict[str, Any]) -> Any:
     title = f"Along the responses (probability of the top {answer['planned']['topk']})"
     columns = ["from token", "tokens", "overlap", "events", *SHARES.values()]
@@ -131,5 +142,5 @@ def _tokens(answer: dict[str, Any]) -> Any:
         f"Tokens per response by gate: generated/trained on, share saved; k = {planned['topk']},"
         " others: --json"
     )
-    columns = ["γ", "w_drop", *gates_of_grid(answer)]
+    columns = [SYMBOLS[planned["metric"]], "w_drop", *gates_of_grid(answer)]
     return _table(title, columns, rows_of_grid(answer, planned["topk"]))

@@ -8,13 +8,16 @@ from matplotlib.ticker import MaxNLocator
 from recipe.prune_opd.commands import html
 from recipe.prune_opd.commands.diagnose.tables import (
     SHARES,
+    columns_of_advice,
     expectation,
     gates_of_grid,
     rows_along,
+    rows_of_advice,
     rows_of_grid,
     rows_of_kinds,
     summary,
 )
+from recipe.prune_opd.commands.pair.rules import SYMBOLS
 
 BINS = 24
 
@@ -33,6 +36,8 @@ def draw(answer: dict[str, Any], examples: list[dict[str, Any]]) -> str:
         answer=answer,
         summary=summary(answer),
         expectation=expectation(answer),
+        symbol=SYMBOLS[planned["metric"]],
+        advice=(columns_of_advice(answer), rows_of_advice(answer)),
         positions=rows_along(answer),
         shares=list(SHARES.values()),
         kinds=rows_of_kinds(answer),

@@ -6,28 +6,26 @@ Shapes: T response tokens, K candidates.
 """
 
 import gc
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from recipe.prune_opd.checks.models import Model
-from recipe.prune_opd.commands.diagnose.arguments import Arguments
 from recipe.prune_opd.commands.diagnose.scores import PairScores
 from recipe.prune_opd.commands.pair import models
 from recipe.prune_opd.commands.pair.engines import Engine, ask
 from recipe.prune_opd.commands.pair.findings import OK
 from recipe.prune_opd.commands.pair.models import Pair
-from recipe.prune_opd.commands.pair.prompts import prompt_ids, read_chats
 from recipe.prune_opd.commands.pair.sampling import Rollout, Sampling, sample
 from recipe.prune_opd.commands.pair.scoring import Scored, logits_of, score, scores_of
 
-MOST_ROWS = 20000
-"""Prompts of a file that are chosen from."""
+TRANSFORMERS = "transformers"
+"""Engine that needs no other library."""
 
 
 @dataclass(frozen=True)
@@ -55,33 +53,6 @@ class Passes:
     device: str = "cpu"
 
 
-def choose_prompts(student: Model, args: Arguments) -> list[list[int]]:
-    """Choose prompts of the data by the seed, and pass over those that are too long.
-
-    Args:
-        student: whose tokens they become.
-        args: file, number, seed, longest prompt.
-
-    Raises:
-        ValueError: the file is not in verl's format, or all its prompts are too long.
-    """
-    _, messages = read_chats(args, MOST_ROWS)
-    order = list(range(len(messages)))
-    random.Random(args.seed).shuffle(order)
-    chosen: list[list[int]] = []
-    for row in order:
-        ids = prompt_ids(student, messages[row], args.template)
-        if 0 < len(ids) <= args.max_prompt_length:
-            chosen.append(ids)
-        if len(chosen) == args.prompts:
-            break
-    if not chosen:
-        raise ValueError(
-            f"--data: {args.data} has no prompt of at most {args.max_prompt_length} tokens"
-        )
-    return chosen
-
-
 def examine_pair(
     pair: Pair,
     passes: Passes,
@@ -101,26 +72,39 @@ def examine_pair(
     Raises:
         ValueError: a model or the engine cannot be loaded, or log-probs are not finite.
     """
-    found, vocabulary = list(rollouts), pair.vocabulary
-    if not found and passes.engine != "transformers":
-        found = _sample_by_engine(pair, passes, limit, prompts)
+    found, vocabulary, student = list(rollouts), pair.vocabulary, pair.student
+    asked = [(number, ids) for number, ids in enumerate(prompts) for _ in range(passes.samples)]
+    wanted, ends = [ids for _, ids in asked], frozenset(student.ends)
+    how = Sampling(limit, ends, passes.temperature, passes.seed, passes.batch)
+    if not found and passes.engine != TRANSFORMERS:
+        found = _rollouts(asked, _written_by_engine(pair, student, passes, wanted, how))
     with torch.no_grad():
-        model = load_model(pair, pair.student, passes)
-        found = found or _sample(model, pair, passes, limit, prompts)
-        mine = score_all(model, pair.student, found, passes, passes.temperature, vocabulary)
+        model = load_model(pair, student, passes)
+        found = found or _rollouts(asked, _written(model, student, passes, wanted, how))
+        mine = score_all(model, student, found, passes, passes.temperature, vocabulary)
         del model
-        _free()
+        free()
         model = load_model(pair, pair.teacher, passes)
         temperature, ids = passes.teacher_temperature, [one.ids for one in mine]
         theirs = score_all(model, pair.teacher, found, passes, temperature, vocabulary, ids)
+        del model
+        free()
     scores, mask = scores_of(found, mine, theirs)
     groups = torch.tensor([rollout.prompt for rollout in found])
-    return found, PairScores(scores, mask, groups, passes.ks)
+    return found, PairScores(scores, mask, groups, passes.ks, _spread(mine, theirs))
 
 
-def _asked(prompts: Sequence[list[int]], passes: Passes) -> list[tuple[int, list[int]]]:
-    """Number and ids of the prompt of each response that is wanted."""
-    return [(number, ids) for number, ids in enumerate(prompts) for _ in range(passes.samples)]
+def _spread(mine: Sequence[Scored], theirs: Sequence[Scored]) -> dict[str, Tensor]:
+    """Width of the distributions, see ``PairScores``."""
+    return {
+        "student_entropy": _padded([one.entropy for one in mine]),
+        "teacher_entropy": _padded([one.entropy for one in theirs]),
+        "teacher_certainty": _padded([one.certainty for one in theirs]),
+    }
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    return pad_sequence(list(rows), batch_first=True)
 
 
 def _rollouts(
@@ -132,43 +116,93 @@ def _rollouts(
     ]
 
 
-def _sampling(pair: Pair, passes: Passes, limit: int) -> Sampling:
-    ends = frozenset(pair.student.ends)
-    return Sampling(limit, ends, passes.temperature, passes.seed, passes.batch)
+def _written(
+    model: Any, of: Model, passes: Passes, prompts: Sequence[list[int]], how: Sampling
+) -> list[list[int]]:
+    """Responses of a model that is loaded, by transformers.
 
-
-def _sample(
-    model: Any, pair: Pair, passes: Passes, limit: int, prompts: Sequence[list[int]]
-) -> list[Rollout]:
-    """Sample responses by transformers."""
-    asked = _asked(prompts, passes)
+    Raises:
+        ValueError: its log-probs are not finite.
+    """
     try:
-        how = _sampling(pair, passes, limit)
-        responses = sample(model, pair.student, [ids for _, ids in asked], how)
+        return sample(model, of, prompts, how)
     except FloatingPointError as error:
-        raise _not_finite(pair.student, passes) from error
-    return _rollouts(asked, responses)
+        raise _not_finite(of, passes) from error
 
 
-def _sample_by_engine(
-    pair: Pair, passes: Passes, limit: int, prompts: Sequence[list[int]]
-) -> list[Rollout]:
-    """Sample responses by a rollout engine.
+def _written_by_engine(
+    pair: Pair, of: Model, passes: Passes, prompts: Sequence[list[int]], how: Sampling
+) -> list[list[int]]:
+    """Responses of a model, by a rollout engine.
 
     Raises:
         ValueError: it is not installed.
     """
-    asked, eager = _asked(prompts, passes), passes.device == "cpu"
-    engine = Engine(passes.engine, pair.student.path, passes.dtype, pair.trust_remote_code, eager)
+    eager = passes.device == "cpu"
+    engine = Engine(passes.engine, of.path, passes.dtype, pair.trust_remote_code, eager)
     try:
-        how = _sampling(pair, passes, limit)
-        answers = ask(engine, [ids for _, ids in asked], how)
+        return [answer.token_ids for answer in ask(engine, prompts, how)]
     except ImportError as error:
         raise ValueError(
             f"--engine: {passes.engine} cannot be imported ({error}), allowed: transformers, or"
             " install it"
         ) from error
-    return _rollouts(asked, [answer.token_ids for answer in answers])
+
+
+def write_by(
+    pair: Pair, of: Model, passes: Passes, prompts: Sequence[list[int]], how: Sampling
+) -> list[list[int]]:
+    """Responses of one of a pair, which is loaded for them and gone afterwards.
+
+    Args:
+        pair: the models.
+        of: which of them.
+        passes: engine, device, dtype.
+        prompts: ids.
+        how: length, ends, temperature, seed.
+
+    Raises:
+        ValueError: model or engine cannot be loaded, or log-probs are not finite.
+    """
+    if passes.engine != TRANSFORMERS:
+        return _written_by_engine(pair, of, passes, prompts, how)
+    with torch.no_grad():
+        written = _written(load_model(pair, of, passes), of, passes, prompts, how)
+    free()
+    return written
+
+
+def greedy_advice(
+    pair: Pair, passes: Passes, rollouts: Sequence[Rollout], noise: float = 0.0
+) -> Tensor:
+    """Most likely token of the pair's teacher at each response token, (B, T) int.
+
+    Args:
+        pair: with the teacher to ask.
+        passes: how.
+        rollouts: the responses.
+        noise: standard deviation of what is added to its weight matrices, as a share of theirs.
+
+    Raises:
+        ValueError: it cannot be loaded, or its log-probs are not finite.
+    """
+    one = replace(passes, k=1, ks=(1,))
+    with torch.no_grad():
+        model = load_model(pair, pair.teacher, passes)
+        if noise:
+            _disturb(model, noise, passes.seed)
+        found = score_all(model, pair.teacher, rollouts, one, 1.0, pair.vocabulary)
+    free()
+    return _padded([scored.ids[:, 0] for scored in found])
+
+
+def _disturb(model: Any, noise: float, seed: int) -> None:
+    """Add Gaussian noise to the weight matrices, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    for values in model.parameters():
+        if values.dim() > 1:
+            drawn = torch.randn(values.shape, generator=generator).to(values)
+            values.add_(noise * values.std() * drawn)
 
 
 def load_model(pair: Pair, of: Model, passes: Passes) -> Any:
@@ -226,7 +260,8 @@ def _not_finite(of: Model, passes: Passes) -> ValueError:
     )
 
 
-def _free() -> None:
+def free() -> None:
+    """Give back the memory of a model that is gone."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from recipe.prune_opd.commands.pair.rules import METRIC
+
 OFF = "off"
 """Stand-in for a gate's kind: no gate."""
 
@@ -17,8 +19,10 @@ class Planned:
     """Responses of a step."""
     topk: int = 16
     threshold: float = 0.7
+    """Bound of the metric: γ of ``overlap_ratio``, top_p of ``teacher_top_p_accept``."""
     ks: tuple[int, ...] = (8, 16, 32)
     thresholds: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)
     w_drops: tuple[float, ...] = (0.005, 0.01, 0.02)
     gates: tuple[str, ...] = (OFF,)
     seed: int = 0
+    metric: str = METRIC

@@ -5,14 +5,15 @@ from typing import Any
 from recipe.prune_opd.checks.data import is_chat
 from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.commands.diagnose.arguments import Arguments
+from recipe.prune_opd.commands.diagnose.questions import Question
 from recipe.prune_opd.commands.files import json_lines
 from recipe.prune_opd.commands.pair.models import Pair
 from recipe.prune_opd.commands.pair.prompts import prompt_ids
 from recipe.prune_opd.commands.pair.sampling import Rollout
 
 
-def read_rollouts(args: Arguments, pair: Pair) -> list[Rollout]:
-    """Read ``--rollouts``, one JSON object a line.
+def read_rollouts(args: Arguments, pair: Pair) -> tuple[list[Rollout], list[Question]]:
+    """Read ``--rollouts``, one JSON object a line: responses, and the question of each.
 
     Args:
         args: file, longest response, settings of the chat template.
@@ -22,7 +23,7 @@ def read_rollouts(args: Arguments, pair: Pair) -> list[Rollout]:
         ValueError: the file is empty, or a line is not as it should be; names the line.
     """
     assert args.rollouts is not None
-    rollouts, numbers = [], dict[tuple[int, ...], int]()
+    rollouts, questions, numbers = [], [], dict[tuple[int, ...], int]()
     for where, row in json_lines("--rollouts: ", args.rollouts):
         if not isinstance(row, dict):
             raise ValueError(f"{where} holds {str(row)[:60]!r}, allowed: a JSON object")
@@ -30,9 +31,10 @@ def read_rollouts(args: Arguments, pair: Pair) -> list[Rollout]:
         prompt, response = line.prompt(), line.response()
         group = numbers.setdefault(tuple(prompt), len(numbers))
         rollouts.append(Rollout(group, prompt, response[: args.max_response_length]))
+        questions.append(line.question(prompt))
     if not rollouts:
         raise ValueError(f"--rollouts: {args.rollouts} holds no responses")
-    return rollouts
+    return rollouts, questions
 
 
 class _Line:
@@ -72,6 +74,16 @@ class _Line:
         if not ids:
             raise ValueError(f"{self.where} has an empty response, allowed: at least one token")
         return ids
+
+    def question(self, prompt: list[int]) -> Question:
+        """Question with what the line knows of its answer."""
+        source, extra = self.row.get("data_source"), self.row.get("extra_info")
+        return Question(
+            prompt,
+            source if isinstance(source, str) else None,
+            self.row.get("ground_truth"),
+            extra if isinstance(extra, dict) else None,
+        )
 
     def _ids(self, name: str) -> list[int] | None:
         """Ids of ``name`` or of its text; None where neither is there."""

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from recipe.prune_opd.commands.diagnose.plan import Planned
-from recipe.prune_opd.commands.pair.rules import UNRELATED_OVERLAP
+from recipe.prune_opd.commands.pair.rules import BOUNDS, METRIC, SYMBOLS, UNRELATED_OVERLAP
 from recipe.prune_opd.config import (
     PAPER_MAX,
     PAPER_MIN,
@@ -203,9 +203,11 @@ def recommend(effective: Tensor, planned: Planned) -> Recommendation:
     limit, steps, topk, threshold = planned.limit, planned.steps, planned.topk, planned.threshold
     w_drop = w_drop_for(limit)
     budget = budget_for(effective, w_drop, limit, steps)
+    own = {} if planned.metric == METRIC else {"drift.metric": planned.metric}
     settings = {
         "topk": topk,
-        "drift.threshold": threshold,
+        **own,
+        f"drift.{BOUNDS[planned.metric]}": threshold,
         "drift.w_drop": w_drop,
         "budget.init": budget.init,
         "budget.min": budget.min,
@@ -226,9 +228,9 @@ def _reasons(planned: Planned, budget: BudgetConfig, spent: int) -> list[str]:
     )
     return [
         (
-            f"topk, drift.threshold: k = {planned.topk} and γ = {planned.threshold:g}; what another"
-            " value costs in accuracy cannot be seen before training, and the paper found γ = 0.9"
-            " to cost some"
+            f"topk, drift.{BOUNDS[planned.metric]}: k = {planned.topk} and"
+            f" {SYMBOLS[planned.metric]} = {planned.threshold:g}; what another value costs in"
+            " accuracy cannot be seen before training, and the paper found γ = 0.9 to cost some"
         ),
         f"drift.w_drop: weight is gone after {spent} events, {events}",
         f"budget.init: {_reached(budget)}",

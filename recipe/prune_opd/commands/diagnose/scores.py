@@ -25,6 +25,9 @@ class PairScores:
     """(B,) int64, number of the prompt: responses to one prompt are alike."""
     ks: tuple[int, ...]
     """Numbers of candidates that are looked at."""
+    spread: dict[str, Tensor] = field(default_factory=dict)
+    """Width of the models' distributions by name, each (B, T) float32: ``student_entropy``,
+    ``teacher_entropy``, and ``teacher_certainty``, see ``Scored``."""
     _narrow: dict[int, Scores] = field(default_factory=dict, repr=False)
 
     @property

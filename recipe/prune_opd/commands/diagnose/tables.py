@@ -6,7 +6,20 @@
 from typing import Any
 
 from recipe.prune_opd.commands.diagnose.plan import OFF
+from recipe.prune_opd.commands.pair.rules import SYMBOLS
 
+ADVICE = {
+    "tokens": "tokens",
+    "teacher_entropy": "entropy of the teacher",
+    "student_entropy": "entropy of the student",
+    "teacher_certainty": "two samples of the teacher agree",
+    "push": "push of the teacher",
+    "accepted": "sampled tokens it accepts",
+    "event_rate": "drift events per token",
+    "student_agreement": "student's most likely token agrees",
+    "second_view": "second view's most likely token agrees",
+}
+"""Number of a side -> row of the table of the teacher's advice."""
 FEW = 8
 """Prompts below which the answer says that they are few."""
 SHARES = {
@@ -36,7 +49,8 @@ def summary(answer: dict[str, Any]) -> str:
         f" {responses['tokens']:,} tokens, {responses['mean_length']:,.0f} on average;"
         f" {responses['ended']} ended by themselves, {responses['at_limit']} at the limit of"
         f" {planned['limit']:,}. Overlap of the top {planned['topk']}:"
-        f" {answer['overlap']['mean']:.3f}; drift events per token at γ = {planned['threshold']:g}:"
+        f" {answer['overlap']['mean']:.3f}; drift events per token at"
+        f" {SYMBOLS[planned['metric']]} = {planned['threshold']:g}:"
         f" {events['mean']:.3f}{low_high}. Reliable at w_drop = {effective['w_drop']:g}:"
         f" {effective['mean']:,.0f} tokens on average, {effective['quantiles']['0.1']:,.0f} /"
         f" {effective['quantiles']['0.5']:,.0f} / {effective['quantiles']['0.9']:,.0f} at the 10th,"
@@ -81,6 +95,28 @@ def rows_of_kinds(answer: dict[str, Any]) -> list[list[str]]:
         ]
         for name, kind in kinds.items()
     ]
+
+
+def columns_of_advice(answer: dict[str, Any]) -> list[str]:
+    """Columns of the table of the teacher's advice: two sides for each split."""
+    return ["", *(f"{side} the {split}" for split, side, _ in _sides(answer))]
+
+
+def rows_of_advice(answer: dict[str, Any]) -> list[list[str]]:
+    """Cells of the table of the teacher's advice."""
+    return [
+        [title, *(_cell(name, means[name]) for _, _, means in _sides(answer))]
+        for name, title in ADVICE.items()
+    ]
+
+
+def _sides(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    table = answer["signal"]["advice_table"]
+    return [(split, side, means) for split, sides in table.items() for side, means in sides.items()]
+
+
+def _cell(name: str, value: float | None) -> str:
+    return number(value, ",.0f" if name == "tokens" else ".2f")
 
 
 def gates_of_grid(answer: dict[str, Any]) -> list[str]:

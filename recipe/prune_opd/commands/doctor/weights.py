@@ -14,7 +14,12 @@ from recipe.prune_opd.commands.doctor.engine import rollout_engine
 from recipe.prune_opd.commands.pair.findings import ERROR, OK, SKIPPED, WARNING, Finding
 from recipe.prune_opd.commands.pair.models import Pair, load
 from recipe.prune_opd.commands.pair.prompts import prompt_ids
-from recipe.prune_opd.commands.pair.rules import THRESHOLD, UNRELATED_OVERLAP, rules_of
+from recipe.prune_opd.commands.pair.rules import (
+    THRESHOLD,
+    TOP_P,
+    UNRELATED_OVERLAP,
+    rules_of,
+)
 from recipe.prune_opd.commands.pair.sampling import Rollout, Sampling, sample
 from recipe.prune_opd.commands.pair.scoring import (
     Scored,
@@ -24,15 +29,24 @@ from recipe.prune_opd.commands.pair.scoring import (
     score,
     scores_of,
 )
+from recipe.prune_opd.commands.pair.sides import (
+    FEW_TOKENS,
+    NUCLEUS,
+    rejection_rates,
+    rejections,
+    separation,
+    sides_of,
+)
 from recipe.prune_opd.method.loss import topk_policy_loss
 from recipe.prune_opd.method.pruning import find_drift, prune
 
-STUDENT, OWN, ENGINE, TEACHER, AGREEMENT = NAMES = (
+STUDENT, OWN, ENGINE, TEACHER, AGREEMENT, METRIC = NAMES = (
     "student's weights",
     "own teacher",
     "rollout engine",
     "teacher's weights",
     "agreement",
+    "drift metric",
 )
 SELF_LOSS = 1e-3
 """A student that is its own teacher has a loss below it; in float32 it is 1e-6 or less."""
@@ -112,13 +126,17 @@ def _of_the_teacher(
     model, whole = load(teacher, TEACHER, "float32", args.device, trusted)
     unknown = any(max(rollout.ids) >= teacher.vocab_size for rollout in rollouts)
     if model is None or whole.status == ERROR or unknown:
-        return [whole, *_skipped([AGREEMENT], "needs the teacher on the student's tokens")]
+        return [whole, *_skipped([AGREEMENT, METRIC], "needs the teacher on the student's tokens")]
     k = mine[0].ids.shape[-1]
     theirs = [
         score(logits_of(model, rollout), k, pair.vocabulary, at=own.ids)
         for rollout, own in zip(rollouts, mine, strict=True)
     ]
-    return [overflow(model, rollouts, args.dtype, whole), agreement(rollouts, mine, theirs)]
+    return [
+        overflow(model, rollouts, args.dtype, whole),
+        agreement(rollouts, mine, theirs),
+        drift_metric(rollouts, mine, theirs),
+    ]
 
 
 def own_teacher(
@@ -212,3 +230,38 @@ def agreement(
         )
         return Finding(AGREEMENT, WARNING, evidence, change)
     return Finding(AGREEMENT, OK, evidence)
+
+
+def drift_metric(
+    rollouts: Sequence[Rollout], mine: Sequence[Scored], theirs: Sequence[Scored]
+) -> Finding:
+    """Compare overlap before and after the first token that the teacher would not accept.
+
+    Args:
+        rollouts: the responses.
+        mine: the student's scores on each.
+        theirs: the teacher's.
+    """
+    scores, mask = scores_of(rollouts, mine, theirs)
+    rejected = rejections(scores, mask, TOP_P)
+    sides = sides_of(rejected, mask)
+    overlap = separation(find_drift(scores, mask, rules_of()).events, sides)
+    nucleus = rejection_rates(rejected, sides)
+    if not overlap.known:
+        least = (
+            f"{FEW_TOKENS} tokens before and after a first one that the teacher would not accept"
+        )
+        return Finding(
+            METRIC, OK, f"not told by so few tokens: it takes {least}; diagnose has more"
+        )
+    evidence = (
+        f"overlap has {overlap} the first token that the teacher would not accept; {NUCLEUS} has"
+        f" {nucleus}"
+    )
+    if not overlap.none or nucleus.none:
+        return Finding(METRIC, OK, evidence)
+    change = (
+        f"overlap separates nothing here: set prune_opd.drift.metric={NUCLEUS}; diagnose measures"
+        " it on more tokens"
+    )
+    return Finding(METRIC, WARNING, evidence, change)

@@ -89,7 +89,7 @@ def ask(engine: Engine, prompts: Sequence[list[int]], how: Sampling) -> list[Ans
 
 def _longest(prompts: Sequence[list[int]], how: Sampling) -> int:
     """Tokens of the longest prompt with its response."""
-    return max(map(len, prompts)) + how.tokens
+    return max(len(ids) + how.room_after(ids) for ids in prompts)
 
 
 def _ask_vllm(engine: Engine, prompts: Sequence[list[int]], how: Sampling) -> list[Answer]:
@@ -99,13 +99,13 @@ def _ask_vllm(engine: Engine, prompts: Sequence[list[int]], how: Sampling) -> li
     sampling = [
         vllm.SamplingParams(
             temperature=how.temperature,
-            max_tokens=how.tokens,
+            max_tokens=how.room_after(ids),
             seed=how.seed + number,
             stop_token_ids=sorted(how.ends),
             detokenize=False,
             logprobs=0,
         )
-        for number in range(len(prompts))
+        for number, ids in enumerate(prompts)
     ]
     running = vllm.LLM(
         model=engine.path,

@@ -15,6 +15,10 @@ from recipe.prune_opd.commands.pair.findings import ERROR, OK, WARNING, Finding
 from recipe.prune_opd.commands.pair.models import Pair
 from recipe.prune_opd.commands.pair.prompts import rendered
 
+SMALL_VOCABULARY = 64
+"""Tokens for each of the k candidates up to which the overlap of two top k may be chance: both
+models give most of so many next to no probability, and rank them by chance."""
+
 
 def fit(pair: Pair, k: int, longest: int) -> list[Finding]:
     """Find whether two models can be a pair at all.
@@ -35,6 +39,11 @@ def vocabulary(pair: Pair, k: int) -> Finding:
         f"tokens: {ids[student.key]:,} and {ids[teacher.key]:,}; rows of the embeddings:"
         f" {student.vocab_size:,} and {teacher.vocab_size:,}; k = {k}"
     )
+    if k < pair.vocabulary <= SMALL_VOCABULARY * k:
+        evidence += (
+            f", of which rankings that have nothing to do with each other share"
+            f" {k / pair.vocabulary:.2f}: whether overlap tells anything here, diagnose says"
+        )
     change = ""
     for model in (student, teacher):
         if not change and without_row(model, model.vocab_size):

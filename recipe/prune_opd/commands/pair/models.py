@@ -22,20 +22,23 @@ class Pair:
     """Run code that comes with them."""
 
     @classmethod
-    def read(cls, student: str, teacher: str, trust_remote_code: bool = False) -> "Pair":
+    def read(
+        cls, student: str, teacher: str, trust_remote_code: bool = False, key: str = "TEACHER"
+    ) -> "Pair":
         """Read configurations and tokenizers.
 
         Args:
             student: folder or hub name.
             teacher: folder or hub name.
             trust_remote_code: run code that comes with them.
+            key: what the teacher was given as, for messages.
 
         Raises:
             ValueError: a path holds no model configuration with tokenizer.
         """
         ours, theirs = (
             Model(key, path, trust_remote_code, None, None)
-            for key, path in (("STUDENT", student), ("TEACHER", teacher))
+            for key, path in (("STUDENT", student), (key, teacher))
         )
         return cls(ours, theirs, trust_remote_code)
 

@@ -1,10 +1,11 @@
 """Prompts of a file in verl's format, and the ids a model reads for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recipe.prune_opd.checks.data import Data, check_file, read_prompts
 from recipe.prune_opd.checks.models import Model, render
+from recipe.prune_opd.checks.sources import read_rows
 from recipe.prune_opd.commands.pair.arguments import PairArguments
 
 
@@ -24,6 +25,22 @@ def read_chats(args: PairArguments, most: int) -> tuple[Data, list[Any]]:
     assert args.data is not None
     data = check_file("--data", args.data, args.prompt_key)
     return data, read_prompts(args.data, args.prompt_key, most)
+
+
+def read_chat_rows(args: PairArguments, most: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Read ``--data`` with other columns, those that it has.
+
+    Args:
+        args: of the command, with a file.
+        most: rows to read.
+        columns: names beside that of the prompts.
+
+    Raises:
+        ValueError: see ``read_chats``.
+    """
+    assert args.data is not None
+    check_file("--data", args.data, args.prompt_key)
+    return read_rows(args.data, tuple(dict.fromkeys((args.prompt_key, *columns))), most)
 
 
 def prompt_ids(model: Model, prompt: Any, template: Mapping[str, Any]) -> list[int]:

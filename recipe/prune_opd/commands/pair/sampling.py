@@ -40,6 +40,12 @@ class Sampling:
     seed: int = 0
     batch: int = 8
     """Responses that transformers samples at once."""
+    whole: int | None = None
+    """Most of a prompt with its response, where less than ``tokens`` may follow a long one."""
+
+    def room_after(self, prompt: Sequence[int]) -> int:
+        """Most tokens of the response to a prompt."""
+        return self.tokens if self.whole is None else min(self.tokens, self.whole - len(prompt))
 
 
 def sample(
@@ -66,10 +72,17 @@ def sample(
     responses: list[list[int]] = []
     with _watched(len(prompts) * how.tokens) as (bar, watch):
         for start in range(0, len(prompts), how.batch):
-            ids, mask = _padded(prompts[start : start + how.batch], model.device)
-            answers = model.generate(ids, attention_mask=mask, logits_processor=[watch])
+            some = prompts[start : start + how.batch]
+            ids, mask = _padded(some, model.device)
+            most = max(how.room_after(prompt) for prompt in some)
+            answers = model.generate(
+                ids, attention_mask=mask, logits_processor=[watch], max_new_tokens=most
+            )
             written = answers[:, ids.shape[1] :].tolist()
-            responses += [_until_end(answer, how.ends) for answer in written]
+            responses += [
+                _until_end(answer[: how.room_after(prompt)], how.ends)
+                for answer, prompt in zip(written, some, strict=True)
+            ]
             bar.n = len(responses) * how.tokens
             bar.refresh()
     return responses
@@ -81,7 +94,6 @@ def _settings(student: Model, how: Sampling) -> Any:
 
     without_token = list(range(max(student.tokens) + 1, student.vocab_size))
     return GenerationConfig(
-        max_new_tokens=how.tokens,
         do_sample=True,
         temperature=how.temperature,
         top_k=0,

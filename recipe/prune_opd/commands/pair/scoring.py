@@ -16,6 +16,9 @@ from recipe.prune_opd.commands.pair.sampling import Rollout
 from recipe.prune_opd.method.reward import Scores, TopK
 from verl_ext.topk import log_probs_at, top_log_probs
 
+SPREAD_ROWS = 32
+"""Rows of logits whose whole distribution is in memory at once, beside the logits."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -25,6 +28,10 @@ class Scored:
     """(T, K) int32, its own most likely, by descending logit."""
     log_probs: Tensor
     """(T, K) float32."""
+    entropy: Tensor
+    """(T,) float32, of the whole distribution, in nats."""
+    certainty: Tensor
+    """(T,) float32, Σ p²: the probability that two samples of the distribution are the same."""
     at: Tensor | None = None
     """(T, k) float32, log-probs of the ids that were asked for."""
 
@@ -97,12 +104,27 @@ def score(
     tops, asked, done = [], [], 0
     for piece in logits:
         rows = piece / temperature
-        tops.append(top_log_probs(rows, k, vocabulary))
+        tops.append((*top_log_probs(rows, k, vocabulary), *_spread(rows)))
         if at is not None:
             asked.append(log_probs_at(rows, at[done : done + len(rows)].to(rows.device)))
         done += len(rows)
-    ids, log_probs = (torch.cat(pieces).cpu() for pieces in zip(*tops, strict=True))
-    return Scored(ids, log_probs, torch.cat(asked).cpu() if asked else None)
+    ids, log_probs, entropy, certainty = (
+        torch.cat(pieces).cpu() for pieces in zip(*tops, strict=True)
+    )
+    return Scored(ids, log_probs, entropy, certainty, torch.cat(asked).cpu() if asked else None)
+
+
+def _spread(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy and Σ p² of distributions, (N, V) logits -> (N,) float32 each."""
+    found = []
+    for piece in rows.split(SPREAD_ROWS):
+        log_probs = piece.log_softmax(-1)
+        probs = log_probs.exp()
+        # An id of probability 0 has the log-prob -inf, and takes no part.
+        entropy = -(probs * log_probs.clamp(min=torch.finfo(rows.dtype).min)).sum(-1)
+        found.append((entropy, probs.square().sum(-1)))
+    entropies, certainties = zip(*found, strict=True)
+    return torch.cat(entropies), torch.cat(certainties)
 
 
 def sampled_log_probs(model: Any, rollout: Rollout) -> Tensor:
