@@ -1,6 +1,7 @@
 """Every key has the paper's default, refuses wrong values by name, and reaches verl as given."""
 
 import pickle
+import re
 
 import pytest
 from hydra.errors import ConfigCompositionException
@@ -215,6 +216,39 @@ def test_fixed_length_must_be_given(compose):
     config = compose("+recipe=opd_fixed_length", "prune_opd.teacher.path=T")
     with pytest.raises(ValueError, match=r"^prune_opd\.budget\.max: "):
         load_config(config.prune_opd)
+
+
+def test_semi_opd_is_plain_opd_with_one_switch(compose):
+    semi = compose("+recipe=semi_opd", "prune_opd.teacher.path=T")
+    assert semi.prune_opd.semi.enable
+    assert semi.prune_opd.semi.dir == f"{semi.trainer.default_local_dir}/rollouts"
+    semi.prune_opd.semi.enable = False
+    assert semi == compose("+recipe=opd", "prune_opd.teacher.path=T")
+
+
+SEMI = {
+    "gate": ({}, {"gate": {"enable": True}}, "gate.enable: got True, allowed: false with semi"),
+    "no folder": ({"dir": None}, {}, "semi.dir: got None"),
+    "no bound": ({"switch": "overlap"}, {}, "semi.overlap_below: got None, allowed: a bound"),
+    "no switch": ({"overlap_below": 0.5}, {}, "semi.overlap_below: got 0.5, allowed: null with"),
+    "no switch either": ({"overlap_above": 0.5}, {}, "semi.overlap_above: got 0.5"),
+    "another switch": (
+        {"switch": "later"},
+        {},
+        "semi.switch: got 'later', allowed: never, overlap",
+    ),
+    "no share": ({"overlap_below": 1.5}, {}, "semi.overlap_below: got 1.5"),
+}
+
+
+@pytest.mark.parametrize("case", SEMI)
+def test_keys_of_semi_opd_that_do_not_go_together_are_refused(case):
+    semi, others, message = SEMI[case]
+    given = {"teacher": {"path": "T"}, "semi": {"enable": True, "dir": "d"} | semi} | others
+    with pytest.raises(ValueError, match="^" + re.escape(f"prune_opd.{message}")):
+        load_config(OmegaConf.create(given))
+    if case not in ("another switch", "no share"):
+        load_config(OmegaConf.create(given | {"semi": given["semi"] | {"enable": False}}))
 
 
 # ------------------------------------------------------------------------------------------- budget
