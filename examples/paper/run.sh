@@ -7,7 +7,7 @@
 #
 # DATA_DIR   folder with dapo_math_17k.parquet, amc23.parquet, aime24.parquet, aime25.parquet, hmmt24.parquet,
 #            hmmt25.parquet in verl's format (default: data); the trainer must find it under the same absolute path
-# RECIPE     prune_opd (default), opd, or opd_fixed_length, which needs prune_opd.budget.max=N as an argument
+# RECIPE     prune_opd (default), opd, semi_opd, or opd_fixed_length, which needs prune_opd.budget.max=N as an argument
 # ROLLOUT    vllm (default) or sglang
 # GPUS       GPUs of the node (default: 8)
 # ROLLOUT_MEMORY   share of a GPU's memory that the rollout engine takes (default: 0.75; 0.7 with a student of 7B)

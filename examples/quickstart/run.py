@@ -157,7 +157,9 @@ def summary(out: Path, seconds: float) -> Table:
     records = read(out / "metrics.jsonl")
     steps = training_steps(records)
     limits = [int(record["prune_opd/current_max_response_length"]) for record in steps]
-    generated = sum(record["prune_opd/generated_tokens"] for record in steps)
+    # With semi_opd the responses of a step were not generated in it.
+    names = ("prune_opd/semi/generated_tokens", "prune_opd/generated_tokens")
+    generated = sum(next(step[name] for name in names if name in step) for step in steps)
     course = [
         *limits[:: max(1, len(limits) // 10)],
         int(steps[-1]["prune_opd/next_max_response_length"]),
@@ -200,7 +202,9 @@ def main() -> None:
         help="folder for everything the run makes",
     )
     parser.add_argument(
-        "--recipe", choices=("prune_opd", "opd", "opd_fixed_length"), default="prune_opd"
+        "--recipe",
+        choices=("prune_opd", "opd", "opd_fixed_length", "semi_opd"),
+        default="prune_opd",
     )
     parser.add_argument(
         "--engine", choices=("vllm", "sglang"), default="vllm", help="engine of the rollouts"

@@ -17,8 +17,7 @@ pytestmark = pytest.mark.e2e
 
 STEPS, PROMPTS, SAMPLES = 6, 8, 2
 SEMI = {
-    # Two data-parallel ranks write a shard each. 7 prompts of 2: verl fills up with padding rows.
-    "trainer.n_gpus_per_node": 2,
+    # 14 responses in mini-batches of 8: verl fills up with padding rows.
     "data.train_batch_size": PROMPTS - 1,
     "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
     "trainer.total_training_steps": STEPS,
@@ -32,6 +31,7 @@ SEMI = {
     "actor_rollout_ref.actor.optim.lr": 1e-3,
 }
 SCORED = SEMI | {
+    "trainer.n_gpus_per_node": 2,  # ranks that write a shard each
     "prune_opd.strategy": "sampled",
     "prune_opd.semi.switch": "overlap",
     "prune_opd.semi.overlap_above": 0.001,

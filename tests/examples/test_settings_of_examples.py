@@ -27,7 +27,7 @@ def module(monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("recipe", ["prune_opd", "opd"])
+@pytest.mark.parametrize("recipe", ["prune_opd", "opd", "semi_opd"])
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_the_quickstart_is_accepted(compose, module, tmp_path, recipe, engine):
     command = module("examples/quickstart", "run").training_command(tmp_path, recipe, 40, [])
