@@ -15,10 +15,12 @@ from verl_ext.rollout.cache import SHARDS, RolloutCache, read_held, read_respons
 
 pytestmark = pytest.mark.e2e
 
-STEPS, PROMPTS, SAMPLES = 6, 8, 2
+STEPS, PROMPTS, SAMPLES = 6, 7, 2
+RESUMED = 4
+"""Step of the checkpoint that another run goes on from."""
 SEMI = {
     # 14 responses in mini-batches of 8: verl fills up with padding rows.
-    "data.train_batch_size": PROMPTS - 1,
+    "data.train_batch_size": PROMPTS,
     "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
     "trainer.total_training_steps": STEPS,
     "trainer.save_freq": 2,
@@ -113,7 +115,7 @@ def test_a_fill_that_was_killed_goes_on_where_it_stopped(filling, semi):
     assert before
     assert {name: (rollouts / name).read_bytes() for name in before} == before
     held = [one[:2] for file in rollouts.glob(SHARDS) for one in read_held(file)]
-    assert len(held) == len(set(held)) == STEPS * (PROMPTS - 1) * SAMPLES
+    assert len(held) == len(set(held)) == STEPS * PROMPTS * SAMPLES
     assert not list(rollouts.glob("*.partial"))
 
 
@@ -137,7 +139,7 @@ def test_every_response_is_a_cached_one_cut_at_the_limit(semi):
             known = next(found for key, found in responses.items() if key == prompt[: len(key)])
             assert tokens in {one[: int(limit)] for one in known}
             seen += 1
-    assert seen == STEPS * (PROMPTS - 1) * SAMPLES
+    assert seen == STEPS * PROMPTS * SAMPLES
     assert min(semi.metric("current_max_response_length")) < harness.MAX_RESPONSE
 
 
@@ -175,16 +177,20 @@ def test_cached_scores_are_those_of_the_teacher(scored):
         torch.testing.assert_close(difference, torch.zeros_like(difference), atol=1e-4, rtol=0)
 
 
-def test_a_second_run_uses_the_rollouts_of_the_first(semi, inputs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("second")
+def test_another_run_goes_on_exactly_with_the_same_rollouts(semi, inputs, tmp_path_factory):
+    """From the first run's checkpoint, in folders of its own but for the rollouts."""
+    first = semi.folder / "checkpoints"
     more = {
-        "prune_opd.semi.dir": semi.folder / "checkpoints/rollouts",
-        "actor_rollout_ref.actor.optim.lr": 1e-8,
-        "trainer.total_training_steps": 2,
-        "trainer.test_freq": -1,
+        "prune_opd.semi.dir": first / "rollouts",
+        "trainer.resume_mode": "resume_path",
+        "trainer.resume_from_path": first / f"global_step_{RESUMED}",
         "trainer.save_freq": -1,
     }
+    folder = tmp_path_factory.mktemp("another")
     run = finished(harness.run(inputs, folder, teacher(inputs, SEMI | more), "semi_opd"))
-    assert run.metric("semi/generated_tokens") == [0, 0]
-    assert sorted(trained(run, 1)) == sorted(trained(semi, 1))
-    assert run.metric("overlap_ratio")[0] == pytest.approx(semi.metric("overlap_ratio")[0])
+    assert run.metric("semi/generated_tokens") == [0] * (STEPS - RESUMED)
+    for step in range(RESUMED + 1, STEPS + 1):
+        assert sorted(trained(run, step)) == sorted(trained(semi, step))
+    for name in ("prune_opd/overlap_ratio", "prune_opd/reward_mean", "actor/pg_loss"):
+        ours, theirs = ([step[name] for step in one.steps] for one in (run, semi))
+        assert ours == pytest.approx(theirs[RESUMED:], rel=1e-3), name
