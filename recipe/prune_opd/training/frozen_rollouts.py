@@ -136,7 +136,7 @@ class FrozenRollouts(PPOTrainer):
         order: Iterable[int] = create_rl_sampler(self.config.data, self.train_dataset)
         rows: dict[str, int] = {}
         for row in islice(order, count):
-            rows.setdefault(prompt_key(self.train_dataset[row]["raw_prompt"]), int(row))
+            rows.setdefault(_key(self.train_dataset[row]["raw_prompt"]), int(row))
         return rows
 
     def _generate(self, rows: dict[str, int]) -> None:
@@ -193,7 +193,7 @@ class FrozenRollouts(PPOTrainer):
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
         if self.frozen:
             samples = self.config.actor_rollout_ref.rollout.n
-            keys = [prompt_key(prompt) for prompt in tu.get(batch, "raw_prompt")]
+            keys = [_key(prompt) for prompt in tu.get(batch, "raw_prompt")]
             if lacking := self.cache.lacking(keys, samples):
                 raise RuntimeError(
                     f"step {self.global_steps}: {len(lacking)} prompts have no rollouts in"
@@ -267,3 +267,10 @@ class FrozenRollouts(PPOTrainer):
     def _validates(self) -> bool:
         step, every = self.global_steps, self.config.trainer.test_freq
         return every > 0 and (step % every == 0 or step >= self.total_training_steps)
+
+
+def _key(messages: Any) -> str:
+    try:
+        return prompt_key(messages)
+    except ValueError as error:
+        raise ValueError(f"prune_opd.semi.enable: {error}, allowed: prompts of text") from error

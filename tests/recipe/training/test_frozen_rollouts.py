@@ -174,6 +174,15 @@ def test_of_more_than_an_epoch_all_rows(trainer):
     assert asked(one) == sorted(map(key, "abcdefg"))
 
 
+def test_a_prompt_with_an_image_is_refused_by_the_key_that_forbids_it(trainer):
+    one = trainer()
+    one.train_dataset[3]["raw_prompt"] = [{"role": "user", "content": [{"image": object()}]}]
+    with pytest.raises(
+        ValueError, match=r"^prune_opd\.semi\.enable: a prompt is not of text alone"
+    ):
+        one.on_train_begin()
+
+
 def test_a_killed_fill_goes_on_where_it_stopped(trainer):
     texts, more = "abcdefghijklmnopqrst", {"total_training_steps": 10}
     first = trainer(texts, Rollout(killed_after=1), **more)
