@@ -94,6 +94,13 @@ PAPER = {
         "deadline": 10.0,
         "retries": 2,
     },
+    "semi": {
+        "enable": False,
+        "dir": None,
+        "switch": "never",
+        "overlap_below": None,
+        "overlap_above": None,
+    },
     "records": {"dir": None, "every": 20, "samples": 4, "topk": 5},
 }
 
@@ -119,9 +126,12 @@ def composed(compose):
 
 
 def test_yaml_has_the_same_keys_and_values(composed):
-    """But for the folder of the records, which is the run's."""
-    folder = f"{composed.trainer.default_local_dir}/records"
-    expected = PAPER | {"records": PAPER["records"] | {"dir": folder}}
+    """But for the folders of records and rollouts, which are the run's."""
+    folders = {
+        group: {"dir": f"{composed.trainer.default_local_dir}/{name}"}
+        for group, name in (("records", "records"), ("semi", "rollouts"))
+    }
+    expected = PAPER | {group: PAPER[group] | folder for group, folder in folders.items()}
     node = OmegaConf.to_container(composed.prune_opd, resolve=True)
     assert node == expected
     assert load_config(composed.prune_opd).model_dump() == expected

@@ -39,6 +39,22 @@ def load_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) 
             budget or phase; names the file.
     """
     file = folder / STATE_FILE
+    state = _read(file)
+    if phase is not None and "semi" not in state:
+        raise ValueError(
+            f"{file} has no phase of Semi-OPD: its run had prune_opd.semi.enable=false, so no"
+            " rollouts of its starting student; start from its weights"
+            " (actor_rollout_ref.model.path), trainer.resume_mode=disable"
+        )
+    try:
+        budget.load_state_dict(state["budget"])
+        if phase is not None:
+            phase.load_state_dict(state["semi"])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(
             f"{file} does not exist: the checkpoint was not written by the prune_opd trainer, so it"
@@ -56,18 +72,7 @@ def load_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) 
         ) from error
     if not isinstance(state, dict) or "budget" not in state:
         raise ValueError(f"{file} has no budget, it was changed or is of another version: {RESUME}")
-    if phase is not None and "semi" not in state:
-        raise ValueError(
-            f"{file} has no phase of Semi-OPD: its run had prune_opd.semi.enable=false, so no"
-            " rollouts of its starting student; start from its weights"
-            " (actor_rollout_ref.model.path), trainer.resume_mode=disable"
-        )
-    try:
-        budget.load_state_dict(state["budget"])
-        if phase is not None:
-            phase.load_state_dict(state["semi"])
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    return state
 
 
 class Frozen:

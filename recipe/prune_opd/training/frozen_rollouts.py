@@ -56,6 +56,8 @@ class FrozenRollouts(PPOTrainer):
             inputs: of the run; a cache of another making has been refused.
         """
         self.phase, self._generated, self._cached_tokens, self._asleep = None, 0, 0, False
+        self._order: dict[str, int] = {}
+        """Of the prompts of a frozen step, by verl's name."""
         semi = self.prune_opd.semi
         if semi.enable:
             teacher = inputs.teacher if self.home.cacheable else None
@@ -202,7 +204,22 @@ class FrozenRollouts(PPOTrainer):
                 )
             places = [write_places(self.cache.places(key, samples)) for key in keys]
             tu.assign_non_tensor_stack(batch, PLACES, places)
+            self._order = {uid: number for number, uid in enumerate(tu.get(batch, UID))}
         return super()._submit_batch_to_rollout(batch)
+
+    def _balance_batch(
+        self, batch: KVBatchMeta, metrics: dict[str, Any], *given: Any, **named: Any
+    ) -> KVBatchMeta:
+        """A batch has the order in which its responses arrived. Cached ones are put in that of the
+        data, so that a resumed run makes the same mini-batches of them."""
+        if self.frozen and self._order:
+            rows = range(len(batch))
+            batch.reorder(sorted(rows, key=lambda row: self._place_in_step(batch.keys[row])))
+        return super()._balance_batch(batch, metrics, *given, **named)
+
+    def _place_in_step(self, key: str) -> tuple[int, int]:
+        uid, sample, _ = key.split("_")
+        return self._order[uid], int(sample)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         if self.frozen:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from made import check_inputs, save_model
+from omegaconf import OmegaConf
 
 from recipe.prune_opd.checks.rollouts import BLOCK, check_rollouts, made_by, model_digest
 from recipe.prune_opd.training.preflight import check_files, check_values
@@ -28,7 +29,7 @@ CHANGES = {
     "actor_rollout_ref.rollout.temperature": 0.7,
     "actor_rollout_ref.rollout.top_p": 0.9,
     "actor_rollout_ref.rollout.top_k": 20,
-    "actor_rollout_ref.rollout.calculate_log_probs": True,
+    "actor_rollout_ref.rollout.calculate_log_probs": False,
     "actor_rollout_ref.model.lora_adapter_path": "/adapter",
     "data.max_prompt_length": 100,
     "prune_opd.budget.max": 40,
@@ -39,8 +40,6 @@ CHANGES = {
 def test_a_setting_of_the_rollout_is_part_of_it(inputs, making, key):
     before = making()
     assert making() == before
-    from omegaconf import OmegaConf
-
     OmegaConf.update(inputs, key, CHANGES[key])
     after = making()
     assert [name for name in after if after[name] != before[name]] == [key]
@@ -57,8 +56,6 @@ def test_a_setting_of_the_rollout_is_part_of_it(inputs, making, key):
     ],
 )
 def test_others_are_not(inputs, making, key, value):
-    from omegaconf import OmegaConf
-
     before = making()
     OmegaConf.update(inputs, key, value)
     assert making() == before

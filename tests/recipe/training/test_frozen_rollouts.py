@@ -260,6 +260,20 @@ def test_a_step_is_sent_to_the_cache(trainer):
     assert submit(one, "fa") is None
 
 
+def test_a_step_is_in_the_order_of_the_data_however_its_responses_arrive(trainer):
+    one = trainer()
+    one.on_train_begin()
+    submit(one, "fa")
+    keys = ["a_1_0", "f_1_0", "a_0_0", "f_0_0"]
+    tags = [{"of": key} for key in keys]
+    batch = one._balance_batch(KVBatchMeta(partition_id="train", keys=keys, tags=tags), {})
+    assert batch.keys == ["f_0_0", "f_1_0", "a_0_0", "a_1_0"]
+    assert [tag["of"] for tag in batch.tags] == batch.keys
+    one.phase.frozen = False
+    live = KVBatchMeta(partition_id="train", keys=["x_1_0", "x_0_0"], tags=[{}, {}])
+    assert one._balance_batch(live, {}).keys == ["x_1_0", "x_0_0"]
+
+
 def test_a_prompt_without_rollouts_ends_the_run(trainer):
     one = trainer()
     one.on_train_begin()
