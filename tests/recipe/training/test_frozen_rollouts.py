@@ -316,7 +316,6 @@ def ended(one: Any, overlap: float) -> tuple[int | None, dict[str, float]]:
     return generated, {name: found[name] for name in sorted(found) if "/" not in name}
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_tokens_are_counted_where_they_are_generated(trainer, caplog):
     one = trainer(semi={"switch": "overlap", "overlap_below": 0.5})
     one.on_train_begin()
