@@ -35,6 +35,7 @@ FILES = {
     "docs/configuration.md": "<!--",
     "docs/teachers.md": "<!--",
     "docs/records.md": "<!--",
+    "docs/semi.md": "<!--",
 }
 """Files with generated parts, and how a marker begins in them."""
 NAMES: dict[str, Registry[Any]] = {
@@ -75,14 +76,19 @@ def _group(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def keys() -> str:
-    """The table of all keys but those of servers, URLs and the gate."""
-    own = ("teacher.server.", "teacher.url.", "gate.")
+    """The table of all keys but those of servers, URLs, the gate and Semi-OPD."""
+    own = ("teacher.server.", "teacher.url.", "gate.", "semi.")
     return _key_table(lambda key: not key.startswith(own))
 
 
 def gate_keys() -> str:
     """The table of the gate's keys."""
     return _key_table(lambda key: key.startswith("gate."))
+
+
+def semi_keys() -> str:
+    """The table of the keys of Semi-OPD."""
+    return _key_table(lambda key: key.startswith("semi."))
 
 
 def server_keys() -> str:
@@ -142,6 +148,12 @@ def refused() -> str:
 def refused_with_gate() -> str:
     """The table of verl's keys that are refused with the gate."""
     rows = [(f"`{each.key}`", _values_of(each), each.why) for each in settings.GATE_SETTINGS]
+    return _table(("key", "allowed", "because"), rows)
+
+
+def refused_with_semi() -> str:
+    """The table of verl's keys that are refused with Semi-OPD."""
+    rows = [(f"`{each.key}`", _values_of(each), each.why) for each in settings.SEMI_SETTINGS]
     return _table(("key", "allowed", "because"), rows)
 
 

@@ -45,6 +45,23 @@ SYMBOLS = (
     Symbol(_TRAINER, "PPOTrainer._save_checkpoint", "our state is written before it"),
     Symbol(_TRAINER, "PPOTrainer._load_checkpoint", "our state is read after it"),
     Symbol(_TRAINER, "PPOTrainer.on_init_end", "starts the teacher's servers"),
+    Symbol(_TRAINER, "PPOTrainer.on_train_begin", "generates the rollouts that are trained on"),
+    Symbol(_TRAINER, "PPOTrainer.on_sample_end", "puts the rollout servers to sleep"),
+    Symbol(_TRAINER, "PPOTrainer.on_step_end", "sends them the weights; skipped where unread"),
+    Symbol(_TRAINER, "PPOTrainer._balance_batch", "pads and shares out rollouts to be stored"),
+    Symbol("verl.trainer.ppo.utils", "create_rl_sampler", "gives the order of a run's prompts"),
+    Symbol("verl.utils.dataset.rl_dataset", "collate_fn", "makes a batch of prompts of our choice"),
+    Symbol("verl.trainer.ppo.v1.replay_buffer", "ReplayBuffer.sample", "waits for their responses"),
+    Symbol(
+        "verl.checkpoint_engine.base",
+        "CheckpointEngineManager.sleep_replicas",
+        "makes room for the teacher's pass over them",
+    ),
+    Symbol(
+        "verl.checkpoint_engine.base",
+        "CheckpointEngineManager.update_weights",
+        "wakes the rollout servers after it",
+    ),
     Symbol(
         _TRAINER, "PPOTrainer.get_llm_client", "gives agent loops a client that reaches the teacher"
     ),

@@ -7,7 +7,7 @@
 #
 # DATA_DIR   folder with dapo_math_17k.parquet, amc23.parquet, aime24.parquet, aime25.parquet, hmmt24.parquet,
 #            hmmt25.parquet in verl's format (default: data); the trainer must find it under the same absolute path
-# RECIPE     prune_opd (default), prune_opd_gate, opd, iw_opd, or one that needs an argument: opd_fixed_length
+# RECIPE     prune_opd (default), prune_opd_gate, opd, iw_opd, semi_opd, or one that needs an argument: opd_fixed_length
 #            prune_opd.budget.max=N, opd_first prune_opd.drift.weights_args.tokens=N
 # ROLLOUT    vllm (default) or sglang
 # GPUS       GPUs of the node (default: 8)

@@ -30,7 +30,10 @@ from tqdm import tqdm
 
 VALIDATION_PROBLEMS, PAIR_PROBLEMS = 256, 128
 PROMPTS, RESPONSES_EACH = 16, 4
-RECIPES = ("prune_opd", "opd", "opd_fixed_length", "opd_first", "iw_opd", "prune_opd_gate")
+RECIPES = (
+    *("prune_opd", "prune_opd_gate", "opd", "opd_fixed_length", "opd_first", "iw_opd"),
+    "semi_opd",
+)
 COMPARE = (
     "\nPlain OPD on the same pair, to compare with:\n  {python} examples/quickstart/run.py --recipe"
     " opd --out {out}"
@@ -158,7 +161,9 @@ def summary(out: Path, seconds: float) -> Table:
     records = read(out / "metrics.jsonl")
     steps = training_steps(records)
     limits = [int(record["prune_opd/current_max_response_length"]) for record in steps]
-    generated = sum(record["prune_opd/generated_tokens"] for record in steps)
+    # With semi_opd the responses of a step were not generated in it.
+    names = ("prune_opd/semi/generated_tokens", "prune_opd/generated_tokens")
+    generated = sum(next(step[name] for name in names if name in step) for step in steps)
     course = [
         *limits[:: max(1, len(limits) // 10)],
         int(steps[-1]["prune_opd/next_max_response_length"]),

@@ -34,7 +34,11 @@ NEEDED = {
 
 
 @pytest.mark.parametrize(
-    "recipe", ["prune_opd", "opd", "opd_fixed_length", "opd_first", "iw_opd", "prune_opd_gate"]
+    "recipe",
+    [
+        *("prune_opd", "prune_opd_gate", "opd", "opd_fixed_length", "opd_first", "iw_opd"),
+        "semi_opd",
+    ],
 )
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_the_quickstart_is_accepted(compose, module, tmp_path, recipe, engine):

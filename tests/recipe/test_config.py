@@ -1,6 +1,7 @@
 """Every key has the paper's default, refuses wrong values by name, and reaches verl as given."""
 
 import pickle
+import re
 
 import pytest
 from hydra.errors import ConfigCompositionException
@@ -95,6 +96,13 @@ PAPER = {
         "deadline": 10.0,
         "retries": 2,
     },
+    "semi": {
+        "enable": False,
+        "dir": None,
+        "switch": "never",
+        "overlap_below": None,
+        "overlap_above": None,
+    },
     "records": {"dir": None, "every": 20, "samples": 4, "topk": 5},
 }
 
@@ -120,9 +128,12 @@ def composed(compose):
 
 
 def test_yaml_has_the_same_keys_and_values(composed):
-    """But for the folder of the records, which is the run's."""
-    folder = f"{composed.trainer.default_local_dir}/records"
-    expected = PAPER | {"records": PAPER["records"] | {"dir": folder}}
+    """But for the folders of records and rollouts, which are the run's."""
+    folders = {
+        group: {"dir": f"{composed.trainer.default_local_dir}/{name}"}
+        for group, name in (("records", "records"), ("semi", "rollouts"))
+    }
+    expected = PAPER | {group: PAPER[group] | folder for group, folder in folders.items()}
     node = OmegaConf.to_container(composed.prune_opd, resolve=True)
     assert node == expected
     assert load_config(composed.prune_opd).model_dump() == expected
@@ -254,6 +265,39 @@ def test_the_gates_recipe_is_prune_opd_with_what_goes_with_a_gate(compose, compo
     config.prune_opd.gate.enable = False
     config.prune_opd.drift.w_base, config.prune_opd.loss_normaliser = 0.5, "generated"
     assert config == composed
+
+
+def test_semi_opd_is_plain_opd_with_one_switch(compose):
+    semi = compose("+recipe=semi_opd", "prune_opd.teacher.path=T")
+    assert semi.prune_opd.semi.enable
+    assert semi.prune_opd.semi.dir == f"{semi.trainer.default_local_dir}/rollouts"
+    semi.prune_opd.semi.enable = False
+    assert semi == compose("+recipe=opd", "prune_opd.teacher.path=T")
+
+
+SEMI = {
+    "gate": ({}, {"gate": {"enable": True}}, "gate.enable: got True, allowed: false with semi"),
+    "no folder": ({"dir": None}, {}, "semi.dir: got None"),
+    "no bound": ({"switch": "overlap"}, {}, "semi.overlap_below: got None, allowed: a bound"),
+    "no switch": ({"overlap_below": 0.5}, {}, "semi.overlap_below: got 0.5, allowed: null with"),
+    "no switch either": ({"overlap_above": 0.5}, {}, "semi.overlap_above: got 0.5"),
+    "another switch": (
+        {"switch": "later"},
+        {},
+        "semi.switch: got 'later', allowed: never, overlap",
+    ),
+    "no share": ({"overlap_below": 1.5}, {}, "semi.overlap_below: got 1.5"),
+}
+
+
+@pytest.mark.parametrize("case", SEMI)
+def test_keys_of_semi_opd_that_do_not_go_together_are_refused(case):
+    semi, others, message = SEMI[case]
+    given = {"teacher": {"path": "T"}, "semi": {"enable": True, "dir": "d"} | semi} | others
+    with pytest.raises(ValueError, match="^" + re.escape(f"prune_opd.{message}")):
+        load_config(OmegaConf.create(given))
+    if case not in ("another switch", "no share"):
+        load_config(OmegaConf.create(given | {"semi": given["semi"] | {"enable": False}}))
 
 
 # ------------------------------------------------------------------------------------------- budget

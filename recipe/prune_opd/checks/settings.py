@@ -127,6 +127,18 @@ GATE_SETTINGS = (
 )
 """Settings that are refused with ``prune_opd.gate.enable`` alone."""
 
+SEMI_SETTINGS = (
+    Setting(
+        "skip.rollout_tq.enable", (False, None), "it would put other rollouts in the place of these"
+    ),
+    Setting(
+        "trainer.v1.sampler.sync_refill_failed_groups",
+        (False, None),
+        "it would train on prompts that have no cached rollouts",
+    ),
+)
+"""Settings that are refused with ``prune_opd.semi.enable`` alone."""
+
 
 def check_settings(config: DictConfig) -> PruneOPDConfig:
     """Check values alone: ``prune_opd.*`` and the verl keys it depends on.
@@ -142,15 +154,11 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
             "prune_opd: the configuration has no such node, start with +recipe=prune_opd"
         )
     typed = load_config(config.prune_opd)
-    for setting in SETTINGS + (GATE_SETTINGS if typed.gate.enable else ()):
-        found = OmegaConf.select(config, setting.key)
-        if found not in setting.allowed:
-            allowed = " or ".join(str(value) for value in setting.allowed)
-            wanted = "prune_opd.gate.enable" if setting in GATE_SETTINGS else "prune_opd"
-            raise ValueError(
-                f"{setting.key}: got {found!r}, allowed with {wanted}: {allowed}, because"
-                f" {setting.why}"
-            )
+    _check_allowed(config, SETTINGS, "prune_opd")
+    if typed.gate.enable:
+        _check_allowed(config, GATE_SETTINGS, "prune_opd.gate.enable")
+    if typed.semi.enable:
+        _check_allowed(config, SEMI_SETTINGS, "prune_opd.semi.enable")
     check_numbers(config)
     _check_folders(config)
     typed = read_config(config)
@@ -158,6 +166,17 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
     if typed.gate.enable:
         _check_gate(config, typed)
     return typed
+
+
+def _check_allowed(config: DictConfig, settings: tuple[Setting, ...], wanted: str) -> None:
+    for setting in settings:
+        found = OmegaConf.select(config, setting.key)
+        if found not in setting.allowed:
+            allowed = " or ".join(str(value) for value in setting.allowed)
+            raise ValueError(
+                f"{setting.key}: got {found!r}, allowed with {wanted}: {allowed}, because"
+                f" {setting.why}"
+            )
 
 
 def _check_folders(config: DictConfig) -> None:

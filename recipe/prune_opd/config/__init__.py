@@ -15,6 +15,7 @@ from recipe.prune_opd.config.rules import (
     DriftConfig,
     GateConfig,
 )
+from recipe.prune_opd.config.semi import SemiConfig
 from recipe.prune_opd.config.teacher import (
     ENGINES,
     TeacherConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "GateConfig",
     "PruneOPDConfig",
     "RecordsConfig",
+    "SemiConfig",
     "TeacherConfig",
     "TeacherServerConfig",
     "TeacherUrlConfig",

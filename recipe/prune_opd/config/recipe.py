@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from recipe.prune_opd.config.base import Keys, Natural, Positive, recipe, require
 from recipe.prune_opd.config.rules import BudgetConfig, DriftConfig, GateConfig
+from recipe.prune_opd.config.semi import SemiConfig
 from recipe.prune_opd.config.teacher import TeacherConfig
 from recipe.prune_opd.method.budget import BUDGETS
 from recipe.prune_opd.method.gates import Gate, GateRule
@@ -56,12 +57,14 @@ class PruneOPDConfig(Keys):
     drift: DriftConfig = DriftConfig()
     budget: BudgetConfig = BudgetConfig()
     gate: GateConfig = GateConfig()
+    semi: SemiConfig = SemiConfig()
     records: RecordsConfig = RecordsConfig()
 
     @model_validator(mode="after")
     def _buildable(self) -> "PruneOPDConfig":
         BUDGETS.find(self.budget.rule)  # built once its lengths are known
         rules, _ = self.rules, self.gate_rule
+        self.semi.check(self.gate.enable)
         if self.gate.enable:
             known = rules.metric.ranks_only or self.teacher.temperature == 1
             servers = "servers report probabilities at temperature 1"

@@ -57,6 +57,7 @@ class Recorder:
         tally: Tally,
         limits: tuple[int, int],
         fetch: Callable[[list[int]], list[Sample]],
+        generated: int | None = None,
     ) -> None:
         """Write a step down. A full disk costs the record and is a warning, the run goes on.
 
@@ -65,9 +66,10 @@ class Recorder:
             tally: of its real responses, at least one.
             limits: under which they were generated, and of the next batch.
             fetch: gives some of these responses, by their indices.
+            generated: see ``step_record``.
         """
         try:
-            self.files.step(step, step_record(tally, *limits))
+            self.files.step(step, step_record(tally, *limits, generated))
             if self.config.records.samples_at(step):
                 self.files.samples(step, self._samples(tally, limits[0], fetch))
         except (OSError, ValueError) as error:
@@ -105,19 +107,27 @@ class Recorder:
         return str(self.tokenizer().decode([token]))
 
 
-def step_record(tally: Tally, limit: int, next_limit: int) -> dict[str, Any]:
+def step_record(
+    tally: Tally, limit: int, next_limit: int, generated_for_step: int | None = None
+) -> dict[str, Any]:
     """Record of a step; ``docs/records.md`` says what each value means.
 
     Args:
         tally: of the real responses, at least one.
         limit: under which they were generated.
         next_limit: of the next batch.
+        generated_for_step: tokens that were generated for this step, where they are not those of
+            its responses: with Semi-OPD. Then the limit saves none.
     """
     total, tokens, cut = tally.total, tally.column("tokens"), tally.column("ended") == 0
     kept = tokens + tally.column("missing")
     # What the gate cut off again was generated, too.
     generated = torch.maximum(tally.column("gate_generated"), kept)
     ended, stopped = (tally.column(name).mean().item() for name in ("ended", "gate_stopped"))
+    saved = (tally.longest - generated)[cut].clamp(min=0)
+    counts = int(generated.sum()), int(saved.sum())
+    if generated_for_step is not None:
+        counts = generated_for_step, 0
     edges = recorded_edges(tally.longest)
     trained = sum(tally.by_position("trained", edges))
     return {
@@ -129,11 +139,11 @@ def step_record(tally: Tally, limit: int, next_limit: int) -> dict[str, Any]:
         "effective_length": _distribution(tally.column("effective_length")[tokens > 0]),
         "share": {"ended": ended, "gate": stopped, "limit": 1 - ended - stopped},
         "tokens": {
-            "generated": int(generated.sum()),
+            "generated": counts[0],
             "scored": int(total["tokens"]),
             "trained": int(trained),
             "reliable": int(total["effective_length"]),
-            "saved": int((tally.longest - generated)[cut].clamp(min=0).sum()),
+            "saved": counts[1],
         },
         "positions": _by_position(tally, edges),
     }

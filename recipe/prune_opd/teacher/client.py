@@ -8,11 +8,9 @@ import functools
 import time
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
-from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
+from recipe.prune_opd.teacher.answers import served
 from verl_ext.rollout.client import FollowingClient
 from verl_ext.rollout.rows import TopKRows
 from verl_ext.rollout.scoring import ResponseScorer, ScoreReport
@@ -78,17 +76,8 @@ class TeachingClient(FollowingClient):
             rows, own, report = known[:tokens], None, _while_growing(gate)
         else:
             rows, own, report = await self._scorer.score(output.prompt_ids, output.response_ids)
-        # copies: Ray's arrays are read-only.
-        ids, log_probs = (
-            torch.tensor(rows.ids),
-            torch.tensor(rows.log_probs),
-        )
-        if sampled:
-            ids = torch.cat(
-                [torch.tensor(output.response_ids, dtype=torch.int32).unsqueeze(-1), ids], -1
-            )
-            log_probs = torch.cat([torch.tensor(own).unsqueeze(-1), log_probs], -1)
-        output.extra_fields |= {SERVED_IDS: ids, SERVED_LOG_PROBS: log_probs, SCORE_REPORT: report}
+        answers = served(rows, output.response_ids, own if sampled else None)
+        output.extra_fields |= {**answers, SCORE_REPORT: report}
 
 
 def _while_growing(gate: GateReport) -> ScoreReport:

@@ -50,6 +50,12 @@ class Home(ABC):
         return self.prune_opd.gate.enable or not self.reference_model
 
     @property
+    def cacheable(self) -> bool:
+        """Tell whether its scores of a response stay the same while the student is trained: its own
+        top k and the sampled tokens do, the student's candidates do not."""
+        return "teacher_on_student" not in self.prune_opd.rules.needs
+
+    @property
     def worker_method(self) -> str:
         """Name of the method of ``PruneOPDWorker`` that brings the teacher's scores of a batch."""
         return "compute_ref_log_prob" if self.reference_model else "read_served_scores"

@@ -1,5 +1,5 @@
 """A training response: verl's agent loop under the budget's limit, with the gate, and scored by
-teacher servers."""
+teacher servers; or one out of the cache of Semi-OPD."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from verl.workers.rollout.replica import TokenOutput
 from recipe.prune_opd.grading import TOKENS, TRUNCATED
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.training.gated_response import GatedGeneration
+from recipe.prune_opd.training.replayed_response import PLACES, Replay
 
 LIMIT = "prune_opd_limit"
 """Batch field, int: the most tokens a response may have. Training prompts carry it, validation
@@ -55,11 +56,14 @@ class LimitedAgentLoop(SingleTurnAgentLoop):
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         """See ``SingleTurnAgentLoop``."""
-        limit = kwargs.pop(LIMIT, None)
+        limit, places = kwargs.pop(LIMIT, None), kwargs.pop(PLACES, None)
         if limit is None:
             return await self._validate(sampling_params, kwargs)
         # One dict is shared by all samples of a prompt: copied, not changed.
-        return await self._train({**sampling_params, "max_tokens": int(limit)}, kwargs)
+        sampling_params = {**sampling_params, "max_tokens": int(limit)}
+        if places is not None:
+            return await self._replay(sampling_params, kwargs, places)
+        return await self._train(sampling_params, kwargs)
 
     async def _validate(
         self, sampling_params: dict[str, Any], kwargs: dict[str, Any]
@@ -76,6 +80,14 @@ class LimitedAgentLoop(SingleTurnAgentLoop):
         output.extra_fields.update(
             {TOKENS: tokens, TRUNCATED: is_cut(generation.stop_reason, tokens, room)}
         )
+        return output
+
+    async def _replay(
+        self, sampling_params: dict[str, Any], kwargs: dict[str, Any], places: str
+    ) -> AgentLoopOutput:
+        self.server_manager = replay = Replay(places, kwargs["session_id"])
+        output = await super().run(sampling_params, **kwargs)
+        replay.teach(output.extra_fields)
         return output
 
     async def _train(

@@ -2,7 +2,7 @@
 
 import logging
 
-from recipe.prune_opd.config import QUESTIONS, GateConfig, PruneOPDConfig
+from recipe.prune_opd.config import QUESTIONS, GateConfig, PruneOPDConfig, SemiConfig
 from recipe.prune_opd.method.budget import Budget
 from recipe.prune_opd.teacher.home import Home
 
@@ -38,6 +38,7 @@ def banner(prune_opd: PruneOPDConfig, home: Home, budget: Budget) -> str:
         "weights": weights if drift.enable else "off: plain OPD",
         "budget": str(budget) if given.enable else f"off: fixed at {given.longest} tokens",
         "gate": _gate(prune_opd, budget),
+        **({"rollouts": _rollouts(prune_opd.semi, home)} if prune_opd.semi.enable else {}),
     }
     return "\n".join(["Prune-OPD", *(f"  {name:<9} {line}" for name, line in lines.items())])
 
@@ -50,6 +51,14 @@ def _gate(prune_opd: PruneOPDConfig, budget: Budget) -> str:
     first, last = gate.chunk_for(budget.limit), gate.chunk_for(longest)
     grows = f", {last} at a limit of {longest}" if last > first else ""
     return f"{prune_opd.gate_rule}, every {first} tokens{grows}"
+
+
+def _rollouts(semi: SemiConfig, home: Home) -> str:
+    scores = "with" if home.cacheable else "without"
+    bounds = {"below": semi.overlap_below, "above": semi.overlap_above}
+    given = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
+    live = f"live once the overlap is {' or '.join(given)}" if given else "never live"
+    return f"of the starting student, cached {scores} the teacher's scores in {semi.dir}; {live}"
 
 
 def chunk_warning(gate: GateConfig, limit: int) -> str | None:

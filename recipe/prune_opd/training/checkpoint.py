@@ -1,10 +1,12 @@
-"""State in a checkpoint beside verl's own: the budget's state, in a file of the same folder."""
+"""State in a checkpoint beside verl's own: that of the budget, and the phase of Semi-OPD, in a file
+of the same folder."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd.method.budget import Budget
+from recipe.prune_opd.method.phase import RolloutPhase
 
 STATE_FILE = "prune_opd.json"
 RESUME = (
@@ -14,22 +16,45 @@ RESUME = (
 """Advice about a state that cannot be read."""
 
 
-def save_state(folder: Path, budget: Budget) -> None:
+def save_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) -> None:
     """Write the state file into a checkpoint's folder, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{STATE_FILE}.partial"
-    partial.write_text(json.dumps({"budget": budget.state_dict()}))
+    state = {"budget": budget.state_dict()} | ({"semi": phase.state_dict()} if phase else {})
+    partial.write_text(json.dumps(state))
     partial.replace(folder / STATE_FILE)
 
 
-def load_state(folder: Path, budget: Budget) -> None:
-    """Go on from the state file in a checkpoint's folder: ``{"budget": state_dict()}``.
+def load_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) -> None:
+    """Go on from the state file in a checkpoint's folder: ``{"budget": state_dict()}``, and
+    ``"semi"`` of a run with Semi-OPD.
+
+    Args:
+        folder: of the checkpoint.
+        budget: gets the state.
+        phase: gets the state; None without Semi-OPD, where a phase in the file does not matter.
 
     Raises:
         ValueError: there is none, it cannot be read, is not such a file, or does not fit this
-            budget; names the file.
+            budget or phase; names the file.
     """
     file = folder / STATE_FILE
+    state = _read(file)
+    if phase is not None and "semi" not in state:
+        raise ValueError(
+            f"{file} has no phase of Semi-OPD: its run had prune_opd.semi.enable=false, so no"
+            " rollouts of its starting student; start from its weights"
+            " (actor_rollout_ref.model.path), trainer.resume_mode=disable"
+        )
+    try:
+        budget.load_state_dict(state["budget"])
+        if phase is not None:
+            phase.load_state_dict(state["semi"])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(
             f"{file} does not exist: the checkpoint was not written by the prune_opd trainer, so it"
@@ -47,10 +72,7 @@ def load_state(folder: Path, budget: Budget) -> None:
         ) from error
     if not isinstance(state, dict) or "budget" not in state:
         raise ValueError(f"{file} has no budget, it was changed or is of another version: {RESUME}")
-    try:
-        budget.load_state_dict(state["budget"])
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    return state
 
 
 class Frozen:

@@ -32,6 +32,10 @@ ERRORS = "prune_opd_errors"
 COUNTED = "prune_opd_counted"
 EXTRA = "extra_fields"  # verl's, where the agent loop leaves its reports
 
+UID, SESSION, ROLLOUT_LOG_PROBS = "uid", "session_id", "rollout_log_probs"  # verl's
+SHARD, STORED = "prune_opd_shard", "prune_opd_stored"
+"""Beginning of the files that a batch of cached rollouts is written to; what was written of it."""
+
 MODEL_FIELDS = ("input_ids", "position_ids", "loss_mask", "responses", "multi_modal_inputs")
 """Fields that an engine needs for a pass over the batch."""
 
@@ -45,6 +49,21 @@ def teacher_fields(home: Home) -> tuple[str, ...]:
 def served_fields(home: Home) -> tuple[str, ...]:
     """Name the fields ``read_served_scores`` reads."""
     return "responses", SERVED_IDS, SERVED_LOG_PROBS
+
+
+def stored_fields(home: Home, log_probs: bool) -> tuple[str, ...]:
+    """Name the fields of a response that are cached.
+
+    Args:
+        home: of the teacher.
+        log_probs: the rollout reports log-probs.
+    """
+    scores = (TEACHER_IDS, TEACHER_LOG_PROBS) if home.cacheable else ()
+    sampled = (
+        (TEACHER_SAMPLED,) if home.cacheable and "sampled" in home.prune_opd.rules.needs else ()
+    )
+    own = (ROLLOUT_LOG_PROBS,) if log_probs else ()
+    return (UID, SESSION, "prompts", "responses", "response_mask", *own, *scores, *sampled)
 
 
 READS = {"compute_ref_log_prob": teacher_fields, "read_served_scores": served_fields}

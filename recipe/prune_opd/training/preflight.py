@@ -4,6 +4,7 @@ The driver asks, before Ray starts, and the trainer asks again in its own proces
 may reach verl by another way, and a cluster have files and packages that the driver has not.
 """
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.utils import get_class
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from recipe.prune_opd.checks.attention import check_attention, check_sequence_parallelism
 from recipe.prune_opd.checks.batches import check_batches
 from recipe.prune_opd.checks.inputs import Inputs, check_inputs
+from recipe.prune_opd.checks.rollouts import check_rollouts, made_by
 from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.teacher.home import Home, build_home
@@ -64,6 +66,10 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
     check_attention(config, home.held)
     inputs = check_inputs(config, prune_opd, weights=home.has_files)
     home.check_models(config, inputs.student, inputs.teacher)
+    if prune_opd.semi.enable:
+        teacher = inputs.teacher if home.cacheable else None
+        making = made_by(config, prune_opd, inputs.student, teacher)
+        check_rollouts(Path(str(prune_opd.semi.dir)), *making)
     return inputs
 
 

@@ -44,6 +44,7 @@ from recipe.prune_opd.training.fields import (
     check_lengths,
     part_fields,
 )
+from recipe.prune_opd.training.frozen_rollouts import FrozenRollouts
 from recipe.prune_opd.training.preflight import PruningTrainer, check_files, check_values
 from recipe.prune_opd.training.worker import PruneOPDWorker, counted_tokens, scores_of
 from verl_ext import compat
@@ -51,7 +52,7 @@ from verl_ext import compat
 logger = logging.getLogger(__name__)
 
 
-class PruneOPD(PruningTrainer, PPOTrainer):
+class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
     """Mixin over one of verl's trainers: its reference model is the teacher.
 
     A trainer of the user's own is ``class Mine(PruneOPD, TheirTrainer)`` with verl's
@@ -64,7 +65,6 @@ class PruneOPD(PruningTrainer, PPOTrainer):
         ValueError: bad input, see ``recipe.prune_opd.training.preflight``.
     """
 
-    global_steps: int
     train_dataloader: Any
     tokenizer: Any
 
@@ -77,6 +77,7 @@ class PruneOPD(PruningTrainer, PPOTrainer):
         warn_of_empty_responses(config)
         self.budget = self.prune_opd.budget.build()
         self._hand_on(config, inputs.reward_function)
+        self.open_rollouts(config, inputs)
         self._data_before: tuple[int, Any] = (0, None)
         """A step, and the dataloader's state before it."""
         self._checkpoint: tuple[int, Path | None] = (0, None)
@@ -160,7 +161,7 @@ class PruneOPD(PruningTrainer, PPOTrainer):
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """The teacher's pass or its servers' answers, and one more pass of the student where the
         strategy needs it."""
-        method = self.home.worker_method
+        method = self.teacher_method
         self._on_workers(method, batch, READS[method](self.home))
         if "student_on_teacher" in self.prune_opd.rules.needs:
             batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
@@ -178,10 +179,12 @@ class PruneOPD(PruningTrainer, PPOTrainer):
         metrics.update(summarise(tally))
         if not self.home.reference_model:
             metrics.update(summarise_scores(tally))
+        if not (self.home.reference_model or self.frozen):
             self._refuse_missing(metrics, self._last_error(batch, tally, "score"))
         if self.prune_opd.gate.enable:
             metrics.update(summarise_gate(tally))
             self._warn_of_faults(metrics, self._last_error(batch, tally, "gate"))
+        generated = self.end_phase(batch, metrics)
         # A response of which nothing was scored says nothing about the limit.
         scored = tally.column("effective_length")[tally.column("tokens") > 0]
         # Here and not at the end of the step: verl saves its checkpoint before that.
@@ -190,7 +193,7 @@ class PruneOPD(PruningTrainer, PPOTrainer):
         if self.recorder:
             # Before the step's checkpoint, so that a step a resumed run stands on is there.
             limits, fetch = (limit, self.budget.limit), partial(self._samples, batch)
-            self.recorder.write(self.global_steps, tally, limits, fetch)
+            self.recorder.write(self.global_steps, tally, limits, fetch, generated)
         return batch
 
     def _tally(self, batch: KVBatchMeta) -> Tally:
@@ -280,14 +283,6 @@ class PruneOPD(PruningTrainer, PPOTrainer):
         batch.fields = list(UPDATE_FIELDS)
         return super()._update_actor(batch, metrics)
 
-    def _on_workers(self, method: str, batch: KVBatchMeta, fields: tuple[str, ...]) -> None:
-        """Run a worker method that reads ``fields`` from TransferQueue and writes its results back
-        to it."""
-        batch.fields = list(fields)  # without it every worker would fetch every field
-        done = getattr(self.actor_rollout_wg, method)(batch)
-        if len(done) != len(batch):
-            raise RuntimeError(f"{method} answered for {len(done)} of {len(batch)} responses")
-
     # ---------------------------------------------------------------------------------- checkpoints
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
@@ -315,7 +310,7 @@ class PruneOPD(PruningTrainer, PPOTrainer):
         """The budget's state goes in first: verl's last act is the file that declares the
         checkpoint complete."""
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-        save_state(folder, self.budget)
+        save_state(folder, self.budget, self.phase)
         super()._save_checkpoint()
         self._checkpoint = self.global_steps, folder
 
@@ -327,7 +322,7 @@ class PruneOPD(PruningTrainer, PPOTrainer):
         folder = trainer.resume_from_path
         if trainer.resume_mode == "auto":
             folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
-        load_state(Path(folder), self.budget)
+        load_state(Path(folder), self.budget, self.phase)
         self._checkpoint = self.global_steps, Path(folder)
 
 

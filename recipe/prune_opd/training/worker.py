@@ -58,13 +58,14 @@ from recipe.prune_opd.training.fields import (
     advantage_fields,
     reports,
 )
+from recipe.prune_opd.training.rollout_writer import RolloutWriter
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
 
 _on_actor = make_nd_compute_dataproto_dispatch_fn(mesh_name="actor")
 _on_ref = make_nd_compute_dataproto_dispatch_fn(mesh_name="ref")
 
 
-class PruneOPDWorker(ActorRolloutRefWorker):
+class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
     """Student (actor and rollout) and frozen teacher (reference model) on the same devices.
 
     ``config`` is verl's ``actor_rollout_ref`` node with ``prune_opd`` and ``teacher_vocab_size``

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.checks.settings import GATE_SETTINGS, SETTINGS
+from recipe.prune_opd.checks.settings import GATE_SETTINGS, SEMI_SETTINGS, SETTINGS
 from recipe.prune_opd.training.preflight import check_values
 
 # ----------------------------------------------------------------------------------------- settings
@@ -69,6 +69,17 @@ def test_wrong_settings_are_refused(config, setting):
     found, allowed = WRONG[setting.key], setting.allowed[0]
     assert message.startswith(f"{setting.key}: got {found!r}, allowed with prune_opd: {allowed}")
     assert message.endswith(setting.why)
+
+
+@pytest.mark.parametrize("setting", SEMI_SETTINGS, ids=lambda setting: setting.key)
+def test_wrong_settings_are_refused_with_semi_opd_alone(config, setting):
+    assert OmegaConf.select(config, setting.key) in setting.allowed
+    OmegaConf.update(config, setting.key, True, force_add=True)
+    check_values(config)
+    config.prune_opd.semi.enable = True
+    with pytest.raises(ValueError, match=r"allowed with prune_opd\.semi\.enable: False") as refused:
+        check_values(config)
+    assert str(refused.value).startswith(f"{setting.key}: got True")
 
 
 # --------------------------------------------------------------------------------------------- gate

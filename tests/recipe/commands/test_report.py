@@ -303,6 +303,23 @@ def test_a_summary_by_hand(run):
     assert summary.notes([read_run(run, "one")]) == []
 
 
+@pytest.mark.parametrize("records", [True, False])
+def test_with_cached_rollouts_tokens_are_counted_once(tmp_path, records):
+    semi = [
+        {"prune_opd__semi__frozen": 1, "prune_opd__semi__generated_tokens": n} for n in (900, 0)
+    ]
+    write_log(tmp_path / "x/metrics.jsonl", [(i, metrics(i, **semi[i - 1])) for i in (1, 2)])
+    if records:
+        written = Records(tmp_path / "x/records")
+        for step, tokens in enumerate([900, 0], 1):
+            line = record(step)
+            written.step(step, line | {"tokens": line["tokens"] | {"generated": tokens}})
+    run = read_run(tmp_path / "x", "x")
+    assert run.generated() == {1: 900, 2: 0}
+    if records:  # of the tokens trained on, not of those generated
+        assert summary.summary(run)["reliable_share"] == 0.75
+
+
 def test_sums_over_other_steps_say_so(tmp_path, capsys, few):
     """The log lacks step 3; the records, without their first, have it."""
     write_log(tmp_path / "x/metrics.jsonl", [(step, metrics(step)) for step in (1, 2, 4)])

@@ -78,6 +78,14 @@ def test_of_a_large_batch_lengths_are_kept_evenly(tally_of):
     json.dumps(record, allow_nan=False)
 
 
+def test_of_cached_responses_nothing_was_generated_and_nothing_saved(tally_of):
+    tally = tally_of({"tokens": 3, "effective_length": 2}, longest=LONGEST)
+    tokens = step_record(tally, 7, 7)["tokens"]
+    cached = step_record(tally, 7, 7, generated_for_step=0)["tokens"]
+    assert cached == tokens | {"generated": 0, "saved": 0}
+    assert step_record(tally, 7, 7, generated_for_step=90)["tokens"]["generated"] == 90
+
+
 def test_a_step_in_which_nothing_was_scored_is_no_error(tally_of):
     record = step_record(tally_of({"tokens": 0, "missing": 4}), 7, 7)
     assert record["effective_length"] is None

@@ -32,6 +32,17 @@ def test_tells_whose_weights_are_not_the_papers():
     assert "  weights   importance, γ = 0.5" in said(drift={"weights": "importance"}).splitlines()
 
 
+def test_tells_where_rollouts_come_from():
+    semi = {"enable": True, "dir": "/shared/r"}
+    assert "rollouts" not in said()
+    text = said(semi=semi)
+    assert "cached without the teacher's scores in /shared/r; never live" in text
+    text = said(semi=semi | {"switch": "overlap", "overlap_below": 0.4}, strategy="sampled")
+    assert (
+        "cached with the teacher's scores in /shared/r; live once the overlap is below 0.4" in text
+    )
+
+
 RULES = {
     "cumulative": "w_drop = 0.03",
     "windowed": "above 0.25 events per token over 40 tokens",

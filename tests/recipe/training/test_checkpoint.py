@@ -6,6 +6,7 @@ import re
 import pytest
 
 from recipe.prune_opd.method.budget import ResponseBudget
+from recipe.prune_opd.method.phase import RolloutPhase
 from recipe.prune_opd.training.checkpoint import STATE_FILE, load_state, save_state
 
 PAPER = {"init": 2048, "min": 1024, "max": 12288}
@@ -67,3 +68,21 @@ def test_a_state_file_that_cannot_be_used_is_named(case, tmp_path):
     assert str(error.value).startswith(str(file))
     assert "\n" not in str(error.value)
     assert budget.state_dict() == before
+
+
+def test_the_phase_of_semi_opd_is_read_as_it_was_saved(tmp_path):
+    budget, phase, resumed = ResponseBudget(**PAPER), RolloutPhase("r", 0.5), RolloutPhase("r")
+    phase.update(0.1)
+    save_state(tmp_path, budget, phase)
+    load_state(tmp_path, budget, resumed)
+    assert not resumed.frozen
+    load_state(tmp_path, budget)  # a run without Semi-OPD goes on from it, too
+    save_state(tmp_path, budget, RolloutPhase("r"))
+    with pytest.raises(ValueError, match=r"prune_opd\.json: semi\.rollouts: got r"):
+        load_state(tmp_path, budget, RolloutPhase("another"))
+
+
+def test_a_checkpoint_without_rollouts_is_not_gone_on_with_frozen(tmp_path):
+    save_state(tmp_path, ResponseBudget(**PAPER))
+    with pytest.raises(ValueError, match="has no phase of Semi-OPD"):
+        load_state(tmp_path, ResponseBudget(**PAPER), RolloutPhase("r"))

@@ -77,7 +77,9 @@ class Run:
         """
         found = {}
         for step, metrics in self.logged.items():
-            if "prune_opd/generated_tokens" in metrics:
+            if "prune_opd/semi/generated_tokens" in metrics:
+                found[step] = metrics["prune_opd/semi/generated_tokens"]
+            elif "prune_opd/generated_tokens" in metrics:
                 overshoot = metrics.get("prune_opd/gate/overshoot_tokens", 0)
                 found[step] = metrics["prune_opd/generated_tokens"] + overshoot
             elif TOKENS.keys() <= metrics.keys():

@@ -50,13 +50,15 @@ def summary(run: Run) -> dict[str, Any]:
     sums = {name: math.fsum(each[name].values()) if each[name] else None for name in SUMS}
     hours = sums.pop("hours")
     pairs = {name: _ends(each[name]) for name in PAIRS}
+    # With Semi-OPD a token is generated once and trained on often.
+    whole = each["scored" if run.metric("prune_opd/semi/frozen") else "generated"]
     return {
         "run": run.name,
         "steps": run.last,
         "accuracy": {name: _ends(values) for name, values in run.accuracies().items()},
         **pairs,
         "tokens": sums,
-        "reliable_share": share(each["reliable"], each["generated"]),
+        "reliable_share": share(each["reliable"], whole),
         "hours": hours,
         "counted": {name: ranges(each[name]) for name in SUMS if each[name]},
         "faults": list(run.faults),
