@@ -1,0 +1,185 @@
+"""Train the students and teachers of ``signposts.py``.
+
+The **student** knows how to follow signs, and has an old map half in mind: on each step over a
+rebuilt road it takes the new destination with a probability of 0.4. So it leaves the route after
+some five tokens of 64, and has the right answer among its candidates when it does.
+
+Teachers are of another lineage: trained from other weights, on other routes, by the new map.
+
+    guide     has seen right routes alone. What it says of a place without a signpost is what a
+              model says of what it has not seen; where roads lead it still knows.
+    drifting  has also seen travellers off the route, who go by habit and, at a share ``rho`` of the
+              places, by the old map. On the route it is as right as the guide; off the route its
+              advice is confident and teaches what is wrong on the route.
+
+    python examples/pairs/signposts_pair.py --out DIR [--rho 1.0]     # DIR/student, DIR/teacher
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import signposts as task
+import tiny
+import torch
+import torch.nn.functional as F
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training run."""
+
+    updates: int
+    min_steps: int
+    max_steps: int
+    routes: int
+    """Right routes of a batch."""
+    lost: int = 0
+    """Travellers off the route in a batch."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what the two models are; the cache is keyed by it."""
+
+    seed: int = 0
+    """The student's; the teacher's is another."""
+    rho: float | None = 1.0
+    """Share of the places at which the teacher goes by the old map when it is off the route; None:
+    the guide, which has never been there."""
+    belief: float = 0.4
+    """Probability of the new map in the student's mind."""
+    heads: int = 4
+    lr: float = 5e-3
+    short: Stage = Stage(350, 4, 12, 64)
+    student: Stage = Stage(400, 12, task.STEPS, 24)
+    teacher: Stage = Stage(800, 12, task.STEPS, 16, 10)
+
+
+def lost(
+    rng: Generator, count: int, steps: int, rho: float
+) -> tuple[task.Array, task.Array, NDArray[np.bool_]]:
+    """Routes with one wrong step, and what habit does behind it.
+
+    Args:
+        rng: source of randomness.
+        count: B.
+        steps: n of each route.
+        rho: share of the places at which rebuilt roads lead where the old map says.
+
+    Returns:
+        Token ids of the prompts, (B, n + 5), and of the responses, (B, 2n), and which of their
+        tokens are to be learned, (B, 2n): those behind the wrong step. A place with a signpost is
+        left as the sign says.
+    """
+    world, routes = task.WORLD, task.draw(rng, count, steps)
+    old_here = np.random.default_rng(4243).random(task.PLACES) < rho
+    responses, learned = routes.solutions.copy(), np.zeros((count, 2 * steps), dtype=bool)
+    for row in range(count):
+        signs = dict(zip(routes.places[row, :-1].tolist(), routes.roads[row].tolist(), strict=True))
+        at = int(rng.integers(0, steps - 1))
+        before, road = routes.places[row, at], routes.roads[row, at]
+        astray = world.old[before, road] if rng.random() < 0.5 else rng.integers(0, task.PLACES)
+        if astray == world.new[before, road]:
+            continue
+        here = responses[row, 2 * at + 1] = int(astray)
+        responses[row, 2 * at + 1] += task.PLACE
+        for step in range(at + 1, steps):
+            signed = here in signs
+            road = signs[here] if signed else int(world.habit[here])
+            by = world.old if old_here[here] and not signed else world.new
+            here = int(by[here, road])
+            responses[row, 2 * step : 2 * step + 2] = task.ROAD + road, task.PLACE + here
+        learned[row, 2 * at + 2 :] = True
+    return routes.prompts, responses, learned
+
+
+def losses(
+    model: LlamaForCausalLM, rng: Generator, stages: list[Stage], belief: float, rho: float | None
+) -> Iterator[Tensor]:
+    """Mean cross-entropy over the learned tokens of each update's batch."""
+    for stage in (each for each in stages for _ in range(each.updates)):
+        steps = int(rng.integers(stage.min_steps, stage.max_steps + 1))
+        routes = task.draw(rng, stage.routes, steps, belief)
+        prompts, responses = routes.prompts, routes.solutions
+        learned = np.ones_like(responses, dtype=bool)
+        if rho is not None and stage.lost:
+            astray = lost(rng, stage.lost, steps, rho)
+            prompts, responses, learned = (
+                np.concatenate(parts)
+                for parts in zip((prompts, responses, learned), astray, strict=True)
+            )
+        ids = torch.from_numpy(np.concatenate([prompts, responses], 1))
+        labels = torch.from_numpy(np.where(learned, responses, IGNORE))
+        hidden = model.model(ids).last_hidden_state[:, prompts.shape[1] - 1 : -1]
+        logits = model.lm_head(hidden[labels != IGNORE])
+        yield F.cross_entropy(logits, labels[labels != IGNORE])
+
+
+def train_one(out: Path, name: str, settings: Settings) -> None:
+    """Train and save ``out/name``, ``student`` or ``teacher``."""
+    torch.set_num_threads(1)
+    student, tokenizer = name == "student", task.build_tokenizer()
+    seed = settings.seed if student else settings.seed + 11
+    torch.manual_seed(seed)
+    model = tiny.build_model(tokenizer, heads=settings.heads)
+    stages = [settings.short, settings.student if student else settings.teacher]
+    belief, rho = (settings.belief, None) if student else (1.0, settings.rho)
+    drawn = losses(model, np.random.default_rng(seed), stages, belief, rho)
+    updates = sum(stage.updates for stage in stages)
+    tiny.fit(model, drawn, updates, settings.lr, f"training the {name}")
+    tiny.save(model, tokenizer, out / name)
+
+
+def build_pair(out: Path, settings: Settings) -> bool:
+    """Train and save ``out/student`` and ``out/teacher``, side by side in two processes; False
+    where a pair of these settings is already there."""
+
+    def build() -> None:
+        with get_context("spawn").Pool(2) as pool:
+            jobs = [(out, name, settings) for name in ("student", "teacher")]
+            pool.starmap(train_one, jobs)
+
+    return tiny.build_once(
+        out, ("student", "teacher"), [asdict(settings), task.VOCABULARY[:10]], build
+    )
+
+
+@torch.no_grad()
+def respond(model: LlamaForCausalLM, prompts: Tensor, sample: bool) -> Tensor:
+    """Responses to the prompts, greedy or sampled at temperature 1, (B, 2n)."""
+    how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
+    ids = model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=task.MAX_RESPONSE_TOKENS,
+        **how,
+    )
+    return ids[:, prompts.shape[1] :]
+
+
+def main() -> None:
+    """Command line: train the pair unless it is there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for student/ and teacher/")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rho", type=float, default=1.0, help="below 0: the guide")
+    args = parser.parse_args()
+    settings = Settings(seed=args.seed, rho=args.rho if args.rho >= 0 else None)
+    done = "trained" if build_pair(args.out, settings) else "found a trained pair"
+    print(done, "in", args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Tiny Llamas over word-level vocabularies: made, trained and saved the way a hub folder holds
+them."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
+SPECIALS = [PAD, EOS, UNK, "<system>", "<user>", "<assistant>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<' ~ message['role'] ~ '> ' ~ message['content'] ~ ' ' }}{%"
+    " endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def word_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
+    """Word-level tokenizer; ids follow the order of ``vocabulary``, which begins with
+    ``SPECIALS``."""
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNK)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        additional_special_tokens=[token for token in SPECIALS if token not in (PAD, EOS, UNK)],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, width: int = 64, layers: int = 2, heads: int = 2
+) -> LlamaForCausalLM:
+    """a tiny Llama with fresh weights."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=1024,
+        # The usual 0.02 is for wide models; a narrow one starts slowly from it.
+        initializer_range=0.1,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write model, tokenizer and generation settings the way a hub folder holds them."""
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def fit(
+    model: LlamaForCausalLM, losses: Iterator[Tensor], updates: int, lr: float, title: str
+) -> None:
+    """Train a model: warm-up, constant rate, linear decay over the last third.
+
+    Args:
+        model: trained in place.
+        losses: the loss of each update, computed when it is asked for.
+        updates: how many.
+        lr: largest learning rate of AdamW.
+        title: of the progress bar.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 20, 0.05 + 3 * (1 - step / updates))
+    )
+    model.train()
+    for _ in (bar := tqdm(range(updates), desc=title)):
+        loss = next(losses)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    model.eval()
+
+
+def build_once(out: Path, names: tuple[str, ...], settings: Any, build: Callable[[], None]) -> bool:
+    """Build models into folders, unless some of the same settings are there already.
+
+    On one thread: tensors are so small that more threads gain little, and lose much where cores are
+    shared.
+
+    Args:
+        out: folder of the models.
+        names: of the folders that ``build`` writes in it.
+        settings: everything that decides what the models are, in values that JSON has.
+        build: trains and saves them.
+
+    Returns:
+        False where they were there.
+    """
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    stamp = out / "pair.json"
+    if stamp.is_file() and json.loads(stamp.read_text()).get("key") == key:
+        return False
+    for name in names:
+        shutil.rmtree(out / name, ignore_errors=True)
+    torch.set_num_threads(1)
+    started = time.time()
+    build()
+    stamp.write_text(json.dumps({"key": key, "seconds": round(time.time() - started)}))
+    return True
