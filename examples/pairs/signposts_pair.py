@@ -62,7 +62,7 @@ class Settings:
     lr: float = 5e-3
     short: Stage = Stage(350, 4, 12, 64)
     student: Stage = Stage(400, 12, task.STEPS, 24)
-    teacher: Stage = Stage(800, 12, task.STEPS, 16, 10)
+    teacher: Stage = Stage(950, 12, task.STEPS, 20, 8)
 
 
 def lost(

@@ -21,6 +21,8 @@ from transformers import (
 )
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
+HEAD_DIM = 32
+"""Width of an attention head, the smallest that vLLM's attention on a CPU has."""
 SPECIALS = [PAD, EOS, UNK, "<system>", "<user>", "<assistant>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<' ~ message['role'] ~ '> ' ~ message['content'] ~ ' ' }}{%"
@@ -58,6 +60,7 @@ def build_model(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
+        head_dim=HEAD_DIM,
         max_position_embeddings=1024,
         # The usual 0.02 is for wide models; a narrow one starts slowly from it.
         initializer_range=0.1,

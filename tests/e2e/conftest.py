@@ -12,9 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 SLOW = {
-    "vllm": {"plain", "adopted", "output"},
+    "vllm": {"plain", "adopted", "output", "extended", "permuted", "filling", "semi", "scored"},
     # What the engine has no part in is tested with vLLM: the trainer's own passes, its state.
-    "sglang": {"plain", "adopted", "same", "resumed", "permuted", "extended", "orphaned", "output"},
+    "sglang": {
+        *("plain", "adopted", "same", "resumed", "permuted", "extended", "orphaned", "output"),
+        *("filling", "semi", "scored"),
+    },
 }
 """Runs of a minute or more that rarely find anything, by their fixture."""
 

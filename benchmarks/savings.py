@@ -1,0 +1,285 @@
+"""What does pruning save, and against what? The real trainer, one arm and one seed a run.
+
+    python benchmarks/savings.py --pair drifting --out runs/savings    # hours; goes on where it
+    stopped
+    python benchmarks/savings.py --arms plain gate random --seeds 1 2    # a part of it
+    python benchmarks/savings.py --tune plain gate    # learning rates, on seed 0
+
+All arms of a pair start from the same models, see the same problems in the same order of a seed,
+and are validated on the same problems, greedily. ``--tune`` runs an arm at the three learning
+rates of ``RATES`` with seed 0, which no table counts, and prints which ended best; ``BEST`` keeps
+what came of it. ``random`` and ``fixed_mean`` take their lengths from the seed's ``gate`` run,
+which is therefore run first.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "pairs"))
+import launch
+import signposts
+import signposts_pair
+
+from recipe.prune_opd.records.files import read_steps
+
+HERE = Path(__file__).resolve().parent
+EVERY, STEPS, TUNING = 5, 40, 0
+"""Steps between validations, steps of a run, seed on which learning rates are chosen."""
+RATES = (1e-3, 2e-3, 4e-3)
+BEST: dict[str, float] = {}
+"""Learning rate of an arm where another than the task's ended best on the seed that is not
+counted."""
+PAIRS = {
+    "drifting": signposts_pair.Settings(),
+    "dial_0.3": signposts_pair.Settings(rho=0.3),
+    "guide": signposts_pair.Settings(rho=None),
+}
+NO_LIMIT = "prune_opd.budget.enable=false"
+W_BASE = "prune_opd.drift.w_base="
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train."""
+
+    recipe: str
+    settings: tuple[str, ...] = ()
+    after_gate: Callable[[Path], list[str]] = field(default=lambda _: [])
+    """Settings that come from the folder of the seed's gate run."""
+
+
+def mean_length(gate: Path) -> list[str]:
+    """A fixed limit at the mean length that the gate kept."""
+    steps, _ = read_steps(gate / "checkpoints" / "records")
+    kept = [length for step in steps for length in step["lengths"]]
+    return [f"prune_opd.budget.max={round(statistics.mean(kept))}"]
+
+
+def records(gate: Path) -> list[str]:
+    """Stops at random, with the lengths that the gate kept at the same step."""
+    return [f"+prune_opd.budget.args.records={gate / 'checkpoints' / 'records'}"]
+
+
+def fixed(tokens: int) -> Arm:
+    """Plain OPD under a fixed limit."""
+    return Arm("opd_fixed_length", (f"prune_opd.budget.max={tokens}",))
+
+
+ARMS = {
+    "gate": Arm("prune_opd_gate", (NO_LIMIT,)),
+    "plain": Arm("opd"),
+    "gate_limit": Arm("prune_opd_gate"),
+    "gate_w_base_0.5": Arm("prune_opd_gate", (NO_LIMIT, f"{W_BASE}0.5")),
+    "gate_generated": Arm("prune_opd_gate", (NO_LIMIT, "prune_opd.loss_normaliser=generated")),
+    "gate_alone": Arm("prune_opd_gate", (NO_LIMIT, "prune_opd.drift.enable=false")),
+    "perfect": Arm(
+        "opd",
+        (
+            "actor_rollout_ref.rollout.agent.default_agent_loop=perfect_stop",
+            f"actor_rollout_ref.rollout.agent.agent_loop_config_path={HERE / 'perfect_stop.yaml'}",
+        ),
+    ),
+    "random": Arm("opd", ("prune_opd.budget.enable=true", "prune_opd.budget.rule=random"), records),
+    "fixed_mean": Arm("opd_fixed_length", (), mean_length),
+    "fixed_8": fixed(8),
+    "fixed_16": fixed(16),
+    "first_16": Arm("opd_first", ("prune_opd.drift.weights_args.tokens=16",)),
+    "iw": Arm("iw_opd"),
+    "weights": Arm("prune_opd", (NO_LIMIT,)),
+    "weights_w_base_0": Arm("prune_opd", (NO_LIMIT, f"{W_BASE}0")),
+    "limit": Arm("prune_opd", ("prune_opd.drift.enable=false",)),
+    "batch": Arm("prune_opd"),
+    "batch_w_base_0": Arm("prune_opd", (f"{W_BASE}0",)),
+    "semi": Arm("semi_opd"),
+    "semi_weights": Arm("prune_opd", (NO_LIMIT, f"{W_BASE}0", "prune_opd.semi.enable=true")),
+}
+"""The arms, those first that others take their lengths from."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind, at each validation."""
+
+    tokens: list[float]
+    """Generated so far, those after a stop included."""
+    seconds: list[float]
+    """Of training steps so far, validation and start-up left out."""
+    progress: list[float]
+    """Share of a route before the first wrong word."""
+    right: list[float]
+    """Share of whole routes that are right."""
+    spent: float
+    """Share of the generated tokens that came after reliability was 0."""
+
+
+def read(folder: Path) -> Run:
+    """Read a run's log."""
+    tokens, seconds, wasted = 0.0, 0.0, 0.0
+    run = Run([], [], [], [], 0.0)
+    for record in launch.read(folder / "metrics.jsonl"):
+        tokens += (generated := launch.spent(record))
+        wasted += generated - record.get("prune_opd/kept_tokens", generated)
+        seconds += record.get("timing_s/step", 0) - record.get("timing_s/testing", 0)
+        if (progress := launch.validated(record, "progress")) is not None:
+            run.tokens.append(tokens)
+            run.seconds.append(seconds)
+            run.progress.append(progress)
+            run.right.append(launch.validated(record, "reward") or 0.0)
+    return Run(run.tokens, run.seconds, run.progress, run.right, wasted / max(1.0, tokens))
+
+
+def done(folder: Path, steps: int) -> bool:
+    """Tell whether a run has come to its end."""
+    logged = launch.training_steps(launch.read(folder / "metrics.jsonl"))
+    return len(logged) >= steps
+
+
+def first_reach(run: Run, target: float, cost: list[float]) -> float:
+    """Cost at which a run's progress first meets a target, linear between two validations;
+    infinite where it never does."""
+    for at, progress in enumerate(run.progress):
+        if progress >= target:
+            if at == 0:
+                return cost[0]
+            before, step = run.progress[at - 1], cost[at] - cost[at - 1]
+            return cost[at - 1] + step * (target - before) / (progress - before)
+    return float("inf")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Runs of one pair."""
+
+    name: str
+    out: Path
+    steps: int
+
+    @property
+    def shared(self) -> Path:
+        """Folder of the pair's models and data."""
+        return self.out / "shared"
+
+    def prepare(self) -> None:
+        """Train the pair and write the data, unless they are there."""
+        self.shared.mkdir(parents=True, exist_ok=True)
+        signposts_pair.build_pair(self.shared / "models", PAIRS[self.name])
+        signposts.write_parquet(self.shared / "data", validation=launch.VALIDATION_PROBLEMS)
+
+    def folder(self, arm: str, seed: int, lr: float) -> Path:
+        """Folder of a run."""
+        return self.out / f"{arm}_seed_{seed}_lr_{lr:g}"
+
+    def rate(self, arm: str) -> float:
+        """Learning rate of an arm."""
+        return BEST.get(arm, launch.SIGNPOSTS.lr)
+
+    def run(self, arm: str, seed: int, lr: float) -> Run:
+        """Run an arm unless it has been run, and read what came of it."""
+        folder = self.folder(arm, seed, lr)
+        if not done(folder, self.steps):
+            folder.mkdir(parents=True, exist_ok=True)
+            chosen = ARMS[arm]
+            overrides = [
+                *chosen.settings,
+                *chosen.after_gate(self.folder("gate", seed, self.rate("gate"))),
+                f"data.seed={seed}",
+                f"actor_rollout_ref.rollout.seed={seed}",
+                f"actor_rollout_ref.actor.optim.lr={lr}",
+                f"trainer.test_freq={EVERY}",
+                "trainer.save_freq=-1",
+            ]
+            command = launch.training_command(
+                self.shared, folder, chosen.recipe, self.steps, overrides, launch.SIGNPOSTS
+            )
+            started = time.monotonic()
+            launch.train(command, folder, self.steps, timeout=3600)
+            print(f"{folder.name}: {time.monotonic() - started:.0f} s", flush=True)
+        return read(folder)
+
+
+def spread(values: list[float], form: str) -> str:
+    """Mean, and the values where there are several."""
+    mean = format(statistics.mean(values), form)
+    several = f" ({', '.join(format(value, form) for value in values)})"
+    return mean + (several if len(values) > 1 else "")
+
+
+def table(name: str, runs: dict[str, dict[int, Run]]) -> Table:
+    """The arms of a pair, a row each."""
+    columns = ("progress", "at its best", "routes right", "tokens, thousands", "seconds")
+    ratios = ("tokens to plain's end", "seconds to plain's end", "progress, gate's tokens")
+    head = Table(
+        "arm", *columns, *ratios, "after R = 0", title=f"Pair {name}", title_justify="left"
+    )
+    plain, gate = runs.get("plain", {}), runs.get("gate", {})
+    for arm, seeds in runs.items():
+        all_runs = list(seeds.values())
+        both = [(seeds[seed], plain[seed]) for seed in seeds if seed in plain]
+        equal = [(seeds[seed], gate[seed]) for seed in seeds if seed in gate]
+        tokens, seconds = (
+            [
+                first_reach(mine, other.progress[-1], getattr(mine, what))
+                / getattr(other, what)[-1]
+                for mine, other in both
+            ]
+            for what in ("tokens", "seconds")
+        )
+        same = [
+            float(np.interp(other.tokens[-1], mine.tokens, mine.progress)) for mine, other in equal
+        ]
+        head.add_row(
+            arm,
+            spread([run.progress[-1] for run in all_runs], ".1%"),
+            spread([max(run.progress) for run in all_runs], ".1%"),
+            spread([run.right[-1] for run in all_runs], ".1%"),
+            spread([run.tokens[-1] / 1000 for run in all_runs], ".0f"),
+            spread([run.seconds[-1] for run in all_runs], ".0f"),
+            *(spread(each, ".2f") if each else "-" for each in (tokens, seconds)),
+            spread(same, ".1%") if same else "-",
+            spread([run.spent for run in all_runs], ".1%"),
+        )
+    return head
+
+
+def main() -> None:
+    """Command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pair", choices=PAIRS, default="drifting")
+    parser.add_argument("--out", type=Path, default=Path("runs/savings"))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--tune", nargs="+", choices=ARMS, metavar="ARM", help="learning rates")
+    args = parser.parse_args()
+    # Where the workers find perfect_stop.py.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(HERE), os.environ.get("PYTHONPATH")))
+    )
+    bench = Bench(args.pair, args.out.resolve() / args.pair, args.steps)
+    bench.prepare()
+    for arm in args.tune or ():
+        ends = {lr: bench.run(arm, TUNING, lr).progress[-1] for lr in RATES}
+        print(arm, ", ".join(f"{lr:g}: {end:.1%}" for lr, end in ends.items()), flush=True)
+    if args.tune:
+        return
+    runs: dict[str, dict[int, Run]] = {arm: {} for arm in ARMS if arm in args.arms}
+    for seed in args.seeds:
+        for arm, found in runs.items():
+            found[seed] = bench.run(arm, seed, bench.rate(arm))
+    Console(width=220).print(table(args.pair, runs))
+
+
+if __name__ == "__main__":
+    main()
