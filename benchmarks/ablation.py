@@ -1,13 +1,14 @@
 """Does stopping responses in flight cost accuracy? Gate off and on, with and without the suffix's
 weight, some seeds.
 
-The quickstart's pair and task under a fixed limit, so that nothing but the gate shortens a
+The walk pair under a fixed limit, so that nothing but the gate shortens a
 response. All runs divide the loss by the reliable tokens: by generated tokens, a stop would also
 scale the gradient up. A seed sets the order of the problems and the sampling; the two models are
 the same in all runs. Accuracy is greedy on 256 held-out problems.
 
-    python benchmarks/ablation.py --out runs/ablation     # 12 runs of 5 minutes on 2 cores; goes on
-    where it stopped
+    python benchmarks/ablation.py --out runs/ablation     # 12 runs of 5 minutes on 2 cores
+
+It goes on where it stopped.
 
 Two comparisons: after the same steps, and after the same generated tokens (linear between two
 validations; the tokens are those of the shortest run of the seed).
@@ -24,10 +25,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
-import pair
-import run
-import task
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pairs"))
+import launch
+import walk
+import walk_pair
 
 STEPS, EVERY = 24, 6
 VARIANTS = list(product((False, True), (0.0, 0.5)))
@@ -36,7 +37,7 @@ Curve = dict[int, tuple[float, float]]
 
 
 def overrides(gate: bool, w_base: float, seed: int) -> list[str]:
-    """What a run adds to the quickstart's command."""
+    """What a run adds to the walk task's command."""
     return [
         f"prune_opd.gate.enable={gate}",
         f"prune_opd.drift.w_base={w_base}",
@@ -54,13 +55,10 @@ def overrides(gate: bool, w_base: float, seed: int) -> list[str]:
 def curve(folder: Path) -> Curve:
     """Accuracy over the steps of a run."""
     tokens, points = 0.0, {}
-    for record in run.read(folder / "metrics.jsonl"):
-        tokens += record.get("prune_opd/generated_tokens", 0) + record.get(
-            "prune_opd/gate/overshoot_tokens", 0
-        )
-        for key, value in record.items():
-            if key.startswith("val-core/") and "mean@" in key:
-                points[int(record["step"])] = (tokens, value)
+    for record in launch.read(folder / "metrics.jsonl"):
+        tokens += launch.spent(record)
+        if (accuracy := launch.validated(record, "reward")) is not None:
+            points[int(record["step"])] = (tokens, accuracy)
     return points
 
 
@@ -85,19 +83,20 @@ def main() -> None:
     args = parser.parse_args()
     shared = args.out.resolve() / "shared"
     shared.mkdir(parents=True, exist_ok=True)
-    pair.build_pair(shared / "models", pair.Settings())
-    task.write_parquet(shared / "data", validation=run.VALIDATION_PROBLEMS)
+    walk_pair.build_pair(shared / "models", walk_pair.Settings())
+    walk.write_parquet(shared / "data", validation=launch.VALIDATION_PROBLEMS)
 
     curves: dict[tuple[bool, float, int], Curve] = {}
     for seed, (gate, w_base) in product(args.seeds, VARIANTS):
         folder = args.out.resolve() / f"gate_{'on' if gate else 'off'}_w_base_{w_base}_seed_{seed}"
         folder.mkdir(exist_ok=True)
         if STEPS not in curve(folder):
-            command = run.training_command(
-                shared, "prune_opd", STEPS, overrides(gate, w_base, seed)
+            settings = overrides(gate, w_base, seed)
+            command = launch.training_command(
+                shared, folder, "prune_opd", STEPS, settings, launch.WALK
             )
             started = time.monotonic()
-            run.train(command, folder, STEPS, timeout=1200)
+            launch.train(command, folder, STEPS, timeout=1200)
             print(f"{folder.name}: {time.monotonic() - started:.0f} s, {curve(folder)}", flush=True)
         curves[gate, w_base, seed] = curve(folder)
 

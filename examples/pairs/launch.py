@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 VALIDATION_PROBLEMS = 256
 STARTUP_HINT = "starting Ray, the rollout engine and the workers, about a minute and a half"
 GATE_OVERSHOOT = "prune_opd/gate/overshoot_tokens"
+SEMI_GENERATED = "prune_opd/semi/generated_tokens"
 
 
 @dataclass(frozen=True)
@@ -210,4 +211,6 @@ def validated(record: dict[str, float], what: str) -> float | None:
 
 def spent(record: dict[str, float]) -> float:
     """Tokens that a step generated, those after a stop included."""
-    return record.get("prune_opd/generated_tokens", 0) + record.get(GATE_OVERSHOOT, 0)
+    kept = record.get("prune_opd/generated_tokens", 0)
+    # Semi-OPD's frozen steps train on responses that were generated before.
+    return record.get(SEMI_GENERATED, kept + record.get(GATE_OVERSHOOT, 0))

@@ -50,7 +50,7 @@ def word_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, width: int = 64, layers: int = 2, heads: int = 2
 ) -> LlamaForCausalLM:
-    """a tiny Llama with fresh weights."""
+    """A tiny Llama with fresh weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -125,6 +125,7 @@ def build_once(out: Path, names: tuple[str, ...], settings: Any, build: Callable
     stamp = out / "pair.json"
     if stamp.is_file() and json.loads(stamp.read_text()).get("key") == key:
         return False
+    stamp.unlink(missing_ok=True)  # it says that the models are whole
     for name in names:
         shutil.rmtree(out / name, ignore_errors=True)
     torch.set_num_threads(1)
@@ -132,3 +133,20 @@ def build_once(out: Path, names: tuple[str, ...], settings: Any, build: Callable
     build()
     stamp.write_text(json.dumps({"key": key, "seconds": round(time.time() - started)}))
     return True
+
+
+@torch.no_grad()
+def respond(model: LlamaForCausalLM, prompts: Tensor, longest: int, sample: bool) -> Tensor:
+    """Responses to prompts, (B, T).
+
+    Args:
+        model: one that ``build_model`` made.
+        prompts: token ids, (B, P), all of one length.
+        longest: tokens of a response at most; after its end it is padded.
+        sample: at temperature 1; False: greedy.
+    """
+    how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
+    ids = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=longest, **how
+    )
+    return ids[:, prompts.shape[1] :]
