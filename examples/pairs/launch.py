@@ -134,6 +134,18 @@ def printable(command: list[str], metrics: Path) -> str:
     return " \\\n    ".join([head, *(shlex.quote(word) for word in command[2:])])
 
 
+def run(command: list[str], out: Path, steps: int, timeout: int) -> list[dict[str, float]]:
+    """Print a training's command, and run it in its folder, which is made; see ``train``.
+
+    Returns:
+        What verl's file logger wrote, see ``read``.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"\n{printable(command, out / 'metrics.jsonl')}\n", flush=True)
+    train(command, out, steps, timeout)
+    return read(out / "metrics.jsonl")
+
+
 def train(command: list[str], out: Path, steps: int, timeout: int) -> None:
     """Run the training with its output in ``train.log``; show one bar of steps.
 

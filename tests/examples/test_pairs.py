@@ -15,6 +15,7 @@ import launch
 import signposts
 import signposts_pair
 import tiny
+import train
 import walk
 import walk_pair
 from signposts import PLACE, ROAD, WORLD, Routes
@@ -268,6 +269,31 @@ def test_tokens_that_a_step_generated():
     assert launch.spent({"step": 0}) == 0
     assert launch.spent({generated: 100, "prune_opd/gate/overshoot_tokens": 20}) == 120
     assert launch.spent({generated: 100, semi: 0}) == 0  # the responses were there before
+
+
+@pytest.mark.parametrize("given", [[], ["--name", "mine", "trainer.test_freq=1"]])
+def test_a_pair_is_trained_by_one_command(tmp_path, monkeypatch, capsys, given):
+    started = []
+
+    def run(command: list[str], out: Path, steps: int, timeout: int) -> list[dict[str, float]]:
+        started.append((command, out, steps))
+        validated = "val-core/a/reward/mean@1"
+        return [{validated: 0.25}, {validated: 0.5, "prune_opd/generated_tokens": 1234}]
+
+    monkeypatch.setattr(launch, "run", run)
+    models = tmp_path / "other"
+    words = ["train.py", "guide", "--out", tmp_path, "--models", models, "--steps", 7, *given]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    train.main()
+    ((command, out, steps),) = started
+    assert (out, steps) == (tmp_path / ("mine" if given else "prune_opd"), 7)
+    settings = dict(word.split("=", 1) for word in command if "=" in word)
+    assert settings["+recipe"] == "prune_opd"
+    assert settings["actor_rollout_ref.model.path"] == str(models / "student")
+    assert settings["prune_opd.teacher.path"] == str(models / "teacher")
+    assert Path(settings["data.train_files"]).is_file()
+    assert settings["trainer.test_freq"] == ("1" if given else "7")
+    assert "right in validation: 25.0% -> 50.0%; tokens: 1,234" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------- quickstart
