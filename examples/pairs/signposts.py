@@ -23,7 +23,6 @@ What a model makes of that is what tells students and teachers apart (``signpost
 Shapes: B routes of n steps.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,14 +206,7 @@ def compute_score(
 
 def main() -> None:
     """Command line: write the two data files."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the parquet files")
-    parser.add_argument("--train", type=int, default=4096, help="training problems")
-    parser.add_argument("--validation", type=int, default=256, help="validation problems")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    for path in write_parquet(args.out, args.train, args.validation, args.seed):
-        print(path)
+    tiny.data_command(write_parquet)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Tiny Llamas over word-level vocabularies: made, trained and saved the way a hub folder holds
-them."""
+"""What the tasks and pairs of this folder share: tiny Llamas over word-level vocabularies, made,
+trained and saved the way a hub folder holds them, and the command that writes a task's data."""
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -150,3 +151,19 @@ def respond(model: LlamaForCausalLM, prompts: Tensor, longest: int, sample: bool
         prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=longest, **how
     )
     return ids[:, prompts.shape[1] :]
+
+
+def data_command(write_parquet: Callable[[Path, int, int, int], tuple[Path, Path]]) -> None:
+    """Command line of a task: write its two data files.
+
+    Args:
+        write_parquet: takes folder, training problems, validation problems and seed.
+    """
+    parser = argparse.ArgumentParser(description="Write the two data files of the task.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the parquet files")
+    parser.add_argument("--train", type=int, default=4096, help="training problems")
+    parser.add_argument("--validation", type=int, default=256, help="validation problems")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    for path in write_parquet(args.out, args.train, args.validation, args.seed):
+        print(path)

@@ -18,7 +18,6 @@ lengths in words are lengths in tokens.
     python examples/pairs/walk.py --out DIR     # writes train.parquet and validation.parquet
 """
 
-import argparse
 import random
 import sys
 from dataclasses import dataclass
@@ -141,14 +140,7 @@ def compute_score(
 
 def main() -> None:
     """Command line: write the two data files."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the parquet files")
-    parser.add_argument("--train", type=int, default=4096, help="training problems")
-    parser.add_argument("--validation", type=int, default=256, help="validation problems")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    for path in write_parquet(args.out, args.train, args.validation, args.seed):
-        print(path)
+    tiny.data_command(write_parquet)
 
 
 if __name__ == "__main__":
