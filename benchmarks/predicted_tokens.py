@@ -42,7 +42,8 @@ import walk
 import walk_pair
 
 from recipe.prune_opd.commands.diagnose.arguments import Arguments
-from recipe.prune_opd.commands.diagnose.passes import Passes, choose_prompts, examine_pair
+from recipe.prune_opd.commands.diagnose.passes import Passes, examine_pair
+from recipe.prune_opd.commands.diagnose.questions import choose
 from recipe.prune_opd.commands.diagnose.recommend import Recommendation
 from recipe.prune_opd.commands.pair.models import Pair
 from recipe.prune_opd.method.pruning import find_drift
@@ -134,7 +135,8 @@ def generate(
             seed=seed,
         )
         passes = Passes(samples=launch.WALK.responses_each, batch=64, seed=seed, ks=(config.topk,))
-        prompts = choose_prompts(models.student, asked)
+        questions, _ = choose(models.student, asked)
+        prompts = [question.ids for question in questions]
         _, scores = examine_pair(models, passes, budget.limit, prompts)
         drift = find_drift(scores.at(config.topk), scores.mask, config.rules)
         tokens.append(scores.lengths.double().mean().item())
