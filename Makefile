@@ -1,4 +1,4 @@
-# make quickstart    the paper's method on this machine, no GPU needed
+# make quickstart    plain OPD and Prune-OPD side by side on this machine, no GPU needed
 # make test          unit tests, then end-to-end tests with the real trainer
 # make test-all      also the end-to-end tests that are slow and rarely break
 # make test-pins     unit tests with the versions that a GPU installation gets (10 GB, no GPU needed)

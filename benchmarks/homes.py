@@ -1,12 +1,11 @@
 """What does each home of the teacher cost, and how much of its time hides behind generation? The
-quickstart's task.
+walk pair.
 
     worker_group only_stu       the paper's: the teacher shares the trainer's devices
     worker_group intersection   the same with the strategy that servers can serve, to compare with
     server intersection         the run's own server, asked when a response is complete
-    ... while it grows          the same, asked every 32 tokens (``gate.kind=never``, which stops
-    nothing) url intersection            a `vllm serve`, or `sglang.launch_server`, that was started
-    before
+    ... while it grows          the same, asked every 32 tokens (``gate.kind=never`` stops nothing)
+    url intersection            a `vllm serve`, or `sglang.launch_server`, that was started before
 
 Each row is a run of its own, the first step left out. "step pays" is what the step waits for the
 teacher after its last response is complete: the worker group's pass (``timing_s/ref``), or the last
@@ -15,8 +14,7 @@ were open before the step's last response was complete (``teacher/hidden_ratio``
 all processes of the run, shared pages once. Accuracy: greedy, 256 held-out problems, in the end.
 
     python benchmarks/homes.py --out runs/homes       # 5 runs of about 5 minutes on 2 cores
-    python benchmarks/homes.py --out runs/homes-sglang --engine sglang     # in the environment that
-    has it
+    python benchmarks/homes.py --out runs/homes-sglang --engine sglang     # where that is installed
 """
 
 import argparse
@@ -34,11 +32,12 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import binomtest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
-import pair
-import run
-import task
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pairs"))
+import launch
+import walk
+import walk_pair
 
 GROWING = "server, while it grows"
 ROWS = (
@@ -97,8 +96,8 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    pair.build_pair(out / "models", pair.Settings())
-    task.write_parquet(out / "data", validation=run.VALIDATION_PROBLEMS)
+    walk_pair.build_pair(out / "models", walk_pair.Settings())
+    walk.write_parquet(out / "data", validation=launch.VALIDATION_PROBLEMS)
     table = Table(
         *COLUMNS,
         title=(
@@ -126,26 +125,28 @@ def main() -> None:
                 f"prune_opd.teacher.url.urls=[{URL}]",
                 f"prune_opd.teacher.url.api={args.engine}",
             ]
-        command = run.training_command(out, "prune_opd", args.steps, overrides)
+        command = launch.training_command(
+            out, folder, "prune_opd", args.steps, overrides, launch.WALK
+        )
         teacher = out / "models" / "teacher"
         server = (
             serving(teacher, folder, args.engine) if home == "url" else contextlib.nullcontext()
         )
         with server, peak_memory() as peak:
-            run.train(command, folder, args.steps, timeout=1800)
+            launch.train(command, folder, args.steps, timeout=1800)
         table.add_row(
             home,
             strategy,
-            *cells(run.read(folder / "metrics.jsonl")),
+            *cells(records := launch.read(folder / "metrics.jsonl")),
             f"{max(peak):.1f}",
-            accuracy(folder),
+            accuracy(records[-1]),
         )
     Console(width=180).print(table)
 
 
 def cells(records: list[dict[str, float]]) -> list[str]:
     """Times of a run."""
-    steps = run.training_steps(records)[1:]
+    steps = launch.training_steps(records)[1:]
     pays = [
         (step["timing_s/ref"] + step.get("prune_opd/teacher/waited", 0.0))
         / step["prune_opd/generated_tokens"]
@@ -172,9 +173,11 @@ def cells(records: list[dict[str, float]]) -> list[str]:
     ]
 
 
-def accuracy(folder: Path) -> str:
-    """Of the run's last validation."""
-    return run.accuracy(run.read(folder / "metrics.jsonl")[-1])
+def accuracy(record: dict[str, float]) -> str:
+    """Of a record with a validation, with its 95 % Wilson interval."""
+    share, count = launch.validated(record, "reward"), launch.VALIDATION_PROBLEMS
+    interval = binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return f"{share:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
 
 @contextlib.contextmanager

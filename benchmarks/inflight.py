@@ -4,16 +4,16 @@ chunk?
 Real vLLM servers, student and teacher, the client and the gate that training uses, no training
 around them. The pairs:
 
-    quickstart   the quickstart's student and teacher, responses end by themselves or at 227 tokens
-    drifting     the same two beyond the length they know: responses go on to 800 tokens
-    same         the student is its own teacher: there is nothing to stop
+    walk       the walk pair, responses end by themselves or at 227 tokens
+    drifting   the same two beyond the length they know: responses go on to 800 tokens
+    same       the student is its own teacher: there is nothing to stop
 
 Rows: verl's own generation up to the limit; the same followed (top-k log-probs reported, no
 teacher); under the gate at each chunk. "perfect" is the sum over responses of the tokens before the
 stop, so "generated / perfect" is what is generated beyond what a stop at the exact token would
 cost. Teacher tokens are counted per generated token, those of prompts apart.
 
-    python benchmarks/inflight.py --models runs/quickstart/models
+    python benchmarks/inflight.py --models runs/walk/models
 
 Every stop is compared with the rule applied to the whole response, scored once by the teacher in
 one piece.
@@ -48,9 +48,9 @@ from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
 from recipe.prune_opd.training.gated_response import GatedResponse, find_events
 from verl_ext.rollout.rows import Chunk, TopKRows
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
-import pair
-import task
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pairs"))
+import walk
+import walk_pair
 
 CHUNKS = (16, 32, 64, 128, 256)
 
@@ -67,7 +67,7 @@ class Pair:
 
 
 PAIRS = (
-    Pair("quickstart", "teacher", task.MAX_RESPONSE_TOKENS, False, 0.03),
+    Pair("walk", "teacher", walk.MAX_RESPONSE_TOKENS, False, 0.03),
     Pair("drifting", "teacher", 800, True, 0.01),
     Pair("same", "student", 400, True, 0.01),
 )
@@ -112,11 +112,11 @@ class Bench:
             TeachingClient,
             prune_opd=self.prune_opd,
             teacher=teacher,
-            vocab_size=len(task.VOCABULARY),
+            vocab_size=len(walk.VOCABULARY),
             teaches=False,
         )
-        problems = task.sample_problems(responses, seed=2)
-        self.prompts = pair.encode_prompts(task.build_tokenizer(), problems).tolist()
+        problems = walk.sample_problems(responses, seed=2)
+        self.prompts = walk_pair.encode_prompts(walk.build_tokenizer(), problems).tolist()
 
     def params(self) -> dict[str, Any]:
         """Sampling parameters of training."""
@@ -357,7 +357,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     models = args.models.resolve()
-    pair.build_pair(models, pair.Settings())
+    walk_pair.build_pair(models, walk_pair.Settings())
     table = Table(
         "pair",
         "how",

@@ -1,23 +1,24 @@
 """Does a training generate the tokens that ``diagnose`` predicts? Three pairs, the recommended
 settings, real runs.
 
-    close       the quickstart's teacher as the student, with a little noise on every weight; the
-    quickstart's teacher drifting    the quickstart's pair unrelated   the quickstart's student; a
-    teacher with fresh random weights
+    close       the walk pair's teacher, and as its student itself with a little noise on every
+                weight
+    drifting    the walk pair
+    unrelated   the walk pair's student, and a teacher with fresh random weights
 
 ``diagnose`` recommends settings and predicts tokens for a student that does not change. Then these
 settings are used:
 
     generated   batches of other prompts, sampled and scored here, one after the other under the
-    budget's limit lr 0        the trainer, with a student that does not change lr 5e-4     the
-    trainer, with a student that learns: what the prediction is not about
+                budget's limit
+    lr 0        the trainer, with a student that does not change
+    lr 5e-4     the trainer, with a student that learns: what the prediction is not about
 
 Target: `generated` and `lr 0` within 15 % of the prediction.
 
     python benchmarks/predicted_tokens.py --out runs/predicted     # 6 trainings of 3 to 5 minutes
-    on 2 cores; goes on
-                                                                   # where it stopped. --no-trainer:
-                                                                   5 minutes in all
+
+on 2 cores. It goes on where it stopped; with ``--no-trainer`` it takes 5 minutes in all.
 """
 
 import argparse
@@ -34,13 +35,15 @@ from rich.table import Table
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
-import pair
-import run
-import task
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pairs"))
+import launch
+import tiny
+import walk
+import walk_pair
 
 from recipe.prune_opd.commands.diagnose.arguments import Arguments
-from recipe.prune_opd.commands.diagnose.passes import Passes, choose_prompts, examine_pair
+from recipe.prune_opd.commands.diagnose.passes import Passes, examine_pair
+from recipe.prune_opd.commands.diagnose.questions import choose
 from recipe.prune_opd.commands.diagnose.recommend import Recommendation
 from recipe.prune_opd.commands.pair.models import Pair
 from recipe.prune_opd.method.pruning import find_drift
@@ -49,6 +52,8 @@ NOISE = 0.02
 """Standard deviation of the close student's noise, as a share of each tensor's own."""
 LEARNING = 5e-4
 SEED_OF_BATCHES = 1000
+RESPONSES = launch.WALK.prompts * launch.WALK.responses_each
+"""Of a batch."""
 COLUMNS = (
     "pair",
     "verdict",
@@ -64,15 +69,15 @@ COLUMNS = (
 def build_models(out: Path) -> dict[str, tuple[Path, Path]]:
     """Name of each pair -> folders of student and teacher."""
     models = out / "models"
-    pair.build_pair(models, pair.Settings())
-    tokenizer = task.build_tokenizer()
+    walk_pair.build_pair(models, walk_pair.Settings())
+    tokenizer = walk.build_tokenizer()
     torch.manual_seed(0)
     noisy = AutoModelForCausalLM.from_pretrained(models / "teacher")
     with torch.no_grad():
         for weight in noisy.parameters():
             weight.add_(NOISE * weight.std() * torch.randn_like(weight))
-    pair.save(noisy, tokenizer, models / "noisy")
-    pair.save(pair.build_model(pair.Settings(), tokenizer), tokenizer, models / "random")
+    tiny.save(noisy, tokenizer, models / "noisy")
+    tiny.save(tiny.build_model(tokenizer), tokenizer, models / "random")
     return {
         "close": (models / "noisy", models / "teacher"),
         "drifting": (models / "student", models / "teacher"),
@@ -98,9 +103,9 @@ def diagnose(student: Path, teacher: Path, data: Path, steps: int, file: Path) -
             "--samples": 2,
             "--batch-size": 32,
             "--max-prompt-length": 32,
-            "--max-response-length": task.MAX_RESPONSE_TOKENS,
+            "--max-response-length": walk.MAX_RESPONSE_TOKENS,
             "--steps": steps,
-            "--batch": run.PROMPTS * run.RESPONSES_EACH,
+            "--batch": RESPONSES,
             "--seed": 0,
         }
         command += [str(word) for setting in settings.items() for word in setting]
@@ -116,7 +121,7 @@ def generate(
     """Tokens per response, and the limit, of batches that are sampled under the recommended limit
     as it moves."""
     config = Recommendation(found["recommended"]["settings"], []).build(teacher)
-    budget = config.budget.build(task.MAX_RESPONSE_TOKENS)
+    budget = config.budget.build(walk.MAX_RESPONSE_TOKENS)
     models = Pair.read(student, teacher)
     tokens, limits = [], []
     for step in tqdm(range(steps), desc="generating", unit=" steps"):
@@ -126,11 +131,12 @@ def generate(
             teacher,
             data=data / "train.parquet",
             max_prompt_length=32,
-            prompts=run.PROMPTS,
+            prompts=launch.WALK.prompts,
             seed=seed,
         )
-        passes = Passes(samples=run.RESPONSES_EACH, batch=64, seed=seed, ks=(config.topk,))
-        prompts = choose_prompts(models.student, asked)
+        passes = Passes(samples=launch.WALK.responses_each, batch=64, seed=seed, ks=(config.topk,))
+        questions, _ = choose(models.student, asked)
+        prompts = [question.ids for question in questions]
         _, scores = examine_pair(models, passes, budget.limit, prompts)
         drift = find_drift(scores.at(config.topk), scores.mask, config.rules)
         tokens.append(scores.lengths.double().mean().item())
@@ -144,7 +150,7 @@ def train(
 ) -> list[dict]:
     """Records of the steps of a run."""
     folder.mkdir(parents=True, exist_ok=True)
-    if len(run.training_steps(run.read(folder / "metrics.jsonl"))) < steps:
+    if len(launch.training_steps(launch.read(folder / "metrics.jsonl"))) < steps:
         settings = {
             "actor_rollout_ref.model.path": pair_[0],
             "prune_opd.teacher.path": pair_[1],
@@ -154,15 +160,15 @@ def train(
             "trainer.save_freq": -1,
         }
         given = [*overrides, *(f"{key}={value}" for key, value in settings.items())]
-        run.train(run.training_command(out, "prune_opd", steps, given), folder, steps, timeout=900)
-    return run.training_steps(run.read(folder / "metrics.jsonl"))
+        command = launch.training_command(out, folder, "prune_opd", steps, given, launch.WALK)
+        launch.train(command, folder, steps, timeout=900)
+    return launch.training_steps(launch.read(folder / "metrics.jsonl"))
 
 
 def per_response(records: list[dict]) -> tuple[float, float]:
     """Tokens generated, and the limit, means over the steps."""
-    responses = run.PROMPTS * run.RESPONSES_EACH
     tokens = (
-        sum(record["prune_opd/generated_tokens"] for record in records) / len(records) / responses
+        sum(record["prune_opd/generated_tokens"] for record in records) / len(records) / RESPONSES
     )
     return tokens, sum(record["prune_opd/current_max_response_length"] for record in records) / len(
         records
@@ -184,10 +190,10 @@ def main() -> None:
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     models = build_models(out)
-    task.write_parquet(out / "data", validation=run.VALIDATION_PROBLEMS)
+    walk.write_parquet(out / "data", validation=launch.VALIDATION_PROBLEMS)
     table = Table(
         *COLUMNS,
-        title=f"Tokens per response over {args.steps} steps of {run.PROMPTS * run.RESPONSES_EACH}",
+        title=f"Tokens per response over {args.steps} steps of {RESPONSES}",
     )
     for name in args.pairs:
         found = diagnose(*models[name], out / "data", args.steps, out / f"{name}.json")

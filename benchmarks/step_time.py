@@ -1,7 +1,7 @@
 """What does the in-flight gate do to the time of a training step? verl's trainer, gate off and on.
 
-    drifting   the quickstart's pair beyond the length it knows: 800 tokens, most of them after the
-    stop same       the student is its own teacher: nothing to stop, all that the gate does is cost
+    drifting   the walk pair beyond the length it knows: 800 tokens, most of them after the stop
+    same       the student is its own teacher: nothing to stop, all that the gate does is cost
 
 Each row is a run of its own of ``--steps`` steps under a fixed limit. The first step warms the
 engines up and is left out. ``gen`` holds what the gate costs: log-probs, scoring, waiting. The
@@ -21,17 +21,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
-import pair
-import run
-import task
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pairs"))
+import launch
+import walk
+import walk_pair
 
 LENGTHS = {"drifting": 800, "same": 400}
 PARTS = ("step", "gen", "old_log_prob", "ref", "update_actor")
 
 
 def overrides(name: str, gate: bool, models: Path) -> list[str]:
-    """What a run adds to the quickstart's command."""
+    """What a run adds to the walk task's command."""
     return [
         f"prune_opd.teacher.path={models / ('teacher' if name == 'drifting' else 'student')}",
         f"data.max_response_length={LENGTHS[name]}",
@@ -61,8 +61,8 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    pair.build_pair(out / "models", pair.Settings())
-    task.write_parquet(out / "data", validation=run.VALIDATION_PROBLEMS)
+    walk_pair.build_pair(out / "models", walk_pair.Settings())
+    walk.write_parquet(out / "data", validation=launch.VALIDATION_PROBLEMS)
     columns = [
         "pair",
         "gate",
@@ -77,23 +77,20 @@ def main() -> None:
     for name, gate in product(args.pairs, (False, True)):
         folder = out / f"{name}_gate_{'on' if gate else 'off'}"
         folder.mkdir(exist_ok=True)
-        command = run.training_command(
-            out, "prune_opd", args.steps, overrides(name, gate, out / "models")
+        settings = overrides(name, gate, out / "models")
+        command = launch.training_command(
+            out, folder, "prune_opd", args.steps, settings, launch.WALK
         )
-        run.train(command, folder, args.steps, timeout=1200)
-        steps = run.training_steps(run.read(folder / "metrics.jsonl"))[1:]
+        launch.train(command, folder, args.steps, timeout=1200)
+        steps = launch.training_steps(launch.read(folder / "metrics.jsonl"))[1:]
         times = {part: [step[f"timing_s/{part}"] for step in steps] for part in PARTS}
         median = {part: statistics.median(values) for part, values in times.items()}
         if not gate:
             off = median["step"]
-        tokens = [
-            s["prune_opd/generated_tokens"] + s.get("prune_opd/gate/overshoot_tokens", 0)
-            for s in steps
-        ]
         table.add_row(
             name,
             "on" if gate else "off",
-            f"{statistics.median(tokens):,.0f}",
+            f"{statistics.median(map(launch.spent, steps)):,.0f}",
             f"{median['step']:.2f} ({min(times['step']):.2f} to {max(times['step']):.2f})",
             *(f"{median[part]:.2f}" for part in PARTS[1:]),
             f"{median['step'] / off:.2f}",

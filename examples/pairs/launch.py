@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 VALIDATION_PROBLEMS = 256
 STARTUP_HINT = "starting Ray, the rollout engine and the workers, about a minute and a half"
 GATE_OVERSHOOT = "prune_opd/gate/overshoot_tokens"
+SEMI_GENERATED = "prune_opd/semi/generated_tokens"
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,18 @@ def printable(command: list[str], metrics: Path) -> str:
     return " \\\n    ".join([head, *(shlex.quote(word) for word in command[2:])])
 
 
+def run(command: list[str], out: Path, steps: int, timeout: int) -> list[dict[str, float]]:
+    """Print a training's command, and run it in its folder, which is made; see ``train``.
+
+    Returns:
+        What verl's file logger wrote, see ``read``.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"\n{printable(command, out / 'metrics.jsonl')}\n", flush=True)
+    train(command, out, steps, timeout)
+    return read(out / "metrics.jsonl")
+
+
 def train(command: list[str], out: Path, steps: int, timeout: int) -> None:
     """Run the training with its output in ``train.log``; show one bar of steps.
 
@@ -210,4 +223,6 @@ def validated(record: dict[str, float], what: str) -> float | None:
 
 def spent(record: dict[str, float]) -> float:
     """Tokens that a step generated, those after a stop included."""
-    return record.get("prune_opd/generated_tokens", 0) + record.get(GATE_OVERSHOOT, 0)
+    kept = record.get("prune_opd/generated_tokens", 0)
+    # Semi-OPD's frozen steps train on responses that were generated before.
+    return record.get(SEMI_GENERATED, kept + record.get(GATE_OVERSHOOT, 0))

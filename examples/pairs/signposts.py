@@ -18,22 +18,24 @@ to its limit, as lost reasoning does. Every word is one token.
 Two of the roads were **rebuilt**: on the signposted routes they lead elsewhere than in the old map.
 What a model makes of that is what tells students and teachers apart (``signposts_pair.py``).
 
-    python examples/pairs/signposts.py --out DIR        # writes train.parquet and
-    validation.parquet
+    python examples/pairs/signposts.py --out DIR   # writes train.parquet and validation.parquet
 
 Shapes: B routes of n steps.
 """
 
-import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tiny
 from numpy.random import Generator
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
+
+# verl loads this file by its path, in processes whose module path does not hold its folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import tiny
 
 DATA_SOURCE = "prune_opd/signposts"
 PLACES, ROADS = 512, ("north", "east", "south", "west")
@@ -204,14 +206,7 @@ def compute_score(
 
 def main() -> None:
     """Command line: write the two data files."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the parquet files")
-    parser.add_argument("--train", type=int, default=4096, help="training problems")
-    parser.add_argument("--validation", type=int, default=256, help="validation problems")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    for path in write_parquet(args.out, args.train, args.validation, args.seed):
-        print(path)
+    tiny.data_command(write_parquet)
 
 
 if __name__ == "__main__":

@@ -154,19 +154,6 @@ def build_pair(out: Path, settings: Settings) -> bool:
     )
 
 
-@torch.no_grad()
-def respond(model: LlamaForCausalLM, prompts: Tensor, sample: bool) -> Tensor:
-    """Responses to the prompts, greedy or sampled at temperature 1, (B, 2n)."""
-    how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
-    ids = model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        max_new_tokens=task.MAX_RESPONSE_TOKENS,
-        **how,
-    )
-    return ids[:, prompts.shape[1] :]
-
-
 def main() -> None:
     """Command line: train the pair unless it is there."""
     parser = argparse.ArgumentParser(

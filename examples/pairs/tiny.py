@@ -1,6 +1,7 @@
-"""Tiny Llamas over word-level vocabularies: made, trained and saved the way a hub folder holds
-them."""
+"""What the tasks and pairs of this folder share: tiny Llamas over word-level vocabularies, made,
+trained and saved the way a hub folder holds them, and the command that writes a task's data."""
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -52,7 +53,7 @@ def word_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, width: int = 64, layers: int = 2, heads: int = 2
 ) -> LlamaForCausalLM:
-    """a tiny Llama with fresh weights."""
+    """A tiny Llama with fresh weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -128,6 +129,7 @@ def build_once(out: Path, names: tuple[str, ...], settings: Any, build: Callable
     stamp = out / "pair.json"
     if stamp.is_file() and json.loads(stamp.read_text()).get("key") == key:
         return False
+    stamp.unlink(missing_ok=True)  # it says that the models are whole
     for name in names:
         shutil.rmtree(out / name, ignore_errors=True)
     torch.set_num_threads(1)
@@ -135,3 +137,36 @@ def build_once(out: Path, names: tuple[str, ...], settings: Any, build: Callable
     build()
     stamp.write_text(json.dumps({"key": key, "seconds": round(time.time() - started)}))
     return True
+
+
+@torch.no_grad()
+def respond(model: LlamaForCausalLM, prompts: Tensor, longest: int, sample: bool) -> Tensor:
+    """Responses to prompts, (B, T).
+
+    Args:
+        model: one that ``build_model`` made.
+        prompts: token ids, (B, P), all of one length.
+        longest: tokens of a response at most; after its end it is padded.
+        sample: at temperature 1; False: greedy.
+    """
+    how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
+    ids = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=longest, **how
+    )
+    return ids[:, prompts.shape[1] :]
+
+
+def data_command(write_parquet: Callable[[Path, int, int, int], tuple[Path, Path]]) -> None:
+    """Command line of a task: write its two data files.
+
+    Args:
+        write_parquet: takes folder, training problems, validation problems and seed.
+    """
+    parser = argparse.ArgumentParser(description="Write the two data files of the task.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the parquet files")
+    parser.add_argument("--train", type=int, default=4096, help="training problems")
+    parser.add_argument("--validation", type=int, default=256, help="validation problems")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    for path in write_parquet(args.out, args.train, args.validation, args.seed):
+        print(path)

@@ -15,18 +15,21 @@ needs every one of up to 32 steps, so one slip early in a response of one or two
 spoils the rest: the situation that long reasoning puts a model in. Every word is one token, so
 lengths in words are lengths in tokens.
 
-    python examples/quickstart/task.py --out DIR        # writes train.parquet and
-    validation.parquet
+    python examples/pairs/walk.py --out DIR     # writes train.parquet and validation.parquet
 """
 
-import argparse
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+# verl loads this file by its path, in processes whose module path does not hold its folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import tiny
+from tiny import EOS, PAD
 
 DATA_SOURCE = "prune_opd/walk_to_zero"
 MODULUS = 32
@@ -35,17 +38,10 @@ CYCLE = 3
 MIN_STEPS, MAX_STEPS = 8, 32
 MAX_RESPONSE_TOKENS = 7 * MAX_STEPS + 3  # seven words a step, then "answer", the name, end of text
 
-PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-SPECIALS = [PAD, EOS, UNK, "<system>", "<user>", "<assistant>"]
 WORDS = ["start", "add", "from", "answer", "+", "=", ";"]
 NUMBERS = [str(n) for n in range(MODULUS)]
 STEPS = [f"#{n}" for n in range(48)]
-VOCABULARY = SPECIALS + WORDS + NUMBERS + STEPS
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<' ~ message['role'] ~ '> ' ~ message['content'] ~ ' ' }}{%"
-    " endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
-)
+VOCABULARY = tiny.SPECIALS + WORDS + NUMBERS + STEPS
 
 
 @dataclass(frozen=True)
@@ -59,20 +55,7 @@ class Problem:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer over the task's vocabulary; ids follow the order of ``VOCABULARY``."""
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=UNK)
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNK,
-        additional_special_tokens=[token for token in SPECIALS if token not in (PAD, EOS, UNK)],
-        chat_template=CHAT_TEMPLATE,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    return tiny.word_tokenizer(VOCABULARY)
 
 
 def walk(digits: list[int], count: int) -> list[int]:
@@ -157,14 +140,7 @@ def compute_score(
 
 def main() -> None:
     """Command line: write the two data files."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the parquet files")
-    parser.add_argument("--train", type=int, default=4096, help="training problems")
-    parser.add_argument("--validation", type=int, default=256, help="validation problems")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    for path in write_parquet(args.out, args.train, args.validation, args.seed):
-        print(path)
+    tiny.data_command(write_parquet)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Train the quickstart's two models: a teacher that can do the task and a student that loses its
-way.
+"""Train the student and the teacher of ``walk.py``: a teacher that can do the task and a student
+that loses its way.
 
-Both come out of one training run on right solutions of ``task.py``. It starts with short solutions;
+Both come out of one training run on right solutions. It starts with short solutions;
 the model at the end of that part is the **student**. It is sound at the start of a response and
 drifts off where responses get longer than those it has seen. The run goes on with full-length
 solutions, and its end is the **teacher**. So the two agree where the student knows what it does and
@@ -17,30 +17,21 @@ cross-entropy, so it goes to zero and sampling at temperature 1 stays safe over 
 The student gets little of this second loss: its ranking is rough everywhere, and rougher the
 further it strays.
 
-    python examples/quickstart/pair.py --out DIR        # writes DIR/student and DIR/teacher
+    python examples/pairs/walk_pair.py --out DIR        # writes DIR/student and DIR/teacher
 """
 
 import argparse
-import hashlib
-import json
 import random
-import shutil
-import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import task
+import tiny
 import torch
 import torch.nn.functional as F
+import walk as task
 from torch import Tensor
-from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio
 
@@ -72,31 +63,6 @@ class Settings:
     teacher: tuple[Stage, ...] = (Stage(250, task.MIN_STEPS, task.MAX_STEPS),)
     student_tail_weight: float = 0.001
     teacher_tail_weight: float = 0.3
-
-    def key(self) -> str:
-        """Hash of the settings and of the vocabulary."""
-        parts = [LlamaForCausalLM.__name__, asdict(self), task.VOCABULARY]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """a tiny Llama with fresh weights."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.width,
-        intermediate_size=2 * settings.width,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        num_key_value_heads=settings.heads,
-        max_position_embeddings=1024,
-        # The usual 0.02 is for wide models; a narrow one starts slowly from it.
-        initializer_range=0.1,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config)
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, problems: list[task.Problem]) -> Tensor:
@@ -138,87 +104,41 @@ def loss_of(model: LlamaForCausalLM, ids: Tensor, labels: Tensor, tail_weight: f
     return F.cross_entropy(logits, right.squeeze(1)) + tail_weight * tail
 
 
-def train(
+def losses(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings, name: str
-) -> None:
-    """Run the stages that make ``name``: warm-up, constant rate, linear decay over the last
-    third."""
-    stages = settings.student if name == "student" else settings.teacher
-    tail_weight = (
-        settings.student_tail_weight if name == "student" else settings.teacher_tail_weight
-    )
-    rng, total = random.Random(f"{settings.seed} {name}"), sum(stage.updates for stage in stages)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 20, 0.05 + 3 * (1 - step / total))
-    )
-    plan = [stage for stage in stages for _ in range(stage.updates)]
-    model.train()
-    for stage in (bar := tqdm(plan, desc=f"training the {name}")):
+) -> Iterator[Tensor]:
+    """Loss of each update of the stages that make ``name``."""
+    student = name == "student"
+    stages = settings.student if student else settings.teacher
+    tail_weight = settings.student_tail_weight if student else settings.teacher_tail_weight
+    rng = random.Random(f"{settings.seed} {name}")
+    for stage in (each for each in stages for _ in range(each.updates)):
         # Problems of nearly one length make a batch: padding would be wasted work.
         steps = rng.randint(stage.min_steps, stage.max_steps)
         problems = [
             task.sample_problem(rng, steps, min(steps + 1, stage.max_steps))
             for _ in range(settings.batch)
         ]
-        loss = loss_of(model, *training_batch(tokenizer, problems), tail_weight)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    model.eval()
-
-
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write model, tokenizer and generation settings the way a hub folder holds them."""
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        yield loss_of(model, *training_batch(tokenizer, problems), tail_weight)
 
 
 def build_pair(out: Path, settings: Settings) -> bool:
     """Train and save ``out/student`` and ``out/teacher``; False where a pair of these settings is
-    already there.
+    already there."""
+    plan = {"student": settings.student, "teacher": settings.teacher}
 
-    On one thread: tensors are so small that more threads gain little, and lose much where cores are
-    shared.
-    """
-    stamp = out / "pair.json"
-    if stamp.is_file() and json.loads(stamp.read_text()).get("key") == settings.key():
-        return False
-    for folder in ("student", "teacher"):
-        shutil.rmtree(out / folder, ignore_errors=True)
-    torch.set_num_threads(1)
-    started, tokenizer = time.time(), task.build_tokenizer()
-    torch.manual_seed(settings.seed)
-    model = build_model(settings, tokenizer)
-    for name in ("student", "teacher"):  # the teacher goes on from the student's weights
-        train(model, tokenizer, settings, name)
-        save(model, tokenizer, out / name)
-    stamp.write_text(json.dumps({"key": settings.key(), "seconds": round(time.time() - started)}))
-    return True
+    def build() -> None:
+        tokenizer = task.build_tokenizer()
+        torch.manual_seed(settings.seed)
+        model = tiny.build_model(tokenizer, settings.width, settings.layers, settings.heads)
+        for name, stages in plan.items():  # the teacher goes on from the student's weights
+            updates = sum(stage.updates for stage in stages)
+            drawn = losses(model, tokenizer, settings, name)
+            tiny.fit(model, drawn, updates, settings.lr, f"training the {name}")
+            tiny.save(model, tokenizer, out / name)
 
-
-@torch.no_grad()
-def respond(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Tensor, sample: bool
-) -> Tensor:
-    """Responses to the prompts, greedy or sampled at temperature 1, (B, T), padded after the end of
-    text."""
-    how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
-    ids = model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        max_new_tokens=task.MAX_RESPONSE_TOKENS,
-        **how,
-    )
-    return ids[:, prompts.shape[1] :]
+    key = [LlamaForCausalLM.__name__, asdict(settings), task.VOCABULARY]
+    return tiny.build_once(out, tuple(plan), key, build)
 
 
 def accuracy(
@@ -273,8 +193,8 @@ def report(out: Path, count: int, seed: int) -> None:
     problems = task.sample_problems(count, seed)
     prompts, sampled = encode_prompts(tokenizer, problems), {}
     for name, model in models.items():
-        sampled[name] = respond(model, tokenizer, prompts, sample=True)
-        greedy = respond(model, tokenizer, prompts, sample=False)
+        sampled[name] = tiny.respond(model, prompts, task.MAX_RESPONSE_TOKENS, sample=True)
+        greedy = tiny.respond(model, prompts, task.MAX_RESPONSE_TOKENS, sample=False)
         print(
             f"{name}: {accuracy(tokenizer, greedy, problems):.1%} right greedy,"
             f" {accuracy(tokenizer, sampled[name], problems):.1%} at temperature 1"

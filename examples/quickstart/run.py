@@ -127,15 +127,12 @@ def main() -> None:
     runs, seconds = {}, {}
     for recipe in args.recipes:
         out = shared / recipe
-        out.mkdir(exist_ok=True)
         command = launch.training_command(
             shared, out, recipe, args.steps, overrides, launch.SIGNPOSTS
         )
-        print(f"\n{launch.printable(command, out / 'metrics.jsonl')}\n", flush=True)
         started = time.monotonic()
-        launch.train(command, out, args.steps, args.timeout)
+        runs[recipe] = launch.run(command, out, args.steps, args.timeout)
         seconds[recipe] = time.monotonic() - started
-        runs[recipe] = launch.read(out / "metrics.jsonl")
     Console().print(summary(runs, seconds))
     plot(runs, shared / "progress.png")
     print(f"\nThe curves: {os.path.relpath(shared / 'progress.png')}")

@@ -1,8 +1,8 @@
 """Pictures of the page of a run, light and dark, as wide as a laptop and as a phone.
 
-    python examples/report/screenshots.py runs/quickstart --out shots
-    python examples/report/screenshots.py runs/quickstart --widths 390 --from "Token by token" \\
-        --height 1000
+    python examples/report/screenshots.py runs/walk/prune_opd --out shots
+    python examples/report/screenshots.py runs/walk/prune_opd --widths 390 \\
+        --from "Token by token" --height 1000
 
 Takes what `report` takes, and writes its page beside the pictures; or a page that is there, of
 `diagnose` for instance. Needs Chromium or Chrome (`apt-get install chromium`). It is driven over

@@ -14,7 +14,7 @@ from verl_ext.rollout.rows import BadQuestion, TopKRows
 from verl_ext.rollout.scoring import ResponseScorer, ScoreReport
 
 K = 16
-VOCABULARY = len(harness.task.VOCABULARY)
+VOCABULARY = len(harness.walk.VOCABULARY)
 Asked = list[tuple[list[int], list[int]]]
 
 

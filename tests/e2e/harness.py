@@ -18,9 +18,10 @@ import psutil
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
-sys.path.insert(0, str(QUICKSTART))
-import task  # noqa: E402
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PAIRS = EXAMPLES / "pairs"
+sys.path.insert(0, str(PAIRS))
+import walk  # noqa: E402
 
 ENGINE = "sglang" if find_spec("sglang") else "vllm"
 """The one this environment has. All tests are the same for both."""
@@ -33,7 +34,7 @@ WIDE = os.environ | {"COLUMNS": "200"}
 def build_inputs(folder: Path) -> None:
     """A random student, itself with its vocabulary permuted, itself with noise, and some problems,
     under ``folder``."""
-    tokenizer = task.build_tokenizer()
+    tokenizer = walk.build_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -62,7 +63,7 @@ def build_inputs(folder: Path) -> None:
             weight.add_(0.25 * weight.std() * torch.randn_like(weight))
     model.save_pretrained(folder / "noisy")
     tokenizer.save_pretrained(folder / "noisy")
-    task.write_parquet(folder / "data", train=64, validation=8)
+    walk.write_parquet(folder / "data", train=64, validation=8)
 
 
 @dataclass
@@ -121,7 +122,7 @@ def command(inputs: Path, folder: Path, recipe: str, settings: dict[str, Any]) -
         "actor_rollout_ref.actor.ppo_mini_batch_size": 8,
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 1024,
         "actor_rollout_ref.actor.optim.lr": 1e-4,
-        "reward.custom_reward_function.path": QUICKSTART / "task.py",
+        "reward.custom_reward_function.path": PAIRS / "walk.py",
         "trainer.val_before_train": False,
         "trainer.test_freq": -1,
         "trainer.save_freq": -1,

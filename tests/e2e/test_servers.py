@@ -89,7 +89,7 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
             TeachingClient,
             prune_opd=prune_opd,
             teacher=teacher,
-            vocab_size=len(harness.task.VOCABULARY),
+            vocab_size=len(harness.walk.VOCABULARY),
         )
         yield SimpleNamespace(
             client=client,
@@ -109,7 +109,7 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
 def prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:
     """Random prompts of one length."""
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = len(harness.task.VOCABULARY)
+    vocabulary = len(harness.walk.VOCABULARY)
     return torch.randint(10, vocabulary, (count, length), generator=generator).tolist()
 
 
@@ -188,7 +188,7 @@ def test_a_growing_sequence_is_scored_as_in_one_pass(servers, step, length) -> N
     async def grow() -> tuple[list[Any], int]:
         rows = []
         async with servers.teacher.sequence(
-            len(prompt), K, len(harness.task.VOCABULARY)
+            len(prompt), K, len(harness.walk.VOCABULARY)
         ) as sequence:
             for end in [*range(step, len(response), step), len(response)]:
                 rows.append(await sequence.score(prompt + response[:end], deadline=60))
@@ -211,7 +211,7 @@ def test_sequences_with_a_common_beginning_get_their_own_rows(servers) -> None:
     async def grow() -> list[Any]:
         async def one(begin: int) -> Any:
             async with servers.teacher.sequence(
-                len(prompt), K, len(harness.task.VOCABULARY)
+                len(prompt), K, len(harness.walk.VOCABULARY)
             ) as sequence:
                 ends = range(begin, len(response) + 1, 32)
                 parts = [await sequence.score(prompt + response[:end], deadline=60) for end in ends]
@@ -234,7 +234,7 @@ def test_a_thousand_sequences_at_once(servers) -> None:
     many = prompts(1000, 20, seed=7)
 
     async def score(tokens: list[int]) -> int:
-        async with servers.teacher.sequence(10, K, len(harness.task.VOCABULARY)) as sequence:
+        async with servers.teacher.sequence(10, K, len(harness.walk.VOCABULARY)) as sequence:
             return len(await sequence.score(tokens, deadline=300))
 
     async def all_of_them() -> list[int]:
@@ -269,7 +269,7 @@ def test_a_prompt_beyond_the_context_is_an_error_that_says_so(servers) -> None:
 
 def test_a_sequence_beyond_the_context_is_an_error_that_says_so(servers) -> None:
     async def score() -> None:
-        async with servers.teacher.sequence(10, K, len(harness.task.VOCABULARY)) as sequence:
+        async with servers.teacher.sequence(10, K, len(harness.walk.VOCABULARY)) as sequence:
             await sequence.score(prompts(1, 64 + LIMIT + 1)[0], deadline=60)
 
     with pytest.raises(

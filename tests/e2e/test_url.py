@@ -162,7 +162,7 @@ def check(server, longest: int = MOST, topk: int = K, **url) -> None:
     given = {"urls": [server.url], "api": harness.ENGINE, "api_key_env": "TEST_TEACHER_KEY"} | url
     teacher = TeacherConfig(path=server.model, home="url", url=TeacherUrlConfig(**given))
     student = Model("student", str(server.folder / "student"), False, None, None)
-    check_urls(teacher, topk, student, len(harness.task.VOCABULARY), longest)
+    check_urls(teacher, topk, student, len(harness.walk.VOCABULARY), longest)
 
 
 def test_a_server_that_fits_passes_the_start_check(server):

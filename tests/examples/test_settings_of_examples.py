@@ -27,26 +27,32 @@ def module(monkeypatch):
     return load
 
 
-NEEDED = {
-    "opd_fixed_length": ["prune_opd.budget.max=156"],
-    "opd_first": ["prune_opd.drift.weights_args.tokens=64"],
-}
-
-
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        *("prune_opd", "prune_opd_gate", "opd", "opd_fixed_length", "opd_first", "iw_opd"),
-        "semi_opd",
-    ],
+RECIPES = (
+    *("prune_opd", "prune_opd_gate", "opd", "opd_fixed_length", "opd_first", "iw_opd"),
+    "semi_opd",
 )
+NEEDED = {
+    "opd_fixed_length": "prune_opd.budget.max",
+    "opd_first": "prune_opd.drift.weights_args.tokens",
+}
+"""Number of tokens that a recipe leaves to its user."""
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("task", ["walk", "signposts"])
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_the_quickstart_is_accepted(compose, module, tmp_path, recipe, engine):
-    run, given = module("examples/quickstart", "run"), NEEDED.get(recipe, [])
-    assert recipe in run.RECIPES
-    command = run.training_command(tmp_path, recipe, 40, given)
-    config = compose(*command[2:], f"actor_rollout_ref.rollout.name={engine}")
+def test_the_pairs_of_the_examples_are_accepted(compose, module, tmp_path, recipe, task, engine):
+    launch = module("examples/pairs", "launch")
+    setup = getattr(launch, task.upper())
+    given = [f"{NEEDED[recipe]}={setup.max_response_tokens // 2}"] if recipe in NEEDED else []
+    given += [f"actor_rollout_ref.rollout.name={engine}"]
+    command = launch.training_command(tmp_path, tmp_path / recipe, recipe, 40, given, setup)
+    config = compose(*command[2:])
     check_attention(config, check_values(config)[1].held)
+
+
+def test_the_quickstart_takes_recipes_that_are_accepted(module):
+    assert set(module("examples/quickstart", "run").RECIPES) <= set(RECIPES)
 
 
 def test_the_runs_of_the_tests_are_accepted(compose, module, tmp_path):

@@ -1,5 +1,6 @@
 """Models that do not fit each other are refused by path and token; those that fit never are."""
 
+import importlib
 import json
 import logging
 import os
@@ -377,21 +378,23 @@ def composed_command(compose, monkeypatch, tmp_path):
     return lambda command: compose(*(argument for argument in command if "=" in argument))
 
 
-def test_the_quickstarts_pair_and_data_are_accepted(
-    composed_command, tmp_path, monkeypatch, caplog
+@pytest.mark.parametrize("task", ["walk", "signposts"])
+def test_the_pairs_and_data_of_the_examples_are_accepted(
+    composed_command, tmp_path, monkeypatch, caplog, task
 ):
     """As they are made, but for the training."""
-    monkeypatch.syspath_prepend(ROOT / "examples" / "quickstart")
-    import pair
-    import run
-    import task
+    monkeypatch.syspath_prepend(ROOT / "examples" / "pairs")
+    import launch
+    import tiny
 
-    tokenizer, settings = task.build_tokenizer(), pair.Settings()
+    module, setup = importlib.import_module(task), getattr(launch, task.upper())
+    tokenizer = module.build_tokenizer()
     for name in ("student", "teacher"):
-        pair.save(pair.build_model(settings, tokenizer), tokenizer, tmp_path / "models" / name)
-    task.write_parquet(tmp_path / "data", train=128, validation=16)
-    for recipe in ("prune_opd", "opd"):
-        config = composed_command(run.training_command(tmp_path, recipe, 2, []))
+        tiny.save(tiny.build_model(tokenizer), tokenizer, tmp_path / "models" / name)
+    module.write_parquet(tmp_path / "data", train=128, validation=16)
+    for recipe in ("opd", "prune_opd", "prune_opd_gate", "iw_opd", "semi_opd"):
+        out = tmp_path / recipe
+        config = composed_command(launch.training_command(tmp_path, out, recipe, 2, [], setup))
         found = check_inputs(config)
         assert (found.teacher.vocab_size, found.reward_function) == (len(tokenizer), None)
     assert not caplog.records

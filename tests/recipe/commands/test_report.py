@@ -107,7 +107,7 @@ def sample(length: int = 4, text: str = " a", spent: int | None = None) -> dict:
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A folder as the quickstart leaves it: a log, and records beside the checkpoints."""
+    """A folder as a run of the examples leaves it: a log, and records beside the checkpoints."""
     folder = tmp_path / "one"
     validated = {"val-core/math/acc/mean@1": 0.25}
     lines = [(0, validated), *[(step, metrics(step)) for step in range(1, 5)]]
