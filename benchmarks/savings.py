@@ -6,10 +6,10 @@
     python benchmarks/savings.py --tune plain gate    # learning rates, on seed 0
 
 All arms of a pair start from the same models, see the same problems in the same order of a seed,
-and are validated on the same problems, greedily. ``--tune`` runs an arm at the three learning
-rates of ``RATES`` with seed 0, which no table counts, and prints which ended best; ``BEST`` keeps
-what came of it. ``random`` and ``fixed_mean`` take their lengths from the seed's ``gate`` run,
-which is therefore run first.
+and are validated on the same problems, greedily. ``--tune`` runs an arm at three learning rates
+with seed 0, which no table counts, and prints which ended best; ``BEST`` keeps what came of it.
+``random`` and ``fixed_mean`` take their lengths from the seed's ``gate`` run, which is therefore
+run first.
 """
 
 import argparse
@@ -27,23 +27,18 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "pairs"))
 import launch
-import signposts
-import signposts_pair
+import train
 
 from recipe.prune_opd.records.files import read_steps
 
 HERE = Path(__file__).resolve().parent
 EVERY, STEPS, TUNING = 5, 40, 0
 """Steps between validations, steps of a run, seed on which learning rates are chosen."""
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (0.5, 1.0, 2.0)
+"""Learning rates that are tried, in shares of the task's."""
 BEST: dict[str, float] = {}
 """Learning rate of an arm where another than the task's ended best on the seed that is not
 counted."""
-PAIRS = {
-    "drifting": signposts_pair.Settings(),
-    "dial_0.3": signposts_pair.Settings(rho=0.3),
-    "guide": signposts_pair.Settings(rho=None),
-}
 NO_LIMIT = "prune_opd.budget.enable=false"
 W_BASE = "prune_opd.drift.w_base="
 
@@ -54,25 +49,25 @@ class Arm:
 
     recipe: str
     settings: tuple[str, ...] = ()
-    after_gate: Callable[[Path], list[str]] = field(default=lambda _: [])
-    """Settings that come from the folder of the seed's gate run."""
+    more: Callable[[Path, launch.Setup], list[str]] = field(default=lambda gate, setup: [])
+    """Settings that come from the folder of the seed's gate run, or from the task."""
 
 
-def mean_length(gate: Path) -> list[str]:
+def mean_length(gate: Path, setup: launch.Setup) -> list[str]:
     """A fixed limit at the mean length that the gate kept."""
     steps, _ = read_steps(gate / "checkpoints" / "records")
     kept = [length for step in steps for length in step["lengths"]]
     return [f"prune_opd.budget.max={round(statistics.mean(kept))}"]
 
 
-def records(gate: Path) -> list[str]:
+def records(gate: Path, setup: launch.Setup) -> list[str]:
     """Stops at random, with the lengths that the gate kept at the same step."""
     return [f"+prune_opd.budget.args.records={gate / 'checkpoints' / 'records'}"]
 
 
-def fixed(tokens: int) -> Arm:
-    """Plain OPD under a fixed limit."""
-    return Arm("opd_fixed_length", (f"prune_opd.budget.max={tokens}",))
+def first(share: float, key: str) -> Callable[[Path, launch.Setup], list[str]]:
+    """A share of the longest response as the value of a key."""
+    return lambda gate, setup: [f"{key}={round(share * setup.max_response_tokens)}"]
 
 
 ARMS = {
@@ -91,9 +86,9 @@ ARMS = {
     ),
     "random": Arm("opd", ("prune_opd.budget.enable=true", "prune_opd.budget.rule=random"), records),
     "fixed_mean": Arm("opd_fixed_length", (), mean_length),
-    "fixed_8": fixed(8),
-    "fixed_16": fixed(16),
-    "first_16": Arm("opd_first", ("prune_opd.drift.weights_args.tokens=16",)),
+    "fixed_1/8": Arm("opd_fixed_length", (), first(1 / 8, "prune_opd.budget.max")),
+    "fixed_1/4": Arm("opd_fixed_length", (), first(1 / 4, "prune_opd.budget.max")),
+    "first_1/4": Arm("opd_first", (), first(1 / 4, "prune_opd.drift.weights_args.tokens")),
     "iw": Arm("iw_opd"),
     "weights": Arm("prune_opd", (NO_LIMIT,)),
     "weights_w_base_0": Arm("prune_opd", (NO_LIMIT, f"{W_BASE}0")),
@@ -115,9 +110,9 @@ class Run:
     seconds: list[float]
     """Of training steps so far, validation and start-up left out."""
     progress: list[float]
-    """Share of a route before the first wrong word."""
+    """Share of a route before the first wrong word; of right answers on the walk."""
     right: list[float]
-    """Share of whole routes that are right."""
+    """Share of right answers."""
     spent: float
     """Share of the generated tokens that came after reliability was 0."""
 
@@ -130,11 +125,12 @@ def read(folder: Path) -> Run:
         tokens += (generated := launch.spent(record))
         wasted += generated - record.get("prune_opd/kept_tokens", generated)
         seconds += record.get("timing_s/step", 0) - record.get("timing_s/testing", 0)
-        if (progress := launch.validated(record, "progress")) is not None:
+        if (right := launch.validated(record, "reward")) is not None:
+            progress = launch.validated(record, "progress")
             run.tokens.append(tokens)
             run.seconds.append(seconds)
-            run.progress.append(progress)
-            run.right.append(launch.validated(record, "reward") or 0.0)
+            run.progress.append(right if progress is None else progress)
+            run.right.append(right)
     return Run(run.tokens, run.seconds, run.progress, run.right, wasted / max(1.0, tokens))
 
 
@@ -172,16 +168,22 @@ class Bench:
     def prepare(self) -> None:
         """Train the pair and write the data, unless they are there."""
         self.shared.mkdir(parents=True, exist_ok=True)
-        signposts_pair.build_pair(self.shared / "models", PAIRS[self.name])
-        signposts.write_parquet(self.shared / "data", validation=launch.VALIDATION_PROBLEMS)
+        _, task, pair, settings = train.PAIRS[self.name]
+        pair.build_pair(self.shared / "models", settings)
+        task.write_parquet(self.shared / "data", validation=launch.VALIDATION_PROBLEMS)
+
+    @property
+    def setup(self) -> launch.Setup:
+        """What the training command of the pair's task has."""
+        return train.PAIRS[self.name][0]
 
     def folder(self, arm: str, seed: int, lr: float) -> Path:
         """Folder of a run."""
-        return self.out / f"{arm}_seed_{seed}_lr_{lr:g}"
+        return self.out / f"{arm.replace('/', '_of_')}_seed_{seed}_lr_{lr:g}"
 
     def rate(self, arm: str) -> float:
         """Learning rate of an arm."""
-        return BEST.get(arm, launch.SIGNPOSTS.lr)
+        return BEST.get(arm, self.setup.lr)
 
     def run(self, arm: str, seed: int, lr: float) -> Run:
         """Run an arm unless it has been run, and read what came of it."""
@@ -191,7 +193,7 @@ class Bench:
             chosen = ARMS[arm]
             overrides = [
                 *chosen.settings,
-                *chosen.after_gate(self.folder("gate", seed, self.rate("gate"))),
+                *chosen.more(self.folder("gate", seed, self.rate("gate")), self.setup),
                 f"data.seed={seed}",
                 f"actor_rollout_ref.rollout.seed={seed}",
                 f"actor_rollout_ref.actor.optim.lr={lr}",
@@ -199,10 +201,10 @@ class Bench:
                 "trainer.save_freq=-1",
             ]
             command = launch.training_command(
-                self.shared, folder, chosen.recipe, self.steps, overrides, launch.SIGNPOSTS
+                self.shared, folder, chosen.recipe, self.steps, overrides, self.setup
             )
             started = time.monotonic()
-            launch.train(command, folder, self.steps, timeout=3600)
+            launch.run(command, folder, self.steps, timeout=3600)
             print(f"{folder.name}: {time.monotonic() - started:.0f} s", flush=True)
         return read(folder)
 
@@ -256,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pair", choices=PAIRS, default="drifting")
+    parser.add_argument("--pair", choices=train.PAIRS, default="drifting")
     parser.add_argument("--out", type=Path, default=Path("runs/savings"))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -270,7 +272,8 @@ def main() -> None:
     bench = Bench(args.pair, args.out.resolve() / args.pair, args.steps)
     bench.prepare()
     for arm in args.tune or ():
-        ends = {lr: bench.run(arm, TUNING, lr).progress[-1] for lr in RATES}
+        rates = [share * bench.setup.lr for share in RATES]
+        ends = {lr: bench.run(arm, TUNING, lr).progress[-1] for lr in rates}
         print(arm, ", ".join(f"{lr:g}: {end:.1%}" for lr, end in ends.items()), flush=True)
     if args.tune:
         return

@@ -11,9 +11,9 @@ and the solution names, in turn, the road that is taken and the place it leads t
     north p45 west p17 east ...
 
 A road is looked up among the signs; where it leads is known from training alone. After a wrong step
-the traveller stands at a place that, nine times in ten, has no signpost: there is no right road any
-more. The route has ``STEPS`` steps and nothing ends it earlier, so a response that is lost goes on
-to its limit, as lost reasoning does. Every word is one token.
+the traveller stands at a place that, fifteen times in sixteen, has no signpost: no road is right
+any more. The route has ``STEPS`` steps and nothing ends it earlier, so a response that is lost goes
+on to its limit, as lost reasoning does. Every word is one token.
 
 Two of the roads were **rebuilt**: on the signposted routes they lead elsewhere than in the old map.
 What a model makes of that is what tells students and teachers apart (``signposts_pair.py``).

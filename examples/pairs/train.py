@@ -5,7 +5,7 @@
     python examples/pairs/train.py drifting --out runs/drifting --name mine \\
         prune_opd.drift.w_drop=0.1                                # more settings for verl
 
-The pairs are walk, and drifting and guide of the signposts. Models and data are made once, in
+The pairs are walk, and drifting, dial and guide of the signposts. Models and data are made once, in
 DIR/models and DIR/data; a run has the folder DIR/NAME.
 """
 
@@ -24,6 +24,7 @@ SIGNPOSTS = (launch.SIGNPOSTS, signposts, signposts_pair)
 PAIRS = {
     "walk": (*WALK, walk_pair.Settings()),
     "drifting": (*SIGNPOSTS, signposts_pair.Settings()),
+    "dial": (*SIGNPOSTS, signposts_pair.Settings(rho=0.3)),
     "guide": (*SIGNPOSTS, signposts_pair.Settings(rho=None)),
 }
 """Name -> setup, task, pair and its settings."""
