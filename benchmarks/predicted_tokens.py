@@ -121,7 +121,7 @@ def generate(
     """Tokens per response, and the limit, of batches that are sampled under the recommended limit
     as it moves."""
     config = Recommendation(found["recommended"]["settings"], []).build(teacher)
-    budget = config.budget.build(walk.MAX_RESPONSE_TOKENS)
+    budget = config.budget.resolved(walk.MAX_RESPONSE_TOKENS).build()
     models = Pair.read(student, teacher)
     tokens, limits = [], []
     for step in tqdm(range(steps), desc="generating", unit=" steps"):
