@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument(
         "--engine", choices=("vllm", "sglang"), default="vllm", help="engine of the rollouts"
     )
-    parser.add_argument("--steps", type=int, default=30, help="batches of 64 responses")
+    parser.add_argument("--steps", type=int, default=20, help="batches of 64 responses")
     parser.add_argument(
         "--timeout", type=int, default=1800, help="seconds until a training is given up"
     )
