@@ -67,7 +67,8 @@ def trainer_of(prune_opd: PruneOPDConfig, step: int = 5, **values: Any) -> Prune
     prune_opd, budget = prune_opd.changed(budget=given), given.build()
     vars(trainer).update(prune_opd=prune_opd, global_steps=step, budget=budget)
     trainer.home = build_home(prune_opd)
-    vars(trainer).update(_data_before=(0, None), _checkpoint=(0, None), recorder=None, **values)
+    own = {"_data_before": (0, None), "_checkpoint": (0, None), "recorder": None, "phase": None}
+    vars(trainer).update(own | values)
     return trainer
 
 
@@ -424,7 +425,8 @@ def test_a_step_is_recorded_with_its_limits_and_samples_of_real_responses(step):
     trainer.recorder = recorder
     trainer._samples = lambda batch, rows: (batch.partition_id, rows)
     step(trainer, kept(9), kept(8), kept(7), padding=1)
-    ((number, tally, limits, fetch),) = written
+    ((number, tally, limits, fetch, generated),) = written
+    assert generated is None, "every response of a step was generated in it"
     assert (number, tally.column("tokens").tolist()) == (5, [9, 8])
     assert limits == (LIMIT, trainer.budget.limit)
     assert fetch([1]) == ("train", [1])

@@ -28,7 +28,6 @@ docs/diagnose.md explains every number, and what the verdicts rest on.
 import json
 
 from recipe.prune_opd.commands.diagnose.arguments import Arguments
-from recipe.prune_opd.commands.diagnose.output import check_out, page_file, show, write
 
 
 def run(args: Arguments) -> int:
@@ -38,10 +37,12 @@ def run(args: Arguments) -> int:
         ValueError: an argument, a file or a model is not as it should be; names which.
     """
     args.check()
+    # Both import torch, and the help of a command does without.
+    from recipe.prune_opd.commands.diagnose.examination import diagnose
+    from recipe.prune_opd.commands.diagnose.output import check_out, page_file, show, write
+
     if args.out is not None:
         check_out(args.out)
-    from recipe.prune_opd.commands.diagnose.examination import diagnose  # torch
-
     found = diagnose(args)
     if args.out is not None:
         write(found, args.out)
