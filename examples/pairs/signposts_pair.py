@@ -91,9 +91,7 @@ def journeys(rng: Generator, count: int, steps: int, belief: float) -> Batch:
             rounds is not to be learned.
     """
     whole = belief == 1
-    routes = (
-        task.draw_rounds(rng, count, steps) if whole else task.draw(rng, count, steps, belief)
-    )
+    routes = task.draw_rounds(rng, count, steps) if whole else task.draw(rng, count, steps, belief)
     responses = np.tile(routes.solutions, (1, task.ROUNDS))
     learned = np.ones_like(responses, dtype=bool)
     if not whole:

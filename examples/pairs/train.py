@@ -5,8 +5,8 @@
     python examples/pairs/train.py drifting --out runs/drifting --name mine \\
         prune_opd.drift.w_drop=0.1                                # more settings for verl
 
-The pairs are walk, and drifting, dial, guide and close of the signposts. Models and data are made once, in
-DIR/models and DIR/data; a run has the folder DIR/NAME.
+The pairs are walk, and drifting, dial, guide and close of the signposts. Models and data are made
+once, in DIR/models and DIR/data; a run has the folder DIR/NAME.
 """
 
 import argparse
