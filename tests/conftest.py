@@ -3,12 +3,14 @@ tests do without."""
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from omegaconf import DictConfig
 
 from verl_ext.logs import isolate
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
     from recipe.prune_opd.records.tally import Tally
 
 PACKAGES = ("recipe.prune_opd", "verl_ext")
+
+# The long one is random; where it fails, pytest prints the --hypothesis-seed that repeats it.
+settings.register_profile("ci", max_examples=40, deadline=None, derandomize=True, database=None)
+settings.register_profile("long", max_examples=600, deadline=None, print_blob=True, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from recipe.prune_opd.checks.files import reason_of
 from recipe.prune_opd.method.budget import Budget
 from recipe.prune_opd.method.phase import RolloutPhase
+from verl_ext.files import parse_json, write_whole
 
 STATE_FILE = "prune_opd.json"
 RESUME = (
@@ -17,12 +19,22 @@ RESUME = (
 
 
 def save_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) -> None:
-    """Write the state file into a checkpoint's folder, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{STATE_FILE}.partial"
+    """Write the state file into a checkpoint's folder, whole or not at all.
+
+    Raises:
+        RuntimeError: it cannot be written; says that earlier checkpoints are as they were.
+    """
     state = {"budget": budget.state_dict()} | ({"semi": phase.state_dict()} if phase else {})
-    partial.write_text(json.dumps(state))
-    partial.replace(folder / STATE_FILE)
+    file = folder / STATE_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(state))
+    except (OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RuntimeError(
+            f"{file} cannot be written ({reason}): this checkpoint is not saved; earlier ones are as"
+            " they were, and the run goes on from the last of them when it is started again"
+        ) from error
 
 
 def load_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) -> None:
@@ -50,8 +62,8 @@ def load_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) 
         budget.load_state_dict(state["budget"])
         if phase is not None:
             phase.load_state_dict(state["semi"])
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    except Exception as error:  # of a budget of the user's own
+        raise ValueError(f"{file}: {reason_of(error)}") from error
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -62,14 +74,11 @@ def _read(file: Path) -> dict[str, Any]:
             " trainer.resume_mode=disable"
         )
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = parse_json(file.read_bytes())
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}): {RESUME}") from error
-    except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{file} is no JSON ({reason}), it was cut off or changed: {RESUME}"
-        ) from error
+    except ValueError as error:
+        raise ValueError(f"{file} is {error}, it was cut off or changed: {RESUME}") from error
     if not isinstance(state, dict) or "budget" not in state:
         raise ValueError(f"{file} has no budget, it was changed or is of another version: {RESUME}")
     return state
