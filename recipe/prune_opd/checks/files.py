@@ -2,8 +2,11 @@
 
 import functools
 import operator
+import os
 import stat
 from pathlib import Path
+
+from recipe.prune_opd.config import shown
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 """Beginning of the text that Git LFS leaves in the place of a file that was not fetched."""
@@ -56,6 +59,8 @@ def check_readable(what: str, path: Path, allowed: str) -> None:
         ValueError: there is nothing, a folder, a device, something unreadable, or a Git LFS
             pointer; names the path.
     """
+    if "\0" in str(path):
+        raise ValueError(f"{what}{shown(str(path))} is no name of a file, allowed: {allowed}")
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -73,6 +78,25 @@ def check_readable(what: str, path: Path, allowed: str) -> None:
         raise ValueError(
             f"{what}{path} cannot be read ({error.strerror}), allowed: {allowed}"
         ) from error
+
+
+def check_place(key: str, folder: Path) -> None:
+    """Refuse a folder that is not there and cannot be made, or cannot be written to.
+
+    Raises:
+        ValueError: names the key and what is in the way.
+    """
+    place = folder.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    fault = "is no folder" if not os.path.isdir(place) else ""
+    if not fault and not os.access(place, os.W_OK | os.X_OK):
+        fault = "may not be written to"
+    if "\0" in str(folder) or any(len(os.fsencode(part)) > 255 for part in folder.parts):
+        place, fault = folder, "is no name that a folder may have"
+    if fault:
+        at = "" if place == folder.absolute() else f", where {shown(str(folder))} should be"
+        raise ValueError(f"{key}: {shown(str(place), 200)} {fault}{at}, allowed: a folder to write")
 
 
 def refuse_pointer(key: str, file: Path) -> None:

@@ -2,15 +2,22 @@
 of the same folder."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.checks.files import reason_of
+from omegaconf import DictConfig
+
+from recipe.prune_opd.checks.files import check_place, reason_of
+from recipe.prune_opd.checks.rollouts import read_rollouts_id
+from recipe.prune_opd.config import PruneOPDConfig, shown
 from recipe.prune_opd.method.budget import Budget
 from recipe.prune_opd.method.phase import RolloutPhase
 from verl_ext.files import parse_json, write_whole
 
 STATE_FILE = "prune_opd.json"
+TRACKER = "latest_checkpointed_iteration.txt"
+"""File by which verl knows its newest whole checkpoint."""
 RESUME = (
     "resume from an earlier checkpoint (trainer.resume_from_path), or start from the weights of"
     " this one (actor_rollout_ref.model.path) with trainer.resume_mode=disable"
@@ -30,10 +37,10 @@ def save_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) 
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(state))
     except (OSError, ValueError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        why = getattr(error, "strerror", None) or error
         raise RuntimeError(
-            f"{file} cannot be written ({reason}): this checkpoint is not saved; earlier ones are as"
-            " they were, and the run goes on from the last of them when it is started again"
+            f"{file} cannot be written ({why}): this checkpoint is not saved, earlier ones are as"
+            " they were; the run goes on from the last of them when it is started again"
         ) from error
 
 
@@ -64,6 +71,59 @@ def load_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) 
             phase.load_state_dict(state["semi"])
     except Exception as error:  # of a budget of the user's own
         raise ValueError(f"{file}: {reason_of(error)}") from error
+
+
+def check_checkpoint(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
+    """Check the state that the run will go on from, and the place of the checkpoints: verl looks at
+    both once the models are loaded, at the second after the first steps.
+
+    Args:
+        config: verl's composed configuration.
+        prune_opd: the typed part of it, lengths resolved.
+
+    Raises:
+        ValueError: names the file or the key, what was found and what is needed.
+    """
+    trainer = config.trainer
+    if trainer.save_freq > 0:
+        check_place("trainer.default_local_dir", Path(trainer.default_local_dir))
+    folder = _resumed(trainer)
+    if folder is None:
+        return
+    phase = None
+    if prune_opd.semi.enable:
+        rollouts = read_rollouts_id(Path(str(prune_opd.semi.dir)))
+        phase = prune_opd.semi.new_phase(rollouts or "no rollouts")
+    load_state(folder, prune_opd.budget.build(), phase)
+
+
+def _resumed(trainer: DictConfig) -> Path | None:
+    """Folder of the checkpoint that verl will load; None for a run from its start.
+
+    Raises:
+        ValueError: there is none where one is named; names the file.
+    """
+    if trainer.resume_mode == "resume_path":
+        named = Path(trainer.resume_from_path)
+        if not os.path.isdir(named):
+            raise ValueError(
+                f"trainer.resume_from_path: {shown(str(named), 200)} does not exist, allowed: a"
+                " folder global_step_N"
+            )
+        return named
+    tracker = Path(trainer.default_local_dir) / TRACKER
+    if trainer.resume_mode != "auto" or not os.path.exists(tracker):
+        return None
+    try:
+        step = int(tracker.read_bytes().decode())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{tracker} cannot be read ({reason_of(error)}), needed: the number of the newest"
+            " checkpoint that is whole; write it there, or name the checkpoint with"
+            " trainer.resume_mode=resume_path and trainer.resume_from_path"
+        ) from error
+    folder = tracker.parent / f"global_step_{step}"
+    return folder if os.path.isdir(folder) else None  # verl starts anew then
 
 
 def _read(file: Path) -> dict[str, Any]:
