@@ -28,8 +28,10 @@ def is_remote(path: str) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Message of an exception in one line: its first, with its class where that says more."""
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    """Message of an exception in one line: its first, and the one that it announces, with its class
+    where that says more."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     if isinstance(error, KeyError):
         return f"{first} is missing"
     if first and isinstance(error, (OSError, ValueError, RuntimeError)):

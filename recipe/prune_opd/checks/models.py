@@ -21,6 +21,14 @@ logger = logging.getLogger(__name__)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SCALED = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling that make a longer context of ``max_position_embeddings``."""
+SIZES = (
+    "vocab_size",
+    "max_position_embeddings",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+)
+"""Sizes that a configuration may have, under transformers' names."""
 KEPT_FREE = {"sglang": 1}
 """Tokens that verl's rollout server leaves free behind a response, by engine; 0 for the others."""
 
@@ -73,11 +81,9 @@ class Model:
         if template is not None:
             tokens.chat_template = template
         self.config, self.tokenizer = hf_config.get_text_config(), tokens
-        self.vocab_size: int = _size(key, path, self.config, "vocab_size")
-        _size(key, path, self.config, "num_hidden_layers")
-        context = "max_position_embeddings"
-        known = getattr(self.config, context, None) is not None
-        self.context: int | None = _size(key, path, self.config, context) if known else None
+        sizes = {name: _size(key, path, self.config, name) for name in SIZES}
+        self.vocab_size: int = sizes["vocab_size"] or 0
+        self.context: int | None = sizes["max_position_embeddings"]
         self.tokens: dict[int, str] = {
             number: token for token, number in tokens.get_vocab().items()
         }
@@ -116,13 +122,15 @@ def _here(key: str, path: str) -> str:
     return copy
 
 
-def _size(key: str, path: str, config: Any, name: str) -> int:
-    """Size of a model out of its configuration.
+def _size(key: str, path: str, config: Any, name: str) -> int | None:
+    """Size of a model out of its configuration; None where a kind of model does not have it.
 
     Raises:
         ValueError: it is no whole number of at least 1.
     """
     found = getattr(config, name, None)
+    if found is None and name != "vocab_size":
+        return None
     if type(found) is not int or found < 1:
         raise ValueError(
             f"{key}: {path} has {name} {shown(found)} in its configuration, allowed: a whole number"

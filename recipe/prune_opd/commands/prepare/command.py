@@ -65,6 +65,8 @@ def run(args: Arguments) -> int:
     name = args.dataset.lower().replace("-", "_")
     if name not in DATASETS:
         raise ValueError(f"got {args.dataset!r}, allowed: {', '.join(DATASETS)}")
+    for option, text in (("--suffix", args.suffix), ("--split", args.split)):
+        _check_text(option, text)
     dataset, out = DATASETS[name], args.out or Path("data") / f"{name}.parquet"
     _check_out(out, args)
     split = args.split or dataset.split
@@ -104,6 +106,14 @@ def _read(name: str, split: str, file: Path | None) -> tuple[list[Problem], str,
     rows = progress(parse_rows(raw, dataset, origin), f"reading {name}", "row")
     problems, repeats = unique_rows(rows, origin)
     return problems, origin, repeats
+
+
+def _check_text(option: str, text: str | None) -> None:
+    """Refuse what parquet cannot hold: bytes of a terminal that are no UTF-8."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{option}: got {text!r:.60}, allowed: text in UTF-8") from error
 
 
 def _check_out(out: Path, args: Arguments) -> None:
