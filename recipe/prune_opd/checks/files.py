@@ -88,17 +88,26 @@ def check_place(key: str, folder: Path) -> None:
     Raises:
         ValueError: names the key and what is in the way.
     """
-    place = folder.absolute()
+    place, fault = folder.absolute(), ""
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
-    fault = "is no folder" if not os.path.isdir(place) else ""
-    if not fault and not os.access(place, os.W_OK | os.X_OK):
+    if not all(map(_is_name, folder.parts)):
+        place, fault = folder.absolute(), "is no name that a folder may have"
+    elif not os.path.isdir(place):
+        fault = "is no folder"
+    elif not os.access(place, os.W_OK | os.X_OK):
         fault = "may not be written to"
-    if "\0" in str(folder) or any(len(os.fsencode(part)) > 255 for part in folder.parts):
-        place, fault = folder, "is no name that a folder may have"
     if fault:
         at = "" if place == folder.absolute() else f", where {shown(str(folder))} should be"
         raise ValueError(f"{key}: {shown(str(place), 200)} {fault}{at}, allowed: a folder to write")
+
+
+def _is_name(part: str) -> bool:
+    """Tell whether a file system of Linux takes a part of a path."""
+    try:
+        return "\0" not in part and len(os.fsencode(part)) <= 255
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def refuse_pointer(key: str, file: Path) -> None:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipe.prune_opd.checks.attention import check_attention, check_sequence_parallelism
 from recipe.prune_opd.checks.batches import check_batches
+from recipe.prune_opd.checks.files import check_place
 from recipe.prune_opd.checks.inputs import Inputs, check_inputs
 from recipe.prune_opd.checks.kinds import unresolved
 from recipe.prune_opd.checks.rollouts import check_rollouts, made_by
@@ -80,6 +81,8 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
     """
     with _sentences():
         check_checkpoint(config, prune_opd)
+        if prune_opd.dump_dir:
+            check_place("prune_opd.dump_dir", Path(prune_opd.dump_dir))
         check_attention(config, home.held)
         inputs = check_inputs(config, prune_opd, weights=home.has_files)
         home.check_models(config, inputs.student, inputs.teacher)

@@ -61,6 +61,14 @@ def test_a_state_to_resume_from_is_looked_at_before_anything_else(config, here, 
     assert here == []
 
 
+@pytest.mark.parametrize("name", ["file/dump", "n" * 300, "a\0b", "\ud800"])
+def test_a_folder_that_cannot_be_made_is_known_before_the_first_step(config, here, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    config.prune_opd.dump_dir = str(tmp_path / name)
+    assert "prune_opd.dump_dir: " in ending(config)
+    assert here == []
+
+
 @pytest.mark.parametrize("check", ["check_attention", "check_inputs"])
 def test_what_depends_on_the_machine_ends_it_too(config, here, monkeypatch, check):
     def refuse(*arguments, **named):

@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         save_state(tmp_path / "file" / "global_step_1", ResponseBudget(**PAPER))
 
 
-# ---------------------------------------------------------------------------------- before the start
+# --------------------------------------------------------------------------------- before the start
 
 
 @pytest.fixture

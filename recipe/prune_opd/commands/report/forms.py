@@ -13,8 +13,8 @@ LARGEST = 2**53
 Count = Annotated[int, Ge(0), Le(LARGEST)]
 Value = Annotated[float, Ge(-1e6), Le(1e6)]
 """Number of which a share, a log-prob or a weight is far from the bounds; NaN is none."""
-Mean = Annotated[float, Le(1e300)] | None
-"""Mean of a step; NaN can be reckoned with, as a gap, and None is one."""
+Mean = Annotated[float, Ge(-1e300), Le(1e300)] | None
+"""Mean of a step; None is a gap."""
 NAMES = ("overlap", "events", "weight", "student_entropy", "teacher_entropy")
 
 

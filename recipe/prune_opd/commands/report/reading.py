@@ -9,7 +9,7 @@ from typing import Any
 
 from recipe.prune_opd.checks.files import check_readable, lfs_pointer
 from recipe.prune_opd.commands.report.forms import LARGEST, Record, fault
-from recipe.prune_opd.commands.report.runs import TRAINED, Run, is_number
+from recipe.prune_opd.commands.report.runs import TRAINED, Run, is_number, reckoned
 from recipe.prune_opd.records.files import STEPS, read_lines, read_steps
 from verl_ext.files import parse_json
 
@@ -109,7 +109,8 @@ def merged(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
     """
     steps: dict[int, dict[str, float]] = {}
     for line in lines:
-        step, data = line["step"], {k: v for k, v in line["data"].items() if is_number(v)}
+        given = line["data"].items()
+        step, data = line["step"], {k: reckoned(v) for k, v in given if is_number(v)}
         if TRAINED in data:
             steps = {number: metrics for number, metrics in steps.items() if number < step}
         steps[step] = steps.get(step, {}) | data

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd.checks.files import check_readable
-from recipe.prune_opd.commands.report.forms import Sample, fault
+from recipe.prune_opd.commands.report.forms import LARGEST, Sample, fault
 from recipe.prune_opd.records.files import (
     read_samples,
     sampled_steps,
@@ -48,7 +48,7 @@ class Run:
             for name in path:
                 value = value.get(name) if isinstance(value, dict) else None
             if is_number(value):
-                found[step] = value
+                found[step] = reckoned(value)
         return found
 
     @property
@@ -139,6 +139,12 @@ ACCURACY = r"^val-core/(.+)/[^/]+/mean@\d+$"
 TOKENS = dict.fromkeys(("perf/total_num_tokens", "response_length/mean", "prompt_length/mean"))
 AXES = {"step": "step", "tokens": "tokens generated, millions", "hours": "hours of training"}
 """Axes that runs can be aligned by -> label."""
+
+
+def reckoned(value: float) -> float:
+    """A number as it is, or as a floating-point one where it is too large to be a count: the
+    product of two whole ones of 300 digits can be neither divided nor drawn."""
+    return value if abs(value) <= LARGEST else float(value)
 
 
 def is_number(value: Any) -> bool:
