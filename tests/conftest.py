@@ -1,11 +1,13 @@
 """Fixtures shared by the packages' tests. Nothing here imports verl: that takes seconds, and most
 tests do without."""
 
+import contextlib
 import logging
 import math
 import os
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,13 +29,20 @@ settings.register_profile("long", max_examples=600, deadline=None, print_blob=Tr
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """A disk on which no file grows beyond a hundred bytes: writing fails as on a full one."""
+@contextlib.contextmanager
+def _full_disk() -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which no file grows beyond a hundred bytes: writing fails as on a full disk."""
+    return _full_disk
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, full_disk, content):
     file = tmp_path / "a.txt"
     if content:
         file.write_text(content)
-    with pytest.raises(OSError, match="File too large"):
+    with full_disk(), pytest.raises(OSError, match="File too large"):
         write_whole(file, LONG)
     assert only(tmp_path) == (["a.txt"] if content else [])
     assert not content or file.read_text() == content

@@ -713,7 +713,8 @@ def test_on_a_full_disk_what_was_computed_is_printed_and_the_responses_are_kept(
     computed, tmp_path, capsys, monkeypatch, full_disk
 ):
     monkeypatch.setattr(Found, "answer", {"student": "s" * 200})
-    assert main(["diagnose", "a", "b", "--json", "--out", str(tmp_path / "report")]) == 2
+    with full_disk():
+        assert main(["diagnose", "a", "b", "--json", "--out", str(tmp_path / "report")]) == 2
     said = capsys.readouterr()
     assert json.loads(said.out) == {"student": "s" * 200}
     file = tmp_path / "report/diagnosis.json"

@@ -675,7 +675,8 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, capsys, full_disk)
     file, out = tmp_path / "in.json", tmp_path / "out.parquet"
     file.write_text('[{"problem": "Q", "answer": "1", "id": "0"}]')
     out.write_text("good")
-    assert main(["prepare", "aime25", "--input", str(file), "--out", str(out)]) == 2
+    with full_disk():
+        assert main(["prepare", "aime25", "--input", str(file), "--out", str(out)]) == 2
     assert f"--out: {out} cannot be written (" in capsys.readouterr().err
     assert out.read_text() == "good"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["in.json", "out.parquet"]

@@ -714,7 +714,8 @@ def test_a_folder_as_output_is_refused_before_the_work(run, tmp_path, capsys, mo
 def test_a_full_disk_leaves_the_page_that_was_there(run, tmp_path, capsys, few, full_disk):
     out = tmp_path / "page.html"
     out.write_text("good")
-    assert main(["report", str(run), "--out", str(out)]) == 2
+    with full_disk():
+        assert main(["report", str(run), "--out", str(out)]) == 2
     assert f"--out: {out} cannot be written (File too large)" in capsys.readouterr().err
     assert out.read_text() == "good"
 
