@@ -57,7 +57,7 @@ def parse_json(text: str | bytes) -> Any:
     except ValueError as error:
         raise ValueError(f"no JSON in UTF-8 ({str(error).splitlines()[0]})") from error
     level = [value]
-    for _ in range(DEEPEST + 1):
+    for _ in range(DEEPEST):
         inside = (inner for outer in level for inner in _inside(outer))
         level = [inner for inner in inside if isinstance(inner, (dict, list))]
         if not level:
