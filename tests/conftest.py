@@ -1,14 +1,19 @@
 """Fixtures shared by the packages' tests. Nothing here imports verl: that takes seconds, and most
 tests do without."""
 
+import contextlib
 import logging
 import math
+import os
+import resource
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from omegaconf import DictConfig
 
 from verl_ext.logs import isolate
@@ -17,6 +22,27 @@ if TYPE_CHECKING:
     from recipe.prune_opd.records.tally import Tally
 
 PACKAGES = ("recipe.prune_opd", "verl_ext")
+
+# The long one is random; where it fails, pytest prints the --hypothesis-seed that repeats it.
+settings.register_profile("ci", max_examples=40, deadline=None, derandomize=True, database=None)
+settings.register_profile("long", max_examples=600, deadline=None, print_blob=True, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@contextlib.contextmanager
+def _full_disk() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which no file grows beyond a hundred bytes: writing fails as on a full disk."""
+    return _full_disk
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from verl_ext.files import parse_json
 from verl_ext.rollout.rotation import Rotation
 from verl_ext.rollout.rows import BadQuestion, BadScore, Score, TopKRows, check_shape, good_rows
 
@@ -80,7 +81,8 @@ class VLLM(Dialect):
     def texts(self, answer: Any) -> dict[int, str]:
         """See ``Dialect``."""
         entries = answer["choices"][0]["prompt_logprobs"][1:]
-        return {int(i): value["decoded_token"] for entry in entries for i, value in entry.items()}
+        found = {int(i): value["decoded_token"] for entry in entries for i, value in entry.items()}
+        return {i: text for i, text in found.items() if isinstance(text, str)}
 
 
 def _vllm_row(entry: dict[str, Any], token: int, topk: int) -> tuple[float | None, Candidates]:
@@ -131,7 +133,10 @@ class SGLang(Dialect):
     def texts(self, answer: Any) -> dict[int, str]:
         """See ``Dialect``."""
         return {
-            i: text for row in answer["meta_info"]["input_top_logprobs"][1:] for _, i, text in row
+            i: text
+            for row in answer["meta_info"]["input_top_logprobs"][1:]
+            for _, i, text in row
+            if isinstance(text, str)
         }
 
 
@@ -195,8 +200,8 @@ class UrlTeacher:
         """
         dialect = DIALECTS[self.dialect]
         try:
-            listed = (await self._json("GET", url + "/v1/models"))["data"]  # the same in both
-            models = {model["id"]: model.get("max_model_len") for model in listed}
+            listed = await self._json("GET", url + "/v1/models")  # the same in both
+            models = {str(model["id"]): _context(model) for model in listed["data"]}
             if self.model not in models:
                 return models, {}
             answer = await self.ask(url, probe, 1, topk, texts=True)
@@ -219,7 +224,7 @@ class UrlTeacher:
             sampled = np.array(
                 [np.nan if own is None else own for own, _ in rows], dtype=np.float32
             )
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
             raise BadScore(
                 f"an answer that is not {self.dialect}'s ({type(error).__name__}: {error})"
             ) from error
@@ -249,14 +254,20 @@ class UrlTeacher:
                     raise (BadQuestion if refused else aiohttp.ClientError)(
                         f"{url} answers {response.status}: {reason[:300]}"
                     )
-                return await response.json(content_type=None)
+                return parse_json(await response.read())
         # Also a TimeoutError, and so would pass for the deadline's.
         except aiohttp.ServerTimeoutError as error:
             raise aiohttp.ClientError(f"{url} cannot be reached within {CONNECT} s") from error
         except (aiohttp.ClientError, BadQuestion):  # they are a ValueError too, or may be
             raise
         except ValueError as error:
-            raise BadScore(f"{url} answers with what is no JSON ({error})") from error
+            raise BadScore(f"{url} answers with what is {error}") from error
+
+
+def _context(model: dict[str, Any]) -> int | None:
+    """Tokens of context that a server says a model has; None where it says none."""
+    length = model.get("max_model_len")
+    return length if type(length) is int else None
 
 
 def _array(rows: Iterable[Candidates], topk: int) -> TopKRows:

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.code import check_code, import_libraries
-from recipe.prune_opd.checks.data import Prompt, check_data, shown
+from recipe.prune_opd.checks.data import Prompt, check_data
 from recipe.prune_opd.checks.files import refuse_pointers
 from recipe.prune_opd.checks.models import (
     Model,
@@ -15,7 +15,7 @@ from recipe.prune_opd.checks.models import (
     render,
 )
 from recipe.prune_opd.checks.scoring import GRADING, grades_here, reads_rows
-from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.config import PruneOPDConfig, shown
 
 
 @dataclass(frozen=True)

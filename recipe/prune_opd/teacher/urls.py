@@ -4,6 +4,7 @@ can it do it?"""
 import asyncio
 import logging
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from omegaconf import DictConfig
 
+from recipe.prune_opd.checks.files import check_readable, reason_of
 from recipe.prune_opd.checks.models import Model, check_server_context
 from recipe.prune_opd.config import TeacherConfig, require
 from recipe.prune_opd.teacher.servers import Served
@@ -72,13 +74,26 @@ def url_teacher(teacher: TeacherConfig) -> UrlTeacher:
             )
     certificates = None
     if given.ca_file:  # read here: the machines that ask may not have the file
-        if not Path(given.ca_file).is_file():
-            raise ValueError(
-                f"prune_opd.teacher.url.ca_file: {given.ca_file} does not exist, allowed: a file in"
-                " PEM format"
-            )
-        certificates = Path(given.ca_file).read_text()
+        certificates = _certificates(Path(given.ca_file))
     return UrlTeacher(given.urls, given.model or str(teacher.path), given.api, key, certificates)
+
+
+def _certificates(file: Path) -> str:
+    """Content of a file of certificates, which can be used.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else.
+    """
+    key, allowed = "prune_opd.teacher.url.ca_file: ", "a file in PEM format"
+    check_readable(key, file, allowed)
+    try:
+        text = file.read_bytes().decode("ascii")
+        ssl.create_default_context(cadata=text)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ValueError(
+            f"{key}{file} holds no certificates ({reason_of(error)}), allowed: {allowed}"
+        ) from error
+    return text
 
 
 def check_urls(
@@ -133,7 +148,7 @@ def _examined(
     Raises:
         ValueError: it does not answer, or does not score.
     """
-    nonsense = (BadQuestion, BadScore, AttributeError, KeyError, TypeError)
+    nonsense = (BadQuestion, BadScore, AttributeError, LookupError, TypeError, ValueError)
     try:
         return asyncio.run(asyncio.wait_for(asked.examine(url, probe, topk), SECONDS))
     except asyncio.TimeoutError as error:

@@ -497,7 +497,7 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
         ),
         (
             ["data.train_batch_size=${foo}"],
-            "Interpolation key 'foo' not found full_key: data.train_batch_size",
+            "data.train_batch_size: Interpolation key 'foo' not found",
         ),
         (["actor_rollout_ref.actor.use_dynamic_bsz=${foo}"], "Interpolation key 'foo' not found"),
         (["--mfu", "3"], "--mfu: got 3, allowed: a share"),

@@ -376,6 +376,26 @@ BAD = {
         "got the score nan, allowed: 0 or 1",
     ),
     "too deep": ("[" * 100_000, [], "line 1 is no JSON that can be read"),
+    "deep inside": (
+        '{"input": "q", "output": "", "score": 1, "gts": ' + "[" * 900 + "]" * 900 + "}",
+        [],
+        "line 1 is no JSON that can be read",
+    ),
+    "too large": (
+        '{"input": "q", "output": "", "score": 1, "tokens": 1' + "0" * 400 + "}",
+        [],
+        "allowed: a number >= 0 or null",
+    ),
+    "a large step": (
+        '{"input": "q", "output": "", "score": 1, "step": 1' + "0" * 400 + "}",
+        [],
+        "allowed: a whole number or null",
+    ),
+    "digits": (
+        f'{{"input": "q", "output": "", "score": 0.5, "uid": "a_b_{"9" * 5000}"}}',
+        [],
+        "got the score 0.5",
+    ),
     "pointer": (
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
         [],

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import mutated
+from hypothesis import given
 
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.commands.report import charts, curves, summary, times, tokens
@@ -709,6 +711,97 @@ def test_a_folder_as_output_is_refused_before_the_work(run, tmp_path, capsys, mo
     assert f"--out: {tmp_path} is a folder, allowed: a file" in capsys.readouterr().err
 
 
+def test_a_full_disk_leaves_the_page_that_was_there(run, tmp_path, capsys, few, full_disk):
+    out = tmp_path / "page.html"
+    out.write_text("good")
+    with full_disk():
+        assert main(["report", str(run), "--out", str(out)]) == 2
+    assert f"--out: {out} cannot be written (File too large)" in capsys.readouterr().err
+    assert out.read_text() == "good"
+
+
+def test_a_device_is_no_page(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "report", None)
+    out = tmp_path / "page.html"
+    os.mkfifo(out)
+    assert main(["report", str(run), "--out", str(out)]) == 2
+    assert f"--out: {out} is a pipe or a device, allowed: a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b'{"step": 1, "da\n', b"\xff\n[1]\n"])
+def test_a_log_with_another_beginning_is_one(start, run):
+    """A byte order mark, or a line that was torn."""
+    file = run / "metrics.jsonl"
+    file.write_bytes(start + file.read_bytes())
+    found = read_run(run, "one")
+    assert sorted(found.logged) == [0, 1, 2, 3, 4]
+    assert len(found.faults) == start.count(b"\n")
+
+
+@pytest.mark.parametrize("step", [True, 10**400, "1", None, -1])
+def test_a_line_whose_step_is_no_count_is_none(step, run):
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"step": step, "data": {"training/global_step": 9}}) + "\n")
+    assert max(read_run(run, "one").logged) == 4
+
+
+@pytest.fixture(scope="module")
+def altered(tmp_path_factory) -> Path:
+    """A run of two steps, of which the first is written anew each time."""
+    folder = tmp_path_factory.mktemp("altered")
+    write_log(folder / "metrics.jsonl", [(step, metrics(step)) for step in (1, 2)])
+    records = Records(folder / "records")
+    for step in (1, 2):
+        records.samples(step, [sample()])
+        records.step(step, record(step))
+    return folder
+
+
+def drawn(folder: Path) -> None:
+    """Everything of a page but its pictures, and those of which the values are odd."""
+    found = read_run(folder, "one")
+    summary.notes([found])
+    summary.cells(summary.summary(found))
+    token_views([found])
+    for axis in ("step", "tokens", "hours"):
+        found.along(axis)
+    times.seconds(found)
+    if found.recorded:
+        for name in by_place.BY_POSITION:
+            edges = found.recorded[min(found.recorded)]["positions"]["edges"]
+            by_place.by_position(found.recorded.values(), name)
+            by_place.grid(found, name, edges)
+
+
+@given(line=mutated({"step": 1, **record(1)}))
+def test_a_record_of_any_form_is_drawn_or_named(line, altered):
+    file = altered / "records/steps.jsonl"
+    lines = [line, {"step": 2, **record(2)}]
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    drawn(altered)
+
+
+@given(line=mutated({"step": 1, "data": metrics(1)}))
+def test_a_line_of_the_log_of_any_form_is_drawn_or_named(line, altered):
+    file = altered / "metrics.jsonl"
+    lines = [line, {"step": 2, "data": metrics(2)}]
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    drawn(altered)
+
+
+@given(line=mutated(sample()))
+def test_a_sample_of_any_form_is_shown_or_refused_in_a_sentence(line, altered):
+    Records(altered / "records").step(1, record(1))
+    file = altered / "records/samples/step_1.jsonl.gz"
+    file.write_bytes(gzip.compress(json.dumps(line).encode()))
+    said = None
+    try:
+        drawn(altered)
+    except ValueError as error:
+        said = str(error)
+    assert said is None or (said.startswith(str(file)) and "\n" not in said)
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
@@ -773,7 +866,8 @@ def test_records_of_another_form_are_left_out_and_named(case, run, few):
     [
         b"no gzip",
         POINTER.encode(),
-        *map(gzip.compress, (b"[1]", b'{"tokens": [1]}', b"{", b'{"tokens": [[[[')),
+        *map(gzip.compress, (b"[1]", b'{"tokens": [1]}', b"{", b'{"tokens": ' + b"[" * 100_000)),
+        gzip.compress(b"[1]" * 99)[:20] + b"\xff" * 20,
     ],
     # A compressed file holds the time it was made.
     ids=[
@@ -783,6 +877,7 @@ def test_records_of_another_form_are_left_out_and_named(case, run, few):
         "token",
         "torn",
         "deep",
+        "damaged",
     ],
 )
 def test_samples_that_are_none_are_one_sentence(content, run, capsys, few):

@@ -46,3 +46,27 @@ def test_a_key_that_others_can_read_on_its_way_is_warned_of(
         check(monkeypatch, url, key)
     assert (f"the API key is sent to {url} without encryption" in caplog.text) is warned
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x80\x81", "holds no certificates ("),
+        (b"", "holds no certificates ("),
+        (b"text", "holds no certificates ("),
+        (
+            b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            "holds no certificates",
+        ),
+        (None, "does not exist, allowed: a file in PEM format"),
+    ],
+)
+def test_a_file_of_certificates_that_holds_none_is_named(tmp_path, content, reason):
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_bytes(content)
+    given = TeacherUrlConfig(urls=["https://a"], ca_file=str(file))
+    with pytest.raises(ValueError, match=r"prune_opd\.teacher\.url\.ca_file") as error:
+        urls.url_teacher(TeacherConfig(path="T", home="url", url=given))
+    assert f"{file} {reason}" in str(error.value)
+    assert "\n" not in str(error.value)

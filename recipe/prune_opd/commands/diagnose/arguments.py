@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from recipe.prune_opd.checks.files import check_readable
-from recipe.prune_opd.commands.arguments import WHOLE, one, several
+from recipe.prune_opd.commands.arguments import NATURAL, several
 from recipe.prune_opd.commands.files import check_model, check_pair
 from recipe.prune_opd.commands.pair.arguments import (
     COUNT,
@@ -23,21 +23,6 @@ AUTO: Literal["auto"] = "auto"
 GATES = ("off", "cumulative", "windowed", "consecutive", "relative")
 """Kinds of the gate that are compared: prune_opd.gate.kind, and none. Named here, since torch comes
 with the config."""
-
-
-def natural(text: str) -> int:
-    """Read a whole number of at least 0.
-
-    Raises:
-        ValueError: it is none.
-    """
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
-
-
-NATURAL = one(natural, "a whole number >= 0")
 
 
 def gate(text: str) -> str:
@@ -139,7 +124,7 @@ class Arguments(PairArguments):
     """of the weights; auto: bfloat16 on a GPU, else float32"""
     device: str = AUTO
     """cpu, cuda, cuda:1; auto: cuda where there is one"""
-    seed: Annotated[int, WHOLE] = 0
+    seed: Annotated[int, NATURAL] = 0
     """of prompts, samples and resampling"""
     out: Annotated[Path | None, arg(metavar="PATH")] = None
     """folder for diagnosis.html, .json and .rollouts.jsonl (to give to --rollouts), or the .html

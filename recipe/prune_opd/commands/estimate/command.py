@@ -75,11 +75,12 @@ def run(args: Arguments) -> int:
     """
     from omegaconf.errors import OmegaConfBaseException
 
+    from recipe.prune_opd.checks.kinds import unresolved
+
     try:
         answer = estimate(compose(list(args.overrides)), args)
-    # An interpolation that leads nowhere: its message has three lines.
     except OmegaConfBaseException as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise unresolved(error) from error
     if args.json:
         print(json.dumps(answer, indent=2))
     else:
