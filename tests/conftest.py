@@ -3,12 +3,15 @@ tests do without."""
 
 import logging
 import math
+import os
+import random
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig
 
 from verl_ext.logs import isolate
@@ -17,6 +20,34 @@ if TYPE_CHECKING:
     from recipe.prune_opd.records.tally import Tally
 
 PACKAGES = ("recipe.prune_opd", "verl_ext")
+
+COMMON = settings(
+    deadline=None,  # machines are slow at times, and first calls of torch always
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("ci", COMMON, max_examples=25)
+settings.register_profile("long", COMMON, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Every run of generated tests has a seed, by which it can be repeated."""
+    if config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"generated tests: --hypothesis-seed={config.getoption('--hypothesis-seed')}"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    """Repeat the seed where somebody looks for it."""
+    if exitstatus:
+        terminalreporter.write_line(pytest_report_header(config))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from verl_ext.texts import visible
+
 PROGRAM = "python -m recipe.prune_opd"
 COMMANDS: dict[str, str] = {
     "diagnose": (
@@ -49,12 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return module.run(args)
     except ValueError as error:  # bad input: one sentence, no traceback
-        print(f"{name}: {error}", file=sys.stderr)
+        print(visible(f"{name}: {error}"), file=sys.stderr)
         return 2
     except OSError as error:  # a file that vanished, may not be read, or does not fit on the disk
         if error.filename is None:
             raise
-        print(f"{name}: {error.filename} cannot be used ({error.strerror})", file=sys.stderr)
+        said = f"{name}: {error.filename} cannot be used ({error.strerror})"
+        print(visible(said), file=sys.stderr)
         return 2
 
 

@@ -127,6 +127,9 @@ GATE_SETTINGS = (
 )
 """Settings that are refused with ``prune_opd.gate.enable`` alone."""
 
+ALL = -1
+"""Value of vLLM's ``max_logprobs`` that stands for the whole vocabulary."""
+
 SEMI_SETTINGS = (
     Setting(
         "skip.rollout_tq.enable", (False, None), "it would put other rollouts in the place of these"
@@ -249,8 +252,8 @@ def check_engine(key: str, arguments: Mapping[str, Any], topk: int, needed_by: s
             f"{key}.incremental_streaming_output: got True, allowed with prune_opd.{needed_by}:"
             " False"
         )
-    if most is not None and 0 <= most < topk:
+    if most is not None and (type(most) is not int or (most != ALL and most < topk)):
         raise ValueError(
-            f"{key}.max_logprobs: got {most}, allowed with prune_opd.{needed_by}: at least"
-            f" prune_opd.topk, {topk}"
+            f"{key}.max_logprobs: got {most!r}, allowed with prune_opd.{needed_by}: {ALL} for all,"
+            f" or a whole number of at least prune_opd.topk, {topk}"
         )

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.attention import check_attention, check_sequence_parallelism
 from recipe.prune_opd.checks.batches import check_batches
+from recipe.prune_opd.checks.folders import check_folders
 from recipe.prune_opd.checks.inputs import Inputs, check_inputs
 from recipe.prune_opd.checks.rollouts import check_rollouts, made_by
 from recipe.prune_opd.checks.settings import check_settings
@@ -53,7 +54,7 @@ def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
 
 
 def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> Inputs:
-    """Check what lies outside of the configuration: packages, data, models, a teacher's URLs.
+    """Check what lies outside of the configuration: packages, folders, data, models, URLs.
 
     Args:
         config: verl's composed configuration.
@@ -64,6 +65,7 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
         ValueError: names the key and the file, what was found and what is needed.
     """
     check_attention(config, home.held)
+    check_folders(config, prune_opd)
     inputs = check_inputs(config, prune_opd, weights=home.has_files)
     home.check_models(config, inputs.student, inputs.teacher)
     if prune_opd.semi.enable:

@@ -25,8 +25,6 @@ the data has them (give the run's reward function with --reward-function), from 
 docs/diagnose.md explains every number, and what the verdicts rest on.
 """
 
-import json
-
 from recipe.prune_opd.commands.diagnose.arguments import Arguments
 
 
@@ -40,6 +38,7 @@ def run(args: Arguments) -> int:
     # Both import torch, and the help of a command does without.
     from recipe.prune_opd.commands.diagnose.examination import diagnose
     from recipe.prune_opd.commands.diagnose.output import check_out, page_file, show, write
+    from recipe.prune_opd.commands.terminal import as_json, say
 
     if args.out is not None:
         check_out(args.out)
@@ -47,9 +46,9 @@ def run(args: Arguments) -> int:
     if args.out is not None:
         write(found, args.out)
     if args.json:
-        print(json.dumps(found.answer, indent=2))
+        say(as_json(found.answer))
     else:
         show(found.answer)
         if args.out is not None:
-            print(f"\n{page_file(args.out)}")
+            say(f"\n{page_file(args.out)}")
     return 0

@@ -17,7 +17,7 @@ from recipe.prune_opd.commands.diagnose.tables import (
     summary,
 )
 from recipe.prune_opd.commands.pair.rules import SYMBOLS
-from recipe.prune_opd.commands.terminal import console
+from recipe.prune_opd.commands.terminal import as_json, console, say
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def write(found: Diagnosis, out: Path) -> None:
     from recipe.prune_opd.commands.diagnose.page import draw
 
     page, lines = draw(found.answer, found.examples), map(json.dumps, found.rollouts)
-    texts = (page, json.dumps(found.answer, indent=2), "".join(f"{line}\n" for line in lines))
+    texts = (page, as_json(found.answer), "".join(f"{line}\n" for line in lines))
     for file, text in zip(_files(out), texts, strict=True):
         try:
             file.write_text(text, encoding="utf-8")
@@ -101,7 +101,7 @@ def show(answer: dict[str, Any]) -> None:
         terminal.print(table)
     terminal.print("Recommended:\n")
     # As it is, to be copied.
-    print("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])
+    say("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])
     terminal.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]))
     terminal.print(expectation(answer))
     for note in answer["notes"]:
