@@ -33,7 +33,9 @@ def test_the_most_likely_ids_are_those_of_the_whole_softmax(data, dtype, rows, v
     assert (ids < candidates).all()
     assert all(len(set(row)) == k for row in ids.tolist())
     whole = reference(logits)
-    torch.testing.assert_close(log_probs, whole.gather(-1, ids.long()), equal_nan=True, **close(dtype))
+    torch.testing.assert_close(
+        log_probs, whole.gather(-1, ids.long()), equal_nan=True, **close(dtype)
+    )
     best = logits[:, :candidates].topk(k, -1).values
     assert torch.equal(logits.gather(-1, ids.long()), best)
 
@@ -56,9 +58,7 @@ def test_more_candidates_than_there_are_is_an_error(rows, vocabulary):
         top_log_probs(torch.zeros(rows, vocabulary), vocabulary + 1, vocabulary)
 
 
-@given(
-    st.data(), st.sampled_from(DTYPES), st.integers(0, 5), st.integers(1, 6), st.booleans()
-)
+@given(st.data(), st.sampled_from(DTYPES), st.integers(0, 5), st.integers(1, 6), st.booleans())
 def test_log_probs_and_gradient_are_those_of_autograd(data, dtype, rows, vocabulary, overwrite):
     """Repeated ids, and ids that the model has no row for."""
     logits = data.draw(filled((rows, vocabulary), (), dtype))
