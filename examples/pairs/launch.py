@@ -62,7 +62,7 @@ WALK = Setup(
 SIGNPOSTS = Setup(
     task="signposts",
     max_prompt_tokens=48,
-    max_response_tokens=64,
+    max_response_tokens=320,
     prompts=64,
     responses_each=1,
     mini_batch=16,
@@ -73,11 +73,11 @@ SIGNPOSTS = Setup(
             "prune_opd.topk": 8,
             "prune_opd.drift.metric": "teacher_top_p_accept",
             "prune_opd.drift.w_drop": 0.25,
-            "prune_opd.gate.chunk": 8,
-            "prune_opd.budget.init": 16,
+            "prune_opd.gate.chunk": 32,
+            "prune_opd.budget.init": 32,
             "prune_opd.budget.min": 16,
-            "prune_opd.budget.step": 8,
-            "prune_opd.budget.margin": 8,
+            "prune_opd.budget.step": 16,
+            "prune_opd.budget.margin": 16,
         }
     ),
 )
