@@ -5,6 +5,7 @@ import contextlib
 import logging
 import math
 import os
+import random
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig
 
 from verl_ext.logs import isolate
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
 
 PACKAGES = ("recipe.prune_opd", "verl_ext")
 
-# The long one is random; where it fails, pytest prints the --hypothesis-seed that repeats it.
-settings.register_profile("ci", max_examples=40, deadline=None, derandomize=True, database=None)
-settings.register_profile("long", max_examples=600, deadline=None, print_blob=True, database=None)
+COMMON = settings(
+    deadline=None,  # machines are slow at times, and first calls of torch always
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("ci", COMMON, max_examples=40)
+settings.register_profile("long", COMMON, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
@@ -43,6 +48,25 @@ def _full_disk() -> Iterator[None]:
 def full_disk() -> Callable[[], AbstractContextManager[None]]:
     """A context in which no file grows beyond a hundred bytes: writing fails as on a full disk."""
     return _full_disk
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Every run of generated tests has a seed, by which it can be repeated."""
+    if config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"generated tests: --hypothesis-seed={config.getoption('--hypothesis-seed')}"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    """Repeat the seed where somebody looks for it."""
+    if exitstatus:
+        terminalreporter.write_line(pytest_report_header(config))
 
 
 @pytest.fixture(scope="session")

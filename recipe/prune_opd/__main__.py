@@ -15,6 +15,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from verl_ext.texts import visible
+
 PROGRAM = "python -m recipe.prune_opd"
 COMMANDS: dict[str, str] = {
     "diagnose": (
@@ -56,14 +58,15 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ValueError as error:  # bad input: one sentence, no traceback
-        print(f"{name}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(visible(f"{name}: {' '.join(str(error).splitlines())}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # who reads what is printed has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a file that vanished, may not be read, or does not fit on the disk
         where = "a file, or what is printed," if error.filename is None else error.filename
-        print(f"{name}: {where} cannot be used ({error.strerror or error})", file=sys.stderr)
+        said = f"{name}: {where} cannot be used ({error.strerror or error})"
+        print(visible(said), file=sys.stderr)
         return 2
 
 

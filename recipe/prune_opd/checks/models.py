@@ -293,6 +293,27 @@ def check_server_context(teacher: Model, longest: int, engine: str) -> None:
         )
 
 
+def check_split(key: str, devices: int, model: Model) -> None:
+    """Check that a server can split a model's attention heads over its devices.
+
+    Args:
+        key: that says how many devices.
+        devices: of a server.
+        model: what it serves.
+
+    Raises:
+        ValueError: heads are left over; names the key, the model and its heads.
+    """
+    heads = getattr(model.config, "num_attention_heads", None) or devices
+    groups = getattr(model.config, "num_key_value_heads", None) or heads
+    # Where there are more devices than key-value heads each of these is copied.
+    if heads % devices or (groups % devices and devices % groups):
+        raise ValueError(
+            f"{key}: got {devices}, allowed: a number of devices that the {heads} attention heads"
+            f" and {groups} key-value heads of {model.path} can be split over"
+        )
+
+
 def check_rollout_context(config: DictConfig, student: Model) -> None:
     """Check that prompt and response fit: verl cuts without a word what is beyond the context.
 

@@ -39,6 +39,7 @@ FROM_MINUS_ONE = Range("a whole number >= -1", lambda value: value >= -1)
 TOP_K = Range("a whole number >= 1, or -1 for all", lambda value: value >= -1)
 POSITIVE = Range("a number > 0", lambda value: value > 0, whole=False)
 NOT_NEGATIVE = Range("a number >= 0", lambda value: value >= 0, whole=False)
+TEMPERATURE = Range("a number in [0.01, 100]", lambda value: 0.01 <= value <= 100, whole=False)
 ABOVE_ONE = Range("a number > 1", lambda value: value > 1, whole=False)
 SHARE = Range("a number in (0, 1]", lambda value: 0 < value <= 1, whole=False)
 FROM_ZERO = Range("a number in [0, 1]", lambda value: 0 <= value <= 1, whole=False)
@@ -53,7 +54,8 @@ NUMBERS = {
     f"{ROLLOUT}.prompt_length": COUNT,
     f"{ROLLOUT}.response_length": COUNT,
     f"{ROLLOUT}.n": COUNT,
-    f"{ROLLOUT}.temperature": POSITIVE,  # logits are divided by it, and verl would take 1e-8 for 0
+    # Logits are divided by it. Below 0.01 vLLM samples at 0.01, verl scores at what is given.
+    f"{ROLLOUT}.temperature": TEMPERATURE,
     f"{ROLLOUT}.top_p": SHARE,
     f"{ROLLOUT}.top_k": TOP_K,
     f"{ROLLOUT}.val_kwargs.n": COUNT,

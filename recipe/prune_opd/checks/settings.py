@@ -136,6 +136,9 @@ GATE_SETTINGS = (
 )
 """Settings that are refused with ``prune_opd.gate.enable`` alone."""
 
+ALL = -1
+"""Value of vLLM's ``max_logprobs`` that stands for the whole vocabulary."""
+
 SEMI_SETTINGS = (
     Setting(
         "skip.rollout_tq.enable", (False, None), "it would put other rollouts in the place of these"
@@ -261,8 +264,9 @@ def check_engine(key: str, arguments: Mapping[str, Any], topk: int, needed_by: s
             f"{key}.incremental_streaming_output: got True, allowed with prune_opd.{needed_by}:"
             " False"
         )
-    if most is not None and (type(most) is not int or not (most == -1 or topk <= most <= LARGEST)):
+    whole = type(most) is int
+    if most is not None and (not whole or not (most == ALL or topk <= most <= LARGEST)):
         raise ValueError(
-            f"{key}.max_logprobs: got {shown(most)}, allowed with prune_opd.{needed_by}: at least"
-            f" prune_opd.topk, {topk}, or -1 for all"
+            f"{key}.max_logprobs: got {shown(most)}, allowed with prune_opd.{needed_by}: {ALL} for"
+            f" all, or a whole number of at least prune_opd.topk, {topk}"
         )

@@ -8,6 +8,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from recipe.prune_opd.method.drift import MOST_WEIGHT
+
 
 def _no_bool(value: Any) -> Any:
     """Refuse true and false, which Python counts among the numbers, and what is too large."""
@@ -22,6 +24,9 @@ Positive = Annotated[Whole, Ge(1)]
 Natural = Annotated[Whole, Ge(0)]
 Seconds = Annotated[Real, Gt(0)]
 Share = Annotated[Real, Gt(0), Le(1)]
+Weight = Annotated[Real, Ge(0), Le(MOST_WEIGHT)]
+Temperature = Annotated[Real, Ge(0.01), Le(100)]
+"""Below 0.01 vLLM would take 0.01; far above, all tokens would be alike."""
 
 ELSEWHERE = "elsewhere"
 """Stands for a key that each recipe sets for itself."""

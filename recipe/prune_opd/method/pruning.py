@@ -8,6 +8,7 @@ Shapes: B sequences, T response positions, K' candidates of the reward.
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from recipe.prune_opd.method.drift import DriftMetric, Reliability, reliability
@@ -78,7 +79,8 @@ def prune(scores: Scores, mask: Tensor, rules: Rules) -> Pruned:
     drift = find_drift(scores, mask, rules)
     reward = topk_reward(scores, rules.strategy, rules.weighting)
     weighted = reward.reward * drift.reliability.loss_weight.unsqueeze(-1)
-    advantages = weighted * mask.unsqueeze(-1)
+    # Not by a product: what does not count may hold NaN.
+    advantages = torch.where(mask.unsqueeze(-1), weighted, 0.0)
     return Pruned(**vars(drift), reward=reward, advantages=advantages)
 
 

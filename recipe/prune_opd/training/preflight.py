@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipe.prune_opd.checks.attention import check_attention, check_sequence_parallelism
 from recipe.prune_opd.checks.batches import check_batches
-from recipe.prune_opd.checks.files import check_place
+from recipe.prune_opd.checks.folders import check_folders
 from recipe.prune_opd.checks.inputs import Inputs, check_inputs
 from recipe.prune_opd.checks.kinds import unresolved
 from recipe.prune_opd.checks.rollouts import check_rollouts, made_by
@@ -69,7 +69,7 @@ def _sentences() -> Iterator[None]:
 
 
 def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> Inputs:
-    """Check what lies outside of the configuration: packages, data, models, a teacher's URLs.
+    """Check what lies outside of the configuration: packages, folders, data, models, URLs.
 
     Args:
         config: verl's composed configuration.
@@ -81,9 +81,8 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
     """
     with _sentences():
         check_checkpoint(config, prune_opd)
-        if prune_opd.dump_dir:
-            check_place("prune_opd.dump_dir", Path(prune_opd.dump_dir))
         check_attention(config, home.held)
+        check_folders(config, prune_opd)
         inputs = check_inputs(config, prune_opd, weights=home.has_files)
         home.check_models(config, inputs.student, inputs.teacher)
         if prune_opd.semi.enable:

@@ -8,6 +8,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.training.preflight import check_files, check_values
+from verl_ext.texts import visible
 
 
 class StartCheck(Callback):
@@ -24,7 +25,7 @@ class StartCheck(Callback):
             # several lines.
             name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             # Hydra turns exceptions of callbacks into warnings and goes on; SystemExit is none.
-            sys.exit(f"prune_opd cannot start: {name}{' '.join(str(error).split())}")
+            sys.exit(visible(f"prune_opd cannot start: {name}{' '.join(str(error).split())}"))
 
 
 def _remote_cluster(config: DictConfig) -> bool:

@@ -533,3 +533,17 @@ def test_result_has_no_nan(dumps):
     rows = by_step(read_dump(dumps)[:1], dumps, "x")[20]
     found = Result(dumps, 20, summarise(rows)[0]).as_dict()
     assert "NaN" not in json.dumps(found)
+
+
+def test_what_a_dump_holds_moves_no_cursor(tmp_path, capsys):
+    evil = "a\x1b[2J\x07b"
+    row = {"input": "q", "output": "o", "score": 0, "data_source": evil, "unread": evil, "step": 1}
+    file = tmp_path / "1.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    assert main(["evaluate", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "\\u001b[2J" in said
+    assert not {"\x1b", "\x07"} & set(said)
+    file.write_text(json.dumps({**row, "tokens": "\x1b[2J"}) + "\n")
+    assert main(["evaluate", str(file)]) == 2
+    assert "\x1b" not in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import math
 import os
+import random
 import re
 from pathlib import Path
 
@@ -211,6 +213,81 @@ def test_a_validation_is_added_to_its_step():
     ]
     found = merged(lines)
     assert found[1] == metrics(1) | {"val-core/m/acc/mean@1": 1}
+
+
+def slow_merged(lines):
+    """Steps as the definition has them, each time out of all before."""
+    steps = {}
+    for line in lines:
+        step, data = line["step"], line["data"]
+        if "training/global_step" in data:
+            steps = {number: found for number, found in steps.items() if number < step}
+        steps[step] = steps.get(step, {}) | data
+    return dict(sorted(steps.items()))
+
+
+def test_steps_are_merged_as_defined_in_any_order():
+    for seed in range(50):
+        rng = random.Random(seed)
+        lines = [
+            {
+                "step": rng.randrange(8),
+                "data": {"training/global_step": 1.0} | {rng.choice("abc"): float(i)}
+                if rng.random() < 0.5
+                else {rng.choice("abc"): float(i)},
+            }
+            for i in range(30)
+        ]
+        found = merged(lines)
+        assert found == slow_merged(lines)
+        assert list(found) == sorted(found)
+
+
+class Step(int):
+    """Number of a step that counts how often it is compared."""
+
+    compared = 0
+
+    def __lt__(self, other):
+        Step.compared += 1
+        return int(self) < int(other)
+
+    def __ge__(self, other):
+        Step.compared += 1
+        return int(self) >= int(other)
+
+
+def test_a_long_log_takes_no_look_at_all_steps_for_each_line():
+    """Every step comes with a validation before it, whose place the trained one takes."""
+    Step.compared, lines = 0, []
+    for number in range(1, 1500):
+        step = Step(number)
+        lines += [{"step": step, "data": {"val": 1.0}}, {"step": step, "data": metrics(number)}]
+    assert len(merged(lines)) == 1499
+    assert 0 < Step.compared < 30 * len(lines)
+
+
+def test_a_run_is_asked_for_each_of_its_times_once(tmp_path, monkeypatch):
+    lines = [(step, metrics(step)) for step in range(1, 30)]
+    found = read_run(write_log(tmp_path / "metrics.jsonl", lines), "run")
+    asked = []
+    original = type(found).metric
+    monkeypatch.setattr(
+        type(found), "metric", lambda self, name: asked.append(name) or original(self, name)
+    )
+    split = times.seconds(found)
+    assert split["rollout"] == 20
+    assert len(asked) == len(set(asked))
+
+
+def test_json_has_no_number_for_nan(tmp_path, capsys):
+    """A hostile log, or that of a run which has diverged."""
+    lines = [(1, metrics(1, prune_opd__generated_tokens=math.inf)), (2, metrics(2))]
+    lines[1][1]["val-core/math/acc/mean@1"] = math.nan
+    lines[0][1]["prune_opd/overlap_ratio"] = -math.inf
+    write_log(tmp_path / "metrics.jsonl", lines)
+    assert main(["report", str(tmp_path), "--json"]) == 0
+    json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
 
 
 def test_logs_of_several_starts_are_one_run(tmp_path):

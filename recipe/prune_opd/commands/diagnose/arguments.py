@@ -19,6 +19,8 @@ from recipe.prune_opd.commands.pair.arguments import (
     share,
 )
 
+MOST_BATCH = 65_536
+"""Responses of a step, of which a run is played for each of the settings that are compared."""
 AUTO: Literal["auto"] = "auto"
 GATES = ("off", "cumulative", "windowed", "consecutive", "relative")
 """Kinds of the gate that are compared: prune_opd.gate.kind, and none. Named here, since torch comes
@@ -131,11 +133,13 @@ class Arguments(PairArguments):
     file"""
 
     def check(self) -> None:
-        """Refuse files that cannot be read, before a model is.
+        """Refuse batches too large to be played, and files that cannot be read, before a model is.
 
         Raises:
             ValueError: names the option.
         """
+        if self.batch > MOST_BATCH:
+            raise ValueError(f"--batch: got {self.batch:,}, allowed: at most {MOST_BATCH:,}")
         if (self.data is None) == (self.rollouts is None):
             given = "neither" if self.data is None else "both"
             raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")

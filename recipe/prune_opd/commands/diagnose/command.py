@@ -25,8 +25,6 @@ the data has them (give the run's reward function with --reward-function), from 
 docs/diagnose.md explains every number, and what the verdicts rest on.
 """
 
-import json
-
 from recipe.prune_opd.commands.diagnose.arguments import Arguments
 
 
@@ -40,17 +38,18 @@ def run(args: Arguments) -> int:
     # Both import torch, and the help of a command does without.
     from recipe.prune_opd.commands.diagnose.examination import diagnose
     from recipe.prune_opd.commands.diagnose.output import check_place, page_file, show, write
+    from recipe.prune_opd.commands.terminal import as_json, say
 
     if args.out is not None:
         check_place(args.out)
     found = diagnose(args)
     # Printed first: where the disk is full, what was computed is not lost with the files.
     if args.json:
-        print(json.dumps(found.answer, indent=2), flush=True)
+        say(as_json(found.answer))
     else:
         show(found.answer)
     if args.out is not None:
         write(found, args.out)
         if not args.json:
-            print(f"\n{page_file(args.out)}")
+            say(f"\n{page_file(args.out)}")
     return 0

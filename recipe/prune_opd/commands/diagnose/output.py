@@ -18,7 +18,7 @@ from recipe.prune_opd.commands.diagnose.tables import (
 )
 from recipe.prune_opd.commands.files import check_out, write_out
 from recipe.prune_opd.commands.pair.rules import SYMBOLS
-from recipe.prune_opd.commands.terminal import console
+from recipe.prune_opd.commands.terminal import console, say
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def show(answer: dict[str, Any]) -> None:
         terminal.print(table)
     terminal.print("Recommended:\n")
     # As it is, to be copied.
-    print("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])
+    say("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])
     terminal.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]))
     terminal.print(expectation(answer))
     for note in answer["notes"]:

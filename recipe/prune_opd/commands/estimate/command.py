@@ -13,7 +13,6 @@ that is not in the configuration is an option below. What you do not give is ass
 such: give what you have measured. docs/estimate.md has the formulas and how far off they are.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +22,7 @@ from recipe.prune_opd.commands.arguments import NUMBER, several
 from recipe.prune_opd.commands.estimate.configuration import check_numbers, compose
 from recipe.prune_opd.commands.estimate.guesses import assumed
 from recipe.prune_opd.commands.estimate.tables import show
+from recipe.prune_opd.commands.terminal import as_json, say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -82,7 +82,7 @@ def run(args: Arguments) -> int:
     except OmegaConfBaseException as error:
         raise unresolved(error) from error
     if args.json:
-        print(json.dumps(answer, indent=2))
+        say(as_json(answer))
     else:
         show(answer)
     return 0

@@ -5,7 +5,6 @@ are checked. The same input gives the same bytes, with the same version of pyarr
 """
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from recipe.prune_opd.commands.prepare.problems import (
     unique_rows,
 )
 from recipe.prune_opd.commands.prepare.rows import verl_row, write
-from recipe.prune_opd.commands.terminal import progress, show
+from recipe.prune_opd.commands.terminal import as_json, progress, say, show
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def run(args: Arguments) -> int:
         "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
     }
     if args.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        say(as_json(report, ascii_only=False))
     else:
         _print_table(report)
     return 0
@@ -147,7 +146,7 @@ def _print_table(found: dict[str, Any]) -> None:
             table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
     show(table, width=100)
     if found["expected_rows"] not in (None, found["rows"] + found["duplicates_left_out"]):
-        print(
+        say(
             f"note: {found['rows']:,} rows, {found['expected_rows']:,} were expected: another"
             " version of the data?"
         )

@@ -5,7 +5,6 @@ and, where prune_opd.records.dir was there as well, our records; or just the fil
 laid over each other.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from recipe.prune_opd.commands.arguments import WHOLE, paths
 from recipe.prune_opd.commands.files import check_out, write_out
 from recipe.prune_opd.commands.report.reading import read_runs
 from recipe.prune_opd.commands.report.summary import COLUMNS, cells, notes, summary
-from recipe.prune_opd.commands.terminal import show
+from recipe.prune_opd.commands.terminal import as_json, say, show
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def run(args: Arguments) -> int:
     runs = read_runs(args.runs)
     summaries = [summary(one) for one in runs]
     if args.json:
-        print(json.dumps(summaries, indent=2))
+        say(as_json(summaries))
         return 0
     # matplotlib: what prints alone need not wait for it.
     from recipe.prune_opd.commands.report.page import report
@@ -63,8 +62,8 @@ def run(args: Arguments) -> int:
     write_out(args.out, text)
     _print_table(COLUMNS, [cells(one) for one in summaries])
     for note in notes(runs):
-        print(f"note: {note}")
-    print(f"{args.out}, {len(text.encode()) / 1e6:.2f} MB")
+        say(f"note: {note}")
+    say(f"{args.out}, {len(text.encode()) / 1e6:.2f} MB")
     return 0
 
 

@@ -70,11 +70,13 @@ class Sample(_Form):
 
     @model_validator(mode="after")
     def _alike(self) -> "Sample":
-        rows = [self.student_ids, self.student_log_probs, self.teacher_ids, self.teacher_log_probs]
-        alike = all(len(one) == len(self.tokens) for one in (self.overlap, self.weight, *rows))
-        pairs = ((rows[0], rows[1]), (rows[2], rows[3]))
-        if not alike or any(
-            len(ids) != len(values) for side in pairs for ids, values in zip(*side, strict=True)
+        student = self.student_ids, self.student_log_probs
+        teacher = self.teacher_ids, self.teacher_log_probs
+        lengths = {len(self.overlap), len(self.weight), *map(len, student), *map(len, teacher)}
+        if lengths != {len(self.tokens)} or any(
+            len(ids) != len(values)
+            for rows in (student, teacher)
+            for ids, values in zip(*rows, strict=True)
         ):
             raise ValueError("one entry for each token, one log-prob for each candidate")
         if not all(str(token) in self.pieces for token in self.tokens):

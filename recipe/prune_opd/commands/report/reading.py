@@ -1,5 +1,6 @@
 """Files that runs left behind, read: verl's logger's, which any run has, and our records."""
 
+import bisect
 import os
 import re
 from collections.abc import Sequence
@@ -108,13 +109,16 @@ def merged(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
     A step that was trained again replaces itself and what came after it; a validation is added.
     """
     steps: dict[int, dict[str, float]] = {}
+    order: list[int] = []  # the steps, sorted, so that those from one on are at the end
     for line in lines:
         given = line["data"].items()
         step, data = line["step"], {k: reckoned(v) for k, v in given if is_number(v)}
-        if TRAINED in data:
-            steps = {number: metrics for number, metrics in steps.items() if number < step}
+        while TRAINED in data and order and order[-1] >= step:
+            del steps[order.pop()]
+        if step not in steps:
+            bisect.insort(order, step)
         steps[step] = steps.get(step, {}) | data
-    return dict(sorted(steps.items()))
+    return {step: steps[step] for step in order}
 
 
 def _find(path: Path, pattern: str) -> list[Path]:
