@@ -77,8 +77,8 @@ def prune(scores: Scores, mask: Tensor, rules: Rules) -> Pruned:
     """
     drift = find_drift(scores, mask, rules)
     reward = topk_reward(scores, rules.strategy, rules.weighting)
-    weighted = reward.reward * drift.reliability.loss_weight.unsqueeze(-1)
-    advantages = weighted * mask.unsqueeze(-1)
+    weight = drift.reliability.loss_weight * mask
+    advantages = reward.reward * weight.unsqueeze(-1)
     return Pruned(**vars(drift), reward=reward, advantages=advantages)
 
 

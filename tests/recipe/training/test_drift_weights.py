@@ -193,7 +193,7 @@ NUMBERS = {
 
 
 def refusal(config):
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=": got ") as refused:
         check_drift_weights(config)
     return str(refused.value)
 
