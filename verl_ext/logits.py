@@ -61,6 +61,7 @@ def _score_piece(
         found |= {"top_ids": top.int(), "top_log_probs": log_probs.gather(-1, top)}
     if ids is not None:
         found["log_probs_at"] = _gather(log_probs, ids)
+    del rows  # where it is a copy its memory is free for what follows
     if entropy:
         # 0 times the logarithm of 0 is 0.
         finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
