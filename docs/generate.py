@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from recipe.prune_opd import config
 from recipe.prune_opd.checks import settings
+from recipe.prune_opd.checks.drift_weights import DRIFT_WEIGHTS_SETTINGS
 from recipe.prune_opd.checks.kinds import KINDS
 from recipe.prune_opd.checks.numbers import NUMBERS, OPTIONAL
 from recipe.prune_opd.config import allowed_values
@@ -37,6 +38,7 @@ FILES = {
     "docs/teachers.md": "<!--",
     "docs/records.md": "<!--",
     "docs/semi.md": "<!--",
+    "docs/drift_weights.md": "<!--",
 }
 """Files with generated parts, and how a marker begins in them."""
 NAMES: dict[str, Registry[Any]] = {
@@ -155,6 +157,12 @@ def refused_with_gate() -> str:
 def refused_with_semi() -> str:
     """The table of verl's keys that are refused with Semi-OPD."""
     rows = [(f"`{each.key}`", _values_of(each), each.why) for each in settings.SEMI_SETTINGS]
+    return _table(("key", "allowed", "because"), rows)
+
+
+def refused_with_drift_weights() -> str:
+    """The table of verl's keys that are refused with drift weights in verl's distillation."""
+    rows = [(f"`{each.key}`", _values_of(each), each.why) for each in DRIFT_WEIGHTS_SETTINGS]
     return _table(("key", "allowed", "because"), rows)
 
 

@@ -167,11 +167,11 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
         )
     check_kinds(config)  # first: keys of ours follow verl's
     typed = load_config(config.prune_opd)
-    _check_allowed(config, SETTINGS, "prune_opd")
+    check_allowed(config, SETTINGS, "prune_opd")
     if typed.gate.enable:
-        _check_allowed(config, GATE_SETTINGS, "prune_opd.gate.enable")
+        check_allowed(config, GATE_SETTINGS, "prune_opd.gate.enable")
     if typed.semi.enable:
-        _check_allowed(config, SEMI_SETTINGS, "prune_opd.semi.enable")
+        check_allowed(config, SEMI_SETTINGS, "prune_opd.semi.enable")
     check_numbers(config)
     _check_folders(config)
     typed = read_config(config)
@@ -181,7 +181,17 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
     return typed
 
 
-def _check_allowed(config: DictConfig, settings: tuple[Setting, ...], wanted: str) -> None:
+def check_allowed(config: DictConfig, settings: tuple[Setting, ...], wanted: str) -> None:
+    """Check that verl's keys have values that are allowed.
+
+    Args:
+        config: verl's composed configuration.
+        settings: what is allowed.
+        wanted: what they cannot go with, named in the message.
+
+    Raises:
+        ValueError: the first key that has another value, what it holds, what is allowed and why.
+    """
     for setting in settings:
         found = look_up(config, setting.key)
         if found not in setting.allowed:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from recipe.prune_opd.method.pieces import in_pieces
 from recipe.prune_opd.method.registry import Registry
 
 if TYPE_CHECKING:
@@ -38,9 +39,18 @@ def is_member(ids: Tensor, others: Tensor) -> Tensor:
     Returns:
         (..., K) bool.
     """
-    found = torch.zeros_like(ids, dtype=torch.bool)
-    for column in others.unbind(-1):  # one column at a time: never a (..., K, K2) block
-        found |= ids == column.unsqueeze(-1)
+    return in_pieces(lambda *piece: _shared(*piece).T, ids.shape[:-1], ids, others)
+
+
+def _shared(ids: Tensor, others: Tensor) -> Tensor:
+    """Tell of ids (N, K) which are among others (N, K2), as (K, N) bool.
+
+    Candidates first: whole columns are compared, never single ids, and no (N, K, K2) block is made.
+    """
+    columns = ids.T.contiguous()
+    found = torch.zeros_like(columns, dtype=torch.bool)
+    for column in others.T.contiguous():
+        found |= columns == column
     return found
 
 
@@ -63,7 +73,11 @@ def overlap_ratio(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
             "overlap_ratio: student_ids and teacher_ids must have one shape (B, T, K), "
             f"got {tuple(student_ids.shape)} and {tuple(teacher_ids.shape)}"
         )
-    return is_member(student_ids, teacher_ids).float().mean(-1)
+    lead, k = student_ids.shape[:-1], student_ids.shape[-1]
+    counts = in_pieces(
+        lambda *piece: _shared(*piece).sum(0, dtype=torch.int32), lead, student_ids, teacher_ids
+    )
+    return counts / k
 
 
 def overlap_events(overlap: Tensor, mask: Tensor, threshold: float) -> Tensor:
@@ -101,12 +115,16 @@ def nucleus_events(
     Returns:
         (B, T) bool.
     """
-    probs = teacher_log_probs.double().exp()
-    mass_before = probs.cumsum(-1) - probs
-    # The first candidate is always in.
-    in_nucleus = (mass_before < top_p - SLACK) | (mass_before == 0)
-    accepted = ((teacher_ids == responses.unsqueeze(-1)) & in_nucleus).any(-1)
-    return ~accepted & mask.bool()
+
+    def outside(responses: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
+        probs = log_probs.double().exp()
+        mass_before = probs.cumsum(-1) - probs
+        # The first candidate is always in.
+        in_nucleus = (mass_before < top_p - SLACK) | (mass_before == 0)
+        return ~((ids == responses.unsqueeze(-1)) & in_nucleus).any(-1)
+
+    found = in_pieces(outside, responses.shape, responses, teacher_ids, teacher_log_probs)
+    return found & mask.bool()
 
 
 class DriftMetric(ABC):

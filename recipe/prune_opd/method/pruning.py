@@ -8,7 +8,6 @@ Shapes: B sequences, T response positions, K' candidates of the reward.
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from recipe.prune_opd.method.drift import DriftMetric, Reliability, reliability
@@ -80,7 +79,7 @@ def prune(scores: Scores, mask: Tensor, rules: Rules) -> Pruned:
     reward = topk_reward(scores, rules.strategy, rules.weighting)
     weighted = reward.reward * drift.reliability.loss_weight.unsqueeze(-1)
     # Not by a product: what does not count may hold NaN.
-    advantages = torch.where(mask.unsqueeze(-1), weighted, 0.0)
+    advantages = weighted.masked_fill_(~mask.unsqueeze(-1), 0.0)
     return Pruned(**vars(drift), reward=reward, advantages=advantages)
 
 

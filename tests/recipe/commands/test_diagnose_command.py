@@ -26,7 +26,7 @@ from recipe.prune_opd.commands.pair.scoring import (
     score,
 )
 from recipe.prune_opd.method.drift import overlap_events, reliability
-from verl_ext.topk import log_probs_at, top_log_probs
+from verl_ext.logits import log_probs_at, top_log_probs
 
 WORDS = [
     "<unk>",

@@ -344,7 +344,7 @@ def test_memory_by_hand(ask, models):
     assert rows["student's weights, sharded"] == parameters * 4 / 8
     assert rows["Adam's two moments, sharded"] == parameters * 8 / 8
     assert rows["logits"] == 13312 * 151936 * 2  # the 4.0 GB of docs/troubleshooting.md
-    assert rows["float32 piece of logits"] == 256 * 151936 * 4
+    assert rows["float32 pieces of logits"] == 2 * (13312 * 151936 * 2 // 64)
     assert rows["inputs of all layers"] == 13312 * 1536 * 28 * 2
     assert rows["inside of one layer"] == 13312 * 1536 * 34
     assert rows["cache of one token"] == 28672
@@ -354,7 +354,7 @@ def test_memory_by_hand(ask, models):
         rows[name] for name in ("gradients, sharded", "gathered weights", "inputs of all layers")
     )
     assert rows["logits"] > rows["inside of one layer"]
-    loss = rows["logits"] + rows["float32 piece of logits"]  # no second tensor for the gradient
+    loss = rows["logits"] + rows["float32 pieces of logits"]  # no second tensor for the gradient
     assert rows["peak of the update"] == pytest.approx(always + update + loss)
     whole = footprint.training_bytes(shape_of(models, SMALL_PAIR[0]), "fp32", 8)
     assert whole == always + rows["gradients, sharded"]
@@ -395,8 +395,6 @@ def test_a_temperature_holds_the_logits_twice(ask):
     logits = plain["logits"]
     assert scaled["logits"] == 2 * logits
     assert scaled["peak of the update"] == pytest.approx(plain["peak of the update"] + logits)
-    name = "student's logits with entropy"
-    assert scaled[name] == plain[name] + logits
     assert scaled["teacher's logits"] == plain["teacher's logits"]
     assert (
         memory_of(ask, "prune_opd.teacher.temperature=0.7")["teacher's logits"]
@@ -415,7 +413,7 @@ def test_the_peak_is_that_of_the_fuller_moment(ask, tmp_path):
     tiny = memory_of(
         ask, rows, f"actor_rollout_ref.model.path={small}", f"prune_opd.teacher.path={small}"
     )
-    assert tiny["inside of one layer"] > tiny["logits"] + tiny["float32 piece of logits"]
+    assert tiny["inside of one layer"] > tiny["logits"] + tiny["float32 pieces of logits"]
     parts = (
         "student's weights, sharded",
         "gradients, sharded",

@@ -55,8 +55,8 @@ from recipe.prune_opd.training.fields import (
     served_fields,
 )
 from recipe.prune_opd.training.worker import PruneOPDWorker
+from verl_ext.logits import log_probs_at, top_log_probs
 from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
-from verl_ext.topk import log_probs_at, top_log_probs
 
 K, W_DROP = 4, 0.25
 

@@ -72,8 +72,8 @@ class Sample(_Form):
     def _alike(self) -> "Sample":
         student = self.student_ids, self.student_log_probs
         teacher = self.teacher_ids, self.teacher_log_probs
-        lengths = {len(self.overlap), len(self.weight), *map(len, student), *map(len, teacher)}
-        if lengths != {len(self.tokens)} or any(
+        columns: list[list[Any]] = [self.overlap, self.weight, *student, *teacher]
+        if {len(column) for column in columns} != {len(self.tokens)} or any(
             len(ids) != len(values)
             for rows in (student, teacher)
             for ids, values in zip(*rows, strict=True)
