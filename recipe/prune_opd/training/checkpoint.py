@@ -1,12 +1,18 @@
-"""State in a checkpoint beside verl's own: that of the budget, and the phase of Semi-OPD, in a file
-of the same folder."""
+"""State in a checkpoint beside verl's own, in a file of the same folder: of the budget, the keys
+that it was reached with, and the phase of Semi-OPD."""
 
 import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.method.budget import Budget
 from recipe.prune_opd.method.phase import RolloutPhase
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "prune_opd.json"
 RESUME = (
@@ -16,51 +22,94 @@ RESUME = (
 """Advice about a state that cannot be read."""
 
 
-def save_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) -> None:
+@dataclass
+class State:
+    """State of a run that a checkpoint holds, beside what it must have in common with a run that
+    goes on from it."""
+
+    prune_opd: PruneOPDConfig
+    budget: Budget
+    phase: RolloutPhase | None = None
+    """None without Semi-OPD."""
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """Keys of ``prune_opd`` without which the limit that was reached means something else."""
+        given = self.prune_opd
+        return {
+            "teacher.path": str(given.teacher.path),
+            "topk": given.topk,
+            "drift.metric": given.drift.metric,
+            "drift.threshold": given.drift.threshold,
+            "strategy": given.strategy,
+        }
+
+
+def save_state(folder: Path, state: State) -> None:
     """Write the state file into a checkpoint's folder, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{STATE_FILE}.partial"
-    state = {"budget": budget.state_dict()} | ({"semi": phase.state_dict()} if phase else {})
-    partial.write_text(json.dumps(state))
+    saved = {"budget": state.budget.state_dict(), "method": state.method}
+    phase = {"semi": state.phase.state_dict()} if state.phase else {}
+    partial.write_text(json.dumps(saved | phase))
     partial.replace(folder / STATE_FILE)
 
 
-def load_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) -> None:
-    """Go on from the state file in a checkpoint's folder: ``{"budget": state_dict()}``, and
-    ``"semi"`` of a run with Semi-OPD.
+def load_state(folder: Path, state: State) -> None:
+    """Go on from the state file in a checkpoint's folder.
+
+    It holds ``{"budget": state_dict()}``, ``"method"`` (not in checkpoints of earlier releases) and
+    ``"semi"`` of a run with Semi-OPD, which does not matter to one without.
+
+    A checkpoint without the file is one of a trainer without the method: a warning, and the limit
+    is the first.
 
     Args:
         folder: of the checkpoint.
-        budget: gets the state.
-        phase: gets the state; None without Semi-OPD, where a phase in the file does not matter.
+        state: gets what was saved.
 
     Raises:
-        ValueError: there is none, it cannot be read, is not such a file, or does not fit this
-            budget or phase; names the file.
+        ValueError: the file cannot be read, is not such a file, does not fit this budget or phase,
+            is of another method (unless ``prune_opd.resume=any``), or has no phase of Semi-OPD,
+            which cannot begin in the middle; names the file.
     """
     file = folder / STATE_FILE
-    state = _read(file)
-    if phase is not None and "semi" not in state:
+    semi = state.phase is not None
+    if not file.exists() and not semi:
+        logger.warning(
+            f"{file} does not exist: the checkpoint was written by a trainer without Prune-OPD. Its"
+            f" weights and data are gone on with, under the first limit, {state.budget.limit}"
+        )
+        return
+    saved = _read(file) if file.exists() else {}
+    if semi and "semi" not in saved:
         raise ValueError(
             f"{file} has no phase of Semi-OPD: its run had prune_opd.semi.enable=false, so no"
             " rollouts of its starting student; start from its weights"
             " (actor_rollout_ref.model.path), trainer.resume_mode=disable"
         )
+    if state.prune_opd.resume == "strict":
+        _refuse_other_method(file, saved.get("method", {}), state.method)
     try:
-        budget.load_state_dict(state["budget"])
-        if phase is not None:
-            phase.load_state_dict(state["semi"])
+        state.budget.load_state_dict(saved["budget"])
+        if state.phase is not None:
+            state.phase.load_state_dict(saved["semi"])
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
 
+def _refuse_other_method(file: Path, saved: Any, given: Mapping[str, Any]) -> None:
+    if not isinstance(saved, dict):
+        raise ValueError(f"{file}: method: got {saved!r:.60}, allowed: an object; {RESUME}")
+    for key, value in given.items():
+        if key in saved and saved[key] != value:
+            raise ValueError(
+                f"{file}: its run had prune_opd.{key}={saved[key]}, this one has {value}, under"
+                " which its limit means something else; allowed: the same, or prune_opd.resume=any"
+            )
+
+
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(
-            f"{file} does not exist: the checkpoint was not written by the prune_opd trainer, so it"
-            " cannot be resumed exactly; start from its weights (actor_rollout_ref.model.path),"
-            " trainer.resume_mode=disable"
-        )
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
