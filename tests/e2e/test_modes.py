@@ -23,7 +23,8 @@ from recipe.prune_opd.records.tally import COLUMNS
 pytestmark = pytest.mark.e2e
 
 BUDGET = {"init": 32, "min": 16, "max": 96, "step": 16, "margin": 8}
-STEPS, W_DROP = 5, 0.01
+GATED = ("gated_late", "hybrid")
+STEPS, W_DROP = 5, 0.05
 SHARED = {
     "prune_opd.drift.w_drop": W_DROP,
     "trainer.total_training_steps": STEPS,
@@ -77,12 +78,43 @@ def separate(inputs, tmp_path_factory) -> harness.Run:
         "prune_opd.strategy": "union",
         "actor_rollout_ref.hybrid_engine": False,
     }
-    return finished(harness.run(inputs, tmp_path_factory.mktemp("separate"), settings))
+    folder, quiet = tmp_path_factory.mktemp("separate"), {"VERL_LOGGING_LEVEL": "WARN"}
+    return finished(harness.run(inputs, folder, settings, more=quiet))
 
 
-@pytest.fixture(scope="session", params=["colocated", "separate"])
+@pytest.fixture(scope="session")
+def gated_late(inputs, tmp_path_factory) -> harness.Run:
+    """A teacher on servers, and a gate: responses are followed, put by for an update, and followed
+    again."""
+    settings = SHARED | {
+        "prune_opd.trainer_mode": "colocate_async",
+        "prune_opd.teacher.path": inputs / "noisy",
+        "prune_opd.teacher.home": "server",
+        "prune_opd.strategy": "intersection",
+        "prune_opd.gate.enable": True,
+        "prune_opd.gate.chunk": 16,
+    }
+    return finished(harness.run(inputs, tmp_path_factory.mktemp("gated_late"), settings))
+
+
+@pytest.fixture(scope="session")
+def hybrid(inputs, tmp_path_factory) -> harness.Run:
+    """A rollout that is on the training devices, too, with a gate, on two data-parallel ranks."""
+    settings = SEPARATE | {
+        "prune_opd.teacher.path": inputs / "noisy",
+        "prune_opd.gate.enable": True,
+        "prune_opd.gate.chunk": 16,
+        "trainer.n_gpus_per_node": 2,
+    }
+    return finished(harness.run(inputs, tmp_path_factory.mktemp("hybrid"), settings))
+
+
+RUNS = ["colocated", "separate", *(pytest.param(n, marks=pytest.mark.slow) for n in GATED)]
+
+
+@pytest.fixture(scope="session", params=RUNS)
 def late(request) -> harness.Run:
-    """Either of the two."""
+    """Each of them."""
     return request.getfixturevalue(request.param)
 
 
@@ -131,7 +163,7 @@ def test_a_response_carries_the_limit_it_was_sent_out_under(late):
         for dump, row in responses(late, step):
             lengths.append((int(dump["lengths"][row]), column(dump, row, "limit")))
     assert all(length <= limit for length, limit in lengths)
-    assert any(length == limit for length, limit in lengths)
+    assert any(length == limit for length, limit in lengths) or "prune_opd/gate/given_up" in logged
     late_steps = [
         step["prune_opd/response_limit_min"] < step["prune_opd/current_max_response_length"]
         for step in late.steps
@@ -215,7 +247,7 @@ def test_both_passes_of_the_student_see_the_same_weights(separate):
 
 
 @pytest.fixture(scope="session")
-def resumed(inputs, tmp_path_factory) -> harness.Run:
+def interrupted(inputs, tmp_path_factory) -> harness.Run:
     """A run that is killed once step 2 is saved, with responses under way, and started again."""
     settings = SHARED | {
         "prune_opd.trainer_mode": "colocate_async",
@@ -233,22 +265,22 @@ def resumed(inputs, tmp_path_factory) -> harness.Run:
     return finished(harness.run(inputs, folder, settings))
 
 
-def test_a_resumed_run_loses_no_prompt_and_trains_on_none_twice(resumed):
+def test_a_resumed_run_loses_no_prompt_and_trains_on_none_twice(interrupted):
     """Of one epoch: what was under way is trained on first."""
-    done = [resumed.prompts(step) for step in range(1, STEPS + 1)]
+    done = [interrupted.prompts(step) for step in range(1, STEPS + 1)]
     assert [len(prompts) for prompts in done] == [16] * STEPS
     assert len({prompt for prompts in done for prompt in prompts}) == 8 * STEPS
 
 
-def test_responses_keep_their_limit_over_a_resume(resumed):
+def test_responses_keep_their_limit_over_a_resume(interrupted):
     """Two batches are ahead: those of steps 3 and 4 were sent out before the run was killed."""
-    (limit, *_), first = resumed.metric("current_max_response_length"), resumed.steps[0]
+    (limit, *_), first = interrupted.metric("current_max_response_length"), interrupted.steps[0]
     assert first["training/global_step"] == 3
-    assert limit == resumed.budget(2)["limit"]
+    assert limit == interrupted.budget(2)["limit"]
     for step, ahead in ((3, {1, 2}), (4, {1, 2})):
-        sent_out = {BUDGET["init"], *(resumed.budget(saved)["limit"] for saved in ahead)}
-        carried = {column(dump, row, "limit") for dump, row in responses(resumed, step)}
+        sent_out = {BUDGET["init"], *(interrupted.budget(saved)["limit"] for saved in ahead)}
+        carried = {column(dump, row, "limit") for dump, row in responses(interrupted, step)}
         assert carried <= sent_out
     for step in range(1, STEPS + 1):
-        for dump, row in responses(resumed, step):
+        for dump, row in responses(interrupted, step):
             assert int(dump["lengths"][row]) <= column(dump, row, "limit")

@@ -1,5 +1,8 @@
 """Settings that do not go with a trainer mode, which verl asserts once Ray runs, or not at all."""
 
+import logging
+import os
+
 from omegaconf import DictConfig
 
 from recipe.prune_opd.checks.numbers import ACTOR, ROLLOUT
@@ -21,6 +24,7 @@ def check_mode(config: DictConfig, prune_opd: PruneOPDConfig, mode: str) -> None
         _check_late_responses(prune_opd, mode)
     if mode == "separate_async":
         _check_separate(config)
+        _check_said(config)
     elif not config.actor_rollout_ref.hybrid_engine:
         _refuse(
             "actor_rollout_ref.hybrid_engine", False, mode, "True", "its rollout has no other place"
@@ -68,6 +72,16 @@ def _check_separate(config: DictConfig) -> None:
     if reward.enable and not reward.enable_resource_pool:
         key = "reward.reward_model.enable_resource_pool"
         _refuse(key, False, mode, "True", "the rollout never pauses to make room for it")
+
+
+def _check_said(config: DictConfig) -> None:
+    """verl 0.9.1 ends in a TypeError at a message of its own that says that no rollout is on the
+    training devices (``PPOTrainerSeparateAsync._setup``), unless messages of that level are off."""
+    level = logging.getLevelName(os.environ.get("VERL_LOGGING_LEVEL", "INFO"))
+    if not config.actor_rollout_ref.hybrid_engine and level in (logging.DEBUG, logging.INFO):
+        allowed = "True, or False with VERL_LOGGING_LEVEL=WARNING in the environment"
+        why = "verl 0.9.1 fails at a message about it"
+        _refuse("actor_rollout_ref.hybrid_engine", False, "separate_async", allowed, why)
 
 
 def _refuse(key: str, found: object, mode: str, allowed: str, why: str) -> None:

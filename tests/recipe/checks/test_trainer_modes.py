@@ -36,7 +36,8 @@ def changed(config, settings):
 @pytest.mark.parametrize(
     "settings", [{}, COLOCATED, SEPARATE, SEPARATE | {"actor_rollout_ref.hybrid_engine": False}]
 )
-def test_each_mode_starts(config, settings):
+def test_each_mode_starts(config, settings, monkeypatch):
+    monkeypatch.setenv("VERL_LOGGING_LEVEL", "WARN")
     prune_opd, _ = check_values(changed(config, settings))
     assert prune_opd.trainer_mode == settings.get("prune_opd.trainer_mode", "sync")
 
@@ -84,6 +85,13 @@ def test_what_does_not_go_with_a_mode_is_refused(
     named = NAMED.get(key, key)
     assert str(refused.value).startswith(f"{named}: got ")
     assert f"allowed with prune_opd.trainer_mode={mode}: " in str(refused.value)
+
+
+def test_where_verl_would_fail_at_its_own_message_it_must_be_quiet(config, monkeypatch):
+    changed(config, SEPARATE | {"actor_rollout_ref.hybrid_engine": False})
+    monkeypatch.delenv("VERL_LOGGING_LEVEL", raising=False)
+    with pytest.raises(ValueError, match=r"^actor_rollout_ref.hybrid_engine: .*LEVEL=WARNING in"):
+        check_values(config)
 
 
 def test_a_mode_that_there_is_not_is_refused_with_those_there_are(config):

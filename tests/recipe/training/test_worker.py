@@ -141,7 +141,7 @@ def test_every_response_keeps_the_limit_that_it_carries():
         data[LIMIT] = limits
         sums = computed(worker_of(), data)[SUMS]
         assert sums[:, COLUMNS.index("limit")].tolist() == [10, 11, 12]
-    with pytest.raises(RuntimeError, match="^responses carry no limit: their prompts were not"):
+    with pytest.raises(RuntimeError, match=r"^responses carry no limit: their prompts were not"):
         computed(worker_of(), data.exclude(LIMIT))
 
 
