@@ -207,11 +207,12 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
     def _old_weights(self) -> Iterator[None]:
         """The student's weights at the beginning of the step, as verl takes them for old log-probs
         where a step has several updates (``PPOTrainerSeparateAsync._compute_old_log_prob``)."""
-        number, workers = self.local_trigger_step, self.actor_rollout_wg
+        number = self.local_trigger_step
         # A trainer of the user's own with other workers takes old log-probs as it goes.
-        if number == 0 or not hasattr(workers, "save_model_to_cpu"):
+        if number == 0 or not hasattr(self.actor_rollout_wg, "save_model_to_cpu"):
             yield
             return
+        workers = self.actor_rollout_wg
         workers.save_model_to_cpu(number)
         workers.restore_model_from_cpu(0)
         yield
