@@ -127,8 +127,8 @@ class Arguments(PairArguments):
     solutions: Annotated[str | None, arg(metavar="COLUMN")] = None
     """column of --data with right solutions, or column.name: compares gradients, which takes the
     memory of two"""
-    gradients: Annotated[int, COUNT] = 16
-    """responses whose gradients are compared"""
+    gradients: Annotated[int, COUNT] = 64
+    """responses whose gradients are compared; each of them says little"""
     engine: Literal["transformers", "vllm"] = "transformers"
     """samples"""
     batch_size: Annotated[int, COUNT] = 8
