@@ -29,6 +29,8 @@ from recipe.prune_opd.method.gates import (
 )
 
 PAPER = {
+    "trainer_mode": "sync",
+    "resume": "strict",
     "teacher": {
         "path": "T",
         "home": "worker_group",

@@ -114,8 +114,7 @@ def step_record(
 
     Args:
         tally: of the real responses, at least one.
-        limit: under which the step's prompts were sent out. A synchronous trainer trains on their
-            responses in the same step.
+        limit: under which prompts were sent out in this step.
         next_limit: of the next prompts.
         generated_for_step: tokens that were generated for this step, where they are not those of
             its responses: with Semi-OPD. Then the limit saves none.

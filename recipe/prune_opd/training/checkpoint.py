@@ -69,9 +69,7 @@ def load_state(folder: Path, state: State) -> None:
         state: gets what was saved.
 
     Raises:
-        ValueError: the file cannot be read, is not such a file, does not fit this budget or phase,
-            is of another method (unless ``prune_opd.resume=any``), or has no phase of Semi-OPD,
-            which cannot begin in the middle; names the file.
+        ValueError: the file cannot be read or does not fit this run; names the file.
     """
     file = folder / STATE_FILE
     semi = state.phase is not None

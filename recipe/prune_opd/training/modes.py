@@ -7,7 +7,7 @@ from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
 from recipe.prune_opd.config import MODES
 from recipe.prune_opd.method.registry import Registry
-from recipe.prune_opd.training.preflight import PruningTrainer
+from recipe.prune_opd.training.names import PruningTrainer
 from recipe.prune_opd.training.worker import PruneOPDWorker
 
 KEY = "prune_opd.trainer_mode"

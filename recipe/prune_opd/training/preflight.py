@@ -18,13 +18,7 @@ from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.checks.trainer_modes import check_mode
 from recipe.prune_opd.config import MODES, PruneOPDConfig
 from recipe.prune_opd.teacher.home import Home, build_home
-
-NAME = "prune_opd"
-"""Our trainer and our agent loop in verl's registries."""
-
-
-class PruningTrainer:
-    """Mark of a trainer with Prune-OPD, by which the start check knows it."""
+from recipe.prune_opd.training.names import NAME, PruningTrainer
 
 
 def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:

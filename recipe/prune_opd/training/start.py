@@ -9,7 +9,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.config import MODES
-from recipe.prune_opd.training.preflight import NAME, PruningTrainer, check_files, check_values
+from recipe.prune_opd.training.names import NAME, PruningTrainer
+from recipe.prune_opd.training.preflight import check_files, check_values
 
 
 class StartCheck(Callback):

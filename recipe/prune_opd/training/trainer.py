@@ -45,7 +45,8 @@ from recipe.prune_opd.training.fields import (
 )
 from recipe.prune_opd.training.frozen_rollouts import FrozenRollouts
 from recipe.prune_opd.training.modes import find_trainer, mode_of, stands_on, with_method
-from recipe.prune_opd.training.preflight import PruningTrainer, check_files, check_values
+from recipe.prune_opd.training.names import PruningTrainer
+from recipe.prune_opd.training.preflight import check_files, check_values
 from recipe.prune_opd.training.saving import Saving
 from recipe.prune_opd.training.worker import counted_tokens, scores_of
 from verl_ext import compat

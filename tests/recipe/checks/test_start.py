@@ -162,13 +162,14 @@ def test_hydra_takes_a_trainer_mode_of_verls_and_refuses_it_in_a_sweep(tmp_path)
     """The real command, as far as Hydra goes: what it would start, in its own words."""
     loop = "actor_rollout_ref.rollout.agent.default_agent_loop"
     settings = ["prune_opd.teacher.path=T", "trainer.v1.trainer_mode=colocate_async"]
-    command = ["verl.trainer.main_ppo", "+recipe=prune_opd", *settings, f"{loop}=tool_agent"]
+    overrides = ["+recipe=prune_opd", *settings, f"{loop}=tool_agent"]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo"]
     environment = os.environ | {"HYDRA_FULL_ERROR": "0"}
     environment.pop("RAY_ADDRESS", None)
     said = {}
     for name, more in {"run": [], "sweep": ["-m", "prune_opd.topk=8,16"]}.items():
         run = subprocess.run(
-            [sys.executable, "-m", *command, f"hydra.{name}.dir={tmp_path}", *more],
+            [*command, *more, *overrides, f"hydra.{name}.dir={tmp_path}"],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
