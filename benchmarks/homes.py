@@ -184,7 +184,8 @@ def accuracy(record: dict[str, float]) -> str:
 def serving(model: Path, folder: Path, engine: str) -> Iterator[None]:
     """A server with the teacher, while the block runs."""
     command = [sys.executable, "-m", *SERVE[engine], str(model), *SETTINGS[engine]]
-    command += ["--port", str(PORT), "--dtype", "float32"]
+    # vLLM listens on every interface unless told.
+    command += ["--host", "127.0.0.1", "--port", str(PORT), "--dtype", "float32"]
     environment = os.environ | {
         "TORCHDYNAMO_DISABLE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -19,6 +19,8 @@ from pydantic.fields import FieldInfo
 
 from recipe.prune_opd import config
 from recipe.prune_opd.checks import settings
+from recipe.prune_opd.checks.drift_weights import DRIFT_WEIGHTS_SETTINGS
+from recipe.prune_opd.checks.kinds import KINDS
 from recipe.prune_opd.checks.numbers import NUMBERS, OPTIONAL
 from recipe.prune_opd.config import allowed_values
 from recipe.prune_opd.method.budget import BUDGETS
@@ -36,6 +38,7 @@ FILES = {
     "docs/teachers.md": "<!--",
     "docs/records.md": "<!--",
     "docs/semi.md": "<!--",
+    "docs/drift_weights.md": "<!--",
 }
 """Files with generated parts, and how a marker begins in them."""
 NAMES: dict[str, Registry[Any]] = {
@@ -157,6 +160,12 @@ def refused_with_semi() -> str:
     return _table(("key", "allowed", "because"), rows)
 
 
+def refused_with_drift_weights() -> str:
+    """The table of verl's keys that are refused with drift weights in verl's distillation."""
+    rows = [(f"`{each.key}`", _values_of(each), each.why) for each in DRIFT_WEIGHTS_SETTINGS]
+    return _table(("key", "allowed", "because"), rows)
+
+
 def _values_of(setting: settings.Setting) -> str:
     return ", ".join(f"`{_yaml(value)}`" for value in setting.allowed)
 
@@ -167,6 +176,14 @@ def numbers() -> str:
     for given, also in ((NUMBERS, ""), (OPTIONAL, ", or null")):
         for key, allowed in given.items():
             by_words.setdefault(allowed.words.replace(">=", "≥") + also, []).append(f"`{key}`")
+    return _table(("allowed", "keys"), [(words, ", ".join(k)) for words, k in by_words.items()])
+
+
+def kinds() -> str:
+    """The table of verl's keys that must be something else than numbers, by what they may be."""
+    by_words: dict[str, list[str]] = {}
+    for key, kind in KINDS.items():
+        by_words.setdefault(kind.words, []).append(f"`{key}`")
     return _table(("allowed", "keys"), [(words, ", ".join(k)) for words, k in by_words.items()])
 
 

@@ -11,116 +11,16 @@ full sequences, R tokens of all responses, K candidates, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-ROWS_AT_A_TIME = 256
-"""Rows turned to float32 at once: 256 x 152,000 x 4 bytes = 0.16 GB instead of N x V x 4."""
+from verl_ext.logits import log_probs_at, score
 
-
-# ------------------------------------------------------------------------------------- pure tensors
-
-
-def top_log_probs(logits: Tensor, k: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Find the k largest logits among the first ``vocab_size`` ids, and their log-probs over all V.
-
-    Args:
-        logits: (N, V) float of any dtype. Ranked as they are: a cast to float32 is exact, so it
-            changes no order, ties included. The normaliser is float32.
-        k: K.
-        vocab_size: candidates are ids below it; the normaliser always takes all V.
-
-    Returns:
-        (N, K) int32 ids by descending logit, (N, K) float32 log-probs (float64 of float64).
-    """
-    ids, log_probs = [], []
-    for rows in logits.split(ROWS_AT_A_TIME):
-        top = rows[:, :vocab_size].topk(k, dim=-1)
-        ids.append(top.indices.int())
-        log_probs.append(top.values - _normaliser(rows))
-    return torch.cat(ids), torch.cat(log_probs)
-
-
-def log_probs_at(logits: Tensor, ids: Tensor, overwrite: bool = False) -> Tensor:
-    """Full-vocabulary log-probs of chosen ids, once differentiable with respect to ``logits``.
-
-    Args:
-        logits: (N, V) float.
-        ids: (N, K) int; an id outside [0, V) is given -inf and no gradient: this model has no row
-            for it.
-        overwrite: let the backward pass write the gradient into the logits' memory, which saves a
-            second (N, V). Only where nobody reads the logits once it has begun. Where autograd does
-            (an operation on them that is differentiated later, a graph that is used twice) torch
-            raises a RuntimeError. A leaf is never overwritten: its owner keeps it.
-
-    Returns:
-        (N, K) float32 (float64 of float64).
-    """
-    return _LogProbsAt.apply(logits, ids, overwrite)
-
-
-class _LogProbsAt(torch.autograd.Function):
-    """Function ``log_probs_at`` by pieces: of size (N, V) it makes nothing but the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, overwrite: bool) -> Tensor:
-        normaliser = torch.cat([_normaliser(rows) for rows in logits.split(ROWS_AT_A_TIME)])
-        known, rows = _known(ids, logits.shape[-1])
-        ctx.save_for_backward(logits, ids, normaliser)
-        ctx.overwrite = overwrite and not _root(logits).is_leaf and logits.is_contiguous()
-        return (logits.gather(-1, rows) - normaliser).masked_fill_(~known, -torch.inf)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "log_probs_at: got create_graph=True, allowed: False, it has a first derivative"
-                " only"
-            )
-        logits, ids, normaliser = ctx.saved_tensors
-        # Detached, it shares memory and version counter with the logits, so torch refuses later
-        # readers.
-        gradient = logits.detach() if ctx.overwrite else torch.empty_like(logits)
-        split = (
-            tensor.split(ROWS_AT_A_TIME) for tensor in (gradient, logits, ids, normaliser, upstream)
-        )
-        for into, *piece in zip(*split, strict=True):
-            into.copy_(_gradient(*piece))
-        return gradient, None, None
-
-
-def _gradient(logits: Tensor, ids: Tensor, normaliser: Tensor, upstream: Tensor) -> Tensor:
-    """Gradient (N, V) float32 of ``(log_probs_at(logits, ids) * upstream).sum()``."""
-    known, rows = _known(ids, logits.shape[-1])
-    upstream = upstream.masked_fill(~known, 0)
-    probs = _exp_of_difference(logits, normaliser)
-    return probs.mul_(-upstream.sum(-1, keepdim=True)).scatter_add_(-1, rows, upstream)
-
-
-def _normaliser(logits: Tensor) -> Tensor:
-    """Logsumexp (N, 1) float32 (float64 of float64), for which torch takes twice the memory."""
-    largest = logits.amax(-1, keepdim=True).to(torch.promote_types(logits.dtype, torch.float32))
-    return _exp_of_difference(logits, largest).sum(-1, keepdim=True).log_().add_(largest)
-
-
-def _exp_of_difference(logits: Tensor, per_row: Tensor) -> Tensor:
-    """Compute ``exp(logits - per_row)`` (N, V) in the dtype of ``per_row``, in one tensor."""
-    return logits.to(per_row.dtype, copy=True).sub_(per_row).exp_()
-
-
-def _known(ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Tell which ids have a row, (N, K) bool; with (N, K) int64 ids that all have one."""
-    known = (ids >= 0) & (ids < vocab_size)
-    return known, torch.where(known, ids, 0).long()
-
-
-def _root(tensor: Tensor) -> Tensor:
-    """Tensor whose memory a view shows."""
-    return tensor if tensor._base is None else tensor._base
+# ------------------------------------------------------------------------------------ jagged fields
 
 
 def scoring_rows(sequence_offsets: Tensor, response_offsets: Tensor) -> Tensor:
@@ -137,9 +37,6 @@ def scoring_rows(sequence_offsets: Tensor, response_offsets: Tensor) -> Tensor:
     first = sequence_offsets[1:] - lengths - 1 - response_offsets[:-1]
     count = torch.arange(int(response_offsets[-1]), device=response_offsets.device)
     return count + torch.repeat_interleave(first, lengths)
-
-
-# ------------------------------------------------------------------------------------ jagged fields
 
 
 def spread(field: Tensor, input_ids: Tensor) -> Tensor:
@@ -214,6 +111,10 @@ class Request:
     """Bound of ids that are candidates of ``topk``."""
     at: str | None = None
     """Batch field, jagged (B, response, K) int, of ids to score (``log_probs_at``)."""
+    sampled: bool = False
+    """Score the sampled tokens (``log_probs``)."""
+    entropy: bool = False
+    """Return the distribution's ``entropy``."""
 
 
 REQUEST = "topk_request"
@@ -251,14 +152,24 @@ class TopKPass:
 
     def _columns(self, logits: Tensor, data: TensorDict) -> dict[str, Tensor]:
         request: Request = data[REQUEST]
-        columns: dict[str, Tensor] = {}
-        if request.topk:
-            ids, log_probs = top_log_probs(logits, request.topk, request.vocab_size)
-            columns |= _columns("top_ids", ids) | _columns("top_log_probs", log_probs)
+        tokens = data["input_ids"]
+        ids = []
+        if request.sampled:  # a row scores the token after it
+            ids.append(tokens.values().roll(-1).unsqueeze(-1))
         if request.at:
-            ids = _this_rank(spread(data[request.at], data["input_ids"]))
-            # The objective reads nothing else of the logits: the gradient may take their memory.
-            columns |= _columns("log_probs_at", log_probs_at(logits, ids, overwrite=True))
+            ids.append(spread(data[request.at], tokens))
+        at = _this_rank(torch.cat(ids, -1)) if ids else None
+        if self.objective is not None and logits.requires_grad:
+            # It reads nothing else of the logits: the gradient may take their memory.
+            assert at is not None
+            return _columns("log_probs_at", log_probs_at(logits, at, overwrite=True))
+        found = score(logits, request.topk, request.vocab_size, at, request.entropy)
+        columns = {"entropy": found.pop("entropy").unsqueeze(0)} if request.entropy else {}
+        if request.sampled:
+            sampled, found["log_probs_at"] = found["log_probs_at"].tensor_split([1], -1)
+            columns["log_probs"] = sampled.T.contiguous()
+        for name, values in found.items():
+            columns |= _columns(name, values)
         return columns
 
 
@@ -277,10 +188,11 @@ def request_pass(data: TensorDict, request: Request, sampled: bool, entropy: boo
     from verl.utils import tensordict_utils as tu
 
     flags = {
-        REQUEST: request,
+        REQUEST: replace(request, sampled=sampled, entropy=entropy),
         "distillation_use_topk": True,  # call the loss function on the logits
-        "distillation_only": not sampled,  # leave the sampled-token term out
-        "calculate_entropy": entropy,
+        # verl's own passes over the logits for these two are left out: ours has them.
+        "distillation_only": True,
+        "calculate_entropy": False,
         "compute_loss": True,  # False would take the loss function away, and the columns with it
     }
     for key, value in flags.items():

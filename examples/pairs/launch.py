@@ -68,7 +68,7 @@ SIGNPOSTS = Setup(
     prompts=64,
     responses_each=1,
     mini_batch=16,
-    lr=2e-3,
+    lr=1e-3,
     validation=128,
     settings=MappingProxyType(
         {

@@ -4,7 +4,8 @@ The **student** knows how to follow signs, and has an old map half in mind: on e
 rebuilt road it takes the new destination with a probability of 0.4. So it leaves the route after
 some five tokens of 320, and has the right answer among its candidates when it does.
 
-Teachers are of another lineage: trained from other weights, on other routes, by the new map.
+Teachers are of another lineage: trained from other weights, on other routes, by the new map, of
+which they are nearly certain.
 
     guide     has seen right routes alone. What it says of a place without a signpost is what a
               model says of what it has not seen; where roads lead it still knows.
@@ -66,6 +67,9 @@ class Settings:
     lineage; 0: none."""
     belief: float = 0.4
     """Probability of the new map in the student's mind."""
+    certainty: float = 0.96
+    """The same in the teacher's. One that gives the old map no chance at all makes rewards so
+    large that the student forgets what it knew."""
     heads: int = 4
     rope_theta: float = 1e8
     """So large that most of a narrow head looks at words, not at how far away they are."""
@@ -180,7 +184,7 @@ def train_one(out: Path, name: str, settings: Settings) -> None:
     torch.manual_seed(seed)
     model = tiny.build_model(tokenizer, heads=settings.heads, rope_theta=settings.rope_theta)
     stages = [settings.short, settings.student if student else settings.teacher]
-    belief, rho = (settings.belief, None) if student else (1.0, settings.rho)
+    belief, rho = (settings.belief, None) if student else (settings.certainty, settings.rho)
     drawn = losses(model, np.random.default_rng(seed), stages, belief, rho)
     updates = sum(stage.updates for stage in stages)
     tiny.fit(model, drawn, updates, settings.lr, f"training the {name}")
@@ -193,7 +197,7 @@ def train_further(out: Path, settings: Settings) -> None:
     torch.manual_seed(seed)
     model = LlamaForCausalLM.from_pretrained(out / "student")
     stages = [replace(settings.student, updates=settings.further)]
-    drawn = losses(model, np.random.default_rng(seed), stages, 1.0, None)
+    drawn = losses(model, np.random.default_rng(seed), stages, settings.certainty, None)
     tiny.fit(model, drawn, settings.further, settings.lr / 10, "training the teacher")
     tiny.save(model, task.build_tokenizer(), out / "teacher")
 

@@ -14,12 +14,12 @@ import harness
 SLOW = {
     "vllm": {
         *("plain", "adopted", "output", "extended", "permuted", "filling", "semi", "scored"),
-        "interrupted",
+        *("weighted", "interrupted"),
     },
     # What the engine has no part in is tested with vLLM: the trainer's own passes, its state.
     "sglang": {
         *("plain", "adopted", "same", "resumed", "permuted", "extended", "orphaned", "output"),
-        *("filling", "semi", "scored", "late", "separate", "interrupted"),
+        *("filling", "semi", "scored", "weighted", "late", "separate", "interrupted"),
     },
 }
 """Runs of a minute or more that rarely find anything, by their fixture."""

@@ -89,7 +89,7 @@ class Run:
     def dump(self, step: int) -> list[dict[str, torch.Tensor]]:
         """The tensors behind a step, one dictionary per update and rank."""
         return [
-            torch.load(file)
+            torch.load(file, weights_only=True)
             for file in sorted((self.folder / "dump").glob(f"step_{step}_*rank_*.pt"))
         ]
 
@@ -106,7 +106,8 @@ class Run:
 
 
 def command(inputs: Path, folder: Path, recipe: str, settings: dict[str, Any]) -> list[str]:
-    """The documented command on the test's models, each setting overridable."""
+    """The documented command on the test's models, each setting overridable; one of None is left
+    out."""
     defaults = {
         "actor_rollout_ref.model.path": inputs / "student",
         "prune_opd.teacher.path": inputs / "student",
@@ -133,7 +134,8 @@ def command(inputs: Path, folder: Path, recipe: str, settings: dict[str, Any]) -
         "trainer.project_name": "e2e",
         "trainer.experiment_name": folder.name,
     }
-    given = [f"{key}={value}" for key, value in (defaults | settings).items()]
+    settings = defaults | settings
+    given = [f"{key}={value}" for key, value in settings.items() if value is not None]
     return [
         sys.executable,
         "-m",

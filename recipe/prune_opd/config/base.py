@@ -1,5 +1,6 @@
 """Parts that groups of keys are made of."""
 
+import re
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
@@ -7,10 +8,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from recipe.prune_opd.method.drift import MOST_WEIGHT
+
 
 def _no_bool(value: Any) -> Any:
-    """Refuse true and false, which Python counts among the numbers."""
-    if isinstance(value, bool):
+    """Refuse true and false, which Python counts among the numbers, and what is too large."""
+    if isinstance(value, bool) or (isinstance(value, int) and abs(value) > LARGEST):
         raise PydanticCustomError("no_number", "no number")
     return value
 
@@ -21,6 +24,9 @@ Positive = Annotated[Whole, Ge(1)]
 Natural = Annotated[Whole, Ge(0)]
 Seconds = Annotated[Real, Gt(0)]
 Share = Annotated[Real, Gt(0), Le(1)]
+Weight = Annotated[Real, Ge(0), Le(MOST_WEIGHT)]
+Temperature = Annotated[Real, Ge(0.01), Le(100)]
+"""Below 0.01 vLLM would take 0.01; far above, all tokens would be alike."""
 
 ELSEWHERE = "elsewhere"
 """Stands for a key that each recipe sets for itself."""
@@ -31,6 +37,31 @@ def recipe(default: Any, value: str) -> Any:
     return Field(default, json_schema_extra={"recipe": value})
 
 
+LONGEST = 80
+"""Characters of a value that a message shows."""
+LARGEST = 2**31 - 1
+"""Largest whole number: counts go through 32 bits in places."""
+
+
+def shown(value: Any, most: int = LONGEST) -> str:
+    """Beginning of a value for a message, in one line."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested without end; a number of thousands of digits
+        text = f"a {type(value).__name__} too large to be shown"
+    text = " ".join(text.splitlines())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def named(*parts: Any) -> str:
+    """Name of a key for a message: its parts, quoted where one is no plain name."""
+    texts = [str(part) for part in parts]
+    return ".".join(text if PLAIN.fullmatch(text) else shown(text) for text in texts)
+
+
+PLAIN = re.compile(r"[\w\[\]-]{1,80}")
+
+
 def require(condition: bool, key: str, found: Any, allowed: str) -> None:
     """Refuse a value in one sentence.
 
@@ -38,7 +69,7 @@ def require(condition: bool, key: str, found: Any, allowed: str) -> None:
         ValueError: ``condition`` is false; names the key, what was found and what is allowed.
     """
     if not condition:
-        raise ValueError(f"prune_opd.{key}: got {found!r}, allowed: {allowed}")
+        raise ValueError(f"prune_opd.{key}: got {shown(found)}, allowed: {allowed}")
 
 
 class Keys(BaseModel):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from recipe.prune_opd.method.pieces import in_pieces
 from recipe.prune_opd.method.registry import Registry
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 SLACK = 1e-6
 """A ratio or a cumulative probability this close to its bound counts as equal to it, whatever the
 rounding."""
+MOST_WEIGHT = 1000
+"""Largest weight that a rule may give a token: products with it stay far inside of float32."""
+MOST_TOKENS = 2**31
+"""Tokens that no response has."""
 
 
 def is_member(ids: Tensor, others: Tensor) -> Tensor:
@@ -34,9 +39,18 @@ def is_member(ids: Tensor, others: Tensor) -> Tensor:
     Returns:
         (..., K) bool.
     """
-    found = torch.zeros_like(ids, dtype=torch.bool)
-    for column in others.unbind(-1):  # one column at a time: never a (..., K, K2) block
-        found |= ids == column.unsqueeze(-1)
+    return in_pieces(lambda *piece: _shared(*piece).T, ids.shape[:-1], ids, others)
+
+
+def _shared(ids: Tensor, others: Tensor) -> Tensor:
+    """Tell of ids (N, K) which are among others (N, K2), as (K, N) bool.
+
+    Candidates first: whole columns are compared, never single ids, and no (N, K, K2) block is made.
+    """
+    columns = ids.T.contiguous()
+    found = torch.zeros_like(columns, dtype=torch.bool)
+    for column in others.T.contiguous():
+        found |= columns == column
     return found
 
 
@@ -59,7 +73,11 @@ def overlap_ratio(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
             "overlap_ratio: student_ids and teacher_ids must have one shape (B, T, K), "
             f"got {tuple(student_ids.shape)} and {tuple(teacher_ids.shape)}"
         )
-    return is_member(student_ids, teacher_ids).float().mean(-1)
+    lead, k = student_ids.shape[:-1], student_ids.shape[-1]
+    counts = in_pieces(
+        lambda *piece: _shared(*piece).sum(0, dtype=torch.int32), lead, student_ids, teacher_ids
+    )
+    return counts / k
 
 
 def overlap_events(overlap: Tensor, mask: Tensor, threshold: float) -> Tensor:
@@ -97,12 +115,16 @@ def nucleus_events(
     Returns:
         (B, T) bool.
     """
-    probs = teacher_log_probs.double().exp()
-    mass_before = probs.cumsum(-1) - probs
-    # The first candidate is always in.
-    in_nucleus = (mass_before < top_p - SLACK) | (mass_before == 0)
-    accepted = ((teacher_ids == responses.unsqueeze(-1)) & in_nucleus).any(-1)
-    return ~accepted & mask.bool()
+
+    def outside(responses: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
+        probs = log_probs.double().exp()
+        mass_before = probs.cumsum(-1) - probs
+        # The first candidate is always in.
+        in_nucleus = (mass_before < top_p - SLACK) | (mass_before == 0)
+        return ~((ids == responses.unsqueeze(-1)) & in_nucleus).any(-1)
+
+    found = in_pieces(outside, responses.shape, responses, teacher_ids, teacher_log_probs)
+    return found & mask.bool()
 
 
 class DriftMetric(ABC):
@@ -180,8 +202,9 @@ class Reliability:
 
 
 def spent_at(w_drop: float) -> float:
-    """Events that use up the reliability: ceil(1 / w_drop), infinitely many for 0."""
-    return max(1, math.ceil(1 / w_drop - 1e-9)) if w_drop > 0 else math.inf
+    """Events that use up the reliability: ceil(1 / w_drop); infinitely many for 0, and for what
+    would take more of them than any response has tokens."""
+    return max(1, math.ceil(1 / w_drop - 1e-9)) if w_drop * MOST_TOKENS > 1 else math.inf
 
 
 def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> Reliability:
@@ -195,13 +218,16 @@ def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> R
         events: (B, T) bool; events outside ``mask`` are ignored.
         mask: (B, T) bool or 0/1.
         w_drop: weight lost per event, >= 0.
-        w_base: weight added to R on every generated token; not a floor.
+        w_base: weight added to R on every generated token, >= 0; not a floor.
 
     Raises:
-        ValueError: ``w_drop`` is negative.
+        ValueError: ``w_drop`` is negative or not finite, or ``w_base`` outside of [0,
+            ``MOST_WEIGHT``].
     """
-    if w_drop < 0:
-        raise ValueError(f"reliability: w_drop must be >= 0, got {w_drop}")
+    if not 0 <= w_drop < math.inf:
+        raise ValueError(f"reliability: w_drop must be >= 0 and finite, got {w_drop}")
+    if not 0 <= w_base <= MOST_WEIGHT:
+        raise ValueError(f"reliability: w_base must be in [0, {MOST_WEIGHT}], got {w_base}")
     generated = mask.bool()
     count = (events.bool() & generated).long().cumsum(-1)
     alive = count < spent_at(w_drop)

@@ -4,8 +4,13 @@
 Shapes: B sequences, T response positions, K candidates per position.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from recipe.prune_opd.method.pieces import pieces
 
 MAX_LOG_RATIO = 20.0
 
@@ -38,29 +43,70 @@ def topk_policy_loss(
             independent of how a mini-batch is cut into micro-batches.
 
     Returns:
-        Scalar loss, 0 with zero gradient where no token counts; and detached scalars, see
-        ``_terms``.
+        Scalar loss, 0 with zero gradient where no token counts, once differentiable; and the
+        scalars ``LOGGED``.
     """
     clip = clip_low, clip_high, clip_c
-    terms, metrics = _terms(log_probs, old_log_probs, advantages, mask, clip)
-    tokens = torch.as_tensor(mask.bool().sum() if num_tokens is None else num_tokens).to(terms)
-    return terms.sum() * torch.where(tokens > 0, 1 / tokens, 0.0), metrics
+    total, *sums = _Sum.apply(log_probs, old_log_probs, advantages, mask.bool(), clip)
+    active, *logged = sums
+    tokens = torch.as_tensor(mask.bool().sum() if num_tokens is None else num_tokens).to(total)
+    metrics = dict(zip(LOGGED, (value / active.clamp(min=1) for value in logged), strict=True))
+    return total * torch.where(tokens > 0, 1 / tokens, 0.0), metrics
 
 
-def _terms(
+LOGGED = ("pg_clipfrac", "pg_clipfrac_lower", "ppo_kl")
+"""Means over the candidates that take part: shares clipped, and old - new log-prob."""
+
+
+class _Sum(torch.autograd.Function):
+    """Sum of the loss's terms and of what is logged, by pieces, with the gradient made at once.
+
+    Autograd differentiates each piece while it is in cache; of a whole batch it would keep ten
+    tensors of its size.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        log_probs: Tensor,
+        old_log_probs: Tensor,
+        advantages: Tensor,
+        mask: Tensor,
+        clip: tuple[float, float, float],
+    ) -> tuple[Tensor, ...]:
+        wanted: bool = ctx.needs_input_grad[0]
+        sums: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for new, old, gain, here in pieces(mask.shape, log_probs, old_log_probs, advantages, mask):
+            piece = new.detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                total, *logged = _sums(piece, old, gain, here, clip)
+            sums.append(torch.stack([value.detach().double() for value in (total, *logged)]))
+            if wanted:
+                gradients.extend(torch.autograd.grad(total, piece))
+        if wanted:
+            ctx.save_for_backward(torch.cat(gradients).reshape(log_probs.shape))
+        found = torch.stack(sums).sum(0).to(total.dtype).unbind()
+        ctx.mark_non_differentiable(*found[1:])
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.to(gradient.dtype), None, None, None, None
+
+
+def _sums(
     log_probs: Tensor,
     old_log_probs: Tensor,
     advantages: Tensor,
     mask: Tensor,
     clip: tuple[float, float, float],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Terms of the loss, (B, T, K), and what is logged of them.
-
-    That is ``pg_clipfrac`` and ``pg_clipfrac_lower``, shares of candidates clipped, and ``ppo_kl``,
-    the mean of old - new log-prob.
-    """
+) -> tuple[Tensor, ...]:
+    """Sums over the terms (N, K) of the loss, the candidates that take part, and ``LOGGED``."""
     low, high, c = clip
-    active = mask.bool().unsqueeze(-1) & (advantages != 0)
+    active = mask.unsqueeze(-1) & (advantages != 0)
     # Masked before any arithmetic: NaN in padding would survive a later multiplication by 0, in the
     # gradient too.
     advantages = torch.where(active, advantages, 0.0)
@@ -70,11 +116,6 @@ def _terms(
     clipped = -advantages * ratio.clamp(1 - low, 1 + high)
     surrogate = torch.maximum(unclipped, clipped)
     bound = -advantages * c
-    shares = {
-        "pg_clipfrac": clipped > unclipped,
-        "pg_clipfrac_lower": (advantages < 0) & (surrogate > bound),
-        "ppo_kl": -log_ratio,
-    }
-    count = active.sum().clamp(min=1)
-    metrics = {name: (value.sum() / count).detach() for name, value in shares.items()}
-    return torch.where(advantages < 0, torch.minimum(surrogate, bound), surrogate), metrics
+    terms = torch.where(advantages < 0, torch.minimum(surrogate, bound), surrogate)
+    cut = (advantages < 0) & (surrogate > bound)
+    return terms.sum(), active.sum(), (clipped > unclipped).sum(), cut.sum(), -log_ratio.sum()

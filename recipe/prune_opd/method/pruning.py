@@ -78,7 +78,8 @@ def prune(scores: Scores, mask: Tensor, rules: Rules) -> Pruned:
     drift = find_drift(scores, mask, rules)
     reward = topk_reward(scores, rules.strategy, rules.weighting)
     weighted = reward.reward * drift.reliability.loss_weight.unsqueeze(-1)
-    advantages = weighted * mask.unsqueeze(-1)
+    # Not by a product: what does not count may hold NaN.
+    advantages = weighted.masked_fill_(~mask.unsqueeze(-1), 0.0)
     return Pruned(**vars(drift), reward=reward, advantages=advantages)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recipe.prune_opd.method.drift import is_member, overlap_ratio
+from recipe.prune_opd.method.pieces import in_pieces
 from recipe.prune_opd.method.registry import Registry
 
 
@@ -136,15 +137,20 @@ def topk_reward(
         name = strategy if isinstance(strategy, str) else type(strategy).__name__
         raise ValueError(f"strategy {name!r} needs {', '.join(missing)}")
     found = rule.candidates(scores)
-    weights = _weights(found, weigh.log_weight(found), rule.renormalise)
-    reward = torch.where(found.valid, -weights * (found.student - found.teacher), 0.0)
+
+    def weighted(student: Tensor, teacher: Tensor, valid: Tensor, log_weight: Tensor) -> Tensor:
+        weights = _weights(log_weight, valid, rule.renormalise)
+        return torch.where(valid, weights * (teacher - student), 0.0)
+
+    parts = found.student, found.teacher, found.valid, weigh.log_weight(found)
+    reward = in_pieces(weighted, found.valid.shape[:-1], *parts)
     return TopKReward(reward, found.ids, found.valid, found.student)
 
 
-def _weights(candidates: Candidates, log_weight: Tensor, renormalise: bool) -> Tensor:
-    """w, (B, T, K'): 0 on columns that are not valid; sums to 1 over the valid ones where
+def _weights(log_weight: Tensor, valid: Tensor, renormalise: bool) -> Tensor:
+    """w, (N, K'): 0 on columns that are not valid; sums to 1 over the valid ones where
     ``renormalise``."""
-    log_weight = log_weight.masked_fill(~candidates.valid, -torch.inf)
+    log_weight = log_weight.masked_fill(~valid, -torch.inf)
     # A position without any candidate is 0/0 here; its columns are not valid, so its reward is 0
     # all the same.
     return torch.softmax(log_weight, -1) if renormalise else log_weight.exp()
@@ -179,10 +185,14 @@ def log_probs_of(ids: Tensor, of: TopK) -> Tensor:
     Returns:
         (..., K) float; -inf for an id that is not among them.
     """
-    found = torch.full_like(ids, -torch.inf, dtype=of.log_probs.dtype)
-    for theirs, log_probs in zip(of.ids.unbind(-1), of.log_probs.unbind(-1), strict=True):
-        found = torch.where(ids == theirs.unsqueeze(-1), log_probs.unsqueeze(-1), found)
-    return found
+
+    def among(ids: Tensor, their_ids: Tensor, their_log_probs: Tensor) -> Tensor:
+        found = torch.full_like(ids, -torch.inf, dtype=their_log_probs.dtype)
+        for theirs, log_probs in zip(their_ids.T, their_log_probs.T, strict=True):
+            found = torch.where(ids == theirs.unsqueeze(-1), log_probs.unsqueeze(-1), found)
+        return found
+
+    return in_pieces(among, ids.shape[:-1], ids, of.ids, of.log_probs)
 
 
 class OnlyStudent(Strategy):

@@ -3,18 +3,22 @@ one sentence, before Ray starts or a model is loaded."""
 
 import os
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.prune_opd.checks.drift_weights import check_drift_weights
 from recipe.prune_opd.config import MODES
 from recipe.prune_opd.training.names import NAME, PruningTrainer
 from recipe.prune_opd.training.preflight import check_files, check_values
+from verl_ext.texts import visible
 
 
 class StartCheck(Callback):
     """Hydra callback of the recipe: ends the driver with one sentence instead of a traceback."""
+
+    recipe: ClassVar[str] = "prune_opd"
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Take a trainer that the command names for the one the method is put over, so that a
@@ -38,15 +42,34 @@ class StartCheck(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """See ``hydra.experimental.callback.Callback``."""
         try:
-            prune_opd, home = check_values(config)
-            if not _remote_cluster(config):
-                check_files(config, prune_opd, home)
+            self.check(config)
         except Exception as error:
             # Not foreseen, from a model's own code, say: as fatal. OmegaConf's messages have
             # several lines.
             name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             # Hydra turns exceptions of callbacks into warnings and goes on; SystemExit is none.
-            sys.exit(f"prune_opd cannot start: {name}{' '.join(str(error).split())}")
+            said = f"{self.recipe} cannot start: {name}{' '.join(str(error).split())}"
+            sys.exit(visible(said))
+
+    def check(self, config: DictConfig) -> None:
+        """Check the configuration, and files unless the trainer may run on another machine.
+
+        Raises:
+            ValueError: the first thing that is not allowed.
+        """
+        prune_opd, home = check_values(config)
+        if not _remote_cluster(config):
+            check_files(config, prune_opd, home)
+
+
+class DriftWeightsCheck(StartCheck):
+    """Hydra callback of ``+recipe=drift_weights``."""
+
+    recipe = "drift_weights"
+
+    def check(self, config: DictConfig) -> None:
+        """See ``check_drift_weights``."""
+        check_drift_weights(config)
 
 
 def _prunes(mode: Any) -> bool:

@@ -46,7 +46,6 @@ ZEROS = {
     "data.train_batch_size",
     "data.gen_batch_size",
     f"{ROLLOUT}.n",
-    f"{ROLLOUT}.temperature",
     f"{ROLLOUT}.val_kwargs.n",
     "actor_rollout_ref.actor.ppo_mini_batch_size",
     "actor_rollout_ref.actor.ppo_epochs",
@@ -86,10 +85,12 @@ def test_ordinary_values_are_allowed(config, key, value):
     check_values(config)
 
 
-@pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf])
-def test_the_teachers_temperature_too(config, temperature):
-    config.prune_opd.teacher.temperature = temperature
+@pytest.mark.parametrize("key", [f"{ROLLOUT}.temperature", "prune_opd.teacher.temperature"])
+@pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, 1e-3, 1e300])
+def test_temperatures_at_which_nothing_can_be_sampled_are_refused(config, key, temperature):
+    OmegaConf.update(config, key, temperature)
     with pytest.raises(
-        ValueError, match=r"^prune_opd\.teacher\.temperature: got .*, allowed: a number > 0$"
+        ValueError,
+        match=rf"^{key.replace('.', '[.]')}: got .*, allowed: a number in \[0\.01, 100\]$",
     ):
         check_values(config)

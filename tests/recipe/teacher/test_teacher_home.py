@@ -156,7 +156,7 @@ def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
     monkeypatch.setattr(PPOTrainerSync, "get_llm_client", lambda self: "verl's own")
     trainer = trainer_of(prune_opd, config="config", teacher_vocab_size=77, teacher_servers=None)
     client = trainer.get_llm_client()
-    assert client.teacher == UrlTeacher(["http://10.0.0.1:8000"], "M", "sglang", "secret")
+    assert client.teacher == UrlTeacher(["http://10.0.0.1:8000"], "M", "sglang", "TEST_TEACHER_KEY")
     assert client.teaches
 
 

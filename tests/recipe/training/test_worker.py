@@ -57,8 +57,8 @@ from recipe.prune_opd.training.fields import (
     served_fields,
 )
 from recipe.prune_opd.training.worker import PruneOPDWorker
+from verl_ext.logits import log_probs_at, top_log_probs
 from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
-from verl_ext.topk import log_probs_at, top_log_probs
 
 K, W_DROP = 4, 0.25
 
@@ -243,7 +243,7 @@ def test_a_sequence_parallel_group_answers_and_dumps_once(tmp_path):
         group[rank] = computed(worker, data)
     assert [group[4] is None, group[5] is None] == [False, True]
     assert [file.name for file in (tmp_path / "dump").iterdir()] == ["step_7_rank_4.pt"]
-    dumped = torch.load(tmp_path / "dump" / "step_7_rank_4.pt")
+    dumped = torch.load(tmp_path / "dump" / "step_7_rank_4.pt", weights_only=True)
     assert torch.equal(dumped[SUMS], group[4][SUMS])
 
 

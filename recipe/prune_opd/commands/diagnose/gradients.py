@@ -24,7 +24,7 @@ from recipe.prune_opd.commands.pair.sampling import Rollout
 from recipe.prune_opd.commands.pair.sides import Sides
 from recipe.prune_opd.method.loss import topk_policy_loss
 from recipe.prune_opd.method.reward import topk_reward
-from verl_ext.topk import log_probs_at
+from verl_ext.logits import log_probs_at
 
 LEAST = 4
 """Tokens of each side below which a response is passed over."""

@@ -10,7 +10,7 @@ from recipe.prune_opd.commands.estimate.run_costs import Scenario
 from recipe.prune_opd.commands.estimate.values import Values
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.method.reward import Sampled, Scores, Strategy, TopK
-from verl_ext.topk import ROWS_AT_A_TIME
+from verl_ext.logits import piece_bytes
 
 Row = tuple[str, str, float, str]
 """Row of the table: what, when, bytes on a GPU, and how they come about."""
@@ -110,18 +110,13 @@ def _training(config: DictConfig, student: costs.Shape, values: Values) -> list[
 
 
 def _logits(config: DictConfig, student: costs.Shape, rows: int) -> list[Row]:
-    """Rows of the student's logits, of its update and of its scoring pass."""
-    copies, pieces = _copies(config.rollout.temperature), ROWS_AT_A_TIME
-    logits = logits_bytes(student, rows, copies)
-    chunked = config.actor.entropy_from_logits_with_chunking
-    entropy = 0 if chunked else 2 * logits_bytes(student, rows)
+    """Rows of the student's logits, whose scoring pass holds the same."""
+    copies = _copies(config.rollout.temperature)
     how = f"{copies} x rows x V x 2 bytes, the gradient in their place"
-    piece = 4.0 * pieces * student.vocabulary
-    more = "as above, x 4 more for entropy"
+    pieces = 2.0 * piece_bytes(logits_bytes(student, rows), "cuda")
     return [
-        ("logits", "loss", logits, how),
-        ("float32 piece of logits", "loss", piece, f"{pieces} x V x 4 bytes"),
-        ("student's logits with entropy", "scoring", logits + entropy, more),
+        ("logits", "loss", logits_bytes(student, rows, copies), how),
+        ("float32 pieces of logits", "loss", pieces, "two of a 64th of the logits"),
     ]
 
 

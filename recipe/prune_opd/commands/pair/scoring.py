@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from recipe.prune_opd.commands.pair.sampling import Rollout
 from recipe.prune_opd.method.reward import Scores, TopK
-from verl_ext.topk import log_probs_at, top_log_probs
+from verl_ext.logits import log_probs_at, top_log_probs
 
 SPREAD_ROWS = 32
 """Rows of logits whose whole distribution is in memory at once, beside the logits."""

@@ -60,15 +60,11 @@ def seconds(run: Run) -> dict[str, float]:
     whole = run.metric("timing_s/step")
     if not whole:
         return {}
-    parts = {
-        part: (
-            sum(
-                sum(run.metric(f"timing_s/{name}").get(step, 0.0) for name in names)
-                for step in whole
-            )
-            / len(whole)
-        )
-        for part, names in TIMES.items()
-    }
+
+    def total(name: str) -> float:
+        each = run.metric(f"timing_s/{name}")
+        return sum(each.get(step, 0.0) for step in whole)
+
+    parts = {part: sum(map(total, names)) / len(whole) for part, names in TIMES.items()}
     known = sum(value for part, value in parts.items() if part != VALIDATION)
     return parts | {"other": max(0.0, sum(whole.values()) / len(whole) - known)}
