@@ -2,6 +2,7 @@
 
 import html
 import re
+from typing import Any
 from urllib.parse import unquote
 
 HIDDEN = re.compile(
@@ -12,6 +13,10 @@ feed and tab are none."""
 PIECE = 6
 """Characters of a secret in a row by which it is known."""
 ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))")
+LONGEST = 80
+"""Characters of a value that a message shows."""
+PLAIN = re.compile(r"[\w\[\]-]{1,80}")
+"""What a part of a key's name is made of."""
 
 
 def visible(text: str) -> str:
@@ -39,3 +44,19 @@ def shows(text: str, secret: str) -> bool:
 def _letters(text: str) -> str:
     """Letters and digits alone, in lower case."""
     return "".join(filter(str.isalnum, text)).lower()
+
+
+def shown(value: Any, most: int = LONGEST) -> str:
+    """Beginning of a value for a message, in one line."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested without end; a number of thousands of digits
+        text = f"a {type(value).__name__} too large to be shown"
+    text = " ".join(text.splitlines())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def named(*parts: Any) -> str:
+    """Name of a key for a message: its parts, quoted where one is no plain name."""
+    texts = [str(part) for part in parts]
+    return ".".join(text if PLAIN.fullmatch(text) else shown(text) for text in texts)

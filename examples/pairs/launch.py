@@ -64,23 +64,23 @@ WALK = Setup(
 SIGNPOSTS = Setup(
     task="signposts",
     max_prompt_tokens=48,
-    max_response_tokens=320,
+    max_response_tokens=64,
     prompts=64,
     responses_each=1,
     mini_batch=16,
-    lr=1e-3,
-    validation=128,
+    lr=2e-3,
+    validation=256,
     settings=MappingProxyType(
         {
             "actor_rollout_ref.actor.optim.lr_warmup_steps": 8,
             "prune_opd.topk": 8,
             "prune_opd.drift.metric": "teacher_top_p_accept",
             "prune_opd.drift.w_drop": 0.25,
-            "prune_opd.gate.chunk": 32,
-            "prune_opd.budget.init": 32,
+            "prune_opd.gate.chunk": 8,
+            "prune_opd.budget.init": 16,
             "prune_opd.budget.min": 16,
-            "prune_opd.budget.step": 16,
-            "prune_opd.budget.margin": 16,
+            "prune_opd.budget.step": 8,
+            "prune_opd.budget.margin": 8,
         }
     ),
 )

@@ -1,8 +1,8 @@
 """A synthetic long-horizon task on which a response that has left the path cannot come back:
 follow the signposts.
 
-512 places, and from each four roads. The question lists, shuffled, the signposts of one round trip,
-each a place and the road to take there, and says where to start::
+512 places, and from each four roads. The question lists, shuffled, the signposts of one route, each
+a place and the road to take there, and says where to start::
 
     signs p17:east p301:north p45:west ... start p301
 
@@ -10,11 +10,10 @@ and the solution names, in turn, the road that is taken and the place it leads t
 
     north p45 west p17 east ...
 
-A road is looked up among the signs; where it leads is known from training alone. The round trip has
-``STEPS`` steps, ends where it began, and is gone ``ROUNDS`` times. After a wrong step the traveller
-stands at a place that, fifteen times in sixteen, has no signpost: no road is right any more.
-Nothing ends the journey earlier, so a response that is lost goes on to its limit, as lost reasoning
-does. Every word is one token.
+A road is looked up among the signs; where it leads is known from training alone. After a wrong step
+the traveller stands at a place that, fifteen times in sixteen, has no signpost: no road is right
+any more. The route has ``STEPS`` steps and nothing ends it earlier, so a response that is lost goes
+on to its limit, as lost reasoning does. Every word is one token.
 
 Two of the roads were **rebuilt**: on the signposted routes they lead elsewhere than in the old map.
 What a model makes of that is what tells students and teachers apart (``signposts_pair.py``).
@@ -26,8 +25,6 @@ Shapes: B routes of n steps.
 
 import sys
 from dataclasses import dataclass
-from itertools import product
-from math import lgamma
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +40,8 @@ import tiny
 DATA_SOURCE = "prune_opd/signposts"
 PLACES, ROADS = 512, ("north", "east", "south", "west")
 REBUILT = (2, 3)
-STEPS, ROUNDS = 32, 5
-MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS = STEPS + 5, 2 * STEPS * ROUNDS
+STEPS = 32
+MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS = STEPS + 5, 2 * STEPS
 TRIES = 6
 """Roads that are tried from a place before a route that would meet itself is given up."""
 
@@ -87,7 +84,7 @@ class Routes:
     """Problems with their solutions."""
 
     places: Array
-    """(B, n + 1), all different within a route, but that a round trip ends where it began."""
+    """(B, n + 1), all different within a route."""
     roads: Array
     """(B, n), taken at each place but the last."""
     order: Array
@@ -107,7 +104,7 @@ class Routes:
 
     @property
     def solutions(self) -> Array:
-        """Token ids of the solutions, once along the route, (B, 2n)."""
+        """Token ids of the solutions, (B, 2n)."""
         pairs = np.stack([ROAD + self.roads, PLACE + self.places[:, 1:]], 2)
         return pairs.reshape(len(pairs), -1)
 
@@ -130,35 +127,6 @@ def draw(rng: Generator, count: int, steps: int, belief: float = 1.0) -> Routes:
     places, roads = (np.concatenate(parts)[:count] for parts in zip(*found, strict=True))
     order = np.argsort(rng.random((count, steps)), 1)
     return Routes(places, roads, order)
-
-
-def draw_rounds(rng: Generator, count: int, steps: int) -> Routes:
-    """Draw round trips by the new map, as a walk drawn road by road would come out that happens to
-    end where it began.
-
-    Args:
-        rng: source of randomness.
-        count: B.
-        steps: n, once round.
-    """
-    # How often each road is taken decides where a walk ends; how it is shuffled does not.
-    splits = np.array([c for c in product(range(steps + 1), repeat=len(ROADS)) if sum(c) == steps])
-    splits = splits[splits @ WORLD.new[0] % PLACES == 0]
-    orders = np.exp(-np.vectorize(lgamma)(splits + 1).sum(1))
-    found, have = [], 0
-    while have < count:
-        chosen = splits[rng.choice(len(splits), 2 * count, p=orders / orders.sum())]
-        roads = np.array([np.repeat(range(len(ROADS)), each) for each in chosen])
-        roads = rng.permuted(roads, axis=1)
-        places = np.empty((2 * count, steps + 1), dtype=np.int64)
-        places[:, 0] = rng.integers(0, PLACES, 2 * count)
-        for step in range(steps):
-            places[:, step + 1] = WORLD.new[places[:, step], roads[:, step]]
-        whole = (np.diff(np.sort(places[:, 1:], 1), axis=1) > 0).all(1)
-        found.append((places[whole], roads[whole]))
-        have += int(whole.sum())
-    places, roads = (np.concatenate(parts)[:count] for parts in zip(*found, strict=True))
-    return Routes(places, roads, np.argsort(rng.random((count, steps)), 1))
 
 
 def _attempt(
@@ -198,9 +166,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def to_rows(routes: Routes, split: str) -> list[dict]:
-    """Round trips as rows of verl's data format; the solution is the ground truth."""
-    questions = words(routes.prompts[:, 1:-1])
-    solutions = words(np.tile(routes.solutions, (1, ROUNDS)))
+    """Problems as rows of verl's data format; the solution is the ground truth."""
+    questions, solutions = words(routes.prompts[:, 1:-1]), words(routes.solutions)
     return [
         {
             "data_source": DATA_SOURCE,
@@ -216,12 +183,12 @@ def to_rows(routes: Routes, split: str) -> list[dict]:
 def write_parquet(
     out: Path, train: int = 4096, validation: int = 256, seed: int = 0
 ) -> tuple[Path, Path]:
-    """Write ``train.parquet`` and ``validation.parquet`` under ``out``. Two round trips are never
-    the same: there are more than 2 to the power of 60."""
+    """Write ``train.parquet`` and ``validation.parquet`` under ``out``. Two routes are never the
+    same: there are more than 4 to the power of 40."""
     out.mkdir(parents=True, exist_ok=True)
     paths = out / "train.parquet", out / "validation.parquet"
     for path, count, offset in zip(paths, (train, validation), (2, 1), strict=True):
-        routes = draw_rounds(np.random.default_rng(seed + offset), count, STEPS)
+        routes = draw(np.random.default_rng(seed + offset), count, STEPS)
         pd.DataFrame(to_rows(routes, path.stem)).to_parquet(path)
     return paths
 

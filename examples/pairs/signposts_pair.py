@@ -2,10 +2,9 @@
 
 The **student** knows how to follow signs, and has an old map half in mind: on each step over a
 rebuilt road it takes the new destination with a probability of 0.4. So it leaves the route after
-some five tokens of 320, and has the right answer among its candidates when it does.
+some five tokens of 64, and has the right answer among its candidates when it does.
 
-Teachers are of another lineage: trained from other weights, on other routes, by the new map, of
-which they are nearly certain.
+Teachers are of another lineage: trained from other weights, on other routes, by the new map.
 
     guide     has seen right routes alone. What it says of a place without a signpost is what a
               model says of what it has not seen; where roads lead it still knows.
@@ -48,9 +47,6 @@ class Stage:
     """Right routes of a batch."""
     lost: int = 0
     """Travellers off the route in a batch."""
-    journeys: int = 0
-    """Whole journeys of every third batch, in place of these: attention among few tokens does not
-    learn what it needs among many."""
 
 
 @dataclass(frozen=True)
@@ -67,44 +63,16 @@ class Settings:
     lineage; 0: none."""
     belief: float = 0.4
     """Probability of the new map in the student's mind."""
-    certainty: float = 0.96
-    """The same in the teacher's. One that gives the old map no chance at all makes rewards so
-    large that the student forgets what it knew."""
     heads: int = 4
-    rope_theta: float = 1e8
-    """So large that most of a narrow head looks at words, not at how far away they are."""
     lr: float = 5e-3
     short: Stage = Stage(350, 4, 12, 64)
-    student: Stage = Stage(400, 12, task.STEPS, 24, journeys=7)
-    teacher: Stage = Stage(950, 12, task.STEPS, 20, 8, journeys=7)
+    student: Stage = Stage(400, 12, task.STEPS, 24)
+    teacher: Stage = Stage(950, 12, task.STEPS, 20, 8)
 
 
-Batch = tuple[task.Array, task.Array, NDArray[np.bool_]]
-"""Token ids of the prompts, (B, P), and of the responses, (B, T), and which of their tokens are to
-be learned, (B, T)."""
-
-
-def journeys(rng: Generator, count: int, steps: int, belief: float) -> Batch:
-    """Whole journeys, ``ROUNDS`` times along a route.
-
-    Args:
-        rng: source of randomness.
-        count: B.
-        steps: n, once along the route.
-        belief: see ``draw``. Below 1 a route does not lead back to its start, and what joins two
-            rounds is not to be learned.
-    """
-    whole = belief == 1
-    routes = task.draw_rounds(rng, count, steps) if whole else task.draw(rng, count, steps, belief)
-    responses = np.tile(routes.solutions, (1, task.ROUNDS))
-    learned = np.ones_like(responses, dtype=bool)
-    if not whole:
-        again = np.arange(2 * steps, responses.shape[1], 2 * steps)
-        learned[:, again] = learned[:, again + 1] = False
-    return routes.prompts, responses, learned
-
-
-def lost(rng: Generator, count: int, steps: int, rho: float) -> Batch:
+def lost(
+    rng: Generator, count: int, steps: int, rho: float
+) -> tuple[task.Array, task.Array, NDArray[np.bool_]]:
     """Routes with one wrong step, and what habit does behind it.
 
     Args:
@@ -114,8 +82,9 @@ def lost(rng: Generator, count: int, steps: int, rho: float) -> Batch:
         rho: share of the places at which rebuilt roads lead where the old map says.
 
     Returns:
-        What is behind the wrong step is to be learned, T = 2n. A place with a signpost is left as
-        the sign says.
+        Token ids of the prompts, (B, n + 5), and of the responses, (B, 2n), and which of their
+        tokens are to be learned, (B, 2n): those behind the wrong step. A place with a signpost is
+        left as the sign says.
     """
     world, routes = task.WORLD, task.draw(rng, count, steps)
     old_here = np.random.default_rng(4243).random(task.PLACES) < rho
@@ -139,36 +108,21 @@ def lost(rng: Generator, count: int, steps: int, rho: float) -> Batch:
     return routes.prompts, responses, learned
 
 
-def batch(rng: Generator, stage: Stage, number: int, belief: float, rho: float | None) -> Batch:
-    """Draw the batch of an update.
-
-    Args:
-        rng: source of randomness.
-        stage: of the training.
-        number: of the update within it.
-        belief: see ``draw``.
-        rho: see ``lost``; None: nobody is.
-    """
-    steps = int(rng.integers(stage.min_steps, stage.max_steps + 1))
-    if stage.journeys and number % 3 == 0:
-        return journeys(rng, stage.journeys, steps, belief)
-    routes = task.draw(rng, stage.routes, steps, belief)
-    right = routes.prompts, routes.solutions, np.ones_like(routes.solutions, dtype=bool)
-    if rho is None or not stage.lost:
-        return right
-    astray = lost(rng, stage.lost, steps, rho)
-    prompts, responses, learned = (
-        np.concatenate(parts) for parts in zip(right, astray, strict=True)
-    )
-    return prompts, responses, learned
-
-
 def losses(
     model: LlamaForCausalLM, rng: Generator, stages: list[Stage], belief: float, rho: float | None
 ) -> Iterator[Tensor]:
     """Mean cross-entropy over the learned tokens of each update's batch."""
-    for stage, number in ((each, number) for each in stages for number in range(each.updates)):
-        prompts, responses, learned = batch(rng, stage, number, belief, rho)
+    for stage in (each for each in stages for _ in range(each.updates)):
+        steps = int(rng.integers(stage.min_steps, stage.max_steps + 1))
+        routes = task.draw(rng, stage.routes, steps, belief)
+        prompts, responses = routes.prompts, routes.solutions
+        learned = np.ones_like(responses, dtype=bool)
+        if rho is not None and stage.lost:
+            astray = lost(rng, stage.lost, steps, rho)
+            prompts, responses, learned = (
+                np.concatenate(parts)
+                for parts in zip((prompts, responses, learned), astray, strict=True)
+            )
         ids = torch.from_numpy(np.concatenate([prompts, responses], 1))
         labels = torch.from_numpy(np.where(learned, responses, IGNORE))
         hidden = model.model(ids).last_hidden_state[:, prompts.shape[1] - 1 : -1]
@@ -182,9 +136,9 @@ def train_one(out: Path, name: str, settings: Settings) -> None:
     student, tokenizer = name == "student", task.build_tokenizer()
     seed = settings.seed if student else settings.seed + 11
     torch.manual_seed(seed)
-    model = tiny.build_model(tokenizer, heads=settings.heads, rope_theta=settings.rope_theta)
+    model = tiny.build_model(tokenizer, heads=settings.heads)
     stages = [settings.short, settings.student if student else settings.teacher]
-    belief, rho = (settings.belief, None) if student else (settings.certainty, settings.rho)
+    belief, rho = (settings.belief, None) if student else (1.0, settings.rho)
     drawn = losses(model, np.random.default_rng(seed), stages, belief, rho)
     updates = sum(stage.updates for stage in stages)
     tiny.fit(model, drawn, updates, settings.lr, f"training the {name}")
@@ -197,7 +151,7 @@ def train_further(out: Path, settings: Settings) -> None:
     torch.manual_seed(seed)
     model = LlamaForCausalLM.from_pretrained(out / "student")
     stages = [replace(settings.student, updates=settings.further)]
-    drawn = losses(model, np.random.default_rng(seed), stages, settings.certainty, None)
+    drawn = losses(model, np.random.default_rng(seed), stages, 1.0, None)
     tiny.fit(model, drawn, settings.further, settings.lr / 10, "training the teacher")
     tiny.save(model, task.build_tokenizer(), out / "teacher")
 

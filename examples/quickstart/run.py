@@ -79,7 +79,7 @@ def plot(runs: dict[str, list[dict[str, float]]], file: Path) -> None:
         axes.plot(*zip(*curve(records), strict=True), marker="o", label=name)
     axes.set(
         xlabel="tokens generated in training",
-        ylabel="journey right before the first wrong word",
+        ylabel="route followed before the first wrong word",
         title="A teacher whose advice is lost after a wrong step",
     )
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))

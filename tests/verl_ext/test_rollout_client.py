@@ -99,7 +99,7 @@ class Server:
             [],
             SimpleNamespace(remote=self._score),
         )
-        self.sampled = rng.standard_normal(LENGTH).astype(np.float32)
+        self.sampled = -rng.random(LENGTH).astype(np.float32)
         self.private = 0
 
     def _score(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tensors import DTYPES, INF, NAN, filled
 from torch import Tensor
 
-from verl_ext.topk import collect, log_probs_at, scoring_rows, spread, top_log_probs
+from verl_ext.logits import log_probs_at, top_log_probs
+from verl_ext.topk import collect, scoring_rows, spread
 
 
 def close(dtype: torch.dtype) -> dict[str, float]:

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from recipe.prune_opd.config import shown
+from verl_ext.texts import shown
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 """Beginning of the text that Git LFS leaves in the place of a file that was not fetched."""
@@ -133,6 +133,8 @@ def refuse_pointers(key: str, folder: str, weights: bool = False) -> None:
     Raises:
         ValueError: names the key and the first such file.
     """
+    if not os.path.isdir(folder):  # says no where pathlib raises, of a name that is too long
+        return
     patterns = WEIGHTS if weights else MODEL_FILES
     found = [sorted(filter(Path.is_file, Path(folder).glob(pattern))) for pattern in patterns]
     needed = (

@@ -106,9 +106,7 @@ def _here(key: str, path: str) -> str:
     if os.path.isfile(folder):  # says no where pathlib raises, of a name that is too long
         raise ValueError(f"{key}: {path} is a file, allowed: a model folder or a hub name")
     if not os.path.isdir(folder) and not HUB_NAME.fullmatch(path) and not is_remote(path):
-        raise ValueError(
-            f"{key}: {shown(path)} does not exist, allowed: a model folder or a hub name"
-        )
+        raise ValueError(f"{key}: {path} does not exist, allowed: a model folder or a hub name")
     try:
         copy = copy_to_local(folder)
     except Exception as error:  # of whatever serves a remote path

@@ -1,6 +1,5 @@
 """Parts that groups of keys are made of."""
 
-import re
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
@@ -9,6 +8,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from recipe.prune_opd.method.drift import MOST_WEIGHT
+from verl_ext.texts import shown
 
 
 def _no_bool(value: Any) -> Any:
@@ -37,29 +37,8 @@ def recipe(default: Any, value: str) -> Any:
     return Field(default, json_schema_extra={"recipe": value})
 
 
-LONGEST = 80
-"""Characters of a value that a message shows."""
 LARGEST = 2**31 - 1
 """Largest whole number: counts go through 32 bits in places."""
-
-
-def shown(value: Any, most: int = LONGEST) -> str:
-    """Beginning of a value for a message, in one line."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested without end; a number of thousands of digits
-        text = f"a {type(value).__name__} too large to be shown"
-    text = " ".join(text.splitlines())
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
-def named(*parts: Any) -> str:
-    """Name of a key for a message: its parts, quoted where one is no plain name."""
-    texts = [str(part) for part in parts]
-    return ".".join(text if PLAIN.fullmatch(text) else shown(text) for text in texts)
-
-
-PLAIN = re.compile(r"[\w\[\]-]{1,80}")
 
 
 def require(condition: bool, key: str, found: Any, allowed: str) -> None:

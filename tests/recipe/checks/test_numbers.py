@@ -14,7 +14,7 @@ NEVER = [math.nan, math.inf, -7, "many", True, [1]]
 @pytest.mark.parametrize("key", [*NUMBERS, *OPTIONAL])
 def test_what_is_no_number_or_outside_any_range_is_refused(config, key):
     for found in [*NEVER, *([] if key in OPTIONAL else [None])]:
-        OmegaConf.update(config, key, found)
+        OmegaConf.update(config, key, found, force_add=True)
         with pytest.raises(ValueError, match="allowed") as refused:
             check_values(config)
         assert str(refused.value).startswith(f"{key}: got {found!r}, allowed: a ")
@@ -23,7 +23,7 @@ def test_what_is_no_number_or_outside_any_range_is_refused(config, key):
 @pytest.mark.parametrize("key", OPTIONAL)
 def test_null_is_allowed_where_verl_has_a_default(config, key):
     dynamic = key.endswith("max_token_len_per_gpu")  # null there would be no size at all
-    OmegaConf.update(config, key, None)
+    OmegaConf.update(config, key, None, force_add=True)
     if dynamic:
         with pytest.raises(ValueError, match=r"got None, allowed: at least"):
             check_values(config)
@@ -33,7 +33,7 @@ def test_null_is_allowed_where_verl_has_a_default(config, key):
 
 @pytest.mark.parametrize("key", [key for key, allowed in NUMBERS.items() if allowed.whole])
 def test_fractions_of_a_count_are_refused(config, key):
-    OmegaConf.update(config, key, 1.5)
+    OmegaConf.update(config, key, 1.5, force_add=True)
     with pytest.raises(
         ValueError, match=rf"^{key.replace('.', '[.]')}: got 1.5, allowed: a whole number"
     ):

@@ -730,7 +730,8 @@ def test_a_device_is_refused_before_anything_is_computed(name, tmp_path, capsys,
     assert "is a pipe or a device, allowed" in refused(capsys, "a", "b", "--out", str(tmp_path))
 
 
-def test_half_a_surrogate_pair_in_a_response_names_the_line(pair, tmp_path):
+def test_half_a_surrogate_pair_in_a_response_names_the_line(loaded, tmp_path):
+    pair, _ = loaded
     for row in (
         {"prompt_ids": [3], "response": "\ud800"},
         {"prompt": "\ud800", "response_ids": [9]},

@@ -497,7 +497,10 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
             ["data.train_batch_size=${foo}"],
             "data.train_batch_size: Interpolation key 'foo' not found",
         ),
-        (["actor_rollout_ref.actor.use_dynamic_bsz=${foo}"], "Interpolation key 'foo' not found"),
+        (
+            ["actor_rollout_ref.actor.use_dynamic_bsz=${foo}"],
+            "actor_rollout_ref.actor.use_dynamic_bsz: Interpolation key 'foo' not found",
+        ),
         (["--mfu", "3"], "--mfu: got 3, allowed: a share"),
         (["--spread", "1e308"], "--spread: got 1e+308, allowed: a number of at most 10"),
         (["--steps", "0"], "--steps: got 0, allowed: a number from 1 to"),

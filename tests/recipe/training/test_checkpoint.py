@@ -167,9 +167,12 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path, full_disk):
     save_state(good, State(CONFIG, budget))
     big = RolloutPhase("r" * 200)
     for folder in (tmp_path / "global_step_8", good):
-        with pytest.raises(
-            RuntimeError, match="this checkpoint is not saved, earlier ones"
-        ) as error:
+        with (
+            full_disk(),
+            pytest.raises(
+                RuntimeError, match="this checkpoint is not saved, earlier ones"
+            ) as error,
+        ):
             save_state(folder, State(CONFIG, budget, big))
         assert str(error.value).startswith(f"{folder / STATE_FILE} cannot be written (File too")
         assert "\n" not in str(error.value)
