@@ -58,5 +58,6 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Runs stay: nobody can make them again in a minute.
 clean:
-	rm -rf .venv .venv-* $(VENV) runs outputs build *.egg-info $(CPU)/*/build $(CPU)/*/*.egg-info
+	rm -rf .venv .venv-* $(VENV) build *.egg-info $(CPU)/*/build $(CPU)/*/*.egg-info

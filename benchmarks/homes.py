@@ -97,7 +97,7 @@ def main() -> None:
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     walk_pair.build_pair(out / "models", walk_pair.Settings())
-    walk.write_parquet(out / "data", validation=launch.VALIDATION_PROBLEMS)
+    walk.write_parquet(out / "data", validation=launch.WALK.validation)
     table = Table(
         *COLUMNS,
         title=(
@@ -175,7 +175,7 @@ def cells(records: list[dict[str, float]]) -> list[str]:
 
 def accuracy(record: dict[str, float]) -> str:
     """Of a record with a validation, with its 95 % Wilson interval."""
-    share, count = launch.validated(record, "reward"), launch.VALIDATION_PROBLEMS
+    share, count = launch.validated(record, "reward"), launch.WALK.validation
     interval = binomtest(round(share * count), count).proportion_ci(method="wilson")
     return f"{share:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
@@ -184,7 +184,8 @@ def accuracy(record: dict[str, float]) -> str:
 def serving(model: Path, folder: Path, engine: str) -> Iterator[None]:
     """A server with the teacher, while the block runs."""
     command = [sys.executable, "-m", *SERVE[engine], str(model), *SETTINGS[engine]]
-    command += ["--port", str(PORT), "--dtype", "float32"]
+    # vLLM listens on every interface unless told.
+    command += ["--host", "127.0.0.1", "--port", str(PORT), "--dtype", "float32"]
     environment = os.environ | {
         "TORCHDYNAMO_DISABLE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -190,7 +190,7 @@ def main() -> None:
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     models = build_models(out)
-    walk.write_parquet(out / "data", validation=launch.VALIDATION_PROBLEMS)
+    walk.write_parquet(out / "data", validation=launch.WALK.validation)
     table = Table(
         *COLUMNS,
         title=f"Tokens per response over {args.steps} steps of {RESPONSES}",

@@ -108,7 +108,7 @@ class Run:
     tokens: list[float]
     """Generated so far, those after a stop included."""
     seconds: list[float]
-    """Of training steps so far, validation and start-up left out."""
+    """Of training steps so far; verl counts validation beside them."""
     progress: list[float]
     """Share of a route before the first wrong word; of right answers on the walk."""
     right: list[float]
@@ -124,7 +124,7 @@ def read(folder: Path) -> Run:
     for record in launch.read(folder / "metrics.jsonl"):
         tokens += (generated := launch.spent(record))
         wasted += generated - record.get("prune_opd/kept_tokens", generated)
-        seconds += record.get("timing_s/step", 0) - record.get("timing_s/testing", 0)
+        seconds += record.get("timing_s/step", 0)
         if (right := launch.validated(record, "reward")) is not None:
             progress = launch.validated(record, "progress")
             run.tokens.append(tokens)
@@ -170,7 +170,7 @@ class Bench:
         self.shared.mkdir(parents=True, exist_ok=True)
         _, task, pair, settings = train.PAIRS[self.name]
         pair.build_pair(self.shared / "models", settings)
-        task.write_parquet(self.shared / "data", validation=launch.VALIDATION_PROBLEMS)
+        task.write_parquet(self.shared / "data", validation=self.setup.validation)
 
     @property
     def setup(self) -> launch.Setup:

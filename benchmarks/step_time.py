@@ -62,7 +62,7 @@ def main() -> None:
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     walk_pair.build_pair(out / "models", walk_pair.Settings())
-    walk.write_parquet(out / "data", validation=launch.VALIDATION_PROBLEMS)
+    walk.write_parquet(out / "data", validation=launch.WALK.validation)
     columns = [
         "pair",
         "gate",

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from recipe.prune_opd import config
 from recipe.prune_opd.checks import settings
 from recipe.prune_opd.checks.drift_weights import DRIFT_WEIGHTS_SETTINGS
+from recipe.prune_opd.checks.kinds import KINDS
 from recipe.prune_opd.checks.numbers import NUMBERS, OPTIONAL
 from recipe.prune_opd.config import allowed_values
 from recipe.prune_opd.method.budget import BUDGETS
@@ -175,6 +176,14 @@ def numbers() -> str:
     for given, also in ((NUMBERS, ""), (OPTIONAL, ", or null")):
         for key, allowed in given.items():
             by_words.setdefault(allowed.words.replace(">=", "≥") + also, []).append(f"`{key}`")
+    return _table(("allowed", "keys"), [(words, ", ".join(k)) for words, k in by_words.items()])
+
+
+def kinds() -> str:
+    """The table of verl's keys that must be something else than numbers, by what they may be."""
+    by_words: dict[str, list[str]] = {}
+    for key, kind in KINDS.items():
+        by_words.setdefault(kind.words, []).append(f"`{key}`")
     return _table(("allowed", "keys"), [(words, ", ".join(k)) for words, k in by_words.items()])
 
 

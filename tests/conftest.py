@@ -1,14 +1,20 @@
 """Fixtures shared by the packages' tests. Nothing here imports verl: that takes seconds, and most
 tests do without."""
 
+import contextlib
 import logging
 import math
+import os
+import random
+import resource
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig
 
 from verl_ext.logs import isolate
@@ -17,6 +23,50 @@ if TYPE_CHECKING:
     from recipe.prune_opd.records.tally import Tally
 
 PACKAGES = ("recipe.prune_opd", "verl_ext")
+
+COMMON = settings(
+    deadline=None,  # machines are slow at times, and first calls of torch always
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("ci", COMMON, max_examples=40)
+settings.register_profile("long", COMMON, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@contextlib.contextmanager
+def _full_disk() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which no file grows beyond a hundred bytes: writing fails as on a full disk."""
+    return _full_disk
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Every run of generated tests has a seed, by which it can be repeated."""
+    if config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"generated tests: --hypothesis-seed={config.getoption('--hypothesis-seed')}"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    """Repeat the seed where somebody looks for it."""
+    if exitstatus:
+        terminalreporter.write_line(pytest_report_header(config))
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,15 @@ def test_what_is_generated_is_current():
 
 def test_every_generated_part_is_there():
     parts = re.findall(r"<!-- generated: (\w+)", text("docs/configuration.md"))
-    wanted = ["keys", "gate_keys", "server_keys", "refused_with_gate", "refused", "numbers"]
+    wanted = [
+        "keys",
+        "gate_keys",
+        "server_keys",
+        "refused_with_gate",
+        "refused",
+        "numbers",
+        "kinds",
+    ]
     assert parts == wanted
     assert "generated: url_keys" in text("docs/teachers.md")
     assert "generated: records_keys" in text("docs/records.md")

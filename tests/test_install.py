@@ -211,3 +211,16 @@ def test_what_these_tests_pin_is_what_verl_asks_for():
     wanted = "".join(requires("verl")).replace(" ", "")
     for pin in (*GPU.values(), "torch==2.11.0", "transformers==5.9.0", "flash-attn==2.8.3"):
         assert pin in wanted
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_cleaning_leaves_what_runs_wrote(engine):
+    command = ["make", "-n", "clean", f"ENGINE={engine}"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    removed = done.stdout.split()
+    assert ".venv" in removed
+    assert not {"runs", "outputs", "checkpoints", "data"} & set(removed)
+
+
+def test_the_set_up_advises_nothing_that_removes_more_than_it_made():
+    assert "make clean" not in (CHECKOUT / "verl_ext/cpu/install.sh").read_text()

@@ -4,6 +4,16 @@ import logging
 import os
 import sys
 
+from verl_ext.texts import visible
+
+
+class VisibleFormatter(logging.Formatter):
+    """Formatter of lines in which nothing moves a terminal's cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See ``logging.Formatter``."""
+        return visible(super().format(record))
+
 
 def isolate(package: str) -> None:
     """Give a package's loggers a handler and a level of their own, as verl does with its own.
@@ -17,7 +27,7 @@ def isolate(package: str) -> None:
     """
     level = os.getenv("VERL_LOGGING_LEVEL", "WARNING")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s:%(asctime)s:%(message)s"))
+    handler.setFormatter(VisibleFormatter("%(levelname)s:%(asctime)s:%(message)s"))
     logger = logging.getLogger(package)
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(level)

@@ -16,7 +16,6 @@ from typing import Any
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
-VALIDATION_PROBLEMS = 256
 STARTUP_HINT = "starting Ray, the rollout engine and the workers, about a minute and a half"
 GATE_OVERSHOOT = "prune_opd/gate/overshoot_tokens"
 SEMI_GENERATED = "prune_opd/semi/generated_tokens"
@@ -36,6 +35,8 @@ class Setup:
     mini_batch: int
     """Prompts of an update."""
     lr: float
+    validation: int
+    """Problems of a validation."""
     settings: Mapping[str, Any]
     """verl's and the method's keys that differ from the recipe."""
 
@@ -48,6 +49,7 @@ WALK = Setup(
     responses_each=4,
     mini_batch=16,
     lr=5e-4,
+    validation=256,
     settings=MappingProxyType(
         {
             "actor_rollout_ref.actor.optim.lr_warmup_steps": 5,
@@ -67,6 +69,7 @@ SIGNPOSTS = Setup(
     responses_each=1,
     mini_batch=16,
     lr=2e-3,
+    validation=256,
     settings=MappingProxyType(
         {
             "actor_rollout_ref.actor.optim.lr_warmup_steps": 8,

@@ -11,13 +11,15 @@ Teachers are of another lineage: trained from other weights, on other routes, by
     drifting  has also seen travellers off the route, who go by habit and, at a share ``rho`` of the
               places, by the old map. On the route it is as right as the guide; off the route its
               advice is confident and teaches what is wrong on the route.
+    close     is of the student's own lineage: the student itself, a little further towards the new
+              map.
 
     python examples/pairs/signposts_pair.py --out DIR [--rho 1.0]     # DIR/student, DIR/teacher
 """
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -56,6 +58,9 @@ class Settings:
     rho: float | None = 1.0
     """Share of the places at which the teacher goes by the old map when it is off the route; None:
     the guide, which has never been there."""
+    further: int = 0
+    """Updates by the new map that make the student its own teacher, in place of one of another
+    lineage; 0: none."""
     belief: float = 0.4
     """Probability of the new map in the student's mind."""
     heads: int = 4
@@ -140,11 +145,26 @@ def train_one(out: Path, name: str, settings: Settings) -> None:
     tiny.save(model, tokenizer, out / name)
 
 
+def train_further(out: Path, settings: Settings) -> None:
+    """Train the student of ``out`` a little more, and save it as ``out/teacher``."""
+    seed = settings.seed + 22
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM.from_pretrained(out / "student")
+    stages = [replace(settings.student, updates=settings.further)]
+    drawn = losses(model, np.random.default_rng(seed), stages, 1.0, None)
+    tiny.fit(model, drawn, settings.further, settings.lr / 10, "training the teacher")
+    tiny.save(model, task.build_tokenizer(), out / "teacher")
+
+
 def build_pair(out: Path, settings: Settings) -> bool:
     """Train and save ``out/student`` and ``out/teacher``, side by side in two processes; False
     where a pair of these settings is already there."""
 
     def build() -> None:
+        if settings.further:
+            train_one(out, "student", settings)
+            train_further(out, settings)
+            return
         with get_context("spawn").Pool(2) as pool:
             jobs = [(out, name, settings) for name in ("student", "teacher")]
             pool.starmap(train_one, jobs)

@@ -44,7 +44,7 @@ def curve(records: list[dict[str, float]]) -> Curve:
 
 def arrived(record: dict[str, float]) -> str:
     """Share of whole routes with its 95 % Wilson interval."""
-    count = launch.VALIDATION_PROBLEMS
+    count = launch.SIGNPOSTS.validation
     share = launch.validated(record, "reward") or 0.0
     interval = binomtest(round(share * count), count).proportion_ci(method="wilson")
     return f"{share:.1%} ({interval.low:.0%} to {interval.high:.0%})"
@@ -52,7 +52,7 @@ def arrived(record: dict[str, float]) -> str:
 
 def summary(runs: dict[str, list[dict[str, float]]], seconds: dict[str, float]) -> Table:
     """What the runs came to, a column each."""
-    title = f"Quickstart: {launch.VALIDATION_PROBLEMS} validation routes, greedy"
+    title = f"Quickstart: {launch.SIGNPOSTS.validation} validation routes, greedy"
     table = Table("", *runs, title=title, title_justify="left")
     rows = {
         "progress before the first wrong word, at the start": lambda r: f"{curve(r)[0][1]:.1%}",
@@ -117,7 +117,7 @@ def main() -> None:
     shared = args.out.resolve()
     shared.mkdir(parents=True, exist_ok=True)
     signposts_pair.build_pair(shared / "models", signposts_pair.Settings())
-    signposts.write_parquet(shared / "data", validation=launch.VALIDATION_PROBLEMS)
+    signposts.write_parquet(shared / "data", validation=launch.SIGNPOSTS.validation)
 
     overrides = [
         f"actor_rollout_ref.rollout.name={args.engine}",

@@ -9,9 +9,13 @@ verl, matplotlib) when it runs: help comes at once.
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from types import ModuleType
 from typing import Any
+
+from verl_ext.texts import visible
 
 PROGRAM = "python -m recipe.prune_opd"
 COMMANDS: dict[str, str] = {
@@ -46,15 +50,23 @@ def main(argv: list[str] | None = None) -> int:
     name = _called(argv)
     module = importlib.import_module(f"recipe.prune_opd.commands.{name}.command")
     args = _arguments(name, module, argv[1:])
+    # A text from anywhere may have what the terminal cannot show.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
-        return module.run(args)
+        code = module.run(args)
+        sys.stdout.flush()
+        return code
     except ValueError as error:  # bad input: one sentence, no traceback
-        print(f"{name}: {error}", file=sys.stderr)
+        print(visible(f"{name}: {' '.join(str(error).splitlines())}"), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who reads what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:  # a file that vanished, may not be read, or does not fit on the disk
-        if error.filename is None:
-            raise
-        print(f"{name}: {error.filename} cannot be used ({error.strerror})", file=sys.stderr)
+        where = "a file, or what is printed," if error.filename is None else error.filename
+        said = f"{name}: {where} cannot be used ({error.strerror or error})"
+        print(visible(said), file=sys.stderr)
         return 2
 
 

@@ -89,7 +89,7 @@ class Run:
     def dump(self, step: int) -> list[dict[str, torch.Tensor]]:
         """The tensors behind a step, one dictionary per rank."""
         return [
-            torch.load(file)
+            torch.load(file, weights_only=True)
             for file in sorted((self.folder / "dump").glob(f"step_{step}_rank_*.pt"))
         ]
 

@@ -52,7 +52,7 @@ def sglang_server(model: str) -> list[str]:
         "--api-key",
         KEY,
     ]
-    return [*command, "--context-length", str(CONTEXT), "--host", "127.0.0.1"]
+    return [*command, "--context-length", str(CONTEXT)]
 
 
 COMMAND = {"vllm": vllm_serve, "sglang": sglang_server}
@@ -71,6 +71,8 @@ def serve(folder: Path, dtype: str) -> Iterator[SimpleNamespace]:
     port = next(port for port in range(21000, 22000) if is_free(port))
     command = [
         *COMMAND[harness.ENGINE](str(folder / "noisy")),
+        "--host",
+        "127.0.0.1",
         "--port",
         str(port),
         "--dtype",
@@ -119,11 +121,12 @@ def asking(server, body: Callable[[UrlTeacher], Awaitable[Any]]) -> Any:
     """What ``body`` gives of the teacher on that server."""
 
     async def main() -> Any:
-        teacher = UrlTeacher([server.url], server.model, harness.ENGINE, KEY)
+        os.environ["TEST_TEACHER_KEY"] = KEY
+        teacher = UrlTeacher([server.url], server.model, harness.ENGINE, "TEST_TEACHER_KEY")
         try:
             return await body(teacher)
         finally:
-            await teacher._session.close()
+            await teacher._http.close()
 
     return asyncio.run(main())
 
@@ -201,12 +204,12 @@ def swapped(server):
 
     original = urls._check_texts
 
-    def checked(url, texts, student):
+    def checked(asked, url, texts, student):
         decode, (a, b) = student.tokenizer.decode, list(texts)[:2]
         student.tokenizer = SimpleNamespace(
             decode=lambda ids: decode([{a: b, b: a}.get(ids[0], ids[0])])
         )
-        original(url, texts, student)
+        original(asked, url, texts, student)
 
     return checked
 

@@ -230,6 +230,18 @@ def test_a_signposts_pair_is_of_two_lineages(tmp_path):
     )
 
 
+def test_the_close_teacher_is_the_student_a_little_further(tmp_path):
+    short = signposts_pair.Stage(1, 4, 5, routes=2)
+    settings = signposts_pair.Settings(short=short, student=short, teacher=short, further=1)
+    assert signposts_pair.build_pair(tmp_path, settings)
+    student, teacher = (
+        signposts_pair.LlamaForCausalLM.from_pretrained(tmp_path / name).state_dict()
+        for name in ("student", "teacher")
+    )
+    apart = [(student[name] - teacher[name]).abs().max().item() for name in student]
+    assert 0 < max(apart) < 1e-3
+
+
 def test_models_are_built_once_and_anew_after_a_change_or_a_failure(tmp_path):
     built = []
 

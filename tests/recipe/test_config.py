@@ -494,6 +494,23 @@ def test_urls_have_scheme_and_host_and_no_more(url, before, home):
     assert str(refused.value).startswith(f"prune_opd.teacher.url.urls: got {url!r}, ")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("http://10.0.0.1:8000", "http://10.0.0.1:8000"),
+        ("http://teacher", "http://TEACHER:80"),
+        ("https://teacher:443", "https://teacher"),
+    ],
+)
+def test_a_server_is_named_once(first, second):
+    """Named twice it would get two shares of the work."""
+    with pytest.raises(
+        ValueError, match=r"^prune_opd\.teacher\.url\.urls: got .*, allowed: each server once$"
+    ):
+        at_home("url", teacher__url__urls=[first, "http://other", second])
+    at_home("url", teacher__url__urls=[first, "http://10.0.0.1:8001"])
+
+
 def test_servers_keep_what_was_given():
     server = load(teacher__server={"replicas": 2, "engine_kwargs": {"a": 1}}).teacher.server
     assert isinstance(server, TeacherServerConfig)
@@ -549,8 +566,10 @@ def test_a_budget_that_gives_more_than_the_rollout_can_generate_is_refused():
 REFUSED = [
     ("teacher.path", None, "folder or hub name"),
     ("teacher.path", "", "folder or hub name"),
-    ("teacher.temperature", 0, "> 0"),
-    ("teacher.temperature", -1.0, "> 0"),
+    ("teacher.path", " ", "folder or hub name"),
+    ("teacher.temperature", 0, "[0.01, 100]"),
+    ("teacher.temperature", -1.0, "[0.01, 100]"),
+    ("teacher.temperature", float("inf"), "[0.01, 100]"),
     ("topk", 0, ">= 1"),
     ("topk", True, ">= 1"),
     ("drift.w_drop", True, ">= 0"),
@@ -567,8 +586,9 @@ REFUSED = [
     ("drift.w_drop", -0.01, ">= 0"),
     ("drift.w_drop", float("nan"), ">= 0"),
     ("drift.w_drop", float("inf"), ">= 0"),
-    ("drift.w_base", -0.5, ">= 0"),
-    ("drift.w_base", float("inf"), ">= 0"),
+    ("drift.w_base", -0.5, "[0, 1000]"),
+    ("drift.w_base", 1e39, "[0, 1000]"),
+    ("drift.w_base", float("inf"), "[0, 1000]"),
     ("budget.init", 0, ">= 1"),
     ("budget.min", 0, ">= 1"),
     ("budget.max", -1, ">= 1"),
@@ -628,7 +648,10 @@ EDGES = [
     ("drift.top_p", 1),
     ("drift.w_drop", 0),
     ("drift.w_drop", 2),
+    ("drift.w_drop", 1e-19),
     ("drift.w_base", 0),
+    ("drift.w_base", 1000),
+    ("teacher.temperature", 0.01),
     ("budget.hit_ratio", 0),
     ("budget.hit_ratio", 1),
     ("budget.margin", 0),

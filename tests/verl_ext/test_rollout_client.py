@@ -90,15 +90,15 @@ class Server:
     def __init__(self, *faults: Any):
         rng = np.random.default_rng(0)
         shape = (LENGTH + 1, K)
-        self.rows = TopKRows(
-            rng.integers(0, VOCAB, shape, dtype=np.int32), -3 - rng.random(shape).astype(np.float32)
-        )
+        ids = np.argsort(rng.random((LENGTH + 1, VOCAB)), axis=1)[:, :K]
+        log_probs = -3 - np.sort(rng.random(shape), axis=1)
+        self.rows = TopKRows(ids.astype(np.int32), log_probs.astype(np.float32))
         self.faults, self.questions, self.score = (
             list(faults),
             [],
             SimpleNamespace(remote=self._score),
         )
-        self.sampled = rng.standard_normal(LENGTH).astype(np.float32)
+        self.sampled = -rng.random(LENGTH).astype(np.float32)
         self.private = 0
 
     def _score(

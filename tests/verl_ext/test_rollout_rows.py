@@ -120,6 +120,33 @@ def test_logits_are_no_log_probs(log_probs: list[float], good: bool):
             check_score(given, N, K, VOCAB)
 
 
+def test_a_row_names_each_id_once():
+    given = rows(3)
+    given.ids[1, 3] = given.ids[1, 0]
+    assert good_rows(given, VOCAB).tolist() == [True, False, True]
+    with pytest.raises(BadScore, match="each once in a row"):
+        check_score(Score(given, np.zeros(3, np.float32), 1, rows(1)), 3, K, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "good"),
+    [
+        ([-1.0, -2.0, -3.0, -4.0], True),
+        ([-2.0, -2.0, -2.0, -4.0], True),
+        ([-2.0, -1.0, -3.0, -4.0], False),
+        ([-1.0, -2.0, -4.0, -3.0], False),
+        ([-1.0, -2.0, -3.0, -9999.0], True),
+        ([-1.0, -2.0, -3.0, -1e30], False),
+        ([5e-4, -20.0, -30.0, -40.0], True),
+        ([5e-3, -20.0, -30.0, -40.0], False),
+    ],
+)
+def test_a_row_falls_and_holds_log_probs(log_probs: list[float], good: bool):
+    given = rows(3)
+    given.log_probs[1] = log_probs
+    assert good_rows(given, VOCAB).tolist() == [True, good, True]
+
+
 def test_of_no_rows_none_is_bad():
     given = rows(7)
     assert good_rows(given[:0], 28).shape == (0,)

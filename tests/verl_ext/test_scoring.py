@@ -237,6 +237,12 @@ def test_a_pause_before_a_retry_is_twice_as_long_as_the_one_before(pauses: list[
     assert pauses == [1, 2, 4, 8, 16]
 
 
+def test_no_pause_is_longer_than_a_minute(pauses: list[float]) -> None:
+    score(scorer_of(Teacher(*[LOST] * 2000), retries=1999), PROMPT, RESPONSE)
+    assert pauses[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert max(pauses) == 60
+
+
 def test_what_no_server_could_answer_is_asked_once(pauses: list[float]) -> None:
     teacher = Teacher(BadQuestion("a sequence of 99 tokens, the context allows 98"))
     _, _, report = score(scorer_of(teacher), PROMPT, RESPONSE)
@@ -299,9 +305,16 @@ BAD = [
     ("log_probs", np.inf),
     ("log_probs", 0.3),
     ("log_probs", 1e30),
+    ("log_probs", -1e30),
+    ("log_probs", -1.0),  # above the candidates before it
     ("ids", -1),
     ("ids", VOCAB),
     ("sampled", np.nan),
+    ("sampled", np.inf),
+    ("sampled", -np.inf),
+    ("sampled", 50),
+    ("sampled", 0.01),
+    ("sampled", -1e30),
 ]
 
 
@@ -330,13 +343,38 @@ def test_the_largest_id_is_one_below_the_vocabulary() -> None:
     assert rows.ids[1, K - 1] == VOCAB - 1
 
 
-def test_a_token_the_teacher_holds_to_be_impossible_has_a_row() -> None:
-    rows, sampled, report = score(
-        scorer_of(Teacher(spoilt(1, "sampled", -np.inf))), PROMPT, RESPONSE
-    )
+@pytest.mark.parametrize("value", [-np.inf, np.nan, 1e30])
+def test_where_nobody_reads_the_tokens_own_log_probs_rows_are_kept_without(value: float) -> None:
+    scorer = scorer_of(Teacher(spoilt(1, "sampled", value)), needs_sampled=False)
+    rows, _, report = score(scorer, PROMPT, RESPONSE)
     assert report.missing == 0
-    assert sampled[1] == -np.inf
     assert rows.ids[1].tolist() == row([*PROMPT, RESPONSE[0]])
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-4, -0.0, -9999.0])
+def test_a_log_prob_may_be_off_by_rounding(value: float) -> None:
+    _, sampled, report = score(scorer_of(Teacher(spoilt(1, "sampled", value))), PROMPT, RESPONSE)
+    assert (report.missing, sampled[1]) == (0, np.float32(value))
+
+
+def test_a_row_that_names_an_id_twice_is_missing() -> None:
+    def twice(answer: Score) -> Score:
+        ids = answer.rows.ids.copy()
+        ids[2, 2] = ids[2, 0]
+        return Score(TopKRows(ids, answer.rows.log_probs), answer.sampled, answer.computed)
+
+    rows, sampled, report = score(scorer_of(Teacher(twice)), PROMPT, RESPONSE)
+    check(rows, sampled, PROMPT, RESPONSE, missing=(2,))
+    assert report.missing == 1
+
+
+def test_candidates_of_one_log_prob_may_come_in_any_order() -> None:
+    def tied(answer: Score) -> Score:
+        rows = TopKRows(answer.rows.ids[:, ::-1], np.full_like(answer.rows.log_probs, -2.0))
+        return Score(rows, answer.sampled, answer.computed)
+
+    _, _, report = score(scorer_of(Teacher(tied)), PROMPT, RESPONSE)
+    assert report.missing == 0
 
 
 # ----------------------------------------------------------------------------------- many responses

@@ -61,7 +61,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     files = [folder / f"answers_{rank}.pt" for rank in range(2)]
     if not all(file.is_file() for file in files):
         pytest.fail("\n\n".join(log[-3000:] for log in logs))
-    first, second = (torch.load(file) for file in files)
+    first, second = (torch.load(file, weights_only=True) for file in files)
     halves = [found["data parallel"] for found in (first, second)]
     whole = {name: halves[0][name] + halves[1][name] for name in halves[0] if name != "gradient"}
     whole["gradient"] = halves[0]["gradient"]

@@ -63,5 +63,6 @@ import sys, torch
 if torch.version.cuda:
     sys.exit(
         f"torch is built for CUDA {torch.version.cuda}, but the engines here need the CPU build: "
-        "UV_TORCH_BACKEND=cpu make clean install takes it from PyTorch, or point pip to its CPU wheels"
+        f"remove {sys.prefix} and run UV_TORCH_BACKEND=cpu make install, which takes it from PyTorch, or point pip to"
+        " its CPU wheels"
     )'

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from verl_ext.files import parse_json
 from verl_ext.rollout.rows import TopKRows
 
 FORMAT = 1
@@ -120,7 +121,7 @@ def _opened(file: Path | str) -> Any:
     try:
         with safe_open(file, framework="np") as shard:
             yield shard
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{file} is damaged ({reason}): {DAMAGED}") from error
 
@@ -132,7 +133,8 @@ def read_held(file: Path) -> list[tuple[str, int, int]]:
         ValueError: the file is damaged; names it.
     """
     with _opened(file) as shard:
-        held = [(str(k), int(s), int(n)) for k, s, n in json.loads(shard.metadata()["responses"])]
+        rows = parse_json(shard.metadata()["responses"])
+        held = [(str(k), int(s), int(n)) for k, s, n in rows]
         if shard.get_slice("ends").get_shape() != [len(held) + 1]:
             raise ValueError("its header and its content are of different responses")
         return held
@@ -146,7 +148,7 @@ def read_response(place: Place) -> CachedResponse:
     """
     file, row, _ = place
     with _opened(file) as shard:
-        key, sample, _ = json.loads(shard.metadata()["responses"])[row]
+        key, sample, _ = parse_json(shard.metadata()["responses"])[row]
         names = set(shard.keys())
 
         def part(name: str, ends: str) -> Any:
@@ -177,10 +179,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """
     file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = parse_json(file.read_bytes())
         if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']}, this release reads {FORMAT}")
-        return {name: manifest[name] for name in ("format", "id", "made_by", "notes")}
+            raise ValueError(f"format {manifest['format']!r:.40}, this release reads {FORMAT}")
+        found = {name: manifest[name] for name in ("format", "id", "made_by", "notes")}
+        if not isinstance(found["id"], str) or not all(
+            isinstance(found[name], dict) for name in ("made_by", "notes")
+        ):
+            raise ValueError("id is no text, or made_by or notes no object")
+        return found
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

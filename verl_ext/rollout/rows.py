@@ -17,6 +17,8 @@ RESERVED = {"vllm": 1, "sglang": 7}
 purpose; SGLang keeps some more (``max_req_input_len`` in its tp_worker.py)."""
 MOST_MASS = 1.01
 """Sum of K probabilities with rounding, at most; logits, reported in their place, exceed it."""
+LEAST, MOST = -1e4, 1e-3
+"""Bounds of a log-prob: below, it is a stand-in for a probability of 0; above 0 is rounding."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,19 @@ def check_shape(score: Score, tokens: int, topk: int) -> None:
 
 
 def good_rows(rows: TopKRows, vocab_size: int) -> NDArray[np.bool_]:
-    """Judge rows, (N,) bool: ids of the vocabulary, and log-probs of one distribution."""
-    known = (rows.ids >= 0) & (rows.ids < vocab_size)
-    with np.errstate(over="ignore"):  # of what is no log-prob
-        mass = np.exp(rows.log_probs).sum(-1)
-    return (known & np.isfinite(rows.log_probs)).all(-1) & (mass < MOST_MASS)
+    """Judge rows, (N,) bool: distinct ids of the vocabulary, by falling log-prob, and log-probs of
+    one distribution."""
+    known = (rows.ids >= 0) & (rows.ids < vocab_size) & good_log_probs(rows.log_probs)
+    log_probs = np.where(known, rows.log_probs, 0)
+    mass = np.exp(log_probs, dtype=np.float64).sum(-1)
+    falling = (np.diff(log_probs, axis=-1) <= 0).all(-1)
+    distinct = (np.diff(np.sort(rows.ids, axis=-1), axis=-1) != 0).all(-1)
+    return known.all(-1) & falling & distinct & (mass < MOST_MASS)
+
+
+def good_log_probs(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Judge numbers, (...) bool: finite, and a log-prob but for rounding."""
+    return (values >= LEAST) & (values <= MOST)  # NaN is neither
 
 
 def check_score(score: Score, tokens: int, topk: int, vocab_size: int) -> TopKRows:
@@ -141,7 +151,8 @@ def check_score(score: Score, tokens: int, topk: int, vocab_size: int) -> TopKRo
         raise BadScore("a log-prob that is not finite")
     if not good_rows(rows, vocab_size).all():
         raise BadScore(
-            f"ids from {rows.ids.min()} to {rows.ids.max()}, expected 0 to {vocab_size - 1}, and"
-            f" log-probs up to {rows.log_probs.max():.3g}, expected those of one distribution"
+            f"ids from {rows.ids.min()} to {rows.ids.max()}, expected 0 to {vocab_size - 1}, each"
+            f" once in a row, and log-probs from {rows.log_probs.min():.3g} to"
+            f" {rows.log_probs.max():.3g}, expected those of one distribution, falling"
         )
     return rows

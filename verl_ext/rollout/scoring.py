@@ -15,10 +15,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from verl_ext.rollout.rows import BadQuestion, NoServer, Score, TopKRows, check_shape, good_rows
+from verl_ext.rollout.rows import (
+    BadQuestion,
+    NoServer,
+    Score,
+    TopKRows,
+    check_shape,
+    good_log_probs,
+    good_rows,
+)
 
-PAUSE = 1.0
-"""Seconds before a question is asked again; doubled before every further time."""
+PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a question is asked again: doubled every further time, up to the longest."""
 MISSING_ID, MISSING = -1, -np.inf
 """Content of a row that the teacher did not give: no token, of probability 0."""
 
@@ -63,6 +71,8 @@ class ResponseScorer:
         concurrency: responses that are asked about at once.
         deadline: seconds for an answer.
         retries: more questions about a response after one that failed.
+        needs_sampled: somebody reads the log-probs of the tokens themselves, so that a token
+            without one is missing.
     """
 
     teacher: Teacher
@@ -71,6 +81,7 @@ class ResponseScorer:
     concurrency: int
     deadline: float
     retries: int
+    needs_sampled: bool = True
 
     @functools.cached_property
     def slots(self) -> asyncio.Semaphore:
@@ -88,7 +99,7 @@ class ResponseScorer:
 
         Returns:
             (R, K) rows, (R,) log-probs of the tokens themselves, and how it went. Rows the teacher
-            did not give hold ``MISSING_ID`` and ``MISSING``.
+            did not give, or that no distribution has, hold ``MISSING_ID`` and ``MISSING``.
         """
         report = ScoreReport(missing=len(response_ids))
         rows, sampled = _missing(len(response_ids), self.topk)
@@ -99,7 +110,9 @@ class ResponseScorer:
             answer = await self._ask(prompt_ids + response_ids, len(prompt_ids), report)
         report.ended = time.time()
         if answer is not None:
-            good = good_rows(answer.rows, self.vocab_size) & ~np.isnan(answer.sampled)
+            good = good_rows(answer.rows, self.vocab_size)
+            if self.needs_sampled:
+                good &= good_log_probs(answer.sampled)
             rows.ids[good], rows.log_probs[good] = (
                 answer.rows.ids[good],
                 answer.rows.log_probs[good],
@@ -111,7 +124,7 @@ class ResponseScorer:
     async def _ask(self, token_ids: list[int], start: int, report: ScoreReport) -> Score | None:
         for tries in range(self.retries + 1):
             if tries:
-                await asyncio.sleep(PAUSE * 2 ** (tries - 1))
+                await asyncio.sleep(min(PAUSE * 2.0 ** min(tries - 1, 64), LONGEST_PAUSE))
             try:
                 answer = await asyncio.wait_for(
                     self.teacher.score(token_ids, start, self.topk), self.deadline

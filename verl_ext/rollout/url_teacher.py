@@ -6,23 +6,20 @@ alone returns the top-k ids of a prompt.
 Shapes: N tokens, K candidates.
 """
 
-import functools
-import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 import numpy as np
 
+from verl_ext.rollout.http import Exchange
 from verl_ext.rollout.rotation import Rotation
-from verl_ext.rollout.rows import BadQuestion, BadScore, Score, TopKRows, check_shape, good_rows
+from verl_ext.rollout.rows import BadScore, Score, TopKRows, check_shape, good_rows
 
-CONNECT = 30
-"""Seconds to reach a server, at most."""
-REFUSALS = (400, 413, 422)
-"""Statuses by which a server says that the request is at fault."""
+BYTES, OTHER_BYTES = 256, 2**20
+"""Bytes that an answer may have per candidate, on average (vLLM's have 80 and the token's text),
+and for all the rest."""
 VLLM_MINUS_INFINITY = -9999.0
 Candidates = list[tuple[int, float | None]]
 """Pairs (id, log-prob) by falling probability."""
@@ -80,7 +77,8 @@ class VLLM(Dialect):
     def texts(self, answer: Any) -> dict[int, str]:
         """See ``Dialect``."""
         entries = answer["choices"][0]["prompt_logprobs"][1:]
-        return {int(i): value["decoded_token"] for entry in entries for i, value in entry.items()}
+        found = {int(i): value["decoded_token"] for entry in entries for i, value in entry.items()}
+        return {i: text for i, text in found.items() if isinstance(text, str)}
 
 
 def _vllm_row(entry: dict[str, Any], token: int, topk: int) -> tuple[float | None, Candidates]:
@@ -131,7 +129,10 @@ class SGLang(Dialect):
     def texts(self, answer: Any) -> dict[int, str]:
         """See ``Dialect``."""
         return {
-            i: text for row in answer["meta_info"]["input_top_logprobs"][1:] for _, i, text in row
+            i: text
+            for row in answer["meta_info"]["input_top_logprobs"][1:]
+            for _, i, text in row
+            if isinstance(text, str)
         }
 
 
@@ -146,24 +147,29 @@ class UrlTeacher:
         urls: ``http(s)://host:port`` of each server.
         model: name under which they serve the teacher.
         dialect: key of ``DIALECTS``.
-        api_key: sent as a bearer token.
+        api_key_env: name of the environment variable with the API key, see ``Exchange``.
         certificates: in PEM format, to trust beside the system's.
     """
 
     urls: list[str]
     model: str
     dialect: str
-    api_key: str | None = field(default=None, repr=False)
+    api_key_env: str | None = None
     certificates: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._rotation = Rotation(self.urls)
+        self._http = Exchange(self.api_key_env, self.certificates)
+
+    def shown(self, text: str) -> str:
+        """Write a text of a server's for people, see ``Exchange.shown``."""
+        return self._http.shown(text)
 
     async def score(self, token_ids: list[int], start: int, topk: int) -> Score:
         """See ``ScoringClient.score``.
 
         Raises:
-            NoServer: none is left.
+            NoServer: none is left, or the environment has no API key.
             BadQuestion: the server refuses the sequence.
             BadScore: the answer is not what was asked for.
             aiohttp.ClientError: the server cannot be reached, or has an error.
@@ -177,7 +183,8 @@ class UrlTeacher:
         """Ask one server, and return its answer as it came."""
         dialect = DIALECTS[self.dialect]
         question = dialect.question(self.model, token_ids, start, topk, texts)
-        return await self._json("POST", url + dialect.path, question)
+        most = OTHER_BYTES + BYTES * len(token_ids) * (topk + 1)
+        return await self._http.json("POST", url + dialect.path, most, question)
 
     async def examine(
         self, url: str, probe: list[int], topk: int
@@ -195,8 +202,8 @@ class UrlTeacher:
         """
         dialect = DIALECTS[self.dialect]
         try:
-            listed = (await self._json("GET", url + "/v1/models"))["data"]  # the same in both
-            models = {model["id"]: model.get("max_model_len") for model in listed}
+            listed = await self._http.json("GET", url + "/v1/models", OTHER_BYTES)  # both have it
+            models = {str(model["id"]): _context(model) for model in listed["data"]}
             if self.model not in models:
                 return models, {}
             answer = await self.ask(url, probe, 1, topk, texts=True)
@@ -209,58 +216,32 @@ class UrlTeacher:
                 )
             return models, dialect.texts(answer)
         finally:
-            await self._session.close()
-            del self._session
+            await self._http.close()
 
     def _read(self, answer: Any, token_ids: list[int], start: int, topk: int) -> Score:
         try:
             rows = DIALECTS[self.dialect].rows(answer, token_ids, start, topk)
-            candidates = _array([row for _, row in rows], topk)
-            sampled = np.array(
-                [np.nan if own is None else own for own, _ in rows], dtype=np.float32
-            )
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise BadScore(
-                f"an answer that is not {self.dialect}'s ({type(error).__name__}: {error})"
-            ) from error
-        return Score(candidates, sampled, len(token_ids))
-
-    @functools.cached_property
-    def _session(self) -> aiohttp.ClientSession:
-        """Session, made where it is used: it belongs to its event loop and cannot be sent."""
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        trust = ssl.create_default_context()
-        if self.certificates:
-            trust.load_verify_locations(cadata=self.certificates)
-        return aiohttp.ClientSession(
-            headers=headers,
-            connector=aiohttp.TCPConnector(limit=0, ssl=trust),
-            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT),  # who asks has a deadline
-        )
-
-    async def _json(self, method: str, url: str, body: Any = None) -> Any:
-        try:
-            async with self._session.request(method, url, json=body) as response:
-                if response.status >= 400:
-                    reason = await response.text()
-                    if self.api_key:  # some servers repeat what they were sent
-                        reason = reason.replace(self.api_key, "***")
-                    refused = response.status in REFUSALS
-                    raise (BadQuestion if refused else aiohttp.ClientError)(
-                        f"{url} answers {response.status}: {reason[:300]}"
-                    )
-                return await response.json(content_type=None)
-        # Also a TimeoutError, and so would pass for the deadline's.
-        except aiohttp.ServerTimeoutError as error:
-            raise aiohttp.ClientError(f"{url} cannot be reached within {CONNECT} s") from error
-        except (aiohttp.ClientError, BadQuestion):  # they are a ValueError too, or may be
-            raise
-        except ValueError as error:
-            raise BadScore(f"{url} answers with what is no JSON ({error})") from error
+            own = [np.nan if value is None else value for value, _ in rows]
+            with np.errstate(over="ignore", invalid="ignore"):  # of what is no log-prob
+                candidates = _array([row for _, row in rows], topk)
+                sampled = np.array(own, dtype=np.float64).astype(np.float32)
+            return Score(candidates, sampled, len(token_ids))
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
+            said = f"{type(error).__name__}: {self.shown(str(error))}"
+        # Outside of the handler, since the error holds what the server has sent.
+        raise BadScore(f"an answer that is not {self.dialect}'s ({said})")
 
 
 def _array(rows: Iterable[Candidates], topk: int) -> TopKRows:
     pairs = np.array(list(rows), dtype=np.float64)
     if pairs.ndim != 3 or pairs.shape[1:] != (topk, 2):
         raise ValueError(f"candidates of shape {pairs.shape[:-1]}, expected (tokens, {topk})")
-    return TopKRows(pairs[:, :, 0].astype(np.int32), pairs[:, :, 1].astype(np.float32))
+    ids = pairs[:, :, 0]
+    real = (ids == np.floor(ids)) & (np.abs(ids) <= np.iinfo(np.int32).max)
+    return TopKRows(np.where(real, ids, -1).astype(np.int32), pairs[:, :, 1].astype(np.float32))
+
+
+def _context(model: dict[str, Any]) -> int | None:
+    """Tokens of context that a server says a model has; None where it says none."""
+    length = model.get("max_model_len")
+    return length if type(length) is int else None

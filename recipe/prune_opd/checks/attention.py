@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from recipe.prune_opd.checks.batches import sequence_parallel_size
 from recipe.prune_opd.checks.code import import_libraries
-from recipe.prune_opd.config import TeacherConfig
+from recipe.prune_opd.config import TeacherConfig, shown
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,9 @@ def attentions(config: DictConfig, teacher: TeacherConfig | None) -> Iterator[At
     Args:
         config: verl's composed configuration.
         teacher: None where no worker holds it.
+
+    Raises:
+        ValueError: a name is none.
     """
     node = config.actor_rollout_ref
     models: list[tuple[str, str, Any]] = [
@@ -71,11 +74,16 @@ def attentions(config: DictConfig, teacher: TeacherConfig | None) -> Iterator[At
     if teacher is not None:
         models.append(("prune_opd.teacher", "ref", teacher.override_config))
     for key, part, override in models:
+        node_key = f"{key}.override_config.attn_implementation"
         given = (override or {}).get("attn_implementation", VERLS)
         names = given.values() if isinstance(given, Mapping) else [given]
         for name in names:
+            if not (name is None or isinstance(name, str)):
+                raise ValueError(
+                    f"{node_key}: got {shown(name)}, allowed: a text, a group of texts, or null"
+                )
             yield Attention(
-                f"{key}.override_config.attn_implementation",
+                node_key,
                 name,
                 sequence_parallel_size(node[part]),
                 f"actor_rollout_ref.{part}.ulysses_sequence_parallel_size",

@@ -16,6 +16,7 @@ from recipe.prune_opd.checks.files import check_readable, local_path
 from recipe.prune_opd.checks.scoring import SCORER
 from recipe.prune_opd.checks.shapes import first_of_each
 from recipe.prune_opd.checks.sources import Source, open_source, read_rows
+from recipe.prune_opd.config import shown
 
 Rules = dict[str, Callable[[Any], str | None]]
 """Column -> what is wrong with a value of it and what is allowed, or None."""
@@ -246,12 +247,6 @@ def prompt_fault(prompt: Any) -> str | None:
     if not last["content"] or not str(last["content"]).strip():
         return "whose last turn is empty, allowed: text"
     return None
-
-
-def shown(value: Any, most: int = 80) -> str:
-    """Beginning of a value, for a reader."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def read_prompts(file: Path, prompt_key: str, most: int) -> list[Any]:

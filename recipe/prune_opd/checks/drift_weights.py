@@ -62,7 +62,7 @@ def check_drift_weights(config: DictConfig) -> None:
 
 def _check_teachers(models: DictConfig) -> None:
     """Each teacher needs its files, and with several its key."""
-    names = [name for name in models if len(models) == 1 or name != "teacher_model"]
+    names = [str(name) for name in models if len(models) == 1 or name != "teacher_model"]
     for name in names:
         for key in ("model_path", "key")[: 1 if len(names) == 1 else 2]:
             if not OmegaConf.select(models, f"{name}.{key}"):

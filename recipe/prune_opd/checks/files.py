@@ -2,8 +2,11 @@
 
 import functools
 import operator
+import os
 import stat
 from pathlib import Path
+
+from verl_ext.texts import shown
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 """Beginning of the text that Git LFS leaves in the place of a file that was not fetched."""
@@ -25,8 +28,10 @@ def is_remote(path: str) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Message of an exception in one line: its first, with its class where that says more."""
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    """Message of an exception in one line: its first, and the one that it announces, with its class
+    where that says more."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     if isinstance(error, KeyError):
         return f"{first} is missing"
     if first and isinstance(error, (OSError, ValueError, RuntimeError)):
@@ -56,6 +61,8 @@ def check_readable(what: str, path: Path, allowed: str) -> None:
         ValueError: there is nothing, a folder, a device, something unreadable, or a Git LFS
             pointer; names the path.
     """
+    if "\0" in str(path):
+        raise ValueError(f"{what}{shown(str(path))} is no name of a file, allowed: {allowed}")
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -73,6 +80,34 @@ def check_readable(what: str, path: Path, allowed: str) -> None:
         raise ValueError(
             f"{what}{path} cannot be read ({error.strerror}), allowed: {allowed}"
         ) from error
+
+
+def check_place(key: str, folder: Path) -> None:
+    """Refuse a folder that is not there and cannot be made, or cannot be written to.
+
+    Raises:
+        ValueError: names the key and what is in the way.
+    """
+    place, fault = folder.absolute(), ""
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not all(map(_is_name, folder.parts)):
+        place, fault = folder.absolute(), "is no name that a folder may have"
+    elif not os.path.isdir(place):
+        fault = "is no folder"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        fault = "may not be written to"
+    if fault:
+        at = "" if place == folder.absolute() else f", where {shown(str(folder))} should be"
+        raise ValueError(f"{key}: {shown(str(place), 200)} {fault}{at}, allowed: a folder to write")
+
+
+def _is_name(part: str) -> bool:
+    """Tell whether a file system of Linux takes a part of a path."""
+    try:
+        return "\0" not in part and len(os.fsencode(part)) <= 255
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def refuse_pointer(key: str, file: Path) -> None:
@@ -98,6 +133,8 @@ def refuse_pointers(key: str, folder: str, weights: bool = False) -> None:
     Raises:
         ValueError: names the key and the first such file.
     """
+    if not os.path.isdir(folder):  # says no where pathlib raises, of a name that is too long
+        return
     patterns = WEIGHTS if weights else MODEL_FILES
     found = [sorted(filter(Path.is_file, Path(folder).glob(pattern))) for pattern in patterns]
     needed = (

@@ -6,16 +6,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.code import check_code, import_libraries
-from recipe.prune_opd.checks.data import Prompt, check_data, shown
+from recipe.prune_opd.checks.data import Prompt, check_data
 from recipe.prune_opd.checks.files import refuse_pointers
 from recipe.prune_opd.checks.models import (
     Model,
     check_pair,
     check_rollout_context,
+    check_split,
     render,
 )
 from recipe.prune_opd.checks.scoring import GRADING, grades_here, reads_rows
-from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.config import PruneOPDConfig, shown
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ def check_inputs(config: DictConfig, prune_opd: PruneOPDConfig, weights: bool) -
         refuse_pointers(one.key, one.path, weights=True)
     check_pair(student, teacher, prune_opd.topk)
     check_rollout_context(config, student)
+    rollout = config.actor_rollout_ref.rollout
+    key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+    check_split(key, rollout.tensor_model_parallel_size, student)
     kwargs: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
     check_template(student, data.prompts, kwargs)
     return Inputs(student, teacher, GRADING if graded else None)

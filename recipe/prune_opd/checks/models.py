@@ -5,6 +5,7 @@ way.
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,12 +14,21 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.files import is_remote, local_path, reason_of, refuse_pointers
+from recipe.prune_opd.config import shown
 
 logger = logging.getLogger(__name__)
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SCALED = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling that make a longer context of ``max_position_embeddings``."""
+SIZES = (
+    "vocab_size",
+    "max_position_embeddings",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+)
+"""Sizes that a configuration may have, under transformers' names."""
 KEPT_FREE = {"sglang": 1}
 """Tokens that verl's rollout server leaves free behind a response, by engine; 0 for the others."""
 
@@ -63,6 +73,7 @@ class Model:
             tokens = hf_tokenizer(
                 tokenizer, correct_pad_token=False, trust_remote_code=trust_remote_code
             )
+            generation = get_generation_config(config, trust_remote_code)
         except Exception as error:  # KeyError, or plain Exception of the library tokenizers
             raise ValueError(
                 f"{key}: {path} holds no model configuration with tokenizer ({reason_of(error)})"
@@ -70,12 +81,13 @@ class Model:
         if template is not None:
             tokens.chat_template = template
         self.config, self.tokenizer = hf_config.get_text_config(), tokens
-        self.vocab_size: int = self.config.vocab_size
-        self.context: int | None = getattr(self.config, "max_position_embeddings", None)
+        sizes = {name: _size(key, path, self.config, name) for name in SIZES}
+        self.vocab_size: int = sizes["vocab_size"] or 0
+        self.context: int | None = sizes["max_position_embeddings"]
         self.tokens: dict[int, str] = {
             number: token for token, number in tokens.get_vocab().items()
         }
-        self.ends = _ends(key, path, get_generation_config(config, trust_remote_code), tokens)
+        self.ends = _ends(key, path, generation, tokens)
 
     def names(self, ids: Iterable[int]) -> str:
         """Token ids for a reader."""
@@ -91,9 +103,9 @@ def _here(key: str, path: str) -> str:
     from verl.utils.fs import copy_to_local
 
     folder = local_path(path)
-    if Path(folder).is_file():
+    if os.path.isfile(folder):  # says no where pathlib raises, of a name that is too long
         raise ValueError(f"{key}: {path} is a file, allowed: a model folder or a hub name")
-    if not Path(folder).is_dir() and not HUB_NAME.fullmatch(path) and not is_remote(path):
+    if not os.path.isdir(folder) and not HUB_NAME.fullmatch(path) and not is_remote(path):
         raise ValueError(f"{key}: {path} does not exist, allowed: a model folder or a hub name")
     try:
         copy = copy_to_local(folder)
@@ -108,6 +120,23 @@ def _here(key: str, path: str) -> str:
     return copy
 
 
+def _size(key: str, path: str, config: Any, name: str) -> int | None:
+    """Size of a model out of its configuration; None where a kind of model does not have it.
+
+    Raises:
+        ValueError: it is no whole number of at least 1.
+    """
+    found = getattr(config, name, None)
+    if found is None and name != "vocab_size":
+        return None
+    if type(found) is not int or found < 1:
+        raise ValueError(
+            f"{key}: {path} has {name} {shown(found)} in its configuration, allowed: a whole number"
+            " >= 1"
+        )
+    return found
+
+
 def _ends(key: str, path: str, generation_config: Any, tokenizer: Any) -> set[int]:
     """Check the end tokens of the generation settings, and collect all, see ``end_tokens``.
 
@@ -116,7 +145,7 @@ def _ends(key: str, path: str, generation_config: Any, tokenizer: Any) -> set[in
     """
     given = getattr(generation_config, "eos_token_id", None)
     for end in given if isinstance(given, list) else [given]:
-        if end is not None and not isinstance(end, int):
+        if end is not None and type(end) is not int:
             raise ValueError(
                 f"{key}: {path} has the eos_token_id {given!r} in its generation settings, allowed:"
                 " a token's number, or a list of them"
@@ -259,6 +288,27 @@ def check_server_context(teacher: Model, longest: int, engine: str) -> None:
             f"{teacher.key}: {teacher.path} has a context of {teacher.context} tokens, needed on"
             f" {engine} servers: {needed}, that is data.max_prompt_length + prune_opd.budget.max +"
             f" {RESERVED[engine]}"
+        )
+
+
+def check_split(key: str, devices: int, model: Model) -> None:
+    """Check that a server can split a model's attention heads over its devices.
+
+    Args:
+        key: that says how many devices.
+        devices: of a server.
+        model: what it serves.
+
+    Raises:
+        ValueError: heads are left over; names the key, the model and its heads.
+    """
+    heads = getattr(model.config, "num_attention_heads", None) or devices
+    groups = getattr(model.config, "num_key_value_heads", None) or heads
+    # Where there are more devices than key-value heads each of these is copied.
+    if heads % devices or (groups % devices and devices % groups):
+        raise ValueError(
+            f"{key}: got {devices}, allowed: a number of devices that the {heads} attention heads"
+            f" and {groups} key-value heads of {model.path} can be split over"
         )
 
 

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+
+from recipe.prune_opd.checks.kinds import look_up
+from recipe.prune_opd.config import LARGEST, shown
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,11 @@ class Range:
     whole: bool = True
 
     def allows(self, value: Any) -> bool:
-        """Tell whether a value is a number, finite, and in the range."""
+        """Tell whether a value is a number, finite, and in the range; a whole one of 32 bits."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        return math.isfinite(value) and self.holds(value)
+        whole = isinstance(value, int)
+        return (abs(value) <= LARGEST if whole else math.isfinite(value)) and self.holds(value)
 
 
 COUNT = Range("a whole number >= 1", lambda value: value >= 1)
@@ -35,6 +39,7 @@ FROM_MINUS_ONE = Range("a whole number >= -1", lambda value: value >= -1)
 TOP_K = Range("a whole number >= 1, or -1 for all", lambda value: value >= -1)
 POSITIVE = Range("a number > 0", lambda value: value > 0, whole=False)
 NOT_NEGATIVE = Range("a number >= 0", lambda value: value >= 0, whole=False)
+TEMPERATURE = Range("a number in [0.01, 100]", lambda value: 0.01 <= value <= 100, whole=False)
 ABOVE_ONE = Range("a number > 1", lambda value: value > 1, whole=False)
 SHARE = Range("a number in (0, 1]", lambda value: 0 < value <= 1, whole=False)
 FROM_ZERO = Range("a number in [0, 1]", lambda value: 0 <= value <= 1, whole=False)
@@ -44,11 +49,13 @@ NUMBERS = {
     "data.max_prompt_length": COUNT,
     "data.max_response_length": COUNT,
     "data.train_batch_size": COUNT,
+    "data.train_max_samples": FROM_MINUS_ONE,
     "data.dataloader_num_workers": COUNT_OR_NONE,
     f"{ROLLOUT}.prompt_length": COUNT,
     f"{ROLLOUT}.response_length": COUNT,
     f"{ROLLOUT}.n": COUNT,
-    f"{ROLLOUT}.temperature": POSITIVE,  # logits are divided by it, and verl would take 1e-8 for 0
+    # Logits are divided by it. Below 0.01 vLLM samples at 0.01, verl scores at what is given.
+    f"{ROLLOUT}.temperature": TEMPERATURE,
     f"{ROLLOUT}.top_p": SHARE,
     f"{ROLLOUT}.top_k": TOP_K,
     f"{ROLLOUT}.val_kwargs.n": COUNT,
@@ -66,6 +73,7 @@ NUMBERS = {
     f"{ACTOR}.ppo_max_token_len_per_gpu": COUNT,
     f"{ACTOR}.ulysses_sequence_parallel_size": COUNT,
     f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size": COUNT,
+    f"{ACTOR}.fsdp_config.fsdp_size": FROM_MINUS_ONE,
     f"{ACTOR}.clip_ratio": NOT_NEGATIVE,
     f"{ACTOR}.clip_ratio_c": ABOVE_ONE,
     f"{ACTOR}.optim.lr": NOT_NEGATIVE,
@@ -73,6 +81,7 @@ NUMBERS = {
     f"{ACTOR}.optim.clip_grad": POSITIVE,
     f"{REF}.ulysses_sequence_parallel_size": COUNT,
     f"{REF}.fsdp_config.ulysses_sequence_parallel_size": COUNT,
+    f"{REF}.fsdp_config.fsdp_size": FROM_MINUS_ONE,
     "actor_rollout_ref.model.lora_rank": COUNT_OR_NONE,
     "reward.num_workers": COUNT,
     "trainer.nnodes": COUNT,
@@ -85,6 +94,8 @@ NUMBERS = {
 OPTIONAL = {
     "data.gen_batch_size": COUNT,
     "data.val_batch_size": COUNT,
+    "actor_rollout_ref.model.override_config.max_position_embeddings": COUNT,
+    "actor_rollout_ref.model.override_config.model_config.max_position_embeddings": COUNT,
     f"{ROLLOUT}.max_model_len": COUNT,
     f"{ROLLOUT}.log_prob_max_token_len_per_gpu": COUNT,
     f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": COUNT,
@@ -106,9 +117,11 @@ def check_numbers(config: DictConfig) -> None:
         ValueError: the first key whose value is no number or out of its range.
     """
     for key, allowed in (NUMBERS | OPTIONAL).items():
-        found = OmegaConf.select(config, key)
+        found = look_up(config, key)
         if found is None and key in OPTIONAL:
             continue
         if not allowed.allows(found):
             also = ", or null" if key in OPTIONAL else ""
-            raise ValueError(f"{key}: got {found!r}, allowed: {allowed.words}{also}")
+            large = isinstance(found, int) and abs(found) > LARGEST
+            most = f", at most {LARGEST}" if large else ""
+            raise ValueError(f"{key}: got {shown(found)}, allowed: {allowed.words}{most}{also}")

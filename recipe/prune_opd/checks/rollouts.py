@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.prune_opd.checks.files import WEIGHTS
+from recipe.prune_opd.checks.files import WEIGHTS, check_place
 from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.checks.numbers import ROLLOUT
 from recipe.prune_opd.config import PruneOPDConfig
@@ -69,11 +69,25 @@ def check_rollouts(folder: Path, values: dict[str, str], notes: dict[str, str]) 
         manifest = read_manifest(folder)
     except ValueError as error:
         raise ValueError(f"prune_opd.semi.dir: {error}") from error
+    check_place("prune_opd.semi.dir", folder)
     if manifest and (differing := difference(manifest, values, notes)):
         raise ValueError(
             f"prune_opd.semi.dir: {folder} holds rollouts that were made with another {differing};"
             " allowed: a folder of the same making, or an empty one"
         )
+
+
+def read_rollouts_id(folder: Path) -> str | None:
+    """Id of the rollouts in a folder; None where it holds none.
+
+    Raises:
+        ValueError: the folder's manifest is damaged; names the key and the file.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except ValueError as error:
+        raise ValueError(f"prune_opd.semi.dir: {error}") from error
+    return str(manifest["id"]) if manifest else None
 
 
 def model_digest(model: Model) -> str:

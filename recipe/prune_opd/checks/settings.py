@@ -9,8 +9,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.prune_opd.checks.kinds import check_kinds, check_mapping, look_up
 from recipe.prune_opd.checks.numbers import ACTOR, ROLLOUT, check_numbers
-from recipe.prune_opd.config import ENGINES, PruneOPDConfig, load_config, read_config, require
+from recipe.prune_opd.config import (
+    ENGINES,
+    LARGEST,
+    PruneOPDConfig,
+    load_config,
+    read_config,
+    require,
+    shown,
+)
 from recipe.prune_opd.method.gates import GateRule
 
 
@@ -127,6 +136,9 @@ GATE_SETTINGS = (
 )
 """Settings that are refused with ``prune_opd.gate.enable`` alone."""
 
+ALL = -1
+"""Value of vLLM's ``max_logprobs`` that stands for the whole vocabulary."""
+
 SEMI_SETTINGS = (
     Setting(
         "skip.rollout_tq.enable", (False, None), "it would put other rollouts in the place of these"
@@ -149,10 +161,11 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
     Raises:
         ValueError: the first key that is not allowed, what it holds, what is allowed and why.
     """
-    if OmegaConf.select(config, "prune_opd") is None:
+    if look_up(config, "prune_opd") is None:
         raise ValueError(
             "prune_opd: the configuration has no such node, start with +recipe=prune_opd"
         )
+    check_kinds(config)  # first: keys of ours follow verl's
     typed = load_config(config.prune_opd)
     check_allowed(config, SETTINGS, "prune_opd")
     if typed.gate.enable:
@@ -180,11 +193,11 @@ def check_allowed(config: DictConfig, settings: tuple[Setting, ...], wanted: str
         ValueError: the first key that has another value, what it holds, what is allowed and why.
     """
     for setting in settings:
-        found = OmegaConf.select(config, setting.key)
+        found = look_up(config, setting.key)
         if found not in setting.allowed:
             allowed = " or ".join(str(value) for value in setting.allowed)
             raise ValueError(
-                f"{setting.key}: got {found!r}, allowed with {wanted}: {allowed}, because"
+                f"{setting.key}: got {shown(found)}, allowed with {wanted}: {allowed}, because"
                 f" {setting.why}"
             )
 
@@ -192,9 +205,10 @@ def check_allowed(config: DictConfig, settings: tuple[Setting, ...], wanted: str
 def _check_folders(config: DictConfig) -> None:
     """Folders by name: the one to resume from, and the one of the paper's benchmarks."""
     resumed = config.trainer.resume_from_path
-    if config.trainer.resume_mode == "resume_path" and "global_step_" not in str(resumed):
+    step = str(resumed).rpartition("global_step_")[2]
+    if config.trainer.resume_mode == "resume_path" and not (step.isascii() and step.isdecimal()):
         raise ValueError(
-            f"trainer.resume_from_path: got {resumed!r}, allowed with"
+            f"trainer.resume_from_path: got {shown(resumed)}, allowed with"
             " trainer.resume_mode=resume_path: a folder global_step_N"
         )
     given = OmegaConf.to_container(config.data)  # nothing resolved
@@ -212,8 +226,8 @@ def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
     """The rollout must report what the gate asks, and verl must not compare log-probs of two
     distributions."""
     rollout = config.actor_rollout_ref.rollout
-    engine = rollout.engine_kwargs.get(rollout.name) or {}
     key = f"{ROLLOUT}.engine_kwargs.{rollout.name}"
+    engine = check_mapping(key, rollout.engine_kwargs.get(rollout.name))
     check_engine(key, engine, prune_opd.topk, "gate.enable")
     plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
     if rollout.calculate_log_probs and not plain:
@@ -252,15 +266,17 @@ def check_engine(key: str, arguments: Mapping[str, Any], topk: int, needed_by: s
     mode, most = arguments.get("logprobs_mode"), arguments.get("max_logprobs")
     if mode not in (None, "raw_logprobs"):
         raise ValueError(
-            f"{key}.logprobs_mode: got {mode!r}, allowed with prune_opd.{needed_by}: 'raw_logprobs'"
+            f"{key}.logprobs_mode: got {shown(mode)}, allowed with prune_opd.{needed_by}:"
+            " 'raw_logprobs'"
         )
     if arguments.get("incremental_streaming_output"):
         raise ValueError(
             f"{key}.incremental_streaming_output: got True, allowed with prune_opd.{needed_by}:"
             " False"
         )
-    if most is not None and 0 <= most < topk:
+    whole = type(most) is int
+    if most is not None and (not whole or not (most == ALL or topk <= most <= LARGEST)):
         raise ValueError(
-            f"{key}.max_logprobs: got {most}, allowed with prune_opd.{needed_by}: at least"
-            f" prune_opd.topk, {topk}"
+            f"{key}.max_logprobs: got {shown(most)}, allowed with prune_opd.{needed_by}: {ALL} for"
+            f" all, or a whole number of at least prune_opd.topk, {topk}"
         )

@@ -90,7 +90,12 @@ def _open_json(key: str, file: Path) -> Source:
 
     try:
         rows = datasets.load_dataset("json", data_files=str(file), split="train")
-    except (datasets.exceptions.DatasetGenerationError, StopIteration, ValueError) as error:
+    except (
+        datasets.exceptions.DatasetGenerationError,
+        RecursionError,
+        StopIteration,
+        ValueError,
+    ) as error:
         reason = reason_of(error.__cause__ or error)
         raise ValueError(
             f"{key}: {file} is no readable JSON file, or an empty one ({reason})"

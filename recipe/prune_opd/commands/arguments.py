@@ -10,12 +10,18 @@ from typing import Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+LARGEST = 2**31 - 1
+"""Largest whole number: counts and seeds go through 32 bits in places."""
+SHOWN = 80
+"""Characters of a wrong value that a message repeats."""
+
 
 def one(parse: Callable[[str], Any], allowed: str, metavar: str = "N") -> PrimitiveConstructorSpec:
     """Describe an argument of one value.
 
     Args:
-        parse: the value out of the text; a ValueError says that it is none.
+        parse: the value out of the text; a ValueError says that it is none, an OverflowError that
+            it is above ``LARGEST``.
         allowed: what is.
         metavar: stands for the value in the help.
     """
@@ -23,8 +29,9 @@ def one(parse: Callable[[str], Any], allowed: str, metavar: str = "N") -> Primit
     def read(words: list[str]) -> Any:
         try:
             return parse(words[0])
-        except ValueError as error:
-            raise ValueError(f"got {words[0]}, allowed: {allowed}") from error
+        except (ValueError, OverflowError) as error:
+            most = f", at most {LARGEST}" if isinstance(error, OverflowError) else ""
+            raise ValueError(f"got {words[0][:SHOWN]}, allowed: {allowed}{most}") from error
 
     return PrimitiveConstructorSpec(
         nargs=1,
@@ -55,6 +62,26 @@ def several(
     )
 
 
+def whole(text: str, least: int) -> int:
+    """Read a whole number of at least ``least``.
+
+    Raises:
+        ValueError: it is none.
+        OverflowError: it is above ``LARGEST``.
+    """
+    number = int(text)
+    if number < least:
+        raise ValueError(text)
+    if number > LARGEST:
+        raise OverflowError(text)
+    return number
+
+
+def natural(text: str) -> int:
+    """Read a whole number of at least 0, see ``whole``."""
+    return whole(text, 0)
+
+
 def not_negative(text: str) -> float:
     """Read a finite number of at least 0.
 
@@ -74,3 +101,4 @@ def paths(allowed: str, metavar: str) -> PrimitiveConstructorSpec:
 
 NUMBER = one(not_negative, "a number >= 0")
 WHOLE = one(int, "a whole number")
+NATURAL = one(natural, "a whole number >= 0")

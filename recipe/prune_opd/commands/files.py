@@ -1,12 +1,14 @@
-"""Files that a command is given, refused in a sentence before anything is made of them."""
+"""Files that a command is given or writes, refused in a sentence before there is any work."""
 
-import json
 import os
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd.checks.files import check_readable
+from verl_ext.files import parse_json, replaced
 
 TEXT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 """Files of a model's folder that transformers may read for configuration and tokenizer."""
@@ -68,8 +70,52 @@ def parsed(where: str, text: bytes) -> Any:
         ValueError: it is none; begins with ``where``.
     """
     try:
-        return json.loads(text.decode("utf-8-sig"))
-    except RecursionError as error:
-        raise ValueError(f"{where} is no JSON that can be read (too deep)") from error
+        return parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{where} is no JSON in UTF-8 ({error})") from error
+        raise ValueError(f"{where} is {error}") from error
+
+
+# ------------------------------------------------------------------------------------------ written
+
+
+def check_out(out: Path, allowed: str) -> None:
+    """Refuse a place for a file in which something else is, before there is anything to write.
+
+    Args:
+        out: the file.
+        allowed: what may be written.
+
+    Raises:
+        ValueError: it is a folder, a pipe or a device, or cannot be looked at.
+    """
+    try:
+        mode = out.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ValueError(f"--out: {out} cannot be written ({error.strerror})") from error
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"--out: {out} is a folder, allowed: {allowed}")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"--out: {out} is a pipe or a device, allowed: {allowed}")
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """Give a path to write to, whose content comes into the place of ``out`` when it is whole.
+
+    Raises:
+        ValueError: it cannot be written; what was in its place before is still there.
+    """
+    try:
+        with replaced(out) as partial:
+            yield partial
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"--out: {out} cannot be written ({reason})") from error
+
+
+def write_out(out: Path, text: str) -> None:
+    """Write text in UTF-8, see ``writing``."""
+    with writing(out) as partial:
+        partial.write_text(text, encoding="utf-8", errors="replace")

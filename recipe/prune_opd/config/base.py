@@ -7,10 +7,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from recipe.prune_opd.method.drift import MOST_WEIGHT
+from verl_ext.texts import shown
+
 
 def _no_bool(value: Any) -> Any:
-    """Refuse true and false, which Python counts among the numbers."""
-    if isinstance(value, bool):
+    """Refuse true and false, which Python counts among the numbers, and what is too large."""
+    if isinstance(value, bool) or (isinstance(value, int) and abs(value) > LARGEST):
         raise PydanticCustomError("no_number", "no number")
     return value
 
@@ -21,6 +24,9 @@ Positive = Annotated[Whole, Ge(1)]
 Natural = Annotated[Whole, Ge(0)]
 Seconds = Annotated[Real, Gt(0)]
 Share = Annotated[Real, Gt(0), Le(1)]
+Weight = Annotated[Real, Ge(0), Le(MOST_WEIGHT)]
+Temperature = Annotated[Real, Ge(0.01), Le(100)]
+"""Below 0.01 vLLM would take 0.01; far above, all tokens would be alike."""
 
 ELSEWHERE = "elsewhere"
 """Stands for a key that each recipe sets for itself."""
@@ -31,6 +37,10 @@ def recipe(default: Any, value: str) -> Any:
     return Field(default, json_schema_extra={"recipe": value})
 
 
+LARGEST = 2**31 - 1
+"""Largest whole number: counts go through 32 bits in places."""
+
+
 def require(condition: bool, key: str, found: Any, allowed: str) -> None:
     """Refuse a value in one sentence.
 
@@ -38,7 +48,7 @@ def require(condition: bool, key: str, found: Any, allowed: str) -> None:
         ValueError: ``condition`` is false; names the key, what was found and what is allowed.
     """
     if not condition:
-        raise ValueError(f"prune_opd.{key}: got {found!r}, allowed: {allowed}")
+        raise ValueError(f"prune_opd.{key}: got {shown(found)}, allowed: {allowed}")
 
 
 class Keys(BaseModel):

@@ -9,6 +9,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from recipe.prune_opd.config.base import LARGEST, named, shown
 from recipe.prune_opd.config.recipe import PruneOPDConfig
 
 WORDS = {
@@ -37,10 +38,10 @@ def load_config(node: DictConfig) -> PruneOPDConfig:
     try:
         given: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        key = ".".join(("prune_opd", str(error.full_key or "").removeprefix("prune_opd.")))
+        parts = str(error.full_key or "").removeprefix("prune_opd").strip(".").split(".")
         missing = isinstance(error, MissingMandatoryValue)
         reason = "no value was given" if missing else str(error.msg).splitlines()[0]
-        raise ValueError(f"{key.strip('.')}: {reason}") from error
+        raise ValueError(f"{named('prune_opd', *filter(None, parts))}: {reason}") from error
     try:
         return PruneOPDConfig.model_validate(given)
     except ValidationError as error:
@@ -61,8 +62,9 @@ def read_config(config: DictConfig) -> PruneOPDConfig:
 def sentence(error: ValidationError) -> str:
     """Say the first of pydantic's complaints about ``prune_opd`` in one sentence."""
     first = error.errors()[0]
-    if first["type"] == "value_error":  # one of ours
-        return str(first["ctx"]["error"])
+    said = str(first["ctx"]["error"]) if first["type"] == "value_error" else ""
+    if said.startswith("prune_opd"):  # one of ours
+        return said
     group: type[BaseModel] = PruneOPDConfig
     field, path = None, list[str]()
     for part in first["loc"]:
@@ -72,11 +74,15 @@ def sentence(error: ValidationError) -> str:
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
         group = inner
-    key = ".".join(["prune_opd", *path])
+    key = named("prune_opd", *path)
+    if said:
+        return f"{key}: got {shown(first['input'])}, which is refused: {' '.join(said.split())}"
     if first["type"] == "extra_forbidden":
         return f"{key}: there is no such key, allowed: {', '.join(group.model_fields)}"
     assert field is not None
-    return f"{key}: got {first['input']!r}, allowed: {allowed_values(field)}"
+    large = isinstance(first["input"], int) and abs(first["input"]) > LARGEST
+    most = f", at most {LARGEST}" if large else ""
+    return f"{key}: got {shown(first['input'])}, allowed: {allowed_values(field)}{most}"
 
 
 def allowed_values(field: FieldInfo) -> str:

@@ -13,6 +13,7 @@ from recipe.prune_opd.config.base import (
     Real,
     Seconds,
     Share,
+    Weight,
     recipe,
     require,
 )
@@ -44,7 +45,7 @@ class DriftConfig(Keys):
     """Nucleus of ``teacher_top_p_accept``: a sampled token outside it is an event."""
     w_drop: Annotated[Real, Ge(0)] = 0.01
     """Weight lost per event: reliability reaches 0 at the ceil(1 / w_drop)-th. 0: never."""
-    w_base: Annotated[Real, Ge(0)] = 0.5
+    w_base: Weight = 0.5
     """Weight added on every generated token. Not a floor: the weight runs from 1 + w_base down to
     w_base."""
     weights: str = "reliability"

@@ -13,6 +13,7 @@ from recipe.prune_opd.config.base import (
     Real,
     Seconds,
     Share,
+    Temperature,
     recipe,
     require,
 )
@@ -63,20 +64,38 @@ class TeacherUrlConfig(Keys):
     model: str | None = None
     """Name under which they serve it. Default: ``teacher.path``."""
     api_key_env: str | None = None
-    """Name of the environment variable with the API key, read where the trainer runs."""
+    """Name of the environment variable with the API key, needed on every node: who asks reads it
+    there, and it is sent to the servers alone."""
     ca_file: str | None = None
     """File with certificates to trust beside the system's."""
 
     @field_validator("urls")
     @classmethod
     def _bare(cls, urls: list[str]) -> list[str]:
-        for url in urls:
-            parts = urlsplit(url)
-            bare = url == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
-            known = parts.scheme in ("http", "https") and parts.hostname and bare
-            allowed = "http://host:port or https://host:port and nothing else"
-            require(bool(known), "teacher.url.urls", url, allowed)
+        places = [_place(url) for url in urls]
+        twice = next((url for i, url in enumerate(urls) if places[i] in places[:i]), None)
+        require(twice is None, "teacher.url.urls", twice, "each server once")
         return urls
+
+
+PORTS = {"http": 80, "https": 443}
+
+
+def _place(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of a server's URL.
+
+    Raises:
+        ValueError: it is none, or has more than these.
+    """
+    allowed = "http://host:port or https://host:port and nothing else"
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError:  # a bracket that is not closed, a port that is none
+        require(False, "teacher.url.urls", url, allowed)
+    bare = url == f"{scheme}://{parts.netloc}" and "@" not in parts.netloc and url.isprintable()
+    require(bool(scheme in PORTS and host and bare), "teacher.url.urls", url, allowed)
+    return scheme, str(host), PORTS[scheme] if port is None else port
 
 
 class TeacherConfig(Keys):
@@ -106,11 +125,11 @@ class TeacherConfig(Keys):
     ``gate.deadline``."""
     retries: Natural = 5
     """More questions to servers about a response after one that failed or was not answered in
-    time, 1, 2, 4, ... seconds later."""
+    time, 1, 2, 4, ... seconds later, at most 60."""
     max_missing: Annotated[Real, Ge(0), Lt(1)] = 0.01
     """Share of a step's tokens that may lack the score of the teacher's servers. They are masked;
     above it the run stops, with a checkpoint."""
-    temperature: Seconds = 1.0
+    temperature: Temperature = 1.0
     """Teacher logits are divided by it. The student's are divided by
     ``actor_rollout_ref.rollout.temperature``."""
     trust_remote_code: bool = False
@@ -128,5 +147,6 @@ class TeacherConfig(Keys):
     @field_validator("path", mode="before")
     @classmethod
     def _given(cls, path: Any) -> Any:
-        require(bool(path), "teacher.path", path, "a folder or hub name of the teacher model")
+        allowed = "a folder or hub name of the teacher model"
+        require(bool(str(path or "").strip()), "teacher.path", path, allowed)
         return path

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recipe.prune_opd.method.numbers import require_whole
 from recipe.prune_opd.method.registry import Registry
 
 SLACK = 1e-9
@@ -80,7 +81,7 @@ class ResponseBudget(Budget):
 
     Raises:
         ValueError: unless 0 < min <= max, step >= 1, 0 <= hit_ratio <= 1, margin >= 0 and patience
-            >= 1.
+            >= 1, lengths and patience being whole numbers.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class ResponseBudget(Budget):
         margin: int = 100,
         patience: int = 3,
     ):
+        require_whole(init=init, min=min, max=max, step=step, margin=margin, patience=patience)
         _require(0 < min <= max, "0 < min <= max", min=min, max=max)
         _require(step >= 1, "step >= 1", step=step)
         _require(0 <= hit_ratio <= 1, "0 <= hit_ratio <= 1", hit_ratio=hit_ratio)
@@ -197,6 +199,8 @@ class QuantileBudget(Budget):
 
     def __post_init__(self) -> None:
         self.quantile = 1 - self.hit_ratio / 2 if self.quantile is None else self.quantile
+        require_whole(init=self.init, min=self.min, max=self.max)
+        require_whole(margin=self.margin, patience=self.patience)
         _require(0 < self.min <= self.max, "0 < min <= max", min=self.min, max=self.max)
         _require(0 <= self.hit_ratio <= 1, "0 <= hit_ratio <= 1", hit_ratio=self.hit_ratio)
         _require(self.margin >= 0, "margin >= 0", margin=self.margin)

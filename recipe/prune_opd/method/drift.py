@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 SLACK = 1e-6
 """A ratio or a cumulative probability this close to its bound counts as equal to it, whatever the
 rounding."""
+MOST_WEIGHT = 1000
+"""Largest weight that a rule may give a token: products with it stay far inside of float32."""
+MOST_TOKENS = 2**31
+"""Tokens that no response has."""
 
 
 def is_member(ids: Tensor, others: Tensor) -> Tensor:
@@ -203,8 +207,9 @@ class Reliability:
 
 
 def spent_at(w_drop: float) -> float:
-    """Events that use up the reliability: ceil(1 / w_drop), infinitely many for 0."""
-    return max(1, math.ceil(1 / w_drop - 1e-9)) if w_drop > 0 else math.inf
+    """Events that use up the reliability: ceil(1 / w_drop); infinitely many for 0, and for what
+    would take more of them than any response has tokens."""
+    return max(1, math.ceil(1 / w_drop - 1e-9)) if w_drop * MOST_TOKENS > 1 else math.inf
 
 
 def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> Reliability:
@@ -218,13 +223,16 @@ def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> R
         events: (B, T) bool; events outside ``mask`` are ignored.
         mask: (B, T) bool or 0/1.
         w_drop: weight lost per event, >= 0.
-        w_base: weight added to R on every generated token; not a floor.
+        w_base: weight added to R on every generated token, >= 0; not a floor.
 
     Raises:
-        ValueError: ``w_drop`` is negative.
+        ValueError: ``w_drop`` is negative or not finite, or ``w_base`` outside of [0,
+            ``MOST_WEIGHT``].
     """
-    if w_drop < 0:
-        raise ValueError(f"reliability: w_drop must be >= 0, got {w_drop}")
+    if not 0 <= w_drop < math.inf:
+        raise ValueError(f"reliability: w_drop must be >= 0 and finite, got {w_drop}")
+    if not 0 <= w_base <= MOST_WEIGHT:
+        raise ValueError(f"reliability: w_base must be in [0, {MOST_WEIGHT}], got {w_base}")
     generated = mask.bool()
     count = (events.bool() & generated).long().cumsum(-1)
     alive = count < spent_at(w_drop)

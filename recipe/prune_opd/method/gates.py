@@ -7,6 +7,7 @@ is the paper's reliability at 0. (METHOD: section 8)
 Shapes: B responses, T tokens of each.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from recipe.prune_opd.method.drift import SLACK, spent_at
+from recipe.prune_opd.method.numbers import require_count, require_rate
 from recipe.prune_opd.method.registry import Registry
 
 
@@ -44,7 +46,11 @@ class Cumulative(GateRule):
     """Reliability R = 1 - w_drop * events has reached 0 (METHOD: section 2)."""
 
     w_drop: float
-    """The one of ``drift``."""
+    """The one of ``drift``, finite and >= 0."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.w_drop < math.inf:
+            raise ValueError(f"w_drop must be a number >= 0, got {self.w_drop!r}")
 
     def holds(self, events: Tensor) -> Tensor:
         """See ``GateRule``."""
@@ -68,6 +74,10 @@ class Windowed(GateRule):
     rate: float
     """Events per token in [0, 1)."""
 
+    def __post_init__(self) -> None:
+        require_count(window=self.window)
+        require_rate(rate=self.rate)
+
     def holds(self, events: Tensor) -> Tensor:
         """See ``GateRule``."""
         return _in_last(events, self.window) > self.rate * self.window + SLACK
@@ -87,6 +97,9 @@ class Consecutive(GateRule):
 
     run_length: int
     """Events, >= 1."""
+
+    def __post_init__(self) -> None:
+        require_count(run_length=self.run_length)
 
     def holds(self, events: Tensor) -> Tensor:
         """See ``GateRule``."""
@@ -114,6 +127,10 @@ class Relative(GateRule):
     """Tokens, >= 1."""
     increase: float
     """Events per token in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        require_count(window=self.window)
+        require_rate(increase=self.increase)
 
     def holds(self, events: Tensor) -> Tensor:
         """See ``GateRule``."""
@@ -162,9 +179,10 @@ GATES: Registry[GateRule] = Registry(
 def _in_last(events: Tensor, window: int) -> Tensor:
     """Events among the ``window`` tokens that end at each, (B, T) int64; -1 where there are fewer
     tokens."""
-    count = events.long().cumsum(-1)
-    before = torch.nn.functional.pad(count, (window, 0))[..., : events.shape[-1]]
-    whole = torch.arange(events.shape[-1]) + 1 >= window
+    count, tokens = events.long().cumsum(-1), events.shape[-1]
+    # A window longer than the response is never whole, however much longer it is.
+    before = torch.nn.functional.pad(count, (min(window, tokens), 0))[..., :tokens]
+    whole = torch.arange(tokens) + 1 >= window
     return torch.where(whole, count - before, -1)
 
 
@@ -181,8 +199,8 @@ def stops(rule: GateRule, events: Tensor, min_tokens: int) -> Tensor:
     """
     late_enough = torch.arange(events.shape[-1]) >= min_tokens
     holds = rule.holds(events) & late_enough
-    first = holds.long().argmax(-1)
-    return torch.where(holds.any(-1), first, events.shape[-1])
+    end = holds.new_ones(*holds.shape[:-1], 1)
+    return torch.cat([holds, end], -1).long().argmax(-1)
 
 
 class Gate:

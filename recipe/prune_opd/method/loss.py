@@ -74,11 +74,13 @@ class _Sum(torch.autograd.Function):
         mask: Tensor,
         clip: tuple[float, float, float],
     ) -> tuple[Tensor, ...]:
-        wanted, sums, gradients = ctx.needs_input_grad[0], [], []
-        for new, *given in pieces(mask.shape, log_probs, old_log_probs, advantages, mask):
+        wanted: bool = ctx.needs_input_grad[0]
+        sums: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for new, old, gain, here in pieces(mask.shape, log_probs, old_log_probs, advantages, mask):
             piece = new.detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                total, *logged = _sums(piece, *given, clip)
+                total, *logged = _sums(piece, old, gain, here, clip)
             sums.append(torch.stack([value.detach().double() for value in (total, *logged)]))
             if wanted:
                 gradients.extend(torch.autograd.grad(total, piece))

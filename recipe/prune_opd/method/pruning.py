@@ -77,8 +77,9 @@ def prune(scores: Scores, mask: Tensor, rules: Rules) -> Pruned:
     """
     drift = find_drift(scores, mask, rules)
     reward = topk_reward(scores, rules.strategy, rules.weighting)
-    weight = drift.reliability.loss_weight * mask
-    advantages = reward.reward * weight.unsqueeze(-1)
+    weighted = reward.reward * drift.reliability.loss_weight.unsqueeze(-1)
+    # Not by a product: what does not count may hold NaN.
+    advantages = weighted.masked_fill_(~mask.unsqueeze(-1), 0.0)
     return Pruned(**vars(drift), reward=reward, advantages=advantages)
 
 

@@ -83,7 +83,7 @@ class Registry(Generic[Rule]):
             raise ValueError(f"{args_key}.{lacking[0]}: no value was given, needed by {name}")
         try:
             return rule(**given)
-        except (TypeError, ValueError, AssertionError) as error:
+        except (TypeError, ValueError, ArithmeticError, AssertionError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             shown = {each: value for each, value in given.items() if isinstance(value, SHOWN)}
             raise ValueError(f"{args_key}: {name} refuses {shown} ({reason})") from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from recipe.prune_opd.method.drift import Reliability
+from recipe.prune_opd.method.drift import MOST_WEIGHT, Reliability
 from recipe.prune_opd.method.registry import Registry
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ class ImportanceWeight(TokenWeight):
 
     needs = ("sampled",)
     gamma: float = 0.5
-    """γ, >= 0: added to the weight of the first token. Default: the paper's, whose released script
-    has a largest weight of 1.5."""
+    """γ, 0 to ``MOST_WEIGHT``: added to the weight of the first token. Default: the paper's, whose
+    released script has a largest weight of 1.5."""
 
     def __post_init__(self) -> None:
-        if not self.gamma >= 0:
-            raise ValueError("gamma must be >= 0")
+        if isinstance(self.gamma, bool) or not 0 <= self.gamma <= MOST_WEIGHT:
+            raise ValueError(f"gamma must be a number from 0 to {MOST_WEIGHT}")
 
     def __str__(self) -> str:
         return f"importance, γ = {self.gamma}"
@@ -81,7 +81,9 @@ class ImportanceWeight(TokenWeight):
     def weigh(self, reliability: Reliability, scores: "Scores", mask: Tensor) -> Tensor:
         """See ``TokenWeight``."""
         assert scores.sampled is not None
-        gaps = (scores.sampled.teacher.double() - scores.sampled.student.double()).abs()
+        student, teacher = scores.sampled.student.double(), scores.sampled.teacher.double()
+        # Two infinite ones are alike, and their difference would be NaN.
+        gaps = torch.where(student == teacher, 0.0, (teacher - student).abs())
         # Where a model gives the token probability 0, finite numbers still tell before from after.
         gaps = torch.where(mask, gaps.clamp(max=LARGEST), 0.0)
         before, whole = gaps.cumsum(-1) - gaps, gaps.sum(-1, keepdim=True).clamp(min=SMALLEST)

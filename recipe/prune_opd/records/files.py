@@ -9,9 +9,12 @@ run may be killed at any moment and goes on in the same folder when it is resume
 import gzip
 import json
 import os
+import zlib
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from verl_ext.files import parse_json, replaced
 
 STEPS, SAMPLES = "steps.jsonl", "samples"
 
@@ -20,39 +23,45 @@ class Records:
     """Writes the records of one run.
 
     Args:
-        folder: made if it does not exist.
-
-    Raises:
-        OSError: it cannot be written.
+        folder: made when something is written, if it does not exist.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        steps = folder / STEPS
-        torn = steps.is_file() and steps.read_bytes()[-1:] not in (b"", b"\n")
-        self._steps = steps.open("a", encoding="utf-8")
-        if torn:  # the run was killed in the middle of a line: ours is not to be a part of it
-            self._steps.write("\n")
 
     def step(self, number: int, record: dict[str, Any]) -> None:
-        """Append a step; it is in the file, not in a buffer of this process, when this returns."""
+        """Append a step; it is in the file, not in a buffer of this process, when this returns.
+
+        Raises:
+            OSError: the folder or the file cannot be written.
+        """
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._steps.write(_line({"step": number, "time": now, **record}))
-        self._steps.flush()
+        line = _line({"step": number, "time": now, **record})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / STEPS).open("ab+") as steps:
+            if _is_torn(steps):  # by a kill or a full disk: ours is not to be a part of that line
+                steps.write(b"\n")
+            steps.write(line.encode())
 
     def samples(self, number: int, responses: list[dict[str, Any]]) -> None:
         """Write a step's samples; those of the same step from before a resume go, and half a file
-        is never seen."""
+        is never seen.
+
+        Raises:
+            OSError: the folder or the file cannot be written.
+        """
         file = samples_file(self.folder, number)
-        file.parent.mkdir(exist_ok=True)
-        partial = file.with_suffix(".partial")
-        try:
-            with gzip.open(partial, "wt", encoding="utf-8") as lines:
-                lines.writelines(map(_line, responses))
-            os.replace(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(file) as partial, gzip.open(partial, "wt", encoding="utf-8") as lines:
+            lines.writelines(map(_line, responses))
+
+
+def _is_torn(file: BinaryIO) -> bool:
+    """Tell whether a file's last line has no end."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -70,13 +79,13 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
     A run that is killed leaves half a line. It is the last one, or a resumed run wrote on after it.
     """
     found, faults = [], []
-    with file.open(encoding="utf-8", errors="replace") as lines:
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
+                record = parse_json(line)
+            except ValueError:
                 record = None
             if isinstance(record, dict):
                 found.append(record)
@@ -111,7 +120,7 @@ def read_steps(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
             [
                 record
                 for record in records
-                if isinstance(record.get("step"), int) and "positions" in record
+                if type(record.get("step")) is int and "positions" in record
             ]
         ),
         faults,
@@ -129,8 +138,8 @@ def read_samples(folder: Path, step: int) -> list[dict[str, Any]]:
         return []
     try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
-    except (OSError, EOFError, ValueError) as error:
+            return [parse_json(line) for line in lines]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(
             f"{file} cannot be read ({error}); allowed: a file that a run wrote, or none"
         ) from error

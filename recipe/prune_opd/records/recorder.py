@@ -40,11 +40,8 @@ class Recorder:
     """Writes the steps of a run down.
 
     Args:
-        config: with ``records.dir`` set; the folder is made.
-        tokenizer: gives the student's tokenizer, which is loaded later than the folder is made.
-
-    Raises:
-        OSError: the folder cannot be written.
+        config: with ``records.dir`` set; the folder is made with the first record.
+        tokenizer: gives the student's tokenizer, which is loaded later.
     """
 
     def __init__(self, config: PruneOPDConfig, tokenizer: Callable[[], Any]):
@@ -59,7 +56,8 @@ class Recorder:
         fetch: Callable[[list[int]], list[Sample]],
         generated: int | None = None,
     ) -> None:
-        """Write a step down. A full disk costs the record and is a warning, the run goes on.
+        """Write a step down. A full disk, or a folder that cannot be made, costs the record and is
+        a warning, the run goes on.
 
         Args:
             step: its number.

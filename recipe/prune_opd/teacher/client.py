@@ -60,6 +60,7 @@ class TeachingClient(FollowingClient):
             -(-given.concurrency // workers),  # each rollout worker has a client of its own
             given.deadline,
             given.retries,
+            "sampled" in self.prune_opd.rules.needs,
         )
 
     async def teach(self, output: "AgentLoopOutput", known: TopKRows | None = None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, open_dict
 
 from recipe.prune_opd.checks.files import local_path
-from recipe.prune_opd.checks.models import Model, check_server_context
+from recipe.prune_opd.checks.models import Model, check_server_context, check_split
 from recipe.prune_opd.checks.settings import check_engine
 from recipe.prune_opd.config import ENGINES, PruneOPDConfig, require
 from recipe.prune_opd.teacher.home import Home
@@ -130,10 +130,14 @@ def check_pool(config: DictConfig, prune_opd: PruneOPDConfig, needed_by: str) ->
 
 
 def check_server_models(config: DictConfig, prune_opd: PruneOPDConfig, teacher: Model) -> None:
-    """Check that the teacher's context holds the longest training sequence.
+    """Check that the teacher's context holds the longest training sequence, and that its heads go
+    on the devices of a server.
 
     Raises:
-        ValueError: names the model, its context and what is needed.
+        ValueError: names the model, its context or heads, and what is needed.
     """
+    server = prune_opd.teacher.server
+    key = "prune_opd.teacher.server.tensor_model_parallel_size"
+    check_split(key, server.tensor_model_parallel_size, teacher)
     longest = config.data.max_prompt_length + prune_opd.budget.longest
-    check_server_context(teacher, longest, prune_opd.teacher.server.engine)
+    check_server_context(teacher, longest, server.engine)

@@ -4,6 +4,7 @@ can it do it?"""
 import asyncio
 import logging
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from omegaconf import DictConfig
 
+from recipe.prune_opd.checks.files import check_readable, reason_of
 from recipe.prune_opd.checks.models import Model, check_server_context
 from recipe.prune_opd.config import TeacherConfig, require
 from recipe.prune_opd.teacher.servers import Served
@@ -62,23 +64,42 @@ def url_teacher(teacher: TeacherConfig) -> UrlTeacher:
     Raises:
         ValueError: the environment has no such variable for the key, or there is no such file.
     """
-    given, key = teacher.url, None
+    given = teacher.url
     if given.api_key_env:
-        key = os.environ.get(given.api_key_env, "").strip()
+        key, name = os.environ.get(given.api_key_env, "").strip(), given.api_key_env
         if not key:
             raise ValueError(
-                "prune_opd.teacher.url.api_key_env: the environment has no variable"
-                f" {given.api_key_env}, needed where the trainer runs"
+                f"prune_opd.teacher.url.api_key_env: the environment has no variable {name}, needed"
+                " on every node"
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError(
+                f"prune_opd.teacher.url.api_key_env: the variable {name} holds a character that an"
+                " HTTP header must not have, allowed: printable ASCII"
             )
     certificates = None
     if given.ca_file:  # read here: the machines that ask may not have the file
-        if not Path(given.ca_file).is_file():
-            raise ValueError(
-                f"prune_opd.teacher.url.ca_file: {given.ca_file} does not exist, allowed: a file in"
-                " PEM format"
-            )
-        certificates = Path(given.ca_file).read_text()
-    return UrlTeacher(given.urls, given.model or str(teacher.path), given.api, key, certificates)
+        certificates = _certificates(Path(given.ca_file))
+    model = given.model or str(teacher.path)
+    return UrlTeacher(given.urls, model, given.api, given.api_key_env or None, certificates)
+
+
+def _certificates(file: Path) -> str:
+    """Content of a file of certificates, which can be used.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else.
+    """
+    key, allowed = "prune_opd.teacher.url.ca_file: ", "a file in PEM format"
+    check_readable(key, file, allowed)
+    try:
+        text = file.read_bytes().decode("ascii")
+        ssl.create_default_context(cadata=text)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ValueError(
+            f"{key}{file} holds no certificates ({reason_of(error)}), allowed: {allowed}"
+        ) from error
+    return text
 
 
 def check_urls(
@@ -104,8 +125,8 @@ def check_urls(
         models, texts = _examined(asked, url, probe, topk)
         if asked.model not in models:
             raise ValueError(
-                f"prune_opd.teacher.url.model: {url} serves {', '.join(models)}, not {asked.model};"
-                " give the name it serves the teacher under"
+                f"prune_opd.teacher.url.model: {url} serves {asked.shown(', '.join(models))}, not"
+                f" {asked.model}; give the name it serves the teacher under"
             )
         context, reserved = models[asked.model], RESERVED[teacher.url.api]
         if context is not None and context < longest + reserved:
@@ -113,14 +134,14 @@ def check_urls(
                 f"{KEY}: {url} has a context of {context} tokens, needed: {longest + reserved},"
                 f" that is data.max_prompt_length + prune_opd.budget.max + {reserved}"
             )
-        _check_texts(url, texts, student)
+        _check_texts(asked, url, texts, student)
 
 
 def _warn_of_open_key(asked: UrlTeacher) -> None:
     """Say where a key would travel for everybody to read."""
     plain = [url for url in asked.urls if url.startswith("http:")]
     seen = [url for url in plain if urlsplit(url).hostname not in LOOPBACK]
-    if asked.api_key and seen:
+    if asked.api_key_env and seen:
         hidden = "https:// would hide it"
         logger.warning("%s: the API key is sent to %s without encryption; %s", KEY, seen[0], hidden)
 
@@ -133,19 +154,23 @@ def _examined(
     Raises:
         ValueError: it does not answer, or does not score.
     """
-    nonsense = (BadQuestion, BadScore, AttributeError, KeyError, TypeError)
+    nonsense = (BadQuestion, BadScore, AttributeError, LookupError, TypeError, ValueError)
     try:
         return asyncio.run(asyncio.wait_for(asked.examine(url, probe, topk), SECONDS))
     except asyncio.TimeoutError as error:
         raise ValueError(f"{KEY}: {url} does not answer within {SECONDS} s") from error
     except (aiohttp.ClientError, OSError, *nonsense) as error:
-        raise ValueError(
-            f"{KEY}: {url} does not score as {asked.dialect} does with {topk} log-probs for each"
-            f" token of a prompt ({type(error).__name__}: {error})"
-        ) from error
+        told = isinstance(error, (aiohttp.ClientError, BadQuestion, BadScore))
+        said = str(error) if told else asked.shown(str(error))
+        kind = type(error).__name__
+    # Outside of the handler: an error may hold what the server has sent.
+    raise ValueError(
+        f"{KEY}: {url} does not score as {asked.dialect} does with {topk} log-probs for each token"
+        f" of a prompt ({kind}: {said})"
+    )
 
 
-def _check_texts(url: str, texts: dict[int, str], student: Model) -> None:
+def _check_texts(asked: UrlTeacher, url: str, texts: dict[int, str], student: Model) -> None:
     readable = 0
     for i, theirs in texts.items():
         ours = student.tokenizer.decode([i])
@@ -154,8 +179,8 @@ def _check_texts(url: str, texts: dict[int, str], student: Model) -> None:
         readable += 1
         if theirs != ours:
             raise ValueError(
-                f"{KEY}: {url} writes token {i} as {theirs!r}, the student's tokenizer as {ours!r};"
-                " teacher and student must share one tokenizer"
+                f"{KEY}: {url} writes token {i} as {asked.shown(repr(theirs))}, the student's"
+                f" tokenizer as {ours!r}; teacher and student must share one tokenizer"
             )
     if not readable:
         raise ValueError(f"{KEY}: {url} does not write tokens as text; start it with its tokenizer")

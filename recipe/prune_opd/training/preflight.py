@@ -4,19 +4,25 @@ The driver asks, before Ray starts, and the trainer asks again in its own proces
 may reach verl by another way, and a cluster have files and packages that the driver has not.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from recipe.prune_opd.checks.attention import check_attention, check_sequence_parallelism
 from recipe.prune_opd.checks.batches import check_batches
+from recipe.prune_opd.checks.folders import check_folders
 from recipe.prune_opd.checks.inputs import Inputs, check_inputs
+from recipe.prune_opd.checks.kinds import unresolved
 from recipe.prune_opd.checks.rollouts import check_rollouts, made_by
 from recipe.prune_opd.checks.settings import check_settings
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.teacher.home import Home, build_home
+from recipe.prune_opd.training.checkpoint import check_checkpoint
 
 NAME = "prune_opd"
 """Our trainer and our agent loop in verl's registries."""
@@ -41,19 +47,29 @@ def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
     Raises:
         ValueError: the first key that is not allowed, what it holds, what is allowed and why.
     """
-    prune_opd = check_settings(config)
-    check_trainer(config.trainer.v1.trainer_mode)
-    check_agent_loop(config.actor_rollout_ref.rollout.agent)
-    home = build_home(prune_opd)
-    home.check(config)
-    longest = config.data.max_prompt_length + prune_opd.budget.longest
-    check_batches(config, longest, teacher_passes=home.reference_model)
-    check_sequence_parallelism(config, home.held)
-    return prune_opd, home
+    with _sentences():
+        prune_opd = check_settings(config)
+        check_trainer(config.trainer.v1.trainer_mode)
+        check_agent_loop(config.actor_rollout_ref.rollout.agent)
+        home = build_home(prune_opd)
+        home.check(config)
+        longest = config.data.max_prompt_length + prune_opd.budget.longest
+        check_batches(config, longest, teacher_passes=home.reference_model)
+        check_sequence_parallelism(config, home.held)
+        return prune_opd, home
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Say OmegaConf's errors, of a key that no check has looked up before, as ours are said."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise unresolved(error) from error
 
 
 def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> Inputs:
-    """Check what lies outside of the configuration: packages, data, models, a teacher's URLs.
+    """Check what lies outside of the configuration: packages, folders, data, models, URLs.
 
     Args:
         config: verl's composed configuration.
@@ -63,14 +79,17 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
     Raises:
         ValueError: names the key and the file, what was found and what is needed.
     """
-    check_attention(config, home.held)
-    inputs = check_inputs(config, prune_opd, weights=home.has_files)
-    home.check_models(config, inputs.student, inputs.teacher)
-    if prune_opd.semi.enable:
-        teacher = inputs.teacher if home.cacheable else None
-        making = made_by(config, prune_opd, inputs.student, teacher)
-        check_rollouts(Path(str(prune_opd.semi.dir)), *making)
-    return inputs
+    with _sentences():
+        check_checkpoint(config, prune_opd)
+        check_attention(config, home.held)
+        check_folders(config, prune_opd)
+        inputs = check_inputs(config, prune_opd, weights=home.has_files)
+        home.check_models(config, inputs.student, inputs.teacher)
+        if prune_opd.semi.enable:
+            teacher = inputs.teacher if home.cacheable else None
+            making = made_by(config, prune_opd, inputs.student, teacher)
+            check_rollouts(Path(str(prune_opd.semi.dir)), *making)
+        return inputs
 
 
 def check_trainer(mode: str) -> None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.drift_weights import check_drift_weights
 from recipe.prune_opd.training.preflight import check_files, check_values
+from verl_ext.texts import visible
 
 
 class StartCheck(Callback):
@@ -25,7 +26,8 @@ class StartCheck(Callback):
             # several lines.
             name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             # Hydra turns exceptions of callbacks into warnings and goes on; SystemExit is none.
-            sys.exit(f"{self.recipe} cannot start: {name}{' '.join(str(error).split())}")
+            said = f"{self.recipe} cannot start: {name}{' '.join(str(error).split())}"
+            sys.exit(visible(said))
 
     def check(self, config: DictConfig) -> None:
         """Check the configuration, and files unless the trainer may run on another machine.

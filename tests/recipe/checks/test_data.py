@@ -459,3 +459,11 @@ def test_a_json_file_that_is_one_object_is_refused(tmp_path):
     file.write_text(json.dumps({"prompt": 3}))
     with pytest.raises(ValueError, match=rf"^k: {file}"):
         check_file("k", file, "prompt")
+
+
+@pytest.mark.parametrize("depth", [300, 2000])
+def test_json_that_is_nested_without_end_is_one_sentence(inputs, tmp_path, depth):
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"prompt":' + "[" * depth + "]" * depth + "}")
+    inputs.data.train_files = str(file)
+    assert refusal(inputs).startswith(f"data.train_files: {file} is no readable JSON file")

@@ -420,3 +420,44 @@ def test_the_papers_data_is_accepted_and_graded_here(inputs):
     inputs.data.val_files = [str(DATA / f"{name}.parquet") for name in names]
     inputs.data.train_batch_size = 1024
     assert check_inputs(inputs).reward_function == GRADING
+
+
+ODD_MODELS = {
+    "no layers": ("config.json", {"num_hidden_layers": 0}, "has num_hidden_layers 0 in its"),
+    "no width": ("config.json", {"hidden_size": 0}, "has hidden_size 0 in its configuration"),
+    "no rows": ("config.json", {"vocab_size": 0}, "has vocab_size 0 in its configuration"),
+    "no heads": ("config.json", {"num_attention_heads": 0}, "holds no model configuration"),
+    "text for a size": ("config.json", {"max_position_embeddings": "x"}, "max_position_embeddings"),
+    "text for an end": ("config.json", {"eos_token_id": "</s>"}, "eos_token_id"),
+    "another text": ("generation_config.json", {"eos_token_id": "</s>"}, "eos_token_id '</s>' in"),
+    "true for an end": ("generation_config.json", {"eos_token_id": True}, "eos_token_id True in"),
+    "no object": ("generation_config.json", [], "holds no model configuration with tokenizer"),
+    "deep": ("config.json", "[" * 100_000, "holds no model configuration with tokenizer"),
+    "deep settings": ("generation_config.json", "[" * 100_000, "holds no model configuration"),
+    "deep tokenizer": ("tokenizer.json", "[" * 100_000, "holds no model configuration"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_MODELS)
+def test_a_model_folder_of_another_shape_is_one_sentence(inputs, tmp_path, case):
+    name, change, reason = ODD_MODELS[case]
+    file = Path(save_model(tmp_path / "student")) / name
+    if isinstance(change, dict):
+        change = (json.loads(file.read_text()) if file.is_file() else {}) | change
+    file.write_text(change if isinstance(change, str) else json.dumps(change))
+    inputs.actor_rollout_ref.model.path = str(file.parent)
+    message = refusal(inputs)
+    assert message.startswith(f"{STUDENT}: {file.parent} ")
+    assert reason in message
+
+
+@pytest.mark.parametrize("path", ["n" * 5000, "/" + "n" * 5000, "a\0b"])
+def test_a_name_that_no_folder_has_is_one_sentence(inputs, path):
+    inputs.prune_opd.teacher.path = path
+    assert refusal(inputs).startswith(f"{TEACHER}: ")
+
+
+def test_a_template_that_divides_by_zero_is_one_sentence(inputs, tmp_path):
+    template = CHATML + "{{ 1 // 0 }}"
+    inputs.actor_rollout_ref.model.path = save_model(tmp_path / "student", template=template)
+    assert "refuses (ZeroDivisionError: " in refusal(inputs)

@@ -14,7 +14,7 @@ NEVER = [math.nan, math.inf, -7, "many", True, [1]]
 @pytest.mark.parametrize("key", [*NUMBERS, *OPTIONAL])
 def test_what_is_no_number_or_outside_any_range_is_refused(config, key):
     for found in [*NEVER, *([] if key in OPTIONAL else [None])]:
-        OmegaConf.update(config, key, found)
+        OmegaConf.update(config, key, found, force_add=True)
         with pytest.raises(ValueError, match="allowed") as refused:
             check_values(config)
         assert str(refused.value).startswith(f"{key}: got {found!r}, allowed: a ")
@@ -23,7 +23,7 @@ def test_what_is_no_number_or_outside_any_range_is_refused(config, key):
 @pytest.mark.parametrize("key", OPTIONAL)
 def test_null_is_allowed_where_verl_has_a_default(config, key):
     dynamic = key.endswith("max_token_len_per_gpu")  # null there would be no size at all
-    OmegaConf.update(config, key, None)
+    OmegaConf.update(config, key, None, force_add=True)
     if dynamic:
         with pytest.raises(ValueError, match=r"got None, allowed: at least"):
             check_values(config)
@@ -33,7 +33,7 @@ def test_null_is_allowed_where_verl_has_a_default(config, key):
 
 @pytest.mark.parametrize("key", [key for key, allowed in NUMBERS.items() if allowed.whole])
 def test_fractions_of_a_count_are_refused(config, key):
-    OmegaConf.update(config, key, 1.5)
+    OmegaConf.update(config, key, 1.5, force_add=True)
     with pytest.raises(
         ValueError, match=rf"^{key.replace('.', '[.]')}: got 1.5, allowed: a whole number"
     ):
@@ -46,7 +46,6 @@ ZEROS = {
     "data.train_batch_size",
     "data.gen_batch_size",
     f"{ROLLOUT}.n",
-    f"{ROLLOUT}.temperature",
     f"{ROLLOUT}.val_kwargs.n",
     "actor_rollout_ref.actor.ppo_mini_batch_size",
     "actor_rollout_ref.actor.ppo_epochs",
@@ -86,10 +85,12 @@ def test_ordinary_values_are_allowed(config, key, value):
     check_values(config)
 
 
-@pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf])
-def test_the_teachers_temperature_too(config, temperature):
-    config.prune_opd.teacher.temperature = temperature
+@pytest.mark.parametrize("key", [f"{ROLLOUT}.temperature", "prune_opd.teacher.temperature"])
+@pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, 1e-3, 1e300])
+def test_temperatures_at_which_nothing_can_be_sampled_are_refused(config, key, temperature):
+    OmegaConf.update(config, key, temperature)
     with pytest.raises(
-        ValueError, match=r"^prune_opd\.teacher\.temperature: got .*, allowed: a number > 0$"
+        ValueError,
+        match=rf"^{key.replace('.', '[.]')}: got .*, allowed: a number in \[0\.01, 100\]$",
     ):
         check_values(config)

@@ -86,6 +86,7 @@ def test_wrong_settings_are_refused_with_semi_opd_alone(config, setting):
 
 
 ENGINES = ("actor_rollout_ref.rollout.engine_kwargs.vllm", "prune_opd.teacher.server.engine_kwargs")
+MOST_LOGPROBS = "-1 for all, or a whole number of at least prune_opd.topk, 16"
 
 
 @pytest.mark.parametrize("key", ENGINES)
@@ -93,7 +94,9 @@ ENGINES = ("actor_rollout_ref.rollout.engine_kwargs.vllm", "prune_opd.teacher.se
     ("argument", "found", "allowed"),
     [
         ("logprobs_mode", "processed_logprobs", "'raw_logprobs'"),
-        ("max_logprobs", 15, "at least prune_opd.topk, 16"),
+        ("max_logprobs", 15, MOST_LOGPROBS),
+        ("max_logprobs", -5, MOST_LOGPROBS),
+        ("max_logprobs", 16.5, MOST_LOGPROBS),
         ("incremental_streaming_output", True, "False"),
     ],
 )
@@ -299,7 +302,9 @@ def test_a_strategy_that_servers_cannot_serve_ends_the_start(served):
     ("argument", "found", "allowed"),
     [
         ("logprobs_mode", "processed_logprobs", "'raw_logprobs'"),
-        ("max_logprobs", 15, "at least prune_opd.topk, 16"),
+        ("max_logprobs", 15, MOST_LOGPROBS),
+        ("max_logprobs", -5, MOST_LOGPROBS),
+        ("max_logprobs", 16.5, MOST_LOGPROBS),
         ("incremental_streaming_output", True, "False"),
     ],
 )

@@ -52,6 +52,23 @@ def test_start_ends_with_one_sentence(config, here, key, value):
     assert key in ending(config)
 
 
+def test_a_state_to_resume_from_is_looked_at_before_anything_else(config, here, tmp_path):
+    (tmp_path / "global_step_3").mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
+    (tmp_path / "global_step_3/prune_opd.json").write_text('{"budget": {"limit": 50.7')
+    config.trainer.default_local_dir = str(tmp_path)
+    assert f"{tmp_path}/global_step_3/prune_opd.json is no JSON" in ending(config)
+    assert here == []
+
+
+@pytest.mark.parametrize("name", ["file/dump", "n" * 300, "a\0b", "\ud800"])
+def test_a_folder_that_cannot_be_made_is_known_before_the_first_step(config, here, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    config.prune_opd.dump_dir = str(tmp_path / name)
+    assert "prune_opd.dump_dir: " in ending(config)
+    assert here == []
+
+
 @pytest.mark.parametrize("check", ["check_attention", "check_inputs"])
 def test_what_depends_on_the_machine_ends_it_too(config, here, monkeypatch, check):
     def refuse(*arguments, **named):

@@ -1,6 +1,7 @@
 """Every command has its help at once, imports no other, and ends a wrong call in one sentence."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -73,6 +74,14 @@ WRONG = [
     (["evaluate", "a", "--benchmarks", "x"], "--benchmarks", "Unrecognized"),
     (["evaluate", "a", "--no-regrade"], "--no-regrade", "Unrecognized"),
     (["prepare"], "DATASET", "required"),
+    (["diagnose", "a", "b", "--seed", "-1"], "--seed", "got -1, allowed: a whole number >= 0"),
+    (["diagnose", "a", "b", "--seed", "9" * 20], "--seed", "whole number >= 0, at most 2147483647"),
+    (["doctor", "a", "b", "--topk", "9" * 20], "--topk", "whole number >= 1, at most 2147483647"),
+    (
+        ["doctor", "a", "b", "--chat-template-kwargs", '{"a":' * 5000],
+        "--chat-template-kwargs",
+        "allowed: a JSON object",
+    ),
     (["prepare", "aime24", "aime25"], "aime25", "Unrecognized"),
     (["estimate"], "CONFIG", "got none, allowed: arguments of verl.trainer.main_ppo"),
     (["estimate", "a=b", "--length", "-1"], "--length", "got -1, allowed: a number >= 0"),
@@ -236,3 +245,41 @@ def test_files_of_a_pair_are_looked_at_first(content, message, option, tmp_path,
         if message
         else f"{option[0]}: TEACHER: {file} is a"
     )
+
+
+SAID = """
+import sys
+from types import SimpleNamespace
+from recipe.prune_opd import __main__ as program
+
+program._arguments = lambda *given: None
+module = SimpleNamespace(run=lambda args: print(sys.argv[1] * 100_000) or 0)
+program.importlib = SimpleNamespace(import_module=lambda name: module)
+sys.exit(program.main(["report"]))
+"""
+
+
+def test_a_full_disk_below_what_is_printed_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", SAID, "x"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    expected = "report: a file, or what is printed, cannot be used (No space left on device)"
+    assert done.stderr.splitlines() == [expected]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    with subprocess.Popen(
+        [sys.executable, "-c", SAID, "x"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        running.stdout.read(1)
+        running.stdout.close()
+        assert (running.stderr.read(), running.wait()) == (b"", 1)
+
+
+def test_text_that_the_terminal_cannot_show_is_printed_all_the_same():
+    done = subprocess.run(
+        [sys.executable, "-c", SAID, os.fsencode("\udcff")], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr, done.stdout[:2]) == (0, "", "??")

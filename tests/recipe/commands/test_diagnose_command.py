@@ -1,6 +1,7 @@
 """Known pairs get their verdict from ``diagnose``, by the functions that train."""
 
 import json
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -689,3 +690,52 @@ def test_every_option_is_one_that_scripts_of_users_have_and_in_its_page():
 
 def test_json_has_no_nan():
     assert examination.without_nan({"a": [float("nan"), 1.5]}) == {"a": [None, 1.5]}
+
+
+# ------------------------------------------------------------------------------------------- output
+
+
+class Found:
+    """What a long computation found."""
+
+    answer = {"student": "s"}  # noqa: RUF012
+    examples: list = []  # noqa: RUF012
+    rollouts = [{"prompt_ids": [3], "response_ids": [9]}]  # noqa: RUF012
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    monkeypatch.setattr(examination, "diagnose", lambda args: Found)
+    monkeypatch.setattr(Arguments, "check", lambda args: None)
+
+
+def test_on_a_full_disk_what_was_computed_is_printed_and_the_responses_are_kept(
+    computed, tmp_path, capsys, monkeypatch, full_disk
+):
+    monkeypatch.setattr(Found, "answer", {"student": "s" * 200})
+    with full_disk():
+        assert main(["diagnose", "a", "b", "--json", "--out", str(tmp_path / "report")]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"student": "s" * 200}
+    file = tmp_path / "report/diagnosis.json"
+    assert said.err == f"diagnose: --out: {file} cannot be written (File too large)\n"
+    assert [one.name for one in file.parent.iterdir()] == ["diagnosis.rollouts.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["diagnosis.html", "diagnosis.json", "diagnosis.rollouts.jsonl"])
+def test_a_device_is_refused_before_anything_is_computed(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(examination, "diagnose", lambda args: pytest.fail("computed"))
+    monkeypatch.setattr(Arguments, "check", lambda args: None)
+    os.mkfifo(tmp_path / name)
+    assert "is a pipe or a device, allowed" in refused(capsys, "a", "b", "--out", str(tmp_path))
+
+
+def test_half_a_surrogate_pair_in_a_response_names_the_line(loaded, tmp_path):
+    pair, _ = loaded
+    for row in (
+        {"prompt_ids": [3], "response": "\ud800"},
+        {"prompt": "\ud800", "response_ids": [9]},
+        {"prompt": [{"role": "user", "content": "\ud800"}], "response_ids": [9]},
+    ):
+        with pytest.raises(ValueError, match=r"--rollouts: .*, line 1: got (response|prompt) = "):
+            read(rollouts_file(tmp_path, row), pair)

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from recipe.prune_opd.commands.diagnose.forecast import _played
 from recipe.prune_opd.commands.diagnose.intervals import of_mean, over_prompts
 from recipe.prune_opd.commands.diagnose.lengths import Lengths, lengths_of
 from recipe.prune_opd.commands.diagnose.plan import Planned
@@ -18,7 +19,7 @@ from recipe.prune_opd.commands.diagnose.scores import (
 )
 from recipe.prune_opd.commands.diagnose.tokens import KINDS, kind_of
 from recipe.prune_opd.commands.pair.rules import rules_of
-from recipe.prune_opd.config import DriftConfig, GateConfig
+from recipe.prune_opd.config import BudgetConfig, DriftConfig, GateConfig
 from recipe.prune_opd.method.budget import ResponseBudget
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.method.gates import GATES, Gate
@@ -222,6 +223,36 @@ def test_the_prediction_is_the_mean_of_the_courses():
     # All prompts are alike.
     low, high = interval_of_generated(lengths, torch.arange(3), new, run, 5)
     assert low == high == pytest.approx(290 / 6)
+
+
+def test_a_long_run_is_played_in_larger_steps(monkeypatch):
+    """The limit goes the same way, in a bounded number of steps."""
+    for steps, pace, played in ((1, 1, 1), (203, 1, 203), (1000, 1, 1000), (1001, 2, 501)):
+        run = Planned(100, steps=steps)
+        assert (run.pace, run.played) == (pace, played)
+    assert Planned(100, steps=10**9).played == 1000
+    events, mask = random_events(1, responses=40)
+    lengths = lengths_of(drift_of(events, mask, 0.1))
+    found = {}
+    for steps in (1000, 3000):
+        budget = BudgetConfig(init=10, min=10, max=90, step=3, margin=3)
+        run = Planned(90, steps=steps, batch=8)
+        moved = [_played(budget, run)().step, predict(lengths, _played(budget, run), run)]
+        found[steps] = moved
+    assert [moved[0] for moved in found.values()] == [3, 9]
+    short, long = (moved[1].generated for moved in found.values())
+    assert short == pytest.approx(long, rel=0.1)
+
+
+def test_a_course_of_several_pieces_is_one_course():
+    events, mask = random_events(1, responses=40)
+    lengths = lengths_of(drift_of(events, mask, 0.1))
+    settings = {"init": 30, "min": 10, "max": 90, "step": 5, "margin": 5}
+    long = course(lengths, ResponseBudget(**settings), 4, 600, torch.Generator().manual_seed(7))
+    short = course(lengths, ResponseBudget(**settings), 4, 300, torch.Generator().manual_seed(7))
+    assert len(long.limit) == 600
+    assert torch.equal(long.limit[:300], short.limit)
+    assert torch.equal(long.kept[:300], short.kept)
 
 
 def test_the_interval_of_a_prediction_is_as_wide_as_the_prompts_differ():

@@ -495,10 +495,14 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
         ),
         (
             ["data.train_batch_size=${foo}"],
-            "Interpolation key 'foo' not found full_key: data.train_batch_size",
+            "data.train_batch_size: Interpolation key 'foo' not found",
         ),
-        (["actor_rollout_ref.actor.use_dynamic_bsz=${foo}"], "Interpolation key 'foo' not found"),
+        (
+            ["actor_rollout_ref.actor.use_dynamic_bsz=${foo}"],
+            "actor_rollout_ref.actor.use_dynamic_bsz: Interpolation key 'foo' not found",
+        ),
         (["--mfu", "3"], "--mfu: got 3, allowed: a share"),
+        (["--spread", "1e308"], "--spread: got 1e+308, allowed: a number of at most 10"),
         (["--steps", "0"], "--steps: got 0, allowed: a number from 1 to"),
         (["--steps", "1e15"], "--steps: got 1e+15, allowed: a number from 1 to 10,000,000"),
         (["--steps", "0.5"], "--steps: got 0.5, allowed: a number from 1 to"),
@@ -509,6 +513,10 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
         (
             ["data.train_batch_size=100000000"],
             "data.train_batch_size x actor_rollout_ref.rollout.n: got 400,000,000",
+        ),
+        (
+            ["data.train_batch_size=1000000000000"],
+            "data.train_batch_size x actor_rollout_ref.rollout.n: got 4,000,000,000,000",
         ),
         ([f"{configuration.DTYPES[0]}=x"], f"{configuration.DTYPES[0]}: got 'x', allowed: fp32"),
         (
@@ -636,3 +644,14 @@ def test_every_option_is_in_its_page():
     names = {field.name for field in fields(estimate.Arguments)} - {"overrides", "json"}
     assert names > GUESSES.keys()
     assert [name for name in names if f"`--{name.replace('_', '-')}`" not in page] == []
+
+
+def test_what_overflows_is_null_in_json(models, capsys):
+    pair = [
+        f"{key}={models[SMALL_PAIR[0]]}"
+        for key in ("actor_rollout_ref.model.path", "prune_opd.teacher.path")
+    ]
+    assert main(["estimate", *pair, *PAPER, "--step-overhead", "1e308", "--json"]) == 0
+    text = capsys.readouterr().out
+    json.loads(text, parse_constant=pytest.fail)
+    assert "null" in text

@@ -376,6 +376,26 @@ BAD = {
         "got the score nan, allowed: 0 or 1",
     ),
     "too deep": ("[" * 100_000, [], "line 1 is no JSON that can be read"),
+    "deep inside": (
+        '{"input": "q", "output": "", "score": 1, "gts": ' + "[" * 900 + "]" * 900 + "}",
+        [],
+        "line 1 is no JSON that can be read",
+    ),
+    "too large": (
+        '{"input": "q", "output": "", "score": 1, "tokens": 1' + "0" * 400 + "}",
+        [],
+        "allowed: a number >= 0 or null",
+    ),
+    "a large step": (
+        '{"input": "q", "output": "", "score": 1, "step": 1' + "0" * 400 + "}",
+        [],
+        "allowed: a whole number or null",
+    ),
+    "digits": (
+        f'{{"input": "q", "output": "", "score": 0.5, "uid": "a_b_{"9" * 5000}"}}',
+        [],
+        "got the score 0.5",
+    ),
     "pointer": (
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
         [],
@@ -513,3 +533,17 @@ def test_result_has_no_nan(dumps):
     rows = by_step(read_dump(dumps)[:1], dumps, "x")[20]
     found = Result(dumps, 20, summarise(rows)[0]).as_dict()
     assert "NaN" not in json.dumps(found)
+
+
+def test_what_a_dump_holds_moves_no_cursor(tmp_path, capsys):
+    evil = "a\x1b[2J\x07b"
+    row = {"input": "q", "output": "o", "score": 0, "data_source": evil, "unread": evil, "step": 1}
+    file = tmp_path / "1.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    assert main(["evaluate", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "\\u001b[2J" in said
+    assert not {"\x1b", "\x07"} & set(said)
+    file.write_text(json.dumps({**row, "tokens": "\x1b[2J"}) + "\n")
+    assert main(["evaluate", str(file)]) == 2
+    assert "\x1b" not in capsys.readouterr().err

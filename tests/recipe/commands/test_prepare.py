@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -644,3 +645,46 @@ def test_verl_s_loader_takes_the_files_together(tmp_path, capsys):
     both = datasets.concatenate_datasets(parts)
     assert both["data_source"][:] == ["AIME25", "AMC23"]
     assert both[0]["prompt"][0]["role"] == "user"
+
+
+@pytest.mark.parametrize("option", ["--input", "--against"])
+@pytest.mark.parametrize("through", ["name", "link"])
+def test_what_is_read_is_not_written_over(option, through, tmp_path, capsys):
+    source = save(tmp_path / "train.parquet", [verl("Q", "1", "0")])
+    before, out = source.read_bytes(), source
+    if through == "link":
+        out = tmp_path / "other.parquet"
+        out.symlink_to(source)
+    given = {"--input": save(tmp_path / "in.json", [GOOD])} | {option: source}
+    words = [str(word) for pair in given.items() for word in pair]
+    assert main(["prepare", "aime25", *words, "--out", str(out)]) == 2
+    said = f"--out: {out} is the file of {option}, allowed: another file"
+    assert said in capsys.readouterr().err
+    assert source.read_bytes() == before
+
+
+def test_a_device_is_no_output(tmp_path, capsys):
+    file, out = save(tmp_path / "in.json", [GOOD]), tmp_path / "out.parquet"
+    os.mkfifo(out)
+    assert main(["prepare", "aime25", "--input", str(file), "--out", str(out)]) == 2
+    assert f"--out: {out} is a pipe or a device, allowed: a file" in capsys.readouterr().err
+    assert out.is_fifo()
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, capsys, full_disk):
+    file, out = tmp_path / "in.json", tmp_path / "out.parquet"
+    file.write_text('[{"problem": "Q", "answer": "1", "id": "0"}]')
+    out.write_text("good")
+    with full_disk():
+        assert main(["prepare", "aime25", "--input", str(file), "--out", str(out)]) == 2
+    assert f"--out: {out} cannot be written (" in capsys.readouterr().err
+    assert out.read_text() == "good"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["in.json", "out.parquet"]
+
+
+@pytest.mark.parametrize("option", ["--suffix", "--split"])
+def test_text_of_a_terminal_that_is_no_utf_8_is_named(option, tmp_path, capsys):
+    file, out = save(tmp_path / "in.json", [GOOD]), str(tmp_path / "out.parquet")
+    words = ["--input", str(file), "--out", out, option, os.fsdecode(b"\xff")]
+    assert main(["prepare", "aime25", *words]) == 2
+    assert f"{option}: got '\\udcff', allowed: text in UTF-8" in capsys.readouterr().err

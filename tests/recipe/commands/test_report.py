@@ -2,12 +2,16 @@
 
 import gzip
 import json
+import math
 import os
+import random
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import mutated
+from hypothesis import given
 
 from recipe.prune_opd.__main__ import main
 from recipe.prune_opd.commands.report import charts, curves, summary, times, tokens
@@ -209,6 +213,81 @@ def test_a_validation_is_added_to_its_step():
     ]
     found = merged(lines)
     assert found[1] == metrics(1) | {"val-core/m/acc/mean@1": 1}
+
+
+def slow_merged(lines):
+    """Steps as the definition has them, each time out of all before."""
+    steps = {}
+    for line in lines:
+        step, data = line["step"], line["data"]
+        if "training/global_step" in data:
+            steps = {number: found for number, found in steps.items() if number < step}
+        steps[step] = steps.get(step, {}) | data
+    return dict(sorted(steps.items()))
+
+
+def test_steps_are_merged_as_defined_in_any_order():
+    for seed in range(50):
+        rng = random.Random(seed)
+        lines = [
+            {
+                "step": rng.randrange(8),
+                "data": {"training/global_step": 1.0} | {rng.choice("abc"): float(i)}
+                if rng.random() < 0.5
+                else {rng.choice("abc"): float(i)},
+            }
+            for i in range(30)
+        ]
+        found = merged(lines)
+        assert found == slow_merged(lines)
+        assert list(found) == sorted(found)
+
+
+class Step(int):
+    """Number of a step that counts how often it is compared."""
+
+    compared = 0
+
+    def __lt__(self, other):
+        Step.compared += 1
+        return int(self) < int(other)
+
+    def __ge__(self, other):
+        Step.compared += 1
+        return int(self) >= int(other)
+
+
+def test_a_long_log_takes_no_look_at_all_steps_for_each_line():
+    """Every step comes with a validation before it, whose place the trained one takes."""
+    Step.compared, lines = 0, []
+    for number in range(1, 1500):
+        step = Step(number)
+        lines += [{"step": step, "data": {"val": 1.0}}, {"step": step, "data": metrics(number)}]
+    assert len(merged(lines)) == 1499
+    assert 0 < Step.compared < 30 * len(lines)
+
+
+def test_a_run_is_asked_for_each_of_its_times_once(tmp_path, monkeypatch):
+    lines = [(step, metrics(step)) for step in range(1, 30)]
+    found = read_run(write_log(tmp_path / "metrics.jsonl", lines), "run")
+    asked = []
+    original = type(found).metric
+    monkeypatch.setattr(
+        type(found), "metric", lambda self, name: asked.append(name) or original(self, name)
+    )
+    split = times.seconds(found)
+    assert split["rollout"] == 20
+    assert len(asked) == len(set(asked))
+
+
+def test_json_has_no_number_for_nan(tmp_path, capsys):
+    """A hostile log, or that of a run which has diverged."""
+    lines = [(1, metrics(1, prune_opd__generated_tokens=math.inf)), (2, metrics(2))]
+    lines[1][1]["val-core/math/acc/mean@1"] = math.nan
+    lines[0][1]["prune_opd/overlap_ratio"] = -math.inf
+    write_log(tmp_path / "metrics.jsonl", lines)
+    assert main(["report", str(tmp_path), "--json"]) == 0
+    json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
 
 
 def test_logs_of_several_starts_are_one_run(tmp_path):
@@ -709,6 +788,97 @@ def test_a_folder_as_output_is_refused_before_the_work(run, tmp_path, capsys, mo
     assert f"--out: {tmp_path} is a folder, allowed: a file" in capsys.readouterr().err
 
 
+def test_a_full_disk_leaves_the_page_that_was_there(run, tmp_path, capsys, few, full_disk):
+    out = tmp_path / "page.html"
+    out.write_text("good")
+    with full_disk():
+        assert main(["report", str(run), "--out", str(out)]) == 2
+    assert f"--out: {out} cannot be written (File too large)" in capsys.readouterr().err
+    assert out.read_text() == "good"
+
+
+def test_a_device_is_no_page(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "report", None)
+    out = tmp_path / "page.html"
+    os.mkfifo(out)
+    assert main(["report", str(run), "--out", str(out)]) == 2
+    assert f"--out: {out} is a pipe or a device, allowed: a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b'{"step": 1, "da\n', b"\xff\n[1]\n"])
+def test_a_log_with_another_beginning_is_one(start, run):
+    """A byte order mark, or a line that was torn."""
+    file = run / "metrics.jsonl"
+    file.write_bytes(start + file.read_bytes())
+    found = read_run(run, "one")
+    assert sorted(found.logged) == [0, 1, 2, 3, 4]
+    assert len(found.faults) == start.count(b"\n")
+
+
+@pytest.mark.parametrize("step", [True, 10**400, "1", None, -1])
+def test_a_line_whose_step_is_no_count_is_none(step, run):
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"step": step, "data": {"training/global_step": 9}}) + "\n")
+    assert max(read_run(run, "one").logged) == 4
+
+
+@pytest.fixture(scope="module")
+def altered(tmp_path_factory) -> Path:
+    """A run of two steps, of which the first is written anew each time."""
+    folder = tmp_path_factory.mktemp("altered")
+    write_log(folder / "metrics.jsonl", [(step, metrics(step)) for step in (1, 2)])
+    records = Records(folder / "records")
+    for step in (1, 2):
+        records.samples(step, [sample()])
+        records.step(step, record(step))
+    return folder
+
+
+def drawn(folder: Path) -> None:
+    """Everything of a page but its pictures, and those of which the values are odd."""
+    found = read_run(folder, "one")
+    summary.notes([found])
+    summary.cells(summary.summary(found))
+    token_views([found])
+    for axis in ("step", "tokens", "hours"):
+        found.along(axis)
+    times.seconds(found)
+    if found.recorded:
+        for name in by_place.BY_POSITION:
+            edges = found.recorded[min(found.recorded)]["positions"]["edges"]
+            by_place.by_position(found.recorded.values(), name)
+            by_place.grid(found, name, edges)
+
+
+@given(line=mutated({"step": 1, **record(1)}))
+def test_a_record_of_any_form_is_drawn_or_named(line, altered):
+    file = altered / "records/steps.jsonl"
+    lines = [line, {"step": 2, **record(2)}]
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    drawn(altered)
+
+
+@given(line=mutated({"step": 1, "data": metrics(1)}))
+def test_a_line_of_the_log_of_any_form_is_drawn_or_named(line, altered):
+    file = altered / "metrics.jsonl"
+    lines = [line, {"step": 2, "data": metrics(2)}]
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    drawn(altered)
+
+
+@given(line=mutated(sample()))
+def test_a_sample_of_any_form_is_shown_or_refused_in_a_sentence(line, altered):
+    Records(altered / "records").step(1, record(1))
+    file = altered / "records/samples/step_1.jsonl.gz"
+    file.write_bytes(gzip.compress(json.dumps(line).encode()))
+    said = None
+    try:
+        drawn(altered)
+    except ValueError as error:
+        said = str(error)
+    assert said is None or (said.startswith(str(file)) and "\n" not in said)
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
@@ -773,7 +943,8 @@ def test_records_of_another_form_are_left_out_and_named(case, run, few):
     [
         b"no gzip",
         POINTER.encode(),
-        *map(gzip.compress, (b"[1]", b'{"tokens": [1]}', b"{", b'{"tokens": [[[[')),
+        *map(gzip.compress, (b"[1]", b'{"tokens": [1]}', b"{", b'{"tokens": ' + b"[" * 100_000)),
+        gzip.compress(b"[1]" * 99)[:20] + b"\xff" * 20,
     ],
     # A compressed file holds the time it was made.
     ids=[
@@ -783,6 +954,7 @@ def test_records_of_another_form_are_left_out_and_named(case, run, few):
         "token",
         "torn",
         "deep",
+        "damaged",
     ],
 )
 def test_samples_that_are_none_are_one_sentence(content, run, capsys, few):

@@ -147,6 +147,13 @@ def test_an_empty_batch_is_refused_and_changes_nothing():
         ({"hit_ratio": float("nan")}, r"hit_ratio = nan"),
         ({"margin": -1}, r"margin >= 0 .* margin = -1"),
         ({"patience": 0}, r"patience >= 1 .* patience = 0"),
+        ({"init": float("nan")}, r"init must be a whole number, got nan"),
+        ({"init": 2048.5}, r"init must be a whole number, got 2048\.5"),
+        ({"min": True}, r"min must be a whole number, got True"),
+        ({"max": float("inf")}, r"max must be a whole number, got inf"),
+        ({"step": 0.5}, r"step must be a whole number"),
+        ({"margin": 1.5}, r"margin must be a whole number"),
+        ({"patience": 2.5}, r"patience must be a whole number"),
     ],
 )
 def test_impossible_budgets_are_refused(wrong, message):
@@ -320,6 +327,8 @@ def test_a_state_that_is_not_the_quantiles_is_refused(state, message):
         ({"hit_ratio": 1.5}, r"hit_ratio = 1\.5"),
         ({"margin": -1}, r"margin = -1"),
         ({"patience": 0}, r"patience = 0"),
+        ({"init": float("nan")}, r"init must be a whole number, got nan"),
+        ({"margin": 0.5}, r"margin must be a whole number, got 0\.5"),
         ({"growth": 1}, r"1 < growth < inf is required, got growth = 1"),
         ({"growth": float("inf")}, r"got growth = inf"),
         (

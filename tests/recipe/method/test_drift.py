@@ -284,5 +284,23 @@ def test_empty_mask():
 
 
 def test_negative_drop_is_refused():
-    with pytest.raises(ValueError, match=r"w_drop must be >= 0, got -0\.01"):
+    with pytest.raises(ValueError, match=r"w_drop must be >= 0 and finite, got -0\.01"):
         reliability(torch.ones(1, 1).bool(), torch.ones(1, 1), w_drop=-0.01, w_base=0)
+
+
+@pytest.mark.parametrize("w_drop", [1e-10, 1e-19, 1e-25, 5e-324])
+def test_next_to_no_weight_lost_is_next_to_none(w_drop):
+    """1e-19 asks for more events than int64 counts, and 1 / 5e-324 is infinite."""
+    events = torch.ones(1, 6, dtype=torch.bool)
+    found = reliability(events, events, w_drop, 0.5)
+    assert found.weight.tolist() == [[1.0] * 6]
+    assert found.effective_length.tolist() == [6]
+
+
+@pytest.mark.parametrize(
+    ("w_drop", "w_base"), [(math.nan, 0), (math.inf, 0), (0.1, math.nan), (0.1, 1e39), (0.1, -1)]
+)
+def test_weights_that_are_no_numbers_are_refused(w_drop, w_base):
+    events = torch.ones(1, 6, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"reliability: w_(drop|base) must be"):
+        reliability(events, events, w_drop, w_base)

@@ -138,3 +138,39 @@ def test_a_rule_may_hand_back_what_it_was_given() -> None:
     events = torch.tensor([[True, True, False, True]])
     assert stops(Always(), events, 2).tolist() == [3]
     assert events.tolist() == [[True, True, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("rule", "given", "message"),
+    [
+        (Windowed, (0, 0.5), "window must be a whole number from 1"),
+        (Windowed, (1.5, 0.5), "window must be a whole number, got 1.5"),
+        (Windowed, (10**30, 0.5), "window must be a whole number from 1"),
+        (Windowed, (8, 1.0), r"rate must be a number in \[0, 1\), got 1.0"),
+        (Windowed, (8, float("nan")), r"rate must be a number in \[0, 1\), got nan"),
+        (Consecutive, (0,), "run_length must be a whole number from 1"),
+        (Relative, (-1, 0.5), "window must be a whole number from 1"),
+        (Relative, (8, -0.1), "increase must be a number in"),
+        (Cumulative, (-1,), "w_drop must be a number >= 0"),
+        (Cumulative, (float("nan"),), "w_drop must be a number >= 0"),
+    ],
+)
+def test_a_rule_that_could_mean_nothing_is_refused(rule, given, message):
+    with pytest.raises(ValueError, match=message):
+        rule(*given)
+
+
+@pytest.mark.parametrize("rule", [Windowed(2**31, 0), Consecutive(2**31), Relative(2**31, 0)])
+def test_a_window_longer_than_any_response_never_holds(rule):
+    assert stops(rule, torch.ones(2, 50, dtype=torch.bool), 1).tolist() == [50, 50]
+
+
+@pytest.mark.parametrize("w_drop", [1e-19, 1e-25, 5e-324])
+def test_next_to_no_weight_lost_stops_nothing(w_drop):
+    assert stops(Cumulative(w_drop), torch.ones(1, 50, dtype=torch.bool), 1).tolist() == [50]
+    assert Cumulative(w_drop).reach == float("inf")
+
+
+@pytest.mark.parametrize("rule", [rule for rule, _ in RULES.values()] + [Never()])
+def test_a_response_without_tokens_is_not_stopped(rule):
+    assert stops(rule, torch.zeros(3, 0, dtype=torch.bool), 1).tolist() == [0, 0, 0]

@@ -138,7 +138,9 @@ def test_what_a_rule_needs_is_scored():
         ("first", {}, r"^prune_opd\.drift\.weights_args\.tokens: no value was given"),
         ("first", {"tokens": 0}, r"^prune_opd\.drift\.weights_args: first refuses .*tokens must"),
         ("first", {"tokens": 1.5}, r"refuses {'tokens': 1\.5} \(tokens must be a whole number"),
-        ("importance", {"gamma": -1}, r"refuses {'gamma': -1} \(gamma must be >= 0\)"),
+        ("importance", {"gamma": -1}, r"refuses {'gamma': -1} \(gamma must be a number from"),
+        ("importance", {"gamma": 1e39}, r"\(gamma must be a number from 0 to 1000\)"),
+        ("importance", {"gamma": float("inf")}, r"\(gamma must be a number from 0 to 1000\)"),
         ("importance", {"tokens": 3}, r"importance has no such parameter, it has: gamma"),
     ],
 )

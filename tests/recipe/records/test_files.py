@@ -56,6 +56,15 @@ def test_a_resumed_run_writes_after_a_torn_line(tmp_path):
     assert len(read_steps(tmp_path)[1]) == 1
 
 
+def test_a_line_that_a_full_disk_tore_costs_that_step_alone(tmp_path):
+    records = Records(tmp_path)
+    records.step(1, line())
+    with (tmp_path / STEPS).open("a") as file:  # what was written until the disk was full
+        file.write('{"step":2,"ti')
+    records.step(3, line(7))
+    assert steps(tmp_path) == [(1, 0), (3, 7)]
+
+
 def test_steps_repeated_after_a_resume_supersede_the_earlier_ones(tmp_path):
     first = Records(tmp_path)
     for step in (1, 2, 3, 4, 5):

@@ -183,6 +183,28 @@ def test_samples_that_cannot_be_written_are_a_warning_and_the_step_is_kept(
     assert [line["step"] for line in read_steps(tmp_path / "records")[0]] == [1]
 
 
+@pytest.mark.parametrize("place", ["file", "n" * 300, "a\0b"])
+def test_a_folder_that_cannot_be_made_is_a_warning_at_every_step(tally_of, tmp_path, caplog, place):
+    """And not an error in the trainer's constructor: the training goes on."""
+    (tmp_path / "file").write_text("")
+    recorder = recorder_of(tmp_path / place)
+    for step in (1, 2):
+        recorder.write(step, tally_of({"tokens": 3}), (9, 9), fetch)
+    assert [message[:35] for message in caplog.messages] == [
+        f"step {step}: its records are not in "[:35] for step in (1, 2)
+    ]
+
+
+def test_a_folder_that_is_back_gets_the_steps_that_follow(tally_of, tmp_path, caplog):
+    (tmp_path / "records").write_text("")
+    recorder = recorder_of(tmp_path)
+    recorder.write(1, tally_of({"tokens": 3}), (9, 9), fetch)
+    (tmp_path / "records").unlink()
+    recorder.write(2, tally_of({"tokens": 3}), (9, 9), fetch)
+    assert len(caplog.messages) == 1
+    assert [line["step"] for line in read_steps(tmp_path / "records")[0]] == [2]
+
+
 def test_a_full_disk_is_a_warning(tally_of, tmp_path, caplog):
     recorder = recorder_of(tmp_path)
     recorder.files.step = full

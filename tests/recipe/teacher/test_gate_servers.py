@@ -146,7 +146,7 @@ def test_a_client_has_all_the_settings(monkeypatch, tmp_path):
     authority = tmp_path / "ca.pem"
     authority.write_text("certificates")
     client = url_teacher(behind(model="M", api="sglang", api_key_env=KEY, ca_file=str(authority)))
-    assert client == UrlTeacher(URLS, "M", "sglang", "secret", "certificates")
+    assert client == UrlTeacher(URLS, "M", "sglang", KEY, "certificates")
     assert "secret" not in repr(client) + str(client)
 
 
@@ -167,7 +167,7 @@ def test_every_api_has_a_dialect(api):
 
 def test_without_a_name_no_variable_is_read(monkeypatch):
     monkeypatch.setenv(KEY, "secret")
-    assert url_teacher(behind()).api_key is None
+    assert url_teacher(behind()).api_key_env is None
 
 
 @pytest.mark.parametrize("value", [None, ""])
@@ -179,4 +179,13 @@ def test_a_key_that_is_not_there_is_missed_in_one_sentence(monkeypatch, value):
         ValueError, match=rf"^prune_opd\.teacher\.url\.api_key_env: .* {KEY}\b"
     ) as refused:
         url_teacher(behind(api_key_env=KEY))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["se\ncret", "secr\u00e9t", "sec\x00ret"[:3] + "\x7fret"])
+def test_a_key_that_no_header_holds_is_refused_unseen(monkeypatch, key):
+    monkeypatch.setenv(KEY, key)
+    with pytest.raises(ValueError, match=rf"api_key_env: the variable {KEY} holds") as refused:
+        url_teacher(behind(api_key_env=KEY))
+    assert key not in str(refused.value)
     assert "\n" not in str(refused.value)

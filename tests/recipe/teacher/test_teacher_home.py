@@ -173,7 +173,9 @@ def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
     trainer.get_llm_client()
     ((kind, given),) = made
     assert kind is TeachingClient
-    assert given.pop("teacher") == UrlTeacher(["http://10.0.0.1:8000"], "M", "sglang", "secret")
+    assert given.pop("teacher") == UrlTeacher(
+        ["http://10.0.0.1:8000"], "M", "sglang", "TEST_TEACHER_KEY"
+    )
     assert given == {"prune_opd": trainer.prune_opd, "vocab_size": 77, "teaches": True}
 
 

@@ -1,13 +1,21 @@
-"""A checkpoint's state is read whole or refused in one sentence that names the file."""
+"""A checkpoint's state is read whole or refused in one sentence that names the file, before a run
+starts; one that cannot be written leaves the earlier ones as they are."""
 
 import json
 import re
 
 import pytest
 
+from recipe.prune_opd.config import read_config
 from recipe.prune_opd.method.budget import ResponseBudget
 from recipe.prune_opd.method.phase import RolloutPhase
-from recipe.prune_opd.training.checkpoint import STATE_FILE, load_state, save_state
+from recipe.prune_opd.training.checkpoint import (
+    STATE_FILE,
+    TRACKER,
+    check_checkpoint,
+    load_state,
+    save_state,
+)
 
 PAPER = {"init": 2048, "min": 1024, "max": 12288}
 
@@ -26,6 +34,13 @@ def test_a_state_is_read_as_it_was_saved(tmp_path):
 def test_a_checkpoint_of_plain_verl_is_refused(tmp_path):
     with pytest.raises(ValueError, match="was not written by the prune_opd trainer"):
         load_state(tmp_path, ResponseBudget(**PAPER))
+
+
+def deep(levels: int) -> list:
+    found: list = []
+    for _ in range(levels):
+        found = [found]
+    return found
 
 
 BROKEN = {
@@ -48,6 +63,13 @@ BROKEN = {
     "truth": ({"budget": GOOD | {"no_hit_steps": True}}, "budget.no_hit_steps: got True"),
     "not a number": ({"budget": GOOD | {"limit": float("nan")}}, "budget.limit: got nan"),
     "negative": ({"budget": GOOD | {"no_hit_steps": -1}}, "budget.no_hit_steps: got -1"),
+    "minus five": ({"budget": GOOD | {"no_hit_steps": -5}}, "budget.no_hit_steps: got -5"),
+    "50.7": ({"budget": GOOD | {"limit": 50.7}}, "budget.limit: got 50.7"),
+    "deep": ({"budget": GOOD | {"limit": deep(500)}}, "is no JSON that can be read"),
+    "of another rule": (
+        {"budget": {"limit": 2048, "recent": []}},
+        "budget.no_hit_steps is missing",
+    ),
     "out of bounds": (
         {"budget": GOOD | {"limit": 99999}},
         "limit is 99999, outside min = 1024 and max = 12288",
@@ -86,3 +108,132 @@ def test_a_checkpoint_without_rollouts_is_not_gone_on_with_frozen(tmp_path):
     save_state(tmp_path, ResponseBudget(**PAPER))
     with pytest.raises(ValueError, match="has no phase of Semi-OPD"):
         load_state(tmp_path, ResponseBudget(**PAPER), RolloutPhase("r"))
+
+
+class Mine(ResponseBudget):
+    """A budget of a user's own, which expects what the file may lack."""
+
+    def load_state_dict(self, state):
+        self.mine = state["mine"]
+
+
+def test_an_error_of_a_budget_of_ones_own_names_the_file_too(tmp_path):
+    save_state(tmp_path, ResponseBudget(**PAPER))
+    with pytest.raises(ValueError, match=r"prune_opd\.json: 'mine' is missing"):
+        load_state(tmp_path, Mine(**PAPER))
+
+
+# ------------------------------------------------------------------------------------------- saving
+
+
+def test_a_full_disk_leaves_the_last_good_state(tmp_path, full_disk):
+    good, budget = tmp_path / "global_step_7", ResponseBudget(**PAPER)
+    save_state(good, budget)
+    big = RolloutPhase("r" * 200)
+    for folder in (tmp_path / "global_step_8", good):
+        with (
+            full_disk(),
+            pytest.raises(
+                RuntimeError, match="this checkpoint is not saved, earlier ones"
+            ) as error,
+        ):
+            save_state(folder, budget, big)
+        assert str(error.value).startswith(f"{folder / STATE_FILE} cannot be written (File too")
+        assert "\n" not in str(error.value)
+    load_state(good, ResponseBudget(**PAPER))
+    assert [file.name for file in good.iterdir()] == [STATE_FILE]
+    assert list((tmp_path / "global_step_8").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RuntimeError, match=r"file/global_step_1/prune_opd\.json cannot be written"):
+        save_state(tmp_path / "file" / "global_step_1", ResponseBudget(**PAPER))
+
+
+# --------------------------------------------------------------------------------- before the start
+
+
+@pytest.fixture
+def trained(compose, tmp_path):
+    """A configuration whose folder holds two checkpoints, and what the start check says of it."""
+    folder = tmp_path / "run"
+    config = compose(
+        "+recipe=prune_opd",
+        "prune_opd.teacher.path=T",
+        f"trainer.default_local_dir={folder}",
+        "trainer.save_freq=1",
+    )
+    prune_opd = read_config(config)
+    for step in (1, 2):
+        save_state(folder / f"global_step_{step}", prune_opd.budget.build())
+    (folder / TRACKER).write_text("2")
+    return config, folder, lambda: check_checkpoint(config, prune_opd)
+
+
+def test_good_checkpoints_start(trained):
+    config, folder, check = trained
+    check()
+    config.trainer.resume_mode = "resume_path"
+    config.trainer.resume_from_path = str(folder / "global_step_1")
+    check()
+    (folder / "global_step_1" / STATE_FILE).write_text("{")
+    config.trainer.resume_mode = "disable"
+    check()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, '{"budget": 5}', "\ufeff"])
+def test_a_damaged_state_ends_the_start(trained, content):
+    """verl would have loaded the models first."""
+    config, folder, check = trained
+    file = folder / "global_step_2" / STATE_FILE
+    file.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(file))) as error:
+        check()
+    assert "\n" not in str(error.value)
+    config.trainer.resume_mode = "resume_path"
+    config.trainer.resume_from_path = str(folder / "global_step_1")
+    check()  # the one before it stays usable
+
+
+@pytest.mark.parametrize("content", [b"", b"two", b"\xff"])
+def test_a_damaged_number_of_the_newest_checkpoint_ends_the_start(trained, content):
+    _, folder, check = trained
+    (folder / TRACKER).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{folder / TRACKER} cannot be read (")):
+        check()
+
+
+def test_checkpoints_that_are_not_there(trained):
+    config, folder, check = trained
+    (folder / TRACKER).write_text("7")
+    check()  # verl begins anew
+    config.trainer.resume_mode = "resume_path"
+    config.trainer.resume_from_path = str(folder / "global_step_7")
+    with pytest.raises(ValueError, match=r"trainer\.resume_from_path: .* does not exist, allowed"):
+        check()
+
+
+@pytest.mark.parametrize("name", ["file/run", "n" * 300])
+def test_a_folder_that_no_checkpoint_can_go_into_ends_the_start(trained, tmp_path, name):
+    config, _, check = trained
+    (tmp_path / "file").write_text("")
+    config.trainer.default_local_dir = str(tmp_path / name)
+    with pytest.raises(
+        ValueError, match=r"trainer\.default_local_dir: .* allowed: a folder to write"
+    ):
+        check()
+    config.trainer.save_freq = -1
+    check()
+
+
+def test_the_phase_of_semi_opd_is_looked_at_too(trained, tmp_path):
+    config, folder, _ = trained
+    config.prune_opd.semi.enable = True
+    config.prune_opd.semi.dir = str(tmp_path / "rollouts")
+    prune_opd = read_config(config)
+    with pytest.raises(ValueError, match="has no phase of Semi-OPD"):
+        check_checkpoint(config, prune_opd)
+    save_state(folder / "global_step_2", prune_opd.budget.build(), RolloutPhase("r"))
+    with pytest.raises(ValueError, match=r"semi\.rollouts: got r, but prune_opd\.semi\.dir"):
+        check_checkpoint(config, prune_opd)

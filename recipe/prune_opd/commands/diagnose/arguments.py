@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from recipe.prune_opd.checks.files import check_readable
-from recipe.prune_opd.commands.arguments import WHOLE, one, several
+from recipe.prune_opd.commands.arguments import NATURAL, several
 from recipe.prune_opd.commands.files import check_model, check_pair
 from recipe.prune_opd.commands.pair.arguments import (
     COUNT,
@@ -19,25 +19,12 @@ from recipe.prune_opd.commands.pair.arguments import (
     share,
 )
 
+MOST_BATCH = 65_536
+"""Responses of a step, of which a run is played for each of the settings that are compared."""
 AUTO: Literal["auto"] = "auto"
 GATES = ("off", "cumulative", "windowed", "consecutive", "relative")
 """Kinds of the gate that are compared: prune_opd.gate.kind, and none. Named here, since torch comes
 with the config."""
-
-
-def natural(text: str) -> int:
-    """Read a whole number of at least 0.
-
-    Raises:
-        ValueError: it is none.
-    """
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
-
-
-NATURAL = one(natural, "a whole number >= 0")
 
 
 def gate(text: str) -> str:
@@ -127,8 +114,8 @@ class Arguments(PairArguments):
     solutions: Annotated[str | None, arg(metavar="COLUMN")] = None
     """column of --data with right solutions, or column.name: compares gradients, which takes the
     memory of two"""
-    gradients: Annotated[int, COUNT] = 16
-    """responses whose gradients are compared"""
+    gradients: Annotated[int, COUNT] = 64
+    """responses whose gradients are compared; each of them says little"""
     engine: Literal["transformers", "vllm"] = "transformers"
     """samples"""
     batch_size: Annotated[int, COUNT] = 8
@@ -139,18 +126,20 @@ class Arguments(PairArguments):
     """of the weights; auto: bfloat16 on a GPU, else float32"""
     device: str = AUTO
     """cpu, cuda, cuda:1; auto: cuda where there is one"""
-    seed: Annotated[int, WHOLE] = 0
+    seed: Annotated[int, NATURAL] = 0
     """of prompts, samples and resampling"""
     out: Annotated[Path | None, arg(metavar="PATH")] = None
     """folder for diagnosis.html, .json and .rollouts.jsonl (to give to --rollouts), or the .html
     file"""
 
     def check(self) -> None:
-        """Refuse files that cannot be read, before a model is.
+        """Refuse batches too large to be played, and files that cannot be read, before a model is.
 
         Raises:
             ValueError: names the option.
         """
+        if self.batch > MOST_BATCH:
+            raise ValueError(f"--batch: got {self.batch:,}, allowed: at most {MOST_BATCH:,}")
         if (self.data is None) == (self.rollouts is None):
             given = "neither" if self.data is None else "both"
             raise ValueError(f"--data, --rollouts: got {given}, allowed: one of them")

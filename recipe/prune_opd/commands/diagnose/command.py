@@ -25,8 +25,6 @@ the data has them (give the run's reward function with --reward-function), from 
 docs/diagnose.md explains every number, and what the verdicts rest on.
 """
 
-import json
-
 from recipe.prune_opd.commands.diagnose.arguments import Arguments
 
 
@@ -39,17 +37,19 @@ def run(args: Arguments) -> int:
     args.check()
     # Both import torch, and the help of a command does without.
     from recipe.prune_opd.commands.diagnose.examination import diagnose
-    from recipe.prune_opd.commands.diagnose.output import check_out, page_file, show, write
+    from recipe.prune_opd.commands.diagnose.output import check_place, page_file, show, write
+    from recipe.prune_opd.commands.terminal import as_json, say
 
     if args.out is not None:
-        check_out(args.out)
+        check_place(args.out)
     found = diagnose(args)
-    if args.out is not None:
-        write(found, args.out)
+    # Printed first: where the disk is full, what was computed is not lost with the files.
     if args.json:
-        print(json.dumps(found.answer, indent=2))
+        say(as_json(found.answer))
     else:
         show(found.answer)
-        if args.out is not None:
-            print(f"\n{page_file(args.out)}")
+    if args.out is not None:
+        write(found, args.out)
+        if not args.json:
+            say(f"\n{page_file(args.out)}")
     return 0

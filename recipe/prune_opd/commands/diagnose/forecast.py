@@ -29,6 +29,7 @@ from recipe.prune_opd.commands.diagnose.recommend import (
     w_drop_for,
 )
 from recipe.prune_opd.commands.diagnose.runs import (
+    NewBudget,
     Prediction,
     interval_of_generated,
     predict,
@@ -101,7 +102,7 @@ def _recommended(
     """Settings, reasons, and what they should come to."""
     lengths = lengths_of(drift)
     advice = recommend(lengths.effective, planned)
-    new_budget = advice.build(teacher).budget.resolved(planned.limit).build
+    new_budget = _played(advice.build(teacher).budget, planned)
     prediction = predict(lengths, new_budget, planned, RUNS)
     low, high = interval_of_generated(lengths, scores.groups, new_budget, planned, RESAMPLINGS)
     return {
@@ -217,7 +218,7 @@ def compare(scores: PairScores, planned: Planned) -> Iterator[dict[str, Any]]:
         drift = find_drift(scores.at(k), scores.mask, rules)
         lengths = _gated(drift, w_drop, kind, planned.limit)
         budget = budget_for(lengths.effective, w_drop, planned.limit, planned.steps)
-        prediction = predict(lengths, budget.resolved(planned.limit).build, planned)
+        prediction = predict(lengths, _played(budget, planned), planned)
         yield {
             "topk": k,
             "threshold": threshold,
@@ -235,6 +236,11 @@ def _gated(drift: Drift, w_drop: float, kind: str, limit: int) -> Lengths:
     gate = gate_for(kind, limit)
     rule, chunk = gate.build(w_drop), gate.chunk_for(limit)
     return lengths_of(drift, rule, chunk, gate.min_tokens)
+
+
+def _played(budget: BudgetConfig, planned: Planned) -> NewBudget:
+    """Maker of a budget for a run that is played: its limit moves for ``pace`` steps at once."""
+    return budget.changed(step=budget.step * planned.pace).resolved(planned.limit).build
 
 
 def _numbers(budget: BudgetConfig) -> dict[str, int]:

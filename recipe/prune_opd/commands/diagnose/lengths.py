@@ -30,13 +30,13 @@ class Lengths:
     """E, what is kept with R > 0."""
 
     def of(self, rows: Tensor) -> "Lengths":
-        """Lengths of some responses, (N,) int64."""
+        """Lengths of some responses, (...) int64."""
         return Lengths(
             self.whole[rows], self.generated[rows], self.kept[rows], self.effective[rows]
         )
 
-    def under(self, limit: int) -> "Lengths":
-        """Lengths of the same responses under a limit; ``whole`` stays."""
+    def under(self, limit: int | Tensor) -> "Lengths":
+        """Lengths of the same responses under a limit, or each under its own; ``whole`` stays."""
         generated, kept, effective = (
             values.clamp(max=limit) for values in (self.generated, self.kept, self.effective)
         )

@@ -16,8 +16,9 @@ from recipe.prune_opd.commands.diagnose.tables import (
     rows_of_kinds,
     summary,
 )
+from recipe.prune_opd.commands.files import check_out, write_out
 from recipe.prune_opd.commands.pair.rules import SYMBOLS
-from recipe.prune_opd.commands.terminal import console
+from recipe.prune_opd.commands.terminal import console, say
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def _files(out: Path) -> tuple[Path, Path, Path]:
     return file, file.with_suffix(".json"), file.with_suffix(".rollouts.jsonl")
 
 
-def check_out(out: Path) -> None:
+def check_place(out: Path) -> None:
     """Refuse a place for the files that cannot take them, while nothing has been computed.
 
     Raises:
@@ -58,29 +59,22 @@ def check_out(out: Path) -> None:
         raise ValueError(
             f"--out: {out} cannot be written ({error}), allowed: a folder or a .html"
         ) from error
-    folder = next((file for file in _files(out) if file.is_dir()), None)
-    if folder is not None:
-        raise ValueError(
-            f"--out: {folder} is a folder, allowed: a folder with another name, or a file ending in"
-            " .html"
-        )
+    for file in _files(out):
+        check_out(file, "a folder with another name, or a file ending in .html")
 
 
 def write(found: Diagnosis, out: Path) -> None:
-    """Write the page, and beside it the JSON and the responses.
+    """Write the responses, which took longest, the JSON and the page.
 
     Raises:
         ValueError: a file cannot be written; names it.
     """
+    page, answer, rollouts = _files(out)
+    write_out(rollouts, "".join(f"{json.dumps(line)}\n" for line in found.rollouts))
+    write_out(answer, json.dumps(found.answer, indent=2))
     from recipe.prune_opd.commands.diagnose.page import draw
 
-    page, lines = draw(found.answer, found.examples), map(json.dumps, found.rollouts)
-    texts = (page, json.dumps(found.answer, indent=2), "".join(f"{line}\n" for line in lines))
-    for file, text in zip(_files(out), texts, strict=True):
-        try:
-            file.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"--out: {file} cannot be written ({error})") from error
+    write_out(page, draw(found.answer, found.examples))
 
 
 # ------------------------------------------------------------------------------------------ printed
@@ -101,7 +95,7 @@ def show(answer: dict[str, Any]) -> None:
         terminal.print(table)
     terminal.print("Recommended:\n")
     # As it is, to be copied.
-    print("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])
+    say("\n".join(f"    {line} \\" for line in answer["recommended"]["overrides"])[:-2])
     terminal.print("\n" + "\n".join(f"- {reason}" for reason in answer["recommended"]["reasons"]))
     terminal.print(expectation(answer))
     for note in answer["notes"]:

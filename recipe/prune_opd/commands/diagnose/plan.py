@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from recipe.prune_opd.commands.pair.rules import METRIC
 
+MOST_PLAYED = 1000
+"""Steps of a run that are played. A longer one is played in larger ones."""
 OFF = "off"
 """Stand-in for a gate's kind: no gate."""
 
@@ -26,3 +28,13 @@ class Planned:
     gates: tuple[str, ...] = (OFF,)
     seed: int = 0
     metric: str = METRIC
+
+    @property
+    def pace(self) -> int:
+        """Steps of the run for each that is played, in which the limit moves as far."""
+        return -(-self.steps // MOST_PLAYED)
+
+    @property
+    def played(self) -> int:
+        """Steps that are played."""
+        return -(-self.steps // self.pace)

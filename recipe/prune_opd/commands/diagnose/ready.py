@@ -56,7 +56,10 @@ class _Line:
         """Ids of the prompt, at least one."""
         ids = self._ids("prompt")
         if ids is None and is_chat(self.row.get("prompt")):
-            ids = prompt_ids(self.student, self.row["prompt"], self.template)
+            try:
+                ids = prompt_ids(self.student, self.row["prompt"], self.template)
+            except (TypeError, UnicodeError) as error:  # half a surrogate pair
+                raise self._unknown("prompt", ", or as a list of messages in Unicode") from error
         if ids is None:
             raise self._unknown("prompt", ", or as a list of messages")
         if not ids:
@@ -92,7 +95,12 @@ class _Line:
         text = self.row.get(name)
         if not isinstance(text, str):
             return None
-        return self.student.tokenizer.encode(text, add_special_tokens=False)
+        try:
+            return self.student.tokenizer.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeError) as error:  # half a surrogate pair
+            raise ValueError(
+                f"{self.where}: got {name} = {text!r:.60}, allowed: text in Unicode"
+            ) from error
 
     def _known(self, key: str) -> list[int]:
         """Ids as they are given, all of them known to both models."""

@@ -15,6 +15,8 @@ from recipe.prune_opd.commands.diagnose.lengths import Lengths
 from recipe.prune_opd.commands.diagnose.plan import Planned
 from recipe.prune_opd.method.budget import Budget
 
+STEPS_AT_A_TIME = 256
+"""Steps whose responses are drawn, and averaged, in one piece."""
 NewBudget = Callable[[], Budget]
 """Makes a run's budget."""
 
@@ -42,15 +44,19 @@ def course(
         steps: batches.
         generator: of the draws.
     """
-    rows = []
-    for _ in range(steps):
-        drawn = torch.randint(len(lengths.whole), (batch,), generator=generator)
-        limit = budget.limit
-        cut = lengths.of(drawn).under(limit)
-        budget.update(cut.effective.tolist())
+    parts = []
+    for done in range(0, steps, STEPS_AT_A_TIME):
+        count = min(STEPS_AT_A_TIME, steps - done)
+        drawn = torch.randint(len(lengths.whole), (count, batch), generator=generator)
+        limits = []
+        for effective in lengths.effective[drawn]:
+            limits.append(budget.limit)
+            budget.update(effective.clamp(max=budget.limit).tolist())
+        limit = torch.tensor(limits)
+        cut = lengths.of(drawn).under(limit.unsqueeze(-1))
         columns = (cut.whole, cut.generated, cut.kept, cut.effective)
-        rows.append([limit, *(values.double().mean().item() for values in columns)])
-    return Course(*torch.tensor(rows, dtype=torch.float64).unbind(-1))
+        parts.append([limit.double(), *(values.double().mean(-1) for values in columns)])
+    return Course(*map(torch.cat, zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,13 @@ def predict(lengths: Lengths, new_budget: NewBudget, planned: Planned, runs: int
 
     Args:
         lengths: of the known responses.
-        new_budget: makes the run's budget.
+        new_budget: makes the run's budget, at its pace.
         planned: batch, steps and seed of the run.
         runs: whose mean is taken.
     """
     generator = torch.Generator().manual_seed(planned.seed)
     courses = [
-        course(lengths, new_budget(), planned.batch, planned.steps, generator) for _ in range(runs)
+        course(lengths, new_budget(), planned.batch, planned.played, generator) for _ in range(runs)
     ]
     means = torch.stack(
         [torch.stack([getattr(one, column.name) for column in fields(Course)]) for one in courses]
@@ -94,7 +100,7 @@ def interval_of_generated(
     Args:
         lengths: of the known responses.
         groups: (B,) int64, number of each response's prompt.
-        new_budget: makes the run's budget.
+        new_budget: makes the run's budget, at its pace.
         planned: batch, steps and seed of the run.
         resamplings: runs on prompts drawn with replacement.
     """
@@ -102,7 +108,7 @@ def interval_of_generated(
 
     def generated(rows: Tensor) -> float:
         drawn = lengths.of(rows)
-        played = course(drawn, new_budget(), planned.batch, planned.steps, generator)
+        played = course(drawn, new_budget(), planned.batch, planned.played, generator)
         return played.generated.mean().item()
 
     return over_prompts(generated, groups, resamplings, planned.seed)

@@ -14,13 +14,12 @@ with what was seen and what to change. Exit code: 0 nothing found, 1 warnings, 2
 docs/doctor.md explains every finding.
 """
 
-import json
 from dataclasses import asdict
 
 from recipe.prune_opd.commands.doctor.arguments import Arguments
 from recipe.prune_opd.commands.files import check_pair
 from recipe.prune_opd.commands.pair.findings import ERROR, OK, SKIPPED, WARNING, Finding
-from recipe.prune_opd.commands.terminal import console
+from recipe.prune_opd.commands.terminal import as_json, console, say
 
 STYLES = {OK: "green", SKIPPED: "dim", WARNING: "yellow", ERROR: "bold red"}
 
@@ -41,7 +40,7 @@ def run(args: Arguments) -> int:
     code = exit_code(findings)
     if args.json:
         answer = {"exit_code": code, "findings": [asdict(finding) for finding in findings]}
-        print(json.dumps(answer, indent=2))
+        say(as_json(answer))
     else:
         show(findings)
     return code

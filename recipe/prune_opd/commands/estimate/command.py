@@ -13,7 +13,6 @@ that is not in the configuration is an option below. What you do not give is ass
 such: give what you have measured. docs/estimate.md has the formulas and how far off they are.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +22,7 @@ from recipe.prune_opd.commands.arguments import NUMBER, several
 from recipe.prune_opd.commands.estimate.configuration import check_numbers, compose
 from recipe.prune_opd.commands.estimate.guesses import assumed
 from recipe.prune_opd.commands.estimate.tables import show
+from recipe.prune_opd.commands.terminal import as_json, say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -75,13 +75,14 @@ def run(args: Arguments) -> int:
     """
     from omegaconf.errors import OmegaConfBaseException
 
+    from recipe.prune_opd.checks.kinds import unresolved
+
     try:
         answer = estimate(compose(list(args.overrides)), args)
-    # An interpolation that leads nowhere: its message has three lines.
     except OmegaConfBaseException as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise unresolved(error) from error
     if args.json:
-        print(json.dumps(answer, indent=2))
+        say(as_json(answer))
     else:
         show(answer)
     return 0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 READ, GIVEN, ASSUMED = "configuration", "given", "assumed"
 """Sources of a number."""
-MOST_STEPS = 10_000_000
+MOST_STEPS, MOST_SPREAD = 10_000_000, 10
 
 
 class Values:
@@ -94,6 +94,10 @@ def _check_bounds(values: Values) -> None:
     if not 1 <= values["steps"] <= MOST_STEPS:
         raise ValueError(
             f"--steps: got {values['steps']:g}, allowed: a number from 1 to {MOST_STEPS:,}"
+        )
+    if values["spread"] > MOST_SPREAD:
+        raise ValueError(
+            f"--spread: got {values['spread']:g}, allowed: a number of at most {MOST_SPREAD}"
         )
     for name in ("mfu", "gate_saving"):
         if values[name] > 1:

@@ -5,7 +5,6 @@ response belongs to, its length in tokens and whether the limit cut it are in th
 recipe.prune_opd.grading graded it.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ from recipe.prune_opd.commands.evaluate.evaluation import (
     summarise,
 )
 from recipe.prune_opd.commands.evaluate.texts import count_tokens, regrade
-from recipe.prune_opd.commands.terminal import show
+from recipe.prune_opd.commands.terminal import as_json, finite, say, show
 
 UNKNOWN = "unknown"
 """Benchmark of responses whose dump does not name one."""
@@ -107,10 +106,11 @@ def run(args: Arguments) -> int:
         ]
     if args.json:
         found = {"seed": args.seed, "results": [result.as_dict() for result in results]}
-        print(json.dumps(found, indent=2))
+        say(as_json(found))
     else:
         _print_table(results)
-        print("".join(f"note: {note}\n" for note in notes), end="")
+        for note in notes:
+            say(f"note: {note}")
     return 0
 
 
@@ -124,9 +124,7 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """Make it ready for JSON, which has no NaN: null."""
-        found = {"file": str(self.file), "step": self.step, **asdict(self.summary)}
-        text = json.dumps(found, default=str)
-        return json.loads(text, parse_constant=lambda constant: None)
+        return finite({"file": str(self.file), "step": self.step, **asdict(self.summary)})
 
 
 def _print_table(results: list[Result]) -> None:
@@ -143,9 +141,9 @@ def _print_table(results: list[Result]) -> None:
     for result in results:
         if result.summary.reasons:
             reasons = ", ".join(f"{name} {count}" for name, count in result.summary.reasons.items())
-            print(f"unread in {result.summary.benchmark}, step {result.step}: {reasons}")
+            say(f"unread in {result.summary.benchmark}, step {result.step}: {reasons}")
     if any(result.summary.average.method == NONE for result in results):
-        print("no interval: one problem says nothing about others")
+        say("no interval: one problem says nothing about others")
 
 
 def _cells(result: Result) -> list[str]:

@@ -1,7 +1,6 @@
 """Validation dumps of verl, read: which responses count, to which problem, right or wrong."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int and abs(value) <= 2**53
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 2**53
 
 
 def _is_flag(value: Any) -> bool:
@@ -40,6 +39,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "step": (_is_whole, "a whole number or null"),
 }
 """Fields of a response -> test of what they may hold, and its name."""
+DIGITS = 10
+"""Digits that the number of an output has not."""
 NEEDED = ("input", "output", "score")
 
 
@@ -122,7 +123,7 @@ def _last_outputs(rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
 def _key(row: dict[str, Any]) -> tuple[str, str | None, int]:
     """Split verl's key ``{uid}_{session}_{output}``; without one the prompt stands for the uid."""
     parts = str(row.get("uid", "")).rsplit("_", 2)
-    if len(parts) == 3 and parts[2].isdecimal():
+    if len(parts) == 3 and parts[2].isdecimal() and len(parts[2]) < DIGITS:
         return parts[0], parts[1], int(parts[2])
     return row["input"], None, 0
 

@@ -1,6 +1,5 @@
 """Arguments that ``doctor`` and ``diagnose`` share, and their types. Nothing slow is imported."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,21 +7,15 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from recipe.prune_opd.commands.arguments import one
+from recipe.prune_opd.commands.arguments import one, whole
+from verl_ext.files import parse_json
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 def count(text: str) -> int:
-    """Read a whole number of at least 1.
-
-    Raises:
-        ValueError: it is none.
-    """
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    """Read a whole number of at least 1, see ``whole``."""
+    return whole(text, 1)
 
 
 def positive(text: str) -> float:
@@ -55,7 +48,7 @@ def mapping(text: str) -> dict[str, Any]:
     Raises:
         ValueError: it is none.
     """
-    value = json.loads(text)
+    value = parse_json(text)
     if not isinstance(value, dict):
         raise ValueError(text)
     return value

@@ -5,7 +5,6 @@ are checked. The same input gives the same bytes, with the same version of pyarr
 """
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from recipe.prune_opd.commands.files import check_out
 from recipe.prune_opd.commands.prepare.datasets import DATASETS
 from recipe.prune_opd.commands.prepare.overlaps import Overlaps, questions_of
 from recipe.prune_opd.commands.prepare.problems import (
@@ -23,7 +23,7 @@ from recipe.prune_opd.commands.prepare.problems import (
     unique_rows,
 )
 from recipe.prune_opd.commands.prepare.rows import verl_row, write
-from recipe.prune_opd.commands.terminal import progress, show
+from recipe.prune_opd.commands.terminal import as_json, progress, say, show
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,10 @@ def run(args: Arguments) -> int:
     name = args.dataset.lower().replace("-", "_")
     if name not in DATASETS:
         raise ValueError(f"got {args.dataset!r}, allowed: {', '.join(DATASETS)}")
+    for option, text in (("--suffix", args.suffix), ("--split", args.split)):
+        _check_text(option, text)
     dataset, out = DATASETS[name], args.out or Path("data") / f"{name}.parquet"
-    _check_out(out)
+    _check_out(out, args)
     split = args.split or dataset.split
     problems, origin, repeats = _read(name, split, args.input)
     found = Overlaps.of(problems, {file: questions_of(file) for file in args.against})
@@ -87,7 +89,7 @@ def run(args: Arguments) -> int:
         "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
     }
     if args.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        say(as_json(report, ascii_only=False))
     else:
         _print_table(report)
     return 0
@@ -105,12 +107,25 @@ def _read(name: str, split: str, file: Path | None) -> tuple[list[Problem], str,
     return problems, origin, repeats
 
 
-def _check_out(out: Path) -> None:
-    """Refuse a file whose ending, by which verl tells formats, is not parquet's, or a folder."""
+def _check_text(option: str, text: str | None) -> None:
+    """Refuse what parquet cannot hold: bytes of a terminal that are no UTF-8."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{option}: got {text!r:.60}, allowed: text in UTF-8") from error
+
+
+def _check_out(out: Path, args: Arguments) -> None:
+    """Refuse a file whose ending, by which verl tells formats, is not parquet's, a place that is
+    no file's, and what is read."""
     if out.suffix != ".parquet":
         raise ValueError(f"--out: {out} ends in {out.suffix!r}, allowed: .parquet")
-    if os.path.isdir(out):
-        raise ValueError(f"--out: {out} is a folder, allowed: a file ending in .parquet")
+    check_out(out, "a file ending in .parquet")
+    read = {"--input": [args.input] if args.input else [], "--against": list(args.against)}
+    for option, files in read.items():
+        for file in files:
+            if os.path.exists(out) and os.path.exists(file) and os.path.samefile(out, file):
+                raise ValueError(f"--out: {out} is the file of {option}, allowed: another file")
 
 
 def _print_table(found: dict[str, Any]) -> None:
@@ -131,7 +146,7 @@ def _print_table(found: dict[str, Any]) -> None:
             table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
     show(table, width=100)
     if found["expected_rows"] not in (None, found["rows"] + found["duplicates_left_out"]):
-        print(
+        say(
             f"note: {found['rows']:,} rows, {found['expected_rows']:,} were expected: another"
             " version of the data?"
         )

@@ -1,9 +1,9 @@
 """Rows in verl's format, and parquet whose bytes depend on them alone."""
 
-import os
 from pathlib import Path
 from typing import Any
 
+from recipe.prune_opd.commands.files import writing
 from recipe.prune_opd.commands.prepare.datasets import Dataset
 from recipe.prune_opd.commands.prepare.problems import Problem
 
@@ -49,15 +49,14 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
     table = pyarrow.Table.from_pylist(rows, schema)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.{os.getpid()}")
+    except OSError as error:
+        raise ValueError(f"--out: {file} cannot be written ({error})") from error
+    with writing(file) as partial:
         parquet.write_table(
             table,
-            part,
+            partial,
             version="2.6",
             compression="snappy",
             row_group_size=4096,
             store_schema=False,
         )
-        part.replace(file)
-    except OSError as error:
-        raise ValueError(f"--out: {file} cannot be written ({error})") from error

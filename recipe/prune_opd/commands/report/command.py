@@ -5,7 +5,6 @@ and, where prune_opd.records.dir was there as well, our records; or just the fil
 laid over each other.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from recipe.prune_opd.commands.arguments import WHOLE, paths
+from recipe.prune_opd.commands.files import check_out, write_out
 from recipe.prune_opd.commands.report.reading import read_runs
 from recipe.prune_opd.commands.report.summary import COLUMNS, cells, notes, summary
-from recipe.prune_opd.commands.terminal import show
+from recipe.prune_opd.commands.terminal import as_json, say, show
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,17 @@ def run(args: Arguments) -> int:
     runs = read_runs(args.runs)
     summaries = [summary(one) for one in runs]
     if args.json:
-        print(json.dumps(summaries, indent=2))
+        say(as_json(summaries))
         return 0
     # matplotlib: what prints alone need not wait for it.
     from recipe.prune_opd.commands.report.page import report
 
     text = report(runs, args.title or ", ".join(one.name for one in runs), args.step)
-    try:
-        args.out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"--out: {args.out} cannot be written ({error})") from error
+    write_out(args.out, text)
     _print_table(COLUMNS, [cells(one) for one in summaries])
     for note in notes(runs):
-        print(f"note: {note}")
-    print(f"{args.out}, {len(text.encode()) / 1e6:.2f} MB")
+        say(f"note: {note}")
+    say(f"{args.out}, {len(text.encode()) / 1e6:.2f} MB")
     return 0
 
 
@@ -75,8 +72,7 @@ def _check_out(out: Path) -> None:
     folder = out.resolve().parent
     if not folder.is_dir():
         raise ValueError(f"--out: {folder} does not exist, allowed: a file in a folder that exists")
-    if out.is_dir():
-        raise ValueError(f"--out: {out} is a folder, allowed: a file")
+    check_out(out, "a file")
 
 
 def _print_table(columns: Sequence[str], rows: list[list[str]]) -> None:

@@ -1,16 +1,21 @@
 """Files that runs left behind, read: verl's logger's, which any run has, and our records."""
 
-import json
+import bisect
 import os
 import re
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd.checks.files import check_readable, lfs_pointer
-from recipe.prune_opd.commands.report.runs import TRAINED, Run, is_number
+from recipe.prune_opd.commands.report.forms import LARGEST, Record, fault
+from recipe.prune_opd.commands.report.runs import TRAINED, Run, is_number, reckoned
 from recipe.prune_opd.records.files import STEPS, read_lines, read_steps
+from verl_ext.files import parse_json
+
+FIRST = 5
+"""Lines by which a log is known: the first of them may be torn."""
 
 
 def read_run(path: Path, name: str) -> Run:
@@ -66,32 +71,16 @@ def _read_records(folder: Path) -> tuple[dict[int, dict[str, Any]], list[str]]:
     """Records by step, and what was wrong with their file."""
     check_readable("", folder / STEPS, "records of a run")
     found, faults = read_steps(folder)
-    whole = {record["step"]: record for record in found if _is_record(record)}
-    strange = [str(record["step"]) for record in found if not _is_record(record)]
+    wrong = {number: fault(Record, record) for number, record in enumerate(found)}
+    whole = {record["step"]: record for number, record in enumerate(found) if not wrong[number]}
+    strange = [str(record["step"]) for number, record in enumerate(found) if wrong[number]]
     if strange:
-        steps = ", ".join(strange[:5])
+        steps = ", ".join(f"{step:.20}" for step in strange[:5])
         faults.append(
             f"{folder / STEPS} has {len(strange)} records of another form, of steps {steps},"
             " left out"
         )
     return whole, faults
-
-
-def _is_record(record: dict[str, Any]) -> bool:
-    where = record["positions"]
-    if (
-        record["step"] < 1
-        or not isinstance(where, dict)
-        or not isinstance(where.get("edges"), list)
-    ):
-        return False
-    buckets = max(len(where["edges"]) - 1, 0)
-    return all(
-        isinstance(where.get(name), list)
-        and len(where[name]) == buckets
-        and all(value is None or is_number(value) for value in where[name])
-        for name in ("tokens", "overlap", "events", "weight", "student_entropy", "teacher_entropy")
-    )
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -120,12 +109,16 @@ def merged(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
     A step that was trained again replaces itself and what came after it; a validation is added.
     """
     steps: dict[int, dict[str, float]] = {}
+    order: list[int] = []  # the steps, sorted, so that those from one on are at the end
     for line in lines:
-        step, data = line["step"], {k: v for k, v in line["data"].items() if is_number(v)}
-        if TRAINED in data:
-            steps = {number: metrics for number, metrics in steps.items() if number < step}
+        given = line["data"].items()
+        step, data = line["step"], {k: reckoned(v) for k, v in given if is_number(v)}
+        while TRAINED in data and order and order[-1] >= step:
+            del steps[order.pop()]
+        if step not in steps:
+            bisect.insort(order, step)
         steps[step] = steps.get(step, {}) | data
-    return dict(sorted(steps.items()))
+    return {step: steps[step] for step in order}
 
 
 def _find(path: Path, pattern: str) -> list[Path]:
@@ -145,18 +138,21 @@ def _logs(path: Path) -> list[Path]:
 
 
 def _starts_as_log(file: Path) -> bool:
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        line = lines.readline()
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        return any(_is_logged(_parsed(line)) for line in islice(lines, FIRST))
+
+
+def _parsed(line: str) -> Any:
     try:
-        return _is_logged(json.loads(line))
-    except (ValueError, RecursionError):
-        return False
+        return parse_json(line)
+    except ValueError:
+        return None
 
 
 def _is_logged(line: Any) -> bool:
     if not isinstance(line, dict) or not isinstance(line.get("data"), dict):
         return False
-    return isinstance(line.get("step"), int) and line["step"] >= 0
+    return type(line.get("step")) is int and 0 <= line["step"] <= LARGEST
 
 
 def _parts(files: list[Path], path: Path) -> list[Path]:

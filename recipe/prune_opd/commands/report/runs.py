@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.prune_opd.checks.files import check_readable
+from recipe.prune_opd.commands.report.forms import LARGEST, Sample, fault
 from recipe.prune_opd.records.files import (
     read_samples,
     sampled_steps,
@@ -47,7 +48,7 @@ class Run:
             for name in path:
                 value = value.get(name) if isinstance(value, dict) else None
             if is_number(value):
-                found[step] = value
+                found[step] = reckoned(value)
         return found
 
     @property
@@ -126,41 +127,24 @@ class Run:
         check_readable("", file, "samples of a run")
         samples = read_samples(self.records, step)
         for number, sample in enumerate(samples, 1):
-            if not _is_sample(sample):
+            if wrong := fault(Sample, sample):
                 raise ValueError(
-                    f"{file}, line {number} is no sample of a run, allowed: lines that a run wrote"
+                    f"{file}, line {number} is no sample of a run ({wrong}), allowed: lines that a"
+                    " run wrote"
                 )
         return samples
 
 
-PER_TOKEN = (
-    "tokens",
-    "overlap",
-    "weight",
-    "student_ids",
-    "student_log_probs",
-    "teacher_ids",
-    "teacher_log_probs",
-)
-"""Lists of a sample with an entry per token."""
-PER_SAMPLE = ("limit", "effective_length", "stopped", "ended", "prompt", "events", "pieces")
 ACCURACY = r"^val-core/(.+)/[^/]+/mean@\d+$"
 TOKENS = dict.fromkeys(("perf/total_num_tokens", "response_length/mean", "prompt_length/mean"))
 AXES = {"step": "step", "tokens": "tokens generated, millions", "hours": "hours of training"}
 """Axes that runs can be aligned by -> label."""
 
 
-def _is_sample(sample: Any) -> bool:
-    if not isinstance(sample, dict) or not sample.keys() >= {*PER_TOKEN, *PER_SAMPLE}:
-        return False
-    lists = [sample[name] for name in PER_TOKEN]
-    alike = all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists)
-    pieces = sample["pieces"]
-    return (
-        alike
-        and isinstance(pieces, dict)
-        and all(str(token) in pieces for token in sample["tokens"])
-    )
+def reckoned(value: float) -> float:
+    """A number as it is, or as a floating-point one where it is too large to be a count: the
+    product of two whole ones of 300 digits can be neither divided nor drawn."""
+    return value if abs(value) <= LARGEST else float(value)
 
 
 def is_number(value: Any) -> bool:

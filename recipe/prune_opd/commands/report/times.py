@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from recipe.prune_opd.commands import html
 from recipe.prune_opd.commands.report.runs import Run
 
+VALIDATION = "validation"
 TIMES = {
     "rollout": ("gen",),
     "student's pass": ("old_log_prob",),
@@ -15,9 +16,11 @@ TIMES = {
     "advantage": ("adv",),
     "update": ("update_actor",),
     "weights to the rollout": ("update_weights",),
-    "validation, checkpoint": ("testing", "save_checkpoint"),
+    "checkpoint": ("save_checkpoint",),
+    VALIDATION: ("testing",),
 }
-"""Part of a step -> verl's ``timing_s``."""
+"""Part of a step -> verl's ``timing_s``. Validation comes after the step, whose seconds are without
+it."""
 
 
 def time_split(runs: Sequence[Run]) -> Markup | None:
@@ -36,7 +39,7 @@ def time_split(runs: Sequence[Run]) -> Markup | None:
             )
             left = [a + b for a, b in zip(left, widths, strict=True)]
         _name_bars(axes, [run.name for run in runs])
-        axes.set_xlabel("seconds of a step, mean")
+        axes.set_xlabel("seconds of a step, and of validation beside it, mean")
         fig.legend(loc="outside upper left", ncols=2, fontsize=8, handlelength=1)
     return html.figure(fig, "Mean seconds of a step by what they went into")
 
@@ -57,14 +60,11 @@ def seconds(run: Run) -> dict[str, float]:
     whole = run.metric("timing_s/step")
     if not whole:
         return {}
-    parts = {
-        part: (
-            sum(
-                sum(run.metric(f"timing_s/{name}").get(step, 0.0) for name in names)
-                for step in whole
-            )
-            / len(whole)
-        )
-        for part, names in TIMES.items()
-    }
-    return parts | {"other": max(0.0, sum(whole.values()) / len(whole) - sum(parts.values()))}
+
+    def total(name: str) -> float:
+        each = run.metric(f"timing_s/{name}")
+        return sum(each.get(step, 0.0) for step in whole)
+
+    parts = {part: sum(map(total, names)) / len(whole) for part, names in TIMES.items()}
+    known = sum(value for part, value in parts.items() if part != VALIDATION)
+    return parts | {"other": max(0.0, sum(whole.values()) / len(whole) - known)}
