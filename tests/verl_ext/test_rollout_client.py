@@ -195,7 +195,7 @@ def test_after_an_error_nothing_has_changed(
             begin = 20
             await sequence.score(list(range(begin)), 1)
         with pytest.raises(error):
-            await sequence.score(list(range(30)), 0.01)
+            await sequence.score(list(range(30)), 1)
         assert sequence.scored == begin
         assert same(await sequence.score(list(range(30)), 1), server.rows[begin:30])
         assert same(await sequence.score(list(range(41)), 1), server.rows[30:41])

@@ -55,13 +55,8 @@ def check_inputs(config: DictConfig, prune_opd: PruneOPDConfig, weights: bool) -
         model.tokenizer_path,
         OmegaConf.select(model, "custom_chat_template"),
     )
-    teacher = Model(
-        "prune_opd.teacher.path",
-        prune_opd.teacher.path,
-        prune_opd.teacher.trust_remote_code,
-        None,
-        None,
-    )
+    given = prune_opd.teacher
+    teacher = Model("prune_opd.teacher.path", given.path, given.trust_remote_code, None, None)
     for one in (student, teacher) if weights else (student,):
         refuse_pointers(one.key, one.path, weights=True)
     check_pair(student, teacher, prune_opd.topk)

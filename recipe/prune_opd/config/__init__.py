@@ -4,7 +4,7 @@ The one place for a key: the yaml that Hydra reads and the tables of the documen
 these classes by ``docs/generate.py``. Invalid values cannot be built.
 """
 
-from recipe.prune_opd.config.base import ELSEWHERE, LARGEST, named, require, shown
+from recipe.prune_opd.config.base import ELSEWHERE, LARGEST, require
 from recipe.prune_opd.config.loading import allowed_values, load_config, read_config
 from recipe.prune_opd.config.recipe import PruneOPDConfig, RecordsConfig
 from recipe.prune_opd.config.rules import (
@@ -22,6 +22,7 @@ from recipe.prune_opd.config.teacher import (
     TeacherServerConfig,
     TeacherUrlConfig,
 )
+from verl_ext.texts import named, shown
 
 __all__ = [
     "ELSEWHERE",

@@ -9,8 +9,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from recipe.prune_opd.config.base import LARGEST, named, shown
+from recipe.prune_opd.config.base import LARGEST
 from recipe.prune_opd.config.recipe import PruneOPDConfig
+from verl_ext.texts import named, shown
 
 WORDS = {
     bool: "true or false",

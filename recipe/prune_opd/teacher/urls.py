@@ -93,7 +93,10 @@ def _certificates(file: Path) -> str:
     key, allowed = "prune_opd.teacher.url.ca_file: ", "a file in PEM format"
     check_readable(key, file, allowed)
     try:
-        text = file.read_bytes().decode("ascii")
+        # Names beside the certificates may have letters of any language.
+        text = file.read_bytes().decode("ascii", errors="ignore")
+        if not text.strip():
+            raise ValueError("there is no text in it")
         ssl.create_default_context(cadata=text)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise ValueError(

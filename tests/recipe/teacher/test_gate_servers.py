@@ -1,7 +1,9 @@
 """The gate changes of verl's configuration what it must and nothing else."""
 
 import copy
+from pathlib import Path
 
+import certifi
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
@@ -144,9 +146,9 @@ def behind(**given: object) -> TeacherConfig:
 def test_a_client_has_all_the_settings(monkeypatch, tmp_path):
     monkeypatch.setenv(KEY, "secret\n")
     authority = tmp_path / "ca.pem"
-    authority.write_text("certificates")
+    authority.write_bytes(trusted := Path(certifi.where()).read_bytes())
     client = url_teacher(behind(model="M", api="sglang", api_key_env=KEY, ca_file=str(authority)))
-    assert client == UrlTeacher(URLS, "M", "sglang", KEY, "certificates")
+    assert client == UrlTeacher(URLS, "M", "sglang", KEY, trusted.decode())
     assert "secret" not in repr(client) + str(client)
 
 

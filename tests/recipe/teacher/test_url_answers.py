@@ -24,7 +24,7 @@ STUDENT = SimpleNamespace(
     tokens={i: f"<{i}>" for i in TOKENS},
     tokenizer=SimpleNamespace(decode=lambda ids: f"<{ids[0]}>"),
 )
-MODELS = {"data": [{"id": "T", "max_model_len": 500}]}
+MODELS = {"data": [{"id": "T", "max_model_len": 600}]}
 
 
 def candidates(token: int) -> list[tuple[int, float]]:
