@@ -110,7 +110,7 @@ def fits(name: str, case: Case) -> bool:
         free, _ = torch.cuda.mem_get_info()
     else:
         free = psutil.virtual_memory().available
-    return NEEDED.get(name, 1) * 4 * case.logits.numel() < 0.8 * free
+    return NEEDED.get(name, 1) * 4 * case.logits.numel() < 0.6 * free
 
 
 def measure(table: Table, case: Case, kind: str, rounds: int, yardstick: str, target: float):
