@@ -81,8 +81,8 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
     """
     with _sentences():
         check_checkpoint(config, prune_opd)
-        check_attention(config, home.held)
         check_folders(config, prune_opd)
+        check_attention(config, home.held)
         inputs = check_inputs(config, prune_opd, weights=home.has_files)
         home.check_models(config, inputs.student, inputs.teacher)
         if prune_opd.semi.enable:
