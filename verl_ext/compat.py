@@ -24,6 +24,7 @@ class Symbol:
 
 
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
+_DETACHED = "verl.experimental.separation.engine_workers"
 _CLIENT = "verl.workers.rollout.llm_server"
 _ENGINE = "verl.workers.engine.fsdp.transformer_impl"
 SYMBOLS = (
@@ -42,6 +43,12 @@ SYMBOLS = (
     Symbol(_TRAINER, "PPOTrainer._compute_ref_log_prob", "replaced by the teacher's pass"),
     Symbol(_TRAINER, "PPOTrainer._compute_advantage", "replaced by the pruned advantage"),
     Symbol(_TRAINER, "PPOTrainer._update_actor", "calls update_actor, which trains on candidates"),
+    Symbol(_TRAINER, "PPOTrainer.step", "the limit moves at its end"),
+    Symbol(
+        _DETACHED, "DetachActorWorker.save_model_to_cpu", "weights of a step with several updates"
+    ),
+    Symbol(_DETACHED, "DetachActorWorker.restore_model_from_cpu", "and back"),
+    Symbol(_DETACHED, "DetachActorWorker.clear_cpu_model", "and forgotten"),
     Symbol(_TRAINER, "PPOTrainer._save_checkpoint", "our state is written before it"),
     Symbol(_TRAINER, "PPOTrainer._load_checkpoint", "our state is read after it"),
     Symbol(_TRAINER, "PPOTrainer.on_init_end", "starts the teacher's servers"),
@@ -81,11 +88,6 @@ SYMBOLS = (
         "RolloutReplicaRegistry.register",
         "puts our servers under verl's names",
     ),
-    Symbol(
-        _CLIENT,
-        "LLMServerManager.get_client",
-        "makes our client, with what it needs beside verl's arguments",
-    ),
     Symbol(_CLIENT, "LLMServerClient._acquire_server", "which server a sequence goes to"),
     Symbol(_CLIENT, "LLMServerClient._release_server", "and when it is done"),
     Symbol(
@@ -93,15 +95,13 @@ SYMBOLS = (
         "GlobalRequestLoadBalancer.remove_servers",
         "takes a dead teacher out",
     ),
+    Symbol("verl.trainer.ppo.utils", "Role.Actor", "role of a student whose rollout is elsewhere"),
+    Symbol("verl.trainer.ppo.utils", "Role.ActorRolloutRef", "may be the student's, too"),
+    Symbol("verl.trainer.ppo.utils", "Role.ActorRollout", "role of the student otherwise"),
     Symbol(
-        "verl.trainer.ppo.utils",
-        "Role.ActorRolloutRef",
-        "role of the colocated student and teacher",
-    ),
-    Symbol(
-        "verl.trainer.ppo.utils",
-        "Role.ActorRollout",
-        "role of the student whose teacher is on servers",
+        "verl.single_controller.ray.base",
+        "_unwrap_ray_remote",
+        "says that the class behind an actor class is its __ray_actor_class__",
     ),
     Symbol(
         "verl.experimental.agent_loop.agent_loop",
@@ -158,6 +158,16 @@ SYMBOLS = (
         "wrapped on a CPU: backend gloo",
     ),
     Symbol(
+        "verl.utils.fsdp_utils",
+        "fsdp2_sharded_save_to_cpu",
+        "wrapped on a CPU: it would not copy",
+    ),
+    Symbol(
+        "verl.checkpoint_engine.base",
+        "CheckpointEngineRegistry.register",
+        "weights to another process, on a CPU",
+    ),
+    Symbol(
         "verl.plugin.platform.platform_manager", "PlatformRegistry.register", "the CPU platform"
     ),
     Symbol(
@@ -178,7 +188,7 @@ SYMBOLS = (
     ),
     Symbol(
         "verl.trainer.ppo.v1.replay_buffer",
-        "ReplayBuffer",
+        "ReplayBufferAsync",
         "looked at more often on a CPU, by its argument poll_interval",
     ),
     Symbol(

@@ -12,12 +12,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 SLOW = {
-    "vllm": {"plain", "adopted", "output", "extended", "permuted", "filling", "semi", "scored"}
-    | {"weighted"},
+    "vllm": {
+        *("plain", "adopted", "output", "extended", "permuted", "filling", "semi", "scored"),
+        *("weighted", "interrupted"),
+    },
     # What the engine has no part in is tested with vLLM: the trainer's own passes, its state.
     "sglang": {
         *("plain", "adopted", "same", "resumed", "permuted", "extended", "orphaned", "output"),
-        *("filling", "semi", "scored", "weighted"),
+        *("filling", "semi", "scored", "weighted", "late", "separate", "interrupted"),
     },
 }
 """Runs of a minute or more that rarely find anything, by their fixture."""

@@ -87,10 +87,10 @@ class Run:
         return [step[f"prune_opd/{name}"] for step in self.steps]
 
     def dump(self, step: int) -> list[dict[str, torch.Tensor]]:
-        """The tensors behind a step, one dictionary per rank."""
+        """The tensors behind a step, one dictionary per update and rank."""
         return [
             torch.load(file, weights_only=True)
-            for file in sorted((self.folder / "dump").glob(f"step_{step}_rank_*.pt"))
+            for file in sorted((self.folder / "dump").glob(f"step_{step}_*rank_*.pt"))
         ]
 
     def budget(self, step: int) -> dict[str, int]:

@@ -38,12 +38,8 @@ def weighted(tmp_path_factory):
 def test_weights_fall_with_events(weighted):
     assert len(weighted.steps) == STEPS
     for step in weighted.steps:
-        events, weight, spent = (
-            step[f"actor/distillation/{name}"]
-            if f"actor/distillation/{name}" in step
-            else step[f"distillation/{name}"]
-            for name in ("event_rate", "loss_weight", "zero_weight_ratio")
-        )
+        names = ("event_rate", "loss_weight", "zero_weight_ratio")
+        events, weight, spent = (step[f"actor/distillation/{name}"] for name in names)
         assert 0.1 < events < 0.9
         assert 0 < spent < 1
         # R is at most 1 where it is not 0, and w_base is .5.
@@ -52,4 +48,4 @@ def test_weights_fall_with_events(weighted):
 
 def test_the_student_is_trained(weighted):
     assert all(step["actor/grad_norm"] > 0 for step in weighted.steps)
-    assert all(step["distillation/loss_max"] > 0 for step in weighted.steps)
+    assert all(step["actor/distillation/loss_max"] > 0 for step in weighted.steps)

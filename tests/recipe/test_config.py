@@ -29,6 +29,8 @@ from recipe.prune_opd.method.gates import (
 )
 
 PAPER = {
+    "trainer_mode": "sync",
+    "resume": "strict",
     "teacher": {
         "path": "T",
         "home": "worker_group",
@@ -201,6 +203,13 @@ def test_teachers_servers_take_the_rollouts_dtype(compose):
         "+recipe=prune_opd", "prune_opd.teacher.path=T", "actor_rollout_ref.rollout.dtype=float32"
     )
     assert load_config(config.prune_opd).teacher.server.dtype == "float32"
+
+
+def test_a_wrong_value_that_is_taken_from_a_key_of_verls_names_that_key(compose):
+    config = compose("+recipe=prune_opd", "prune_opd.teacher.path=T")
+    config.actor_rollout_ref.rollout.name = None
+    with pytest.raises(ValueError, match=r"got None.*that of actor_rollout_ref\.rollout\.name"):
+        load_config(config.prune_opd)
 
 
 def test_without_the_recipe_the_teachers_path_is_an_error(compose):

@@ -33,5 +33,5 @@ def test_importing_verl_loads_the_plugins_and_nothing_heavy():
     assert {"recipe.prune_opd.plugin", "verl_ext.plugin"} <= loaded
     allowed = {"recipe", "recipe.prune_opd", "recipe.prune_opd.plugin"}
     assert loaded - allowed <= {
-        f"verl_ext{name}" for name in ("", ".plugin", ".logs", ".cpu", ".cpu.platform")
+        f"verl_ext{name}" for name in ("", ".plugin", ".logs", ".texts", ".cpu", ".cpu.platform")
     }

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
 from verl_ext.rollout import client
@@ -542,7 +543,7 @@ def follow(balancer: Balancer, abort: bool = False) -> tuple[list[Chunk], TokenO
 
     async def main() -> tuple[list[Chunk], TokenOutput | None]:
         chunks = []
-        following = FollowingClient(CONFIG, balancer)
+        following = FollowingClient(LLMServerClient(CONFIG, balancer))
         try:
             async with following.follow(
                 "r", [7, 8], {"max_tokens": 9}, topk=K, chunk=2

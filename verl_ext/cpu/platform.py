@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import torch
 from verl.plugin.platform.platform_base import PlatformBase
+from wrapt import when_imported
 
 from verl_ext.cpu import no_accelerator
 
@@ -31,6 +32,7 @@ def activate() -> None:
         os.environ.setdefault(name, value)
     PlatformRegistry.register(platform="cpu")(CPUPlatform)
     _default_to_gloo(distributed)
+    when_imported("verl.utils.fsdp_utils")(_copy_saved_shards)
 
 
 def _default_to_gloo(distributed: Any) -> None:
@@ -43,6 +45,18 @@ def _default_to_gloo(distributed: Any) -> None:
         stock(timeout_second, backend or "cpu:gloo")
 
     distributed.initialize_global_process_group_ray = initialize_global_process_group_ray
+
+
+def _copy_saved_shards(fsdp_utils: Any) -> None:
+    """Copy weights that are put by: verl moves them to the CPU, where here they are already, and
+    the next update would change both."""
+    stock = fsdp_utils.fsdp2_sharded_save_to_cpu
+
+    def fsdp2_sharded_save_to_cpu(model: torch.nn.Module) -> tuple[dict[str, Any], Any]:
+        shards, spec = stock(model)
+        return {name: (shard.clone(), own) for name, (shard, own) in shards.items()}, spec
+
+    fsdp_utils.fsdp2_sharded_save_to_cpu = fsdp2_sharded_save_to_cpu
 
 
 def _used_memory() -> int:

@@ -52,8 +52,34 @@ class FollowedResponse:
             self._server.abort.remote(self._request_id)
 
 
-class FollowingClient(LLMServerClient):
-    """verl's client of the rollout servers, which can also follow a response."""
+class FollowingClient:
+    """A client of verl's that can also follow a response.
+
+    Args:
+        client: of the rollout servers, whichever the trainer gives: one that goes on with aborted
+            responses, or one of the user's own.
+    """
+
+    def __init__(self, client: LLMServerClient):
+        self.client = client
+
+    @property
+    def config(self) -> Any:
+        """Configuration of verl that the client was made with."""
+        return self.client.config
+
+    @property
+    def tokenizer(self) -> Any:
+        """What verl gives its client for the texts of a trace."""
+        return self.client.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, given: Any) -> None:
+        self.client.tokenizer = given
+
+    async def generate(self, *args: Any, **kwargs: Any) -> TokenOutput:
+        """See ``LLMServerClient.generate``."""
+        return await self.client.generate(*args, **kwargs)
 
     @asynccontextmanager
     async def follow(
@@ -73,14 +99,14 @@ class FollowingClient(LLMServerClient):
                 ``generate`` takes.
         """
         arguments |= {"prompt_ids": prompt_ids, "sampling_params": sampling_params}
-        server_id, server = await self._acquire_server(request_id, **arguments)
+        server_id, server = await self.client._acquire_server(request_id, **arguments)
         # A name of its own: under full_determinism verl gives one name to many responses.
         response = FollowedResponse(server, uuid4().hex, **arguments)
         try:
             yield response
         finally:
             response.release()
-            self._release_server(server_id, request_id=request_id)
+            self.client._release_server(server_id, request_id=request_id)
 
 
 class ScoringClient(LLMServerClient):

@@ -104,7 +104,9 @@ def _check_ranks(config: DictConfig, batches: Batches, models: list[str]) -> Non
     """Check that ranks which work together go into all ranks without remainder."""
     rollout = config.actor_rollout_ref.rollout
     servers = rollout.tensor_model_parallel_size * rollout.data_parallel_size
-    together = {f"{ROLLOUT}.tensor_model_parallel_size x {ROLLOUT}.data_parallel_size": servers}
+    together = {}
+    if config.actor_rollout_ref.hybrid_engine:  # else none are on these ranks
+        together[f"{ROLLOUT}.tensor_model_parallel_size x {ROLLOUT}.data_parallel_size"] = servers
     for name in models:
         model, key = config.actor_rollout_ref[name], f"actor_rollout_ref.{name}"
         together[f"{key}.ulysses_sequence_parallel_size"] = sequence_parallel_size(model)

@@ -118,7 +118,6 @@ SETTINGS = (
         (False,),
         "FSDP has none, and verl would not find the checkpoint again",
     ),
-    Setting("actor_rollout_ref.hybrid_engine", (True,), "the trainer is synchronous and colocated"),
     Setting(f"{ROLLOUT}.name", ("vllm", "sglang", "trtllm"), "verl has no other"),
     Setting(f"{ROLLOUT}.mode", ("async",), "verl has no other"),
     Setting(f"{ROLLOUT}.pipeline_model_parallel_size", (1,), "verl's rollout has no pipeline"),

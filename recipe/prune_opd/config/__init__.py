@@ -6,7 +6,7 @@ these classes by ``docs/generate.py``. Invalid values cannot be built.
 
 from recipe.prune_opd.config.base import ELSEWHERE, LARGEST, require
 from recipe.prune_opd.config.loading import allowed_values, load_config, read_config
-from recipe.prune_opd.config.recipe import PruneOPDConfig, RecordsConfig
+from recipe.prune_opd.config.recipe import MODES, PruneOPDConfig, RecordsConfig
 from recipe.prune_opd.config.rules import (
     PAPER_MAX,
     PAPER_MIN,
@@ -28,6 +28,7 @@ __all__ = [
     "ELSEWHERE",
     "ENGINES",
     "LARGEST",
+    "MODES",
     "PAPER_MAX",
     "PAPER_MIN",
     "QUESTIONS",

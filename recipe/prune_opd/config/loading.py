@@ -46,7 +46,18 @@ def load_config(node: DictConfig) -> PruneOPDConfig:
     try:
         return PruneOPDConfig.model_validate(given)
     except ValidationError as error:
-        raise ValueError(sentence(error)) from error
+        raise ValueError(sentence(error) + _source(node, error)) from error
+
+
+def _source(node: DictConfig, error: ValidationError) -> str:
+    """Say where a complained value was taken from, if not from its own key."""
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    for part in error.errors()[0]["loc"]:
+        if not isinstance(raw, dict) or part not in raw:
+            return ""
+        raw = raw[part]
+    taken = isinstance(raw, str) and raw.startswith("${")
+    return f"; the value is that of {raw[2:-1]}" if taken else ""
 
 
 def read_config(config: DictConfig) -> PruneOPDConfig:

@@ -33,9 +33,20 @@ class RecordsConfig(Keys):
         return self.every > 0 and (step == 1 or step % self.every == 0)
 
 
+MODES = ("sync", "colocate_async", "separate_async")
+"""verl's own trainers, by its names."""
+
+
 class PruneOPDConfig(Keys):
     """All of ``prune_opd.*``."""
 
+    trainer_mode: str = "sync"
+    """Trainer that the method is put over: verl's ``sync``, ``colocate_async``, ``separate_async``,
+    one of your own that is registered with verl, or ``package.module:Name`` of one. A
+    ``trainer.v1.trainer_mode`` on the command line is taken for it."""
+    resume: Literal["strict", "any"] = "strict"
+    """Checkpoints to go on from. ``strict``: of the same teacher, k, γ, drift metric and strategy.
+    ``any``: of others, too."""
     teacher: TeacherConfig
     topk: Positive = 16
     """k: candidates per position of each model; at most the smaller vocabulary."""
@@ -53,7 +64,7 @@ class PruneOPDConfig(Keys):
     among them (R > 0), whose number does not change when a response is stopped at R = 0."""
     dump_dir: str | None = None
     """Folder for the tensors behind every step (ids, log-probs, weights, advantages), one file per
-    data-parallel rank, which all ranks of a sequence-parallel group share. Large."""
+    data-parallel rank, which all ranks of a sequence-parallel group share, and update. Large."""
     drift: DriftConfig = DriftConfig()
     budget: BudgetConfig = BudgetConfig()
     gate: GateConfig = GateConfig()

@@ -1,6 +1,7 @@
 """The response budget: how long the next batch may generate. (METHOD: paper section 3.4)"""
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from recipe.prune_opd.method.numbers import require_whole
 from recipe.prune_opd.method.registry import Registry
+from recipe.prune_opd.method.saved_state import require_inside, saved, whole
 
 SLACK = 1e-9
 """Rounding that a product of a share and a number is forgiven."""
@@ -33,12 +35,16 @@ class Budget(ABC):
         return [self.limit] * count
 
     @abstractmethod
-    def update(self, effective_lengths: Sequence[int]) -> dict[str, float]:
-        """Take in a batch that was generated under ``limit`` and move the limit for the next one.
+    def update(
+        self, effective_lengths: Sequence[int], limits: Sequence[int] | None = None
+    ) -> dict[str, float]:
+        """Take in the batch of a step and move the limit for prompts that are sent out from now on.
 
         Args:
             effective_lengths: E of every real sequence (padding sequences left out), any iterable
                 of numbers.
+            limits: limit that each of these sequences was generated under, which an asynchronous
+                trainer may have sent out some steps ago. None: all under ``limit``.
 
         Returns:
             Metrics for the logs, among them ``prune_opd/current_max_response_length`` and
@@ -65,8 +71,9 @@ class ResponseBudget(Budget):
     """Batch-wise limit M on the response length, moved by how many responses stay reliable up to
     it.
 
-    A response *hits* where its effective length reaches ``boundary = max(min, M - margin)``. Where
-    the share of hits is ``hit_ratio`` or more the limit grows by ``step``, at most to ``max``;
+    A response *hits* where its effective length reaches ``boundary = max(min, M_i - margin)``, M_i
+    being the limit it was generated under: M, where the trainer is synchronous. Where the share of
+    hits is ``hit_ratio`` or more the limit grows by ``step``, at most to ``max``;
     after ``patience`` batches in a row below it, the limit shrinks by ``step``, at least to
     ``min``. All lengths are in tokens.
 
@@ -110,12 +117,10 @@ class ResponseBudget(Budget):
         """M: the most tokens a response of the next batch may have."""
         return self._limit
 
-    def update(self, effective_lengths: Sequence[int]) -> dict[str, float]:
-        """Take in a batch that was generated under ``limit`` and move the limit for the next one.
-
-        Args:
-            effective_lengths: E of every real sequence (padding sequences left out), any iterable
-                of numbers.
+    def update(
+        self, effective_lengths: Sequence[int], limits: Sequence[int] | None = None
+    ) -> dict[str, float]:
+        """See ``Budget``.
 
         Returns:
             Metrics by the names of the paper's release.
@@ -124,11 +129,13 @@ class ResponseBudget(Budget):
             ValueError: no sequence was given.
         """
         lengths, current = whole_lengths(effective_lengths), self._limit
-        boundary = max(self.min, current - self.margin)
-        hits = sum(length >= boundary for length in lengths) / len(lengths)
+        own = own_limits(lengths, limits, current)
+        bounds = (max(self.min, limit - self.margin) for limit in own)
+        hits = sum(map(operator.ge, lengths, bounds)) / len(lengths)
         self._move(hits)
         return {
             **budget_metrics(lengths, current, self._limit),
+            **limit_metrics(own),
             "prune_opd/no_hit_steps": self._no_hit_steps,
             "prune_opd/effective_response_length_hit_ratio": hits,
         }
@@ -155,7 +162,7 @@ class ResponseBudget(Budget):
                 this budget's [min, max]: resumed with other bounds. The budget is then as before.
         """
         limit, no_hit_steps = saved(state, "limit", "no_hit_steps")
-        _require_inside(limit, self.min, self.max)
+        require_inside(limit, self.min, self.max)
         self._limit, self._no_hit_steps = limit, no_hit_steps
 
     def __str__(self) -> str:
@@ -166,10 +173,12 @@ class ResponseBudget(Budget):
 class QuantileBudget(Budget):
     """Batch-wise limit M that jumps to where most responses have lost their reliability.
 
-    Where a share of ``hit_ratio`` or more of the responses is still reliable at M itself, nobody
-    knows how much longer they would have been: M is multiplied by ``growth``. Otherwise a quantile
-    of the effective lengths is known exactly, whatever was cut: M becomes the largest of the last
-    ``patience`` batches' quantiles, plus ``margin``. It is kept in [min, max]. Not the paper's.
+    Where a share of ``hit_ratio`` or more of the responses is still reliable at its own limit,
+    nobody knows how much longer they would have been: M becomes ``growth`` times the largest limit
+    that was hit, but no smaller, so that responses which were sent out before the limit grew do not
+    make it grow again. Otherwise a quantile of the effective lengths is known exactly, whatever was
+    cut: M becomes the largest of the last ``patience`` batches' quantiles, plus ``margin``. It is
+    kept in [min, max]. Not the paper's.
 
     With the quantile at 1 - hit_ratio a batch in three would grow by its noise alone; half way from
     there to 1 one in a hundred does (``benchmarks/budgets.py``, 256 responses).
@@ -217,21 +226,29 @@ class QuantileBudget(Budget):
         """See ``Budget``."""
         return self._limit
 
-    def update(self, effective_lengths: Sequence[int]) -> dict[str, float]:
+    def update(
+        self, effective_lengths: Sequence[int], limits: Sequence[int] | None = None
+    ) -> dict[str, float]:
         """See ``Budget``; metrics by the names of the paper's release.
 
         Raises:
             ValueError: no sequence was given.
         """
-        lengths, current = sorted(whole_lengths(effective_lengths)), self._limit
-        hits = sum(length >= current for length in lengths) / len(lengths)
+        lengths, current = whole_lengths(effective_lengths), self._limit
+        own = own_limits(lengths, limits, current)
+        hit = [limit for length, limit in zip(lengths, own, strict=True) if length >= limit]
+        hits = len(hit) / len(lengths)
         assert self.quantile is not None
-        held = lengths[max(0, math.ceil(self.quantile * len(lengths) - SLACK) - 1)]
+        held = sorted(lengths)[max(0, math.ceil(self.quantile * len(lengths) - SLACK) - 1)]
         self._recent.append(held + self.margin)
-        wanted = math.ceil(current * self.growth) if hits >= self.hit_ratio else max(self._recent)
+        if hits >= self.hit_ratio:
+            wanted = max(current, math.ceil(max(hit, default=current) * self.growth))
+        else:
+            wanted = max(self._recent)
         self._limit = sorted((self.min, wanted, self.max))[1]
         return {
             **budget_metrics(lengths, current, self._limit),
+            **limit_metrics(own),
             "prune_opd/effective_response_length_hit_ratio": hits,
         }
 
@@ -249,8 +266,8 @@ class QuantileBudget(Budget):
         recent = state.get("recent")
         if not isinstance(recent, list):
             raise ValueError(f"budget.recent: got {recent!r:.60}, allowed: a list of lengths")
-        recent = [_whole("recent", length) for length in recent]
-        _require_inside(limit, self.min, self.max)
+        recent = [whole("recent", length) for length in recent]
+        require_inside(limit, self.min, self.max)
         self._limit, self._recent = limit, deque(recent, maxlen=self.patience)
 
     def __str__(self) -> str:
@@ -283,6 +300,32 @@ def whole_lengths(effective_lengths: Sequence[int]) -> list[int]:
     return lengths
 
 
+def own_limits(lengths: Sequence[int], limits: Sequence[int] | None, current: int) -> Sequence[int]:
+    """Limit of each response.
+
+    Args:
+        lengths: of a batch, ``whole_lengths``.
+        limits: as ``Budget.update`` takes them.
+        current: limit of all of them, where none are given.
+
+    Raises:
+        ValueError: as many are not given.
+    """
+    if limits is None:
+        return [current] * len(lengths)
+    if len(limits) != len(lengths):
+        raise ValueError(f"Budget.update: got {len(limits)} limits of {len(lengths)} sequences")
+    return limits
+
+
+def limit_metrics(limits: Sequence[int]) -> dict[str, float]:
+    """Metrics of the limits that the responses of a batch were generated under."""
+    return {
+        "prune_opd/response_limit_min": min(limits),
+        "prune_opd/response_limit_max": max(limits),
+    }
+
+
 def budget_metrics(lengths: Sequence[int], current: int, following: int) -> dict[str, float]:
     """Metrics that every rule logs, by the names of the paper's release.
 
@@ -298,37 +341,6 @@ def budget_metrics(lengths: Sequence[int], current: int, following: int) -> dict
         "prune_opd/effective_response_length_max": max(lengths),
         "prune_opd/effective_response_length_min": min(lengths),
     }
-
-
-def saved(state: Any, *names: str) -> list[int]:
-    """Whole numbers of a budget's saved state.
-
-    Raises:
-        ValueError: a value is missing or of another kind.
-    """
-    if not isinstance(state, dict):
-        raise ValueError(
-            f"budget: got {state!r:.60}, allowed: an object with {' and '.join(names)}"
-        )
-    for name in names:
-        if name not in state:
-            raise ValueError(f"budget.{name} is missing, found: {', '.join(state) or 'nothing'}")
-        _whole(name, state[name])
-    return [state[name] for name in names]
-
-
-def _whole(name: str, value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"budget.{name}: got {value!r:.60}, allowed: a whole number >= 0")
-    return value
-
-
-def _require_inside(limit: int, least: int, most: int) -> None:
-    if not least <= limit <= most:
-        raise ValueError(
-            f"prune_opd.budget: the checkpoint's limit is {limit}, outside min = {least} and"
-            f" max = {most}; resume with bounds that contain it"
-        )
 
 
 def _require(condition: bool, rule: str, **given: float) -> None:

@@ -43,4 +43,4 @@ def in_pieces(function: Callable[..., Tensor], lead: torch.Size, *tensors: Tenso
         (*lead, ...).
     """
     done = torch.cat([function(*piece) for piece in pieces(lead, *tensors)])
-    return done.reshape(*lead, *done.shape[1:])
+    return done.reshape(lead + done.shape[1:])

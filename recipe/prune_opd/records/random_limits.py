@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.prune_opd.method.budget import Budget, budget_metrics, saved, whole_lengths
+from recipe.prune_opd.method.budget import Budget, budget_metrics, whole_lengths
+from recipe.prune_opd.method.saved_state import saved
 from recipe.prune_opd.records.files import STEPS, read_steps
 
 
@@ -44,7 +45,9 @@ class RandomLimits(Budget):
         """See ``Budget``: drawn anew for each step, the same whenever this step is asked about."""
         return random.Random(f"{self.seed}/{self._done}").choices(self._lengths, k=count)
 
-    def update(self, effective_lengths: Sequence[int]) -> dict[str, float]:
+    def update(
+        self, effective_lengths: Sequence[int], limits: Sequence[int] | None = None
+    ) -> dict[str, float]:
         """See ``Budget``."""
         lengths, current = whole_lengths(effective_lengths), self.limit
         self._done += 1

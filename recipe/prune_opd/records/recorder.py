@@ -62,14 +62,14 @@ class Recorder:
         Args:
             step: its number.
             tally: of its real responses, at least one.
-            limits: under which they were generated, and of the next batch.
+            limits: under which its prompts were sent out, and that of the next ones.
             fetch: gives some of these responses, by their indices.
             generated: see ``step_record``.
         """
         try:
             self.files.step(step, step_record(tally, *limits, generated))
             if self.config.records.samples_at(step):
-                self.files.samples(step, self._samples(tally, limits[0], fetch))
+                self.files.samples(step, self._samples(tally, fetch))
         except (OSError, ValueError) as error:
             kind, folder = type(error).__name__, self.files.folder
             logger.warning(
@@ -78,10 +78,11 @@ class Recorder:
             )
 
     def _samples(
-        self, tally: Tally, limit: int, fetch: Callable[[list[int]], list[Sample]]
+        self, tally: Tally, fetch: Callable[[list[int]], list[Sample]]
     ) -> list[dict[str, Any]]:
         """Some responses token by token; their drift is computed as it was for training."""
         columns = {
+            "limit": "limit",
             "effective_length": "effective_length",
             "stopped": "gate_stopped",
             "ended": "ended",
@@ -93,7 +94,6 @@ class Recorder:
             drift = find_drift(sample.scores, sample.mask, self.config.rules)
             found.append(
                 {
-                    "limit": limit,
                     **{name: int(values[index]) for name, values in facts.items()},
                     "prompt": self.tokenizer().decode(sample.prompt, skip_special_tokens=True),
                     **token_data(sample.scores, drift, self.config.records.topk, self._piece),
@@ -112,8 +112,8 @@ def step_record(
 
     Args:
         tally: of the real responses, at least one.
-        limit: under which they were generated.
-        next_limit: of the next batch.
+        limit: under which prompts were sent out in this step.
+        next_limit: of the next prompts.
         generated_for_step: tokens that were generated for this step, where they are not those of
             its responses: with Semi-OPD. Then the limit saves none.
     """

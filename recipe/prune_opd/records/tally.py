@@ -103,7 +103,7 @@ OF_SCORE = ("late", "failed", "computed", "early", "began", "ended")
 """Fields of the ``ScoreReport``."""
 SCORE = tuple(f"score_{name}" for name in OF_SCORE)
 """Columns of these."""
-COLUMNS = (*SUMS, "effective_length", "ended", "missing", *GATE, *SCORE)
+COLUMNS = (*SUMS, "effective_length", "ended", "missing", "limit", *GATE, *SCORE)
 """Numbers of a response."""
 
 LOGGED = ("tokens", "overlap", "events", "loss_weight")
@@ -193,6 +193,8 @@ class Facts:
     """(B,) bool, the response ended by itself."""
     missing: Tensor
     """(B,) int, generated tokens that do not count because the teacher gave no score for them."""
+    limits: Tensor
+    """(B,) int, limit that each was generated under."""
     reports: list[Reports]
     """B, of its agent loop."""
 
@@ -224,6 +226,7 @@ class Tally:
             pruned.reliability.effective_length,
             facts.ended,
             facts.missing,
+            facts.limits,
             *_gate_columns(facts.reports, pruned.events).unbind(-1),
             *_score_columns(facts.reports).unbind(-1),
         ]
@@ -233,6 +236,14 @@ class Tally:
         ]
         rows = torch.stack([column.double() for column in columns], -1)
         return cls(rows, torch.cat(sums, -1), longest)
+
+    @classmethod
+    def join(cls, *parts: "Tally") -> "Tally":
+        """Tally of the responses of all parts, at least one, in their order."""
+        rows, positions = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "positions")
+        )
+        return cls(rows, positions, parts[0].longest)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -17,33 +17,34 @@ from verl_ext.rollout.scoring import ResponseScorer, ScoreReport
 
 if TYPE_CHECKING:  # verl's module imports ours, by way of the registered agent loop
     from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+    from verl.workers.rollout.llm_server import LLMServerClient
 
 SCORE_REPORT = "prune_opd_score"
 """Key of a response's ``extra_fields``: its ``ScoreReport``."""
 
 
 class TeachingClient(FollowingClient):
-    """Client of the rollout servers that also reaches the teacher's.
+    """A client of the rollout servers, with which an agent loop reaches the teacher's, too.
 
     Args:
+        client: of the rollout servers.
         prune_opd: the configuration.
         teacher: client of the teacher's servers, a ``ScoringClient``, or a ``UrlTeacher`` where
             there is no gate.
         vocab_size: of the teacher.
         teaches: finished responses are scored by ``teacher``; else a gate asks alone.
-        **kwargs: see ``LLMServerClient``.
     """
 
     def __init__(
         self,
+        client: "LLMServerClient",
         *,
         prune_opd: PruneOPDConfig,
         teacher: Any,
         vocab_size: int,
         teaches: bool = True,
-        **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(client)
         self.prune_opd, self.teacher, self.vocab_size = prune_opd, teacher, vocab_size
         self.teaches = teaches
 

@@ -9,12 +9,9 @@ from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.grading import TOKENS, TRUNCATED
 from recipe.prune_opd.teacher.client import TeachingClient
+from recipe.prune_opd.training.fields import LIMIT
 from recipe.prune_opd.training.gated_response import GatedGeneration
 from recipe.prune_opd.training.replayed_response import PLACES, Replay
-
-LIMIT = "prune_opd_limit"
-"""Batch field, int: the most tokens a response may have. Training prompts carry it, validation
-prompts do not."""
 
 
 class HeardGeneration:

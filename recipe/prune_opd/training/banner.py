@@ -31,7 +31,9 @@ def banner(prune_opd: PruneOPDConfig, home: Home, budget: Budget) -> str:
     drift, teacher, given = prune_opd.drift, prune_opd.teacher, prune_opd.budget
     papers = f"w_drop = {drift.w_drop}, w_base = {drift.w_base}"
     weights = papers if drift.weights == "reliability" else str(prune_opd.rules.weights)
+    mode = prune_opd.trainer_mode
     lines = {
+        **({"trainer": mode} if mode != "sync" else {}),
         "teacher": f"{teacher.path} ({home}, temperature {teacher.temperature})",
         "reward": f"{prune_opd.strategy}, {prune_opd.weighting}, k = {prune_opd.topk}",
         "drift": str(prune_opd.rules.metric),

@@ -1,8 +1,11 @@
-"""State in a checkpoint beside verl's own: that of the budget, and the phase of Semi-OPD, in a file
-of the same folder."""
+"""State in a checkpoint beside verl's own, in a file of the same folder: of the budget, the keys
+that it was reached with, and the phase of Semi-OPD."""
 
 import json
+import logging
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from recipe.prune_opd.method.budget import Budget
 from recipe.prune_opd.method.phase import RolloutPhase
 from verl_ext.files import parse_json, write_whole
 
+logger = logging.getLogger(__name__)
+
 STATE_FILE = "prune_opd.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 """File by which verl knows its newest whole checkpoint."""
@@ -25,17 +30,41 @@ RESUME = (
 """Advice about a state that cannot be read."""
 
 
-def save_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) -> None:
+@dataclass
+class State:
+    """State of a run that a checkpoint holds, beside what it must have in common with a run that
+    goes on from it."""
+
+    prune_opd: PruneOPDConfig
+    budget: Budget
+    phase: RolloutPhase | None = None
+    """None without Semi-OPD."""
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """Keys of ``prune_opd`` without which the limit that was reached means something else."""
+        given = self.prune_opd
+        return {
+            "teacher.path": str(given.teacher.path),
+            "topk": given.topk,
+            "drift.metric": given.drift.metric,
+            "drift.threshold": given.drift.threshold,
+            "strategy": given.strategy,
+        }
+
+
+def save_state(folder: Path, state: State) -> None:
     """Write the state file into a checkpoint's folder, whole or not at all.
 
     Raises:
         RuntimeError: it cannot be written; says that earlier checkpoints are as they were.
     """
-    state = {"budget": budget.state_dict()} | ({"semi": phase.state_dict()} if phase else {})
+    saved = {"budget": state.budget.state_dict(), "method": state.method}
+    phase = {"semi": state.phase.state_dict()} if state.phase else {}
     file = folder / STATE_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(state))
+        write_whole(file, json.dumps(saved | phase))
     except (OSError, ValueError, TypeError) as error:
         why = getattr(error, "strerror", None) or error
         raise RuntimeError(
@@ -44,31 +73,43 @@ def save_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) 
         ) from error
 
 
-def load_state(folder: Path, budget: Budget, phase: RolloutPhase | None = None) -> None:
-    """Go on from the state file in a checkpoint's folder: ``{"budget": state_dict()}``, and
-    ``"semi"`` of a run with Semi-OPD.
+def load_state(folder: Path, state: State) -> None:
+    """Go on from the state file in a checkpoint's folder.
+
+    It holds ``{"budget": state_dict()}``, ``"method"`` (not in checkpoints of earlier releases) and
+    ``"semi"`` of a run with Semi-OPD, which does not matter to one without.
+
+    A checkpoint without the file is one of a trainer without the method: a warning, and the limit
+    is the first.
 
     Args:
         folder: of the checkpoint.
-        budget: gets the state.
-        phase: gets the state; None without Semi-OPD, where a phase in the file does not matter.
+        state: gets what was saved.
 
     Raises:
-        ValueError: there is none, it cannot be read, is not such a file, or does not fit this
-            budget or phase; names the file.
+        ValueError: the file cannot be read or does not fit this run; names the file.
     """
     file = folder / STATE_FILE
-    state = _read(file)
-    if phase is not None and "semi" not in state:
+    semi = state.phase is not None
+    if not file.exists() and not semi:
+        logger.warning(
+            f"{file} does not exist: the checkpoint was written by a trainer without Prune-OPD. Its"
+            f" weights and data are gone on with, under the first limit, {state.budget.limit}"
+        )
+        return
+    saved = _read(file) if file.exists() else {}
+    if semi and "semi" not in saved:
         raise ValueError(
             f"{file} has no phase of Semi-OPD: its run had prune_opd.semi.enable=false, so no"
             " rollouts of its starting student; start from its weights"
             " (actor_rollout_ref.model.path), trainer.resume_mode=disable"
         )
+    if state.prune_opd.resume == "strict":
+        _refuse_other_method(file, saved.get("method", {}), state.method)
     try:
-        budget.load_state_dict(state["budget"])
-        if phase is not None:
-            phase.load_state_dict(state["semi"])
+        state.budget.load_state_dict(saved["budget"])
+        if state.phase is not None:
+            state.phase.load_state_dict(saved["semi"])
     except Exception as error:  # of a budget of the user's own
         raise ValueError(f"{file}: {reason_of(error)}") from error
 
@@ -94,7 +135,7 @@ def check_checkpoint(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
     if prune_opd.semi.enable:
         rollouts = read_rollouts_id(Path(str(prune_opd.semi.dir)))
         phase = prune_opd.semi.new_phase(rollouts or "no rollouts")
-    load_state(folder, prune_opd.budget.build(), phase)
+    load_state(folder, State(prune_opd, prune_opd.budget.build(), phase))
 
 
 def _resumed(trainer: DictConfig) -> Path | None:
@@ -126,13 +167,18 @@ def _resumed(trainer: DictConfig) -> Path | None:
     return folder if os.path.isdir(folder) else None  # verl starts anew then
 
 
+def _refuse_other_method(file: Path, saved: Any, given: Mapping[str, Any]) -> None:
+    if not isinstance(saved, dict):
+        raise ValueError(f"{file}: method: got {saved!r:.60}, allowed: an object; {RESUME}")
+    for key, value in given.items():
+        if key in saved and saved[key] != value:
+            raise ValueError(
+                f"{file}: its run had prune_opd.{key}={saved[key]}, this one has {value}, under"
+                " which its limit means something else; allowed: the same, or prune_opd.resume=any"
+            )
+
+
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(
-            f"{file} does not exist: the checkpoint was not written by the prune_opd trainer, so it"
-            " cannot be resumed exactly; start from its weights (actor_rollout_ref.model.path),"
-            " trainer.resume_mode=disable"
-        )
     try:
         state = parse_json(file.read_bytes())
     except OSError as error:

@@ -7,7 +7,9 @@ where they are.
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from tensordict import TensorDict
+from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport, Reports
@@ -30,8 +32,13 @@ SUMS, POSITIONS = "prune_opd_sums", "prune_opd_positions"
 ERRORS = "prune_opd_errors"
 """Text of a response's last late or failed question to the teacher, see ``Reports.errors``."""
 COUNTED = "prune_opd_counted"
+STEP = "prune_opd_step"
+"""Beginning of the file that a batch is dumped to: its step, and which update of it."""
 EXTRA = "extra_fields"  # verl's, where the agent loop leaves its reports
 
+LIMIT = "prune_opd_limit"
+"""int64, one a row: the most tokens a response may have. Training prompts carry it from when they
+are sent out, and so do their responses; validation prompts do not."""
 UID, SESSION, ROLLOUT_LOG_PROBS = "uid", "session_id", "rollout_log_probs"  # verl's
 SHARD, STORED = "prune_opd_shard", "prune_opd_stored"
 """Beginning of the files that a batch of cached rollouts is written to; what was written of it."""
@@ -72,7 +79,7 @@ READS = {"compute_ref_log_prob": teacher_fields, "read_served_scores": served_fi
 
 def advantage_fields(home: Home) -> tuple[str, ...]:
     """Name the fields ``compute_pruned_advantage`` reads."""
-    fields = ["responses", "response_mask", *TOP_K_FIELDS]
+    fields = ["responses", "response_mask", LIMIT, *TOP_K_FIELDS]
     if home.prune_opd.dump_dir:
         fields.append("prompts")
     if home.is_asked:
@@ -94,13 +101,28 @@ UPDATE_FIELDS = (*MODEL_FIELDS, "response_mask", CANDIDATES, OLD_LOG_PROBS, ADVA
 """Fields the update reads."""
 
 
+def limits_of(data: TensorDict) -> Tensor:
+    """(B,) int64, limits that the responses of a batch carry.
+
+    Raises:
+        RuntimeError: they carry none.
+    """
+    if LIMIT not in data:
+        raise RuntimeError(
+            "responses carry no limit: their prompts were not sent out by this trainer (a rollout"
+            " replay or a checkpoint without it, or a trainer of your own that does not call"
+            " super()._submit_batch_to_rollout?)"
+        )
+    return torch.as_tensor(data[LIMIT]).reshape(-1)
+
+
 def check_lengths(tags: Iterable[dict[str, Any]], limits: Iterable[int], largest: int) -> None:
-    """Check that no response is longer than the limit its row was tagged with.
+    """Check that no response is longer than the limit its row carries.
 
     Args:
         tags: verl's, of the responses and of padding.
         limits: of the real responses, in their order.
-        largest: limit of the step, which those of a replayed rollout may exceed.
+        largest: of the run, which those of a replayed rollout may exceed.
 
     Raises:
         RuntimeError: one is.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transfer_queue as tq
 from omegaconf import DictConfig
 from tensordict import TensorDict
@@ -26,8 +27,7 @@ from recipe.prune_opd.checks.rollouts import made_by
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.method.phase import RolloutPhase
 from recipe.prune_opd.teacher.home import Home
-from recipe.prune_opd.training.agent_loop import LIMIT
-from recipe.prune_opd.training.fields import READS, SHARD, UID, stored_fields
+from recipe.prune_opd.training.fields import LIMIT, READS, SHARD, UID, stored_fields
 from recipe.prune_opd.training.replayed_response import PLACES, write_places
 from verl_ext.rollout.cache import PARTIAL, RolloutCache, prompt_key
 
@@ -157,7 +157,7 @@ class FrozenRollouts(PPOTrainer):
         columns = collate_fn([self.train_dataset[row] for row in rows.values()])
         prompts = tu.get_tensordict(columns | {UID: np.array(list(rows), dtype=object)})
         tu.assign_non_tensor_data(prompts, "global_steps", self.global_steps)
-        tu.assign_non_tensor_data(prompts, LIMIT, self.prune_opd.budget.longest)
+        prompts[LIMIT] = torch.full((len(rows),), self.prune_opd.budget.longest)
         super()._submit_batch_to_rollout(prompts)
         batch, _ = self.replay_buffer.sample(
             global_steps=self.global_steps, partition_id="train", batch_size=len(rows)

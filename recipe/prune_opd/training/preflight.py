@@ -7,7 +7,7 @@ may reach verl by another way, and a cluster have files and packages that the dr
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -20,19 +20,11 @@ from recipe.prune_opd.checks.inputs import Inputs, check_inputs
 from recipe.prune_opd.checks.kinds import unresolved
 from recipe.prune_opd.checks.rollouts import check_rollouts, made_by
 from recipe.prune_opd.checks.settings import check_settings
-from recipe.prune_opd.config import PruneOPDConfig
+from recipe.prune_opd.checks.trainer_modes import check_mode
+from recipe.prune_opd.config import MODES, PruneOPDConfig
 from recipe.prune_opd.teacher.home import Home, build_home
 from recipe.prune_opd.training.checkpoint import check_checkpoint
-
-NAME = "prune_opd"
-"""Our trainer and our agent loop in verl's registries."""
-
-
-class PruningTrainer:
-    """Mark of a trainer with Prune-OPD, by which the start check knows it."""
-
-    verl_mode: ClassVar[str] = "sync"
-    """verl's name of the trainer below, which its base class compares literally."""
+from recipe.prune_opd.training.names import NAME, PruningTrainer
 
 
 def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
@@ -49,7 +41,7 @@ def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
     """
     with _sentences():
         prune_opd = check_settings(config)
-        check_trainer(config.trainer.v1.trainer_mode)
+        check_mode(config, prune_opd, verl_mode(config.trainer.v1.trainer_mode, prune_opd))
         check_agent_loop(config.actor_rollout_ref.rollout.agent)
         home = build_home(prune_opd)
         home.check(config)
@@ -92,30 +84,32 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
         return inputs
 
 
-def check_trainer(mode: str) -> None:
-    """Check that verl's name of a trainer stands for one with Prune-OPD.
+def verl_mode(given: str, prune_opd: PruneOPDConfig) -> str:
+    """verl's mode of a run, by the names of its trainer.
+
+    Args:
+        given: ``trainer.v1.trainer_mode``.
+        prune_opd: the configuration.
 
     Raises:
-        ValueError: it stands for another one, for none, or for one over an asynchronous trainer.
+        ValueError: verl would start another trainer than one with Prune-OPD, or there is none of
+            the name.
     """
-    if mode == NAME:  # importing verl's trainers takes seconds
-        return
+    if given == NAME and prune_opd.trainer_mode in MODES:  # importing verl's trainers takes seconds
+        return prune_opd.trainer_mode
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
 
-    found = TRAINER_REGISTRY.get(mode, object)
+    from recipe.prune_opd.training.modes import find_trainer, mode_of, stands_on
+
+    found: Any = TRAINER_REGISTRY.get(given, object)
     if not issubclass(found, PruningTrainer):
         raise ValueError(
-            f"trainer.v1.trainer_mode: got {mode!r}, allowed with prune_opd: {NAME}, or a subclass"
-            " of recipe.prune_opd.training.trainer.PruneOPD that a module of"
-            " VERL_USE_EXTERNAL_MODULES registers, because another trainer would train on task"
-            " rewards"
+            f"trainer.v1.trainer_mode: got {given!r}, allowed with prune_opd: {NAME}, or a subclass"
+            " of recipe.prune_opd.training.trainer.PruneOPD that is registered with verl, because"
+            " another trainer would train on task rewards; in a sweep, give verl's mode as"
+            " prune_opd.trainer_mode"
         )
-    if found.verl_mode != "sync":
-        raise ValueError(
-            f"trainer.v1.trainer_mode: got {mode!r}, a trainer over verl's {found.verl_mode!r},"
-            " allowed with prune_opd: one over 'sync', because a response must be judged by the"
-            " limit it was generated under"
-        )
+    return mode_of(found if stands_on(found) else find_trainer(prune_opd.trainer_mode))
 
 
 def check_agent_loop(agent: DictConfig) -> None:

@@ -1,23 +1,20 @@
 """The trainer of Prune-OPD: one of verl's, with a teacher, pruned rewards and a moving response
 limit."""
 
-import logging
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from typing_extensions import Self
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.utils import tensordict_utils as tu
-from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.workers.rollout.llm_server import LLMServerClient
 
 from recipe.prune_opd.checks.attention import warn_of_slow_log_probs
@@ -28,35 +25,39 @@ from recipe.prune_opd.records.recorder import Recorder, Sample
 from recipe.prune_opd.records.tally import Tally
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.servers import follow_rollout
-from recipe.prune_opd.training.agent_loop import LIMIT
 from recipe.prune_opd.training.banner import announce
-from recipe.prune_opd.training.checkpoint import Frozen, load_state, save_state
+from recipe.prune_opd.training.faults import refuse_missing, warn_of_gate
 from recipe.prune_opd.training.fields import (
     ERRORS,
+    LIMIT,
     MODEL_FIELDS,
     POSITIONS,
     READS,
+    STEP,
     SUMS,
     TEACHER_IDS,
     TOP_K_FIELDS,
     UPDATE_FIELDS,
     advantage_fields,
     check_lengths,
+    limits_of,
     part_fields,
 )
 from recipe.prune_opd.training.frozen_rollouts import FrozenRollouts
-from recipe.prune_opd.training.preflight import PruningTrainer, check_files, check_values
-from recipe.prune_opd.training.worker import PruneOPDWorker, counted_tokens, scores_of
+from recipe.prune_opd.training.modes import find_trainer, mode_of, stands_on, with_method
+from recipe.prune_opd.training.names import PruningTrainer
+from recipe.prune_opd.training.preflight import check_files, check_values
+from recipe.prune_opd.training.saving import Saving
+from recipe.prune_opd.training.worker import counted_tokens, scores_of
 from verl_ext import compat
 
-logger = logging.getLogger(__name__)
+STUDENT_ROLES = (Role.Actor, Role.ActorRolloutRef, Role.ActorRollout)
+"""Roles that verl may give the student, the first that there is."""
 
 
-class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
-    """Mixin over one of verl's trainers: its reference model is the teacher.
-
-    A trainer of the user's own is ``class Mine(PruneOPD, TheirTrainer)`` with verl's
-    ``register_trainer``, ``TheirTrainer`` being synchronous.
+class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
+    """Mixin over one of verl's trainers, or one of the user's own: its reference model is the
+    teacher. Calls ``super()`` in every hook that it overrides.
 
     Args:
         config: verl's composed configuration with the node ``prune_opd``.
@@ -65,7 +66,6 @@ class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
         ValueError: bad input, see ``recipe.prune_opd.training.preflight``.
     """
 
-    train_dataloader: Any
     tokenizer: Any
 
     def __init__(self, config: DictConfig):
@@ -78,21 +78,17 @@ class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
         self.budget = self.prune_opd.budget.build()
         self._hand_on(config, inputs.reward_function)
         self.open_rollouts(config, inputs)
-        self._data_before: tuple[int, Any] = (0, None)
-        """A step, and the dataloader's state before it."""
-        self._checkpoint: tuple[int, Path | None] = (0, None)
-        """The newest checkpoint of this run, saved or loaded: its step and its folder."""
+        self._tallies: list[Tally] = []
         super().__init__(config)
-        self.use_reference_policy = True
         recorded = self.prune_opd.records.dir
         self.recorder = Recorder(self.prune_opd, lambda: self.tokenizer) if recorded else None
         announce(self.prune_opd, self.home, self.budget, inputs.reward_function)
 
     def _hand_on(self, config: DictConfig, reward_function: str | None) -> None:
-        """Put into the configuration what the workers are to know."""
+        """Put into the configuration what verl and the workers are to know."""
         lengths = self.prune_opd.budget.model_dump(include={"init", "min", "max"})
         with open_dict(config):
-            config.trainer.v1.trainer_mode = self.verl_mode
+            config.trainer.v1.trainer_mode = mode_of(type(self))
             config.prune_opd.budget = OmegaConf.merge(config.prune_opd.budget, lengths)
             config.actor_rollout_ref.prune_opd = config.prune_opd
             config.actor_rollout_ref.teacher_vocab_size = self.teacher_vocab_size
@@ -106,14 +102,9 @@ class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
-        # One colocated worker for student and teacher, with LoRA too, where verl would use the
-        # actor as reference.
-        both, alone = Role.ActorRolloutRef, Role.ActorRollout
-        role, other = (both, alone) if self.home.reference_model else (alone, both)
-        self.role_worker_mapping.pop(other, None)
-        self.mapping.pop(other, None)
-        self.role_worker_mapping[role] = ray.remote(PruneOPDWorker)
-        self.mapping[role] = "global_pool"
+        # The trainer's own role for the student stays, with a worker that holds the teacher, too.
+        role = next(one for one in STUDENT_ROLES if one in self.role_worker_mapping)
+        self.role_worker_mapping[role] = with_method(self.role_worker_mapping[role])
         self.teacher_pool = self.home.pool(self.config)
         if self.teacher_pool:
             nodes = self.teacher_pool.nodes(self.config.trainer.n_gpus_per_node)
@@ -123,6 +114,8 @@ class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
     def on_init_end(self) -> None:
         """Start the teacher's servers, on devices of their own."""
         super().on_init_end()
+        # Only now: verl would have looked for a reference worker of its own.
+        self.use_reference_policy, self.ref_policy_wg = True, self.actor_rollout_wg
         self.teacher_servers = None
         if self.teacher_pool:
             pool = self.resource_pool_manager.get_resource_pool(Role.TeacherModel)
@@ -130,13 +123,17 @@ class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
                 self.config, pool, self.config.trainer.n_gpus_per_node
             )
 
-    def get_llm_client(self) -> LLMServerClient:
-        """verl's client of the rollout servers, or one that also reaches the teacher's."""
-        teacher = self.home.client(self.config, self.teacher_servers)
+    def get_llm_client(self) -> LLMServerClient | TeachingClient:
+        """The trainer's client of the rollout servers, or one around it that also reaches the
+        teacher's."""
+        client, teacher = (
+            super().get_llm_client(),
+            self.home.client(self.config, self.teacher_servers),
+        )
         if teacher is None:
-            return super().get_llm_client()
-        return self.llm_server_manager.get_client(
-            TeachingClient,
+            return client
+        return TeachingClient(
+            client,
             prune_opd=self.prune_opd,
             teacher=teacher,
             vocab_size=self.teacher_vocab_size,
@@ -151,8 +148,46 @@ class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
                 "data: rows name their agent_name, which would bypass the response limit; remove"
                 " the column"
             )
-        tu.assign_non_tensor_stack(batch, LIMIT, self.budget.limits(len(batch)))
+        # A tensor: verl keeps it with the prompt, and a resumed run generates under it.
+        batch[LIMIT] = torch.tensor(self.budget.limits(len(batch)))
         return super()._submit_batch_to_rollout(batch)
+
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, Any]) -> KVBatchMeta:
+        """verl's step, at whose end the limit moves: once, however many updates it has."""
+        self._tallies = []
+        batch = super().step(metrics, timing_raw)
+        # Here and not in ``on_step_end``: verl saves its checkpoint before that.
+        self._end_step(batch, Tally.join(*self._tallies), metrics)
+        return batch
+
+    def _end_step(self, batch: KVBatchMeta, tally: Tally, metrics: dict[str, Any]) -> None:
+        """Log a step, move the limit, and write the step down.
+
+        Args:
+            batch: of all of its updates.
+            tally: of the batch's real responses.
+            metrics: of the step.
+        """
+        limit = self.budget.limit
+        metrics.update(self._summary(tally))
+        generated = self.end_phase(batch, metrics)
+        # A response of which nothing was scored says nothing about the limit.
+        scored = tally.column("tokens") > 0
+        lengths, limits = (tally.column(name)[scored] for name in ("effective_length", "limit"))
+        metrics.update(self.budget.update(lengths.tolist(), limits.int().tolist()))
+        self.prune_opd.budget.check(self.budget)
+        if self.recorder:
+            # Before the step's checkpoint, so that a step a resumed run stands on is there.
+            bounds, fetch = (limit, self.budget.limit), partial(self._samples, batch)
+            self.recorder.write(self.global_steps, tally, bounds, fetch, generated)
+
+    def _summary(self, tally: Tally) -> dict[str, float]:
+        """Logged numbers of a tally."""
+        return {
+            **summarise(tally),
+            **({} if self.home.reference_model else summarise_scores(tally)),
+            **(summarise_gate(tally) if self.prune_opd.gate.enable else {}),
+        }
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         batch.fields = list(MODEL_FIELDS)  # as in ``_on_workers``
@@ -165,36 +200,46 @@ class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
         self._on_workers(method, batch, READS[method](self.home))
         if "student_on_teacher" in self.prune_opd.rules.needs:
             batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
-            self._on_workers("compute_student_on_teacher", batch, (*MODEL_FIELDS, TEACHER_IDS))
+            with self._old_weights():
+                self._on_workers("compute_student_on_teacher", batch, (*MODEL_FIELDS, TEACHER_IDS))
         return batch
 
+    @contextmanager
+    def _old_weights(self) -> Iterator[None]:
+        """The student's weights at the beginning of the step, as verl takes them for old log-probs
+        where a step has several updates (``PPOTrainerSeparateAsync._compute_old_log_prob``)."""
+        number = self.local_trigger_step
+        # A trainer of the user's own with other workers takes old log-probs as it goes.
+        if number == 0 or not hasattr(self.actor_rollout_wg, "save_model_to_cpu"):
+            yield
+            return
+        workers = self.actor_rollout_wg
+        workers.save_model_to_cpu(number)
+        workers.restore_model_from_cpu(0)
+        yield
+        workers.restore_model_from_cpu(number)
+        workers.clear_cpu_model(number)
+
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """Pruned advantages on the workers; here only a tally of the responses, and the next
-        limit."""
-        limit = self.budget.limit
-        check_lengths(batch.tags, tu.get(self._fetch(batch, [LIMIT]), LIMIT), limit)
-        batch.extra_info["global_steps"] = self.global_steps
+        """Pruned advantages on the workers; here only a tally of the responses."""
+        limits = limits_of(self._fetch(batch, [LIMIT]))
+        check_lengths(batch.tags, limits.tolist(), self.prune_opd.budget.longest)
+        part = f"_part_{self.local_trigger_step}" if self.parameter_sync_step > 1 else ""
+        batch.extra_info[STEP] = f"step_{self.global_steps}{part}"
         self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.home))
         tally = self._tally(batch)
-        metrics.update(summarise(tally))
-        if not self.home.reference_model:
-            metrics.update(summarise_scores(tally))
-        if not (self.home.reference_model or self.frozen):
-            self._refuse_missing(metrics, self._last_error(batch, tally, "score"))
-        if self.prune_opd.gate.enable:
-            metrics.update(summarise_gate(tally))
-            self._warn_of_faults(metrics, self._last_error(batch, tally, "gate"))
-        generated = self.end_phase(batch, metrics)
-        # A response of which nothing was scored says nothing about the limit.
-        scored = tally.column("effective_length")[tally.column("tokens") > 0]
-        # Here and not at the end of the step: verl saves its checkpoint before that.
-        metrics.update(self.budget.update(scored.tolist()))
-        self.prune_opd.budget.check(self.budget)
-        if self.recorder:
-            # Before the step's checkpoint, so that a step a resumed run stands on is there.
-            limits, fetch = (limit, self.budget.limit), partial(self._samples, batch)
-            self.recorder.write(self.global_steps, tally, limits, fetch, generated)
+        self._tallies.append(tally)
+        self._look_for_faults(batch, tally)
         return batch
+
+    def _look_for_faults(self, batch: KVBatchMeta, tally: Tally) -> None:
+        """Warn of a teacher that was late or failed, and stop before training on too little."""
+        found, allowed = self._summary(tally), self.prune_opd.teacher.max_missing
+        if not (self.home.reference_model or self.frozen):
+            error = self._last_error(batch, tally, "score")
+            refuse_missing(self.global_steps, found, error, allowed, self._save_before_step)
+        if self.prune_opd.gate.enable:
+            warn_of_gate(self.global_steps, found, self._last_error(batch, tally, "gate"))
 
     def _tally(self, batch: KVBatchMeta) -> Tally:
         """The real responses' tally, put together of what the workers wrote."""
@@ -208,7 +253,7 @@ class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
         empty.
 
         Args:
-            batch: of the step.
+            batch: of an update.
             tally: of its real responses.
             of: whose questions, ``gate`` or ``score``.
         """
@@ -231,42 +276,6 @@ class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
             found.append(Sample(data["prompts"][0], scores_of(data), counted_tokens(data)))
         return found
 
-    def _warn_of_faults(self, metrics: dict[str, Any], error: str) -> None:
-        """Warn of answers to the gate that came late or not at all."""
-        late, failed, given_up = (
-            metrics[f"prune_opd/gate/{n}"] for n in ("late_answers", "failed_answers", "given_up")
-        )
-        if late + failed:
-            logger.warning(
-                f"step {self.global_steps}: the teacher was late {late:.0f} times and failed"
-                f" {failed:.0f} times, {given_up:.0f} responses went on without a gate; {error}"
-            )
-
-    def _refuse_missing(self, metrics: dict[str, Any], error: str) -> None:
-        """Warn of scores that the teacher failed to give; stop where too many are missing.
-
-        Raises:
-            RuntimeError: more than ``teacher.max_missing``; a checkpoint of the state before this
-                step has been saved.
-        """
-        late, failed, missing = (
-            metrics[f"prune_opd/teacher/{n}"]
-            for n in ("late_answers", "failed_answers", "missing_ratio")
-        )
-        error = error or "rows that are not finite"
-        allowed = self.prune_opd.teacher.max_missing
-        if missing > allowed:
-            raise RuntimeError(
-                f"step {self.global_steps}: {missing:.1%} of the tokens lack the teacher's score,"
-                f" allowed: prune_opd.teacher.max_missing={allowed:.1%}; {late:.0f} answers were"
-                f" late, {failed:.0f} failed, the last error: {error}; {self._save_before_step()}"
-            )
-        if late + failed + missing:
-            logger.warning(
-                f"step {self.global_steps}: the teacher was late {late:.0f} times and failed"
-                f" {failed:.0f} times, {100 * missing:.2f}% of the tokens have no score; {error}"
-            )
-
     def _fetch(
         self, batch: KVBatchMeta, fields: list[str], rows: list[int] | None = None
     ) -> TensorDict:
@@ -283,49 +292,18 @@ class PruneOPD(FrozenRollouts, PruningTrainer, PPOTrainer):
         batch.fields = list(UPDATE_FIELDS)
         return super()._update_actor(batch, metrics)
 
-    # ---------------------------------------------------------------------------------- checkpoints
-
-    def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
-        """Remembers where the data was before the step; before the first there is nothing to go
-        back to."""
-        if self.train_dataloader_it is not None and self._data_before[0] != self.global_steps:
-            self._data_before = self.global_steps, self.train_dataloader.state_dict()
-        return super()._next_train_batch(num_prompts)
-
-    def _save_before_step(self) -> str:
-        """Save the state before the current step, whose batch did not touch it, and say where it
-        is."""
-        before = self.global_steps - 1
-        if before == 0:
-            return "no step has been trained yet, start again"
-        if self._checkpoint[0] != before:
-            self.global_steps, self.train_dataloader = before, Frozen(self._data_before[1])
-            self._save_checkpoint()
-        return (
-            f"the state before this step is in {self._checkpoint[1]}, where the run goes on when it"
-            " is started again (trainer.resume_mode=auto)"
-        )
-
-    def _save_checkpoint(self) -> None:
-        """The budget's state goes in first: verl's last act is the file that declares the
-        checkpoint complete."""
-        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-        save_state(folder, self.budget, self.phase)
-        super()._save_checkpoint()
-        self._checkpoint = self.global_steps, folder
-
-    def _load_checkpoint(self) -> None:
-        super()._load_checkpoint()
-        if self.global_steps == 0:
-            return
-        trainer = self.config.trainer
-        folder = trainer.resume_from_path
-        if trainer.resume_mode == "auto":
-            folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
-        load_state(Path(folder), self.budget, self.phase)
-        self._checkpoint = self.global_steps, Path(folder)
-
 
 @register_trainer("prune_opd")
-class PruneOPDTrainer(PruneOPD, PPOTrainerSync):
-    """verl's synchronous trainer with Prune-OPD."""
+class PruneOPDTrainer(PruneOPD):
+    """The method over the trainer that ``prune_opd.trainer_mode`` names; subclasses, too.
+
+    Args:
+        config: see ``PruneOPD``.
+    """
+
+    def __new__(cls, config: DictConfig) -> Self:
+        """Make an instance of a class of both."""
+        if not stands_on(cls):
+            base = find_trainer(config.prune_opd.trainer_mode)
+            cls = type(f"{cls.__name__}Over{base.__name__}", (cls, base), {})
+        return super().__new__(cls)

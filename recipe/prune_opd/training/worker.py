@@ -45,8 +45,10 @@ from recipe.prune_opd.training.fields import (
     COUNTED,
     ERRORS,
     EXTRA,
+    LIMIT,
     OLD_LOG_PROBS,
     POSITIONS,
+    STEP,
     STUDENT_IDS,
     STUDENT_LOG_PROBS,
     STUDENT_ON_TEACHER,
@@ -56,8 +58,10 @@ from recipe.prune_opd.training.fields import (
     TEACHER_ON_STUDENT,
     TEACHER_SAMPLED,
     advantage_fields,
+    limits_of,
     reports,
 )
+from recipe.prune_opd.training.jagged import jagged, jagged_values, refuse_nan
 from recipe.prune_opd.training.rollout_writer import RolloutWriter
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
 
@@ -69,7 +73,8 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
     """Student (actor and rollout) and frozen teacher (reference model) on the same devices.
 
     ``config`` is verl's ``actor_rollout_ref`` node with ``prune_opd`` and ``teacher_vocab_size``
-    beside its own keys. With the teacher on servers there is no reference model.
+    beside its own keys. With the teacher on servers there is no reference model. A trainer whose
+    worker can more gets a subclass of both, see ``modes.with_method``.
     """
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -77,6 +82,10 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         """Build both models. See ``ActorRolloutRefWorker.init_model``."""
         self.prune_opd = load_config(self.config.prune_opd)
         self.home = build_home(self.prune_opd)
+        if self.home.reference_model:
+            # The base class looks for parts of this name. The trainer knows nothing of a reference
+            # model, so the role is that of the student, whatever it is in this mode.
+            self.role += "_ref"
         # The base class gives the reference model a copy of the actor's model; this is its only
         # hook.
         self.ref_worker_cls = self._build_teacher
@@ -188,11 +197,11 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         if "sampled" in self.prune_opd.rules.needs:
             fields[TEACHER_SAMPLED] = log_probs.values()[:, 0]
             ids, log_probs = (
-                _jagged_values(block.values()[:, 1:], offsets) for block in (ids, log_probs)
+                jagged_values(block.values()[:, 1:], offsets) for block in (ids, log_probs)
             )
-        jagged = {name: _jagged_values(values, offsets) for name, values in fields.items()}
+        more = {name: jagged_values(values, offsets) for name, values in fields.items()}
         return TensorDict(
-            {TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs, **jagged}, batch_size=len(data)
+            {TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs, **more}, batch_size=len(data)
         )
 
     # ------------------------------------------------------------------------------- drift and loss
@@ -209,15 +218,16 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         padded = {
             name: torch.nested.to_padded_tensor(value, 0)
             for name, value in data.items()
-            if name in advantage_fields(self.home) and name != EXTRA
+            if name in advantage_fields(self.home) and name not in (EXTRA, LIMIT)
         }
-        _refuse_nan(padded)
+        refuse_nan(padded)
         scores = scores_of(padded)
         pruned = prune(scores, counted_tokens(padded), config.rules)
         offsets = data["responses"].offsets()
         facts = Facts(
             ended=self._ended(scores.responses, offsets.diff()),
             missing=(padded["response_mask"].bool() & ~pruned.mask).sum(-1),
+            limits=limits_of(data),
             reports=reports(data),
         )
         tally = Tally.of(pruned, scores, facts, self.max_length)
@@ -225,7 +235,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         sums = {SUMS: tally.rows, POSITIONS: tally.positions}
         if config.dump_dir:
             self._dump(data, padded | results | sums | {"lengths": offsets.diff()})
-        fields = {name: _jagged(value, offsets) for name, value in results.items()}
+        fields = {name: jagged(value, offsets) for name, value in results.items()}
         found = TensorDict({**fields, **sums}, batch_size=len(data))
         if self.home.is_asked:
             tu.assign_non_tensor_stack(found, ERRORS, [told.errors for told in facts.reports])
@@ -280,7 +290,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
     def _dump(self, data: TensorDict, tensors: Mapping[str, Tensor]) -> None:
         folder = Path(str(self.prune_opd.dump_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(dict(tensors), folder / f"step_{data['global_steps']}_rank_{self.rank}.pt")
+        torch.save(dict(tensors), folder / f"{data[STEP]}_rank_{self.rank}.pt")
 
 
 def scores_of(fields: Mapping[str, Tensor]) -> Scores:
@@ -324,25 +334,3 @@ def _fields(
     }
     kept = {name: output[name] for name in keep if name in output}
     return TensorDict({**fields, **kept}, batch_size=len(data))
-
-
-def _jagged_values(values: Tensor, offsets: Tensor) -> Tensor:
-    """(tokens of all responses, ...) -> jagged (B, response, ...), contiguous as TransferQueue
-    wants it."""
-    return torch.nested.nested_tensor_from_jagged(values.contiguous(), offsets)
-
-
-def _jagged(padded: Tensor, offsets: Tensor) -> Tensor:
-    """(B, T, ...) -> jagged (B, response, ...)."""
-    rows = [row[:length] for row, length in zip(padded, offsets.diff().tolist(), strict=True)]
-    return _jagged_values(torch.cat(rows), offsets)
-
-
-def _refuse_nan(padded: Mapping[str, Tensor]) -> None:
-    for name, value in padded.items():
-        if value.is_floating_point() and value.isnan().any():
-            raise ValueError(
-                f"{name}: NaN at {int(value.isnan().any(-1).sum())} positions; its model is broken"
-                " or overflows in its dtype"
-                " (actor_rollout_ref.{actor,ref}.fsdp_config.mixed_precision)"
-            )

@@ -129,9 +129,11 @@ def test_files_of_prepare_are_graded_here_unless_another_function_is_named(input
 def test_the_trainer_grades_here_where_the_data_needs_it(inputs, tmp_path, monkeypatch, capsys):
     """verl's own trainer, which starts Ray, is not built; it would read the configuration that is
     left."""
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
     from recipe.prune_opd.training import trainer
 
-    monkeypatch.setattr(trainer.PPOTrainerSync, "__init__", lambda self, config: None)
+    monkeypatch.setattr(PPOTrainerSync, "__init__", lambda self, config: None)
     inputs.prune_opd.records.dir = None
     OmegaConf.update(
         inputs,

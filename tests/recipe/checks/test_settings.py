@@ -36,7 +36,6 @@ WRONG = {
     "actor_rollout_ref.ref.pad_to_length": True,
     "actor_rollout_ref.model.use_fused_kernels": True,
     "actor_rollout_ref.actor.checkpoint.async_save": True,
-    "actor_rollout_ref.hybrid_engine": False,
     "actor_rollout_ref.rollout.name": "hf",
     "actor_rollout_ref.rollout.mode": "sync",
     "actor_rollout_ref.rollout.pipeline_model_parallel_size": 2,

@@ -149,18 +149,56 @@ def test_an_agent_loop_that_does_not_see_the_limit_is_refused(config, name):
         preflight.check_values(config)
 
 
-def test_a_trainer_over_an_asynchronous_one_is_refused(config):
-    """There a response may be judged by another limit than its own."""
-    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+@pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async", "no_such"])
+def test_a_trainer_that_a_command_names_is_the_one_below(config, mode):
+    """A command of verl's with the recipe added."""
+    config.trainer.v1.trainer_mode = mode
+    StartCheck().on_run_start(config)
+    assert config.trainer.v1.trainer_mode == "prune_opd"
+    assert config.prune_opd.trainer_mode == mode
 
-    from recipe.prune_opd.training.trainer import PruneOPD
 
-    TRAINER_REGISTRY["late"] = type("Late", (PruneOPD,), {"verl_mode": "separate_async"})
-    config.trainer.v1.trainer_mode = "late"
-    try:
-        assert "got 'late', a trainer over verl's 'separate_async', allowed" in ending(config)
-    finally:
-        del TRAINER_REGISTRY["late"]
+def test_two_trainer_modes_are_one_too_many(config):
+    config.trainer.v1.trainer_mode = "colocate_async"
+    config.prune_opd.trainer_mode = "separate_async"
+    with pytest.raises(SystemExit, match=r"got 'colocate_async' beside prune_opd"):
+        StartCheck().on_run_start(config)
+
+
+def test_a_command_that_names_no_trainer_stays_as_it_is(config):
+    before = config.copy()
+    config.prune_opd.trainer_mode = before.prune_opd.trainer_mode = "separate_async"
+    StartCheck().on_run_start(config)
+    assert config == before
+    config.prune_opd = before.prune_opd = None  # refused later, in words
+    StartCheck().on_run_start(config)
+    assert config == before
+
+
+def test_hydra_takes_a_trainer_mode_of_verls_and_refuses_it_in_a_sweep(tmp_path):
+    """The real command, as far as Hydra goes: what it would start, in its own words."""
+    loop = "actor_rollout_ref.rollout.agent.default_agent_loop"
+    settings = ["prune_opd.teacher.path=T", "trainer.v1.trainer_mode=colocate_async"]
+    overrides = ["+recipe=prune_opd", *settings, f"{loop}=tool_agent"]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo"]
+    environment = os.environ | {"HYDRA_FULL_ERROR": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    said = {}
+    for name, more in {"run": [], "sweep": ["-m", "prune_opd.topk=8,16"]}.items():
+        run = subprocess.run(
+            [*command, *more, *overrides, f"hydra.{name}.dir={tmp_path}"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert run.returncode == 1
+        said[name] = run.stderr.splitlines()[-1].removeprefix("prune_opd cannot start: ")
+    # Where the mode went through, the next thing is refused.
+    assert said["run"].startswith(f"{loop}: got 'tool_agent'")
+    assert said["sweep"].startswith("trainer.v1.trainer_mode: got 'colocate_async', allowed")
+    assert said["sweep"].endswith("in a sweep, give verl's mode as prune_opd.trainer_mode")
 
 
 def test_trainers_and_agent_loops_of_ones_own_are_known_by_what_they_are(config, here, tmp_path):

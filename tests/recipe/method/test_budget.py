@@ -117,6 +117,8 @@ def test_metrics():
     assert budget.update(iter([40, 39, 3, 50.0])) == {
         "prune_opd/current_max_response_length": 50,
         "prune_opd/next_max_response_length": 57,
+        "prune_opd/response_limit_min": 50,
+        "prune_opd/response_limit_max": 50,
         "prune_opd/no_hit_steps": 0,
         "prune_opd/effective_response_length_mean": 33,
         "prune_opd/effective_response_length_max": 50,
@@ -124,6 +126,45 @@ def test_metrics():
         "prune_opd/effective_response_length_hit_ratio": 0.5,
     }
     assert budget.update([0])["prune_opd/no_hit_steps"] == 1
+
+
+def test_each_response_is_judged_by_its_own_limit():
+    """Under limits of 40, 50 and 20 a hit begins at 30, 40 and 20, which is the minimum."""
+    budget = ResponseBudget(init=50, min=20, max=100, step=7, margin=10, hit_ratio=0.5)
+    metrics = budget.update([30, 40, 20, 19], [40, 50, 20, 20])
+    assert metrics["prune_opd/effective_response_length_hit_ratio"] == 0.75
+    assert (metrics["prune_opd/response_limit_min"], metrics["prune_opd/response_limit_max"]) == (
+        20,
+        50,
+    )
+    assert budget.limit == 57  # it moves from where it is
+    metrics = budget.update([29, 39, 19, 50], [40, 50, 20, 60])
+    assert metrics["prune_opd/effective_response_length_hit_ratio"] == 0.25
+    with pytest.raises(ValueError, match="got 1 limits of 2 sequences"):
+        budget.update([1, 2], [3])
+
+
+@pytest.mark.parametrize("rule", [ResponseBudget, QuantileBudget])
+@pytest.mark.parametrize("seed", range(5))
+def test_under_one_limit_it_makes_no_difference_to_give_it(rule, seed):
+    """Responses of the step itself: the paper's rule."""
+    draw = random.Random(seed)
+    one, other = (rule(init=50, min=20, max=100, hit_ratio=0.5) for _ in range(2))
+    for _ in range(20):
+        lengths = [draw.randint(0, 120) for _ in range(draw.randint(1, 8))]
+        assert one.update(lengths) == other.update(lengths, [other.limit] * len(lengths))
+        assert one.state_dict() == other.state_dict()
+
+
+def test_responses_that_were_sent_out_before_the_limit_grew_do_not_make_it_grow_again():
+    """A factor would, once for each batch that is under way; the paper's rule grows by a step."""
+    budget = quantiles(max=1000)
+    budget.update([100] * 4, [100] * 4)
+    assert budget.limit == 150
+    budget.update([100] * 4, [100] * 4)
+    assert budget.limit == 150
+    budget.update([150, 100, 100, 100], [150, 100, 100, 100])
+    assert budget.limit == 225
 
 
 def test_an_empty_batch_is_refused_and_changes_nothing():
@@ -251,6 +292,8 @@ def test_the_metrics_of_the_quantile():
     assert quantiles().update(iter([40, 39, 3, 50.0])) == {
         "prune_opd/current_max_response_length": 100,
         "prune_opd/next_max_response_length": 55,
+        "prune_opd/response_limit_min": 100,
+        "prune_opd/response_limit_max": 100,
         "prune_opd/effective_response_length_mean": 33,
         "prune_opd/effective_response_length_max": 50,
         "prune_opd/effective_response_length_min": 3,

@@ -31,8 +31,8 @@ def ids_sharing(shared: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_is_member_agrees_with_python_sets():
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 12, (3, 5, 4), generator=generator)
-    others = torch.randint(0, 12, (3, 5, 7), generator=generator)
+    ids = torch.randint(-2, 12, (3, 5, 4), generator=generator, dtype=torch.int32)
+    others = torch.randint(-2, 12, (3, 5, 7), generator=generator)
     found = is_member(ids, others)
     assert found.dtype == torch.bool
     for b in range(3):

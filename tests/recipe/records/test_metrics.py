@@ -28,7 +28,8 @@ def count(mask, overlap, events, reward, ended, max_length, missing=None, report
     advantages = halves * weights.loss_weight.unsqueeze(-1)
     pruned = Pruned(mask.bool(), overlap, events, weights, given, advantages)
     missing = torch.zeros(len(mask), dtype=torch.long) if missing is None else missing
-    facts = Facts(ended, missing, reports or [Reports()] * len(mask))
+    limits = torch.full_like(missing, mask.shape[1])
+    facts = Facts(ended, missing, limits, reports or [Reports()] * len(mask))
     return Tally.of(pruned, scores, facts, max_length)
 
 

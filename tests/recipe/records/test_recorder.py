@@ -130,7 +130,7 @@ def test_a_step_and_its_samples_are_written(tally_of, tmp_path, caplog):
     recorder = recorder_of(tmp_path, samples=2, topk=1)
     tally = tally_of(
         {"tokens": 3, "effective_length": 2, "gate_stopped": 1},
-        {"tokens": 3, "effective_length": 3, "ended": 1},
+        {"tokens": 3, "effective_length": 3, "ended": 1, "limit": 9},
         {"tokens": 3, "effective_length": 1},
     )
     recorder.write(1, tally, (9, 11), fetch)

@@ -69,7 +69,8 @@ def count(mask, overlap, events, longest, base=0.25, reports=None, reward=-1.0) 
         mask.bool(), overlap, events, weights, given, rewards * weights.loss_weight.unsqueeze(-1)
     )
     rows = len(mask)
-    facts = Facts(torch.arange(rows) % 2 == 1, torch.arange(rows), reports or [Reports()] * rows)
+    counted, limits = torch.arange(rows), 10 * torch.arange(rows)
+    facts = Facts(counted % 2 == 1, counted, limits, reports or [Reports()] * rows)
     return Tally.of(pruned, Scores(ids[..., 0], TopK(ids, sure), TopK(ids, torn)), facts, longest)
 
 
@@ -97,12 +98,24 @@ def test_sums_of_a_response_by_hand():
         "effective_length": [3, 2],
         "ended": [0, 1],
         "missing": [0, 1],
+        "limit": [0, 10],
     }
     for name, values in expected.items():
         assert tally.column(name).tolist() == pytest.approx(values), name
         assert tally.total[name] == pytest.approx(sum(values)), name
     for name in set(COLUMNS) - set(expected):  # nobody reported anything
         assert tally.column(name).tolist() == [0, 0], name
+
+
+def test_tallies_of_the_updates_of_a_step_are_one():
+    one, other = (count(MASK[rows], OVERLAP[rows], EVENTS[rows], 4) for rows in ([0], [1, 0]))
+    whole = Tally.join(one, other)
+    assert whole.column("tokens").tolist() == [4, 2, 4]
+    assert whole.longest == 4
+    for name in RECORDED:
+        parts = (tally.by_position(name, recorded_edges(4)) for tally in (one, other))
+        expected = [sum(pair) for pair in zip(*parts, strict=True)]
+        assert whole.by_position(name, recorded_edges(4)) == pytest.approx(expected)
 
 
 def test_sums_by_position_by_hand():

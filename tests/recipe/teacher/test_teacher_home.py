@@ -32,8 +32,8 @@ from recipe.prune_opd.records.tally import Tally
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.home import build_home
 from recipe.prune_opd.training import trainer as trainer_module
-from recipe.prune_opd.training.agent_loop import LIMIT as ROW_LIMIT
 from recipe.prune_opd.training.checkpoint import STATE_FILE
+from recipe.prune_opd.training.faults import refuse_missing
 from recipe.prune_opd.training.fields import (
     ERRORS,
     MODEL_FIELDS,
@@ -45,6 +45,7 @@ from recipe.prune_opd.training.fields import (
     served_fields,
     teacher_fields,
 )
+from recipe.prune_opd.training.fields import LIMIT as ROW_LIMIT
 from recipe.prune_opd.training.preflight import check_values
 from recipe.prune_opd.training.trainer import PruneOPDTrainer
 from recipe.prune_opd.training.worker import PruneOPDWorker
@@ -61,14 +62,18 @@ def prune_opd_of(
     return PruneOPDConfig(teacher=teacher, strategy=strategy, gate=GateConfig(enable=gate))
 
 
+class OverSync(PruneOPDTrainer, PPOTrainerSync):
+    """The trainer over verl's synchronous one."""
+
+
 def trainer_of(prune_opd: PruneOPDConfig, step: int = 5, **values: Any) -> PruneOPDTrainer:
-    trainer = object.__new__(PruneOPDTrainer)
+    trainer = object.__new__(OverSync)
     given = BudgetConfig(init=LIMIT, min=1, max=LIMIT, margin=10, patience=1)
     prune_opd, budget = prune_opd.changed(budget=given), given.build()
     vars(trainer).update(prune_opd=prune_opd, global_steps=step, budget=budget)
     trainer.home = build_home(prune_opd)
-    own = {"_data_before": (0, None), "_checkpoint": (0, None), "recorder": None, "phase": None}
-    vars(trainer).update(own | values)
+    updates = {"local_trigger_step": 0, "parameter_sync_step": 1, "_tallies": []}
+    vars(trainer).update({"recorder": None, "phase": None} | updates | values)
     return trainer
 
 
@@ -107,26 +112,16 @@ URL = {
 
 @pytest.mark.parametrize("lora", [0, 8])
 @pytest.mark.parametrize(
-    ("settings", "role"),
-    [
-        ({}, Role.ActorRolloutRef),
-        (GATE, Role.ActorRolloutRef),
-        (SERVER, Role.ActorRollout),
-        (SERVER | GATE, Role.ActorRollout),
-        (URL, Role.ActorRollout),
-    ],
+    "settings",
+    [{}, GATE, SERVER, SERVER | GATE, URL],
     ids=["worker_group", "gate", "server", "both", "url"],
 )
-def test_without_a_teacher_in_the_worker_group_there_is_no_reference_model(
-    composed, settings, role, lora
-):
+def test_the_student_keeps_the_role_that_verl_gives_it(composed, settings, lora):
+    """Wherever the teacher is: verl is told of no reference model."""
     classes, pools = roles_of(composed, actor_rollout_ref__model__lora_rank=lora, **settings)
-    assert classes == {role: PruneOPDWorker}
-    assert pools.mapping[role] == "global_pool"
-    assert (
-        not {Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy} - {role}
-        & pools.mapping.keys()
-    )
+    assert classes == {Role.ActorRollout: PruneOPDWorker}
+    assert pools.mapping[Role.ActorRollout] == "global_pool"
+    assert not {Role.ActorRolloutRef, Role.RefPolicy} & pools.mapping.keys()
     started = settings not in ({}, URL)
     assert pools.mapping.get(Role.TeacherModel) == ("teacher_pool" if started else None)
     expected = {"global_pool": [4]} | ({"teacher_pool": [3]} if started else {})
@@ -136,47 +131,33 @@ def test_without_a_teacher_in_the_worker_group_there_is_no_reference_model(
 @pytest.mark.parametrize(
     ("home", "gate"), [("server", False), ("server", True), ("worker_group", True)]
 )
-def test_the_rollout_reaches_the_teachers_servers(home: str, gate: bool):
-    made: list[tuple[type, dict[str, Any]]] = []
+def test_the_rollout_reaches_the_teachers_servers(monkeypatch, home: str, gate: bool):
+    monkeypatch.setattr(PPOTrainerSync, "get_llm_client", lambda self: "verl's own")
     trainer = trainer_of(
         prune_opd_of(home, gate=gate),
         config="config",
         teacher_vocab_size=77,
         teacher_servers="servers",
-        llm_server_manager=SimpleNamespace(
-            get_client=lambda kind, **given: made.append((kind, given))
-        ),
     )
     pool = SimpleNamespace(client=lambda config, servers: f"client of {servers} under {config}")
     trainer.home.pool = lambda config: pool
-    trainer.get_llm_client()
-    ((kind, given),) = made
-    assert kind is TeachingClient
-    assert given["teacher"] == "client of servers under config"
-    assert (given["prune_opd"], given["vocab_size"]) == (trainer.prune_opd, 77)
-    assert given["teaches"] == (home == "server")
+    client = trainer.get_llm_client()
+    assert isinstance(client, TeachingClient)
+    assert client.client == "verl's own"
+    assert client.teacher == "client of servers under config"
+    assert (client.prune_opd, client.vocab_size) == (trainer.prune_opd, 77)
+    assert client.teaches == (home == "server")
 
 
 def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
     """None of the run's own has been started."""
     monkeypatch.setenv("TEST_TEACHER_KEY", "secret")
     prune_opd = prune_opd_of("url", model="M", api="sglang", api_key_env="TEST_TEACHER_KEY")
-    made: list[tuple[type, dict[str, Any]]] = []
-    manager = SimpleNamespace(get_client=lambda kind, **given: made.append((kind, given)))
-    trainer = trainer_of(
-        prune_opd,
-        config="config",
-        teacher_vocab_size=77,
-        teacher_servers=None,
-        llm_server_manager=manager,
-    )
-    trainer.get_llm_client()
-    ((kind, given),) = made
-    assert kind is TeachingClient
-    assert given.pop("teacher") == UrlTeacher(
-        ["http://10.0.0.1:8000"], "M", "sglang", "TEST_TEACHER_KEY"
-    )
-    assert given == {"prune_opd": trainer.prune_opd, "vocab_size": 77, "teaches": True}
+    monkeypatch.setattr(PPOTrainerSync, "get_llm_client", lambda self: "verl's own")
+    trainer = trainer_of(prune_opd, config="config", teacher_vocab_size=77, teacher_servers=None)
+    client = trainer.get_llm_client()
+    assert client.teacher == UrlTeacher(["http://10.0.0.1:8000"], "M", "sglang", "TEST_TEACHER_KEY")
+    assert client.teaches
 
 
 def test_a_teacher_in_the_worker_group_needs_no_client(monkeypatch):
@@ -240,7 +221,7 @@ class Queue:
     """
 
     def __init__(self, tally: Tally, errors: list[dict[str, str]], padding: int = 0):
-        limits = [LIMIT] * len(tally)
+        limits = torch.tensor([LIMIT] * len(tally))
         self.fields = {
             SUMS: tally.rows,
             POSITIONS: tally.positions,
@@ -261,7 +242,7 @@ class Queue:
         rows = [self.keys.index(key) for key in keys]
         found = TensorDict({}, batch_size=len(rows))
         for name in select_fields:
-            if name in (ERRORS, ROW_LIMIT):
+            if name == ERRORS:
                 values = [self.fields[name][row] for row in rows]
                 tu.assign_non_tensor_stack(found, name, values)
             else:
@@ -289,9 +270,11 @@ def step(monkeypatch, tally_of) -> Callable[..., tuple[dict[str, Any], Queue]]:
         )
         metrics: dict[str, Any] = {}
         try:
+            trainer._tallies = []
             trainer._compute_advantage(batch, metrics)
         finally:
             assert calls == [("compute_pruned_advantage", advantage_fields(trainer.home))]
+        trainer._end_step(batch, *trainer._tallies, metrics)
         return metrics, queue
 
     return stepped
@@ -394,7 +377,7 @@ def test_every_prompt_is_tagged_with_its_own_limit(monkeypatch):
         assert trainer._submit_batch_to_rollout(TensorDict({}, batch_size=3)) == 3
         # As verl hands rows on: in a chunk for each rollout worker, one row at a time.
         chunks = submitted.pop().chunk(2)
-        rows = [chunk.get(ROW_LIMIT)[i].data for chunk in chunks for i in range(len(chunk))]
+        rows = [int(chunk[ROW_LIMIT][i]) for chunk in chunks for i in range(len(chunk))]
         assert rows == limits
 
 
@@ -447,25 +430,25 @@ def missing(ratio: float, late: float = 0.0, failed: float = 0.0) -> dict[str, f
     ],
 )
 def test_too_many_missing_scores_end_the_run(error: str, named: str):
-    trainer = trainer_of(prune_opd_of())
-    trainer._save_before_step = lambda: "the state is in FOLDER"
     with pytest.raises(RuntimeError) as ended:
-        trainer._refuse_missing(missing(0.26, late=2, failed=7), error)
+        refuse_missing(5, missing(0.26, late=2, failed=7), error, 0.25, lambda: "it is in FOLDER")
     assert (
         str(ended.value) == "step 5: 26.0% of the tokens lack the teacher's score, allowed:"
         " prune_opd.teacher.max_missing=25.0%; 2 answers were late, 7 failed, the last error:"
-        f" {named}; the state is in FOLDER"
+        f" {named}; it is in FOLDER"
     )
+
+
+def not_saved() -> str:
+    pytest.fail("nothing is to be saved")
 
 
 @pytest.mark.parametrize(
     "given", [missing(0.25), missing(0.001, late=1), missing(0, late=1), missing(0, failed=1)]
 )
 def test_up_to_the_bound_missing_scores_are_a_warning(caplog, given: dict[str, float]):
-    trainer = trainer_of(prune_opd_of())
-    trainer._save_before_step = lambda: pytest.fail("nothing is to be saved")
     with caplog.at_level(logging.WARNING):
-        trainer._refuse_missing(given, "RuntimeError: out of memory")
+        refuse_missing(5, given, "RuntimeError: out of memory", 0.25, not_saved)
     (record,) = caplog.records
     said = record.getMessage()
     assert said.startswith("step 5: the teacher was late ")
@@ -477,7 +460,7 @@ def test_up_to_the_bound_missing_scores_are_a_warning(caplog, given: dict[str, f
 
 def test_where_nothing_is_missing_nothing_is_said(caplog):
     with caplog.at_level(logging.WARNING):
-        trainer_of(prune_opd_of())._refuse_missing(missing(0), "")
+        refuse_missing(5, missing(0), "", 0.25, not_saved)
     assert not caplog.records
 
 

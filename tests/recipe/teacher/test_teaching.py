@@ -122,7 +122,11 @@ def client_of(
     settings = TeacherConfig(path="T", home="server", **given)
     prune_opd = PruneOPDConfig(teacher=settings, strategy=strategy, topk=K)
     return TeachingClient(
-        config=config, prune_opd=prune_opd, teacher=teacher, vocab_size=VOCAB, teaches=True
+        SimpleNamespace(config=config),
+        prune_opd=prune_opd,
+        teacher=teacher,
+        vocab_size=VOCAB,
+        teaches=True,
     )
 
 

@@ -26,6 +26,11 @@ def test_tells_what_is_on():
         assert part in text
 
 
+def test_tells_a_trainer_that_is_not_the_usual_one():
+    assert "trainer" not in said()
+    assert "  trainer   separate_async" in said(trainer_mode="separate_async").splitlines()
+
+
 def test_tells_whose_weights_are_not_the_papers():
     given = {"weights": "first", "weights_args": {"tokens": 100}}
     assert "  weights   first 100 tokens alone" in said(drift=given).splitlines()

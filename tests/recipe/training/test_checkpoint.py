@@ -6,17 +6,19 @@ import re
 
 import pytest
 
-from recipe.prune_opd.config import read_config
+from recipe.prune_opd.config import PruneOPDConfig, read_config
 from recipe.prune_opd.method.budget import ResponseBudget
 from recipe.prune_opd.method.phase import RolloutPhase
 from recipe.prune_opd.training.checkpoint import (
     STATE_FILE,
     TRACKER,
+    State,
     check_checkpoint,
     load_state,
     save_state,
 )
 
+CONFIG = PruneOPDConfig.model_validate({"teacher": {"path": "T"}})
 PAPER = {"init": 2048, "min": 1024, "max": 12288}
 
 GOOD = {"limit": 2048, "no_hit_steps": 1}
@@ -25,15 +27,48 @@ GOOD = {"limit": 2048, "no_hit_steps": 1}
 def test_a_state_is_read_as_it_was_saved(tmp_path):
     budget, resumed = ResponseBudget(**PAPER), ResponseBudget(**PAPER)
     budget.load_state_dict({"limit": 3048, "no_hit_steps": 2})
-    save_state(tmp_path / "global_step_7", budget)
-    load_state(tmp_path / "global_step_7", resumed)
+    save_state(tmp_path / "global_step_7", State(CONFIG, budget))
+    load_state(tmp_path / "global_step_7", State(CONFIG, resumed))
     assert resumed.state_dict() == {"limit": 3048, "no_hit_steps": 2}
     assert [file.name for file in (tmp_path / "global_step_7").iterdir()] == [STATE_FILE]
 
 
-def test_a_checkpoint_of_plain_verl_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="was not written by the prune_opd trainer"):
-        load_state(tmp_path, ResponseBudget(**PAPER))
+def test_a_checkpoint_of_plain_verl_is_gone_on_with_under_the_first_limit(tmp_path, caplog):
+    load_state(tmp_path, State(CONFIG, budget := ResponseBudget(**PAPER)))
+    assert budget.limit == 2048
+    (said,) = caplog.messages
+    assert said.startswith(f"{tmp_path / STATE_FILE} does not exist: the checkpoint was written by")
+    assert said.endswith("under the first limit, 2048")
+
+
+OTHERS = {
+    "teacher.path": {"teacher": {"path": "other"}},
+    "topk": {"topk": 32},
+    "drift.metric": {"drift": {"metric": "teacher_top_p_accept"}},
+    "drift.threshold": {"drift": {"threshold": 0.9}},
+    "strategy": {"strategy": "union"},
+}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_a_checkpoint_of_another_method_is_refused_unless_it_is_asked_for(tmp_path, key):
+    given = {"teacher": {"path": "T"}} | OTHERS[key]
+    budget, moved = ResponseBudget(**PAPER), ResponseBudget(**PAPER)
+    moved.load_state_dict({"limit": 3048, "no_hit_steps": 2})
+    save_state(tmp_path, State(CONFIG, moved))
+    other = PruneOPDConfig.model_validate(given)
+    with pytest.raises(ValueError, match=rf"its run had prune_opd\.{key}=.*prune_opd\.resume=any"):
+        load_state(tmp_path, State(other, budget))
+    assert budget.limit == 2048
+    load_state(tmp_path, State(other.changed(resume="any"), budget))
+    assert budget.limit == 3048
+
+
+def test_a_checkpoint_that_does_not_say_its_method_is_taken(tmp_path):
+    """Those of earlier releases."""
+    (tmp_path / STATE_FILE).write_text(json.dumps({"budget": GOOD | {"limit": 4048}}))
+    load_state(tmp_path, State(CONFIG, budget := ResponseBudget(**PAPER)))
+    assert budget.limit == 4048
 
 
 def deep(levels: int) -> list:
@@ -50,6 +85,7 @@ BROKEN = {
     "too deep": ("[" * 100_000, "is no JSON"),
     "a list": ([GOOD], "has no budget, it was changed or is of another version"),
     "no budget": ({"limit": 2048}, "has no budget"),
+    "method of another kind": ({"budget": GOOD, "method": 5}, "method: got 5, allowed: an object"),
     "budget of another kind": ({"budget": 5}, "budget: got 5, allowed: an object"),
     "no limit": ({"budget": {"no_hit_steps": 1}}, "budget.limit is missing, found: no_hit_steps"),
     "no counter": ({"budget": {"limit": 2048}}, "budget.no_hit_steps is missing, found: limit"),
@@ -86,7 +122,7 @@ def test_a_state_file_that_cannot_be_used_is_named(case, tmp_path):
     budget = ResponseBudget(**PAPER)
     before = budget.state_dict()
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        load_state(tmp_path, budget)
+        load_state(tmp_path, State(CONFIG, budget))
     assert str(error.value).startswith(str(file))
     assert "\n" not in str(error.value)
     assert budget.state_dict() == before
@@ -95,19 +131,19 @@ def test_a_state_file_that_cannot_be_used_is_named(case, tmp_path):
 def test_the_phase_of_semi_opd_is_read_as_it_was_saved(tmp_path):
     budget, phase, resumed = ResponseBudget(**PAPER), RolloutPhase("r", 0.5), RolloutPhase("r")
     phase.update(0.1)
-    save_state(tmp_path, budget, phase)
-    load_state(tmp_path, budget, resumed)
+    save_state(tmp_path, State(CONFIG, budget, phase))
+    load_state(tmp_path, State(CONFIG, budget, resumed))
     assert not resumed.frozen
-    load_state(tmp_path, budget)  # a run without Semi-OPD goes on from it, too
-    save_state(tmp_path, budget, RolloutPhase("r"))
+    load_state(tmp_path, State(CONFIG, budget))  # a run without Semi-OPD goes on from it, too
+    save_state(tmp_path, State(CONFIG, budget, RolloutPhase("r")))
     with pytest.raises(ValueError, match=r"prune_opd\.json: semi\.rollouts: got r"):
-        load_state(tmp_path, budget, RolloutPhase("another"))
+        load_state(tmp_path, State(CONFIG, budget, RolloutPhase("another")))
 
 
 def test_a_checkpoint_without_rollouts_is_not_gone_on_with_frozen(tmp_path):
-    save_state(tmp_path, ResponseBudget(**PAPER))
+    save_state(tmp_path, State(CONFIG, ResponseBudget(**PAPER)))
     with pytest.raises(ValueError, match="has no phase of Semi-OPD"):
-        load_state(tmp_path, ResponseBudget(**PAPER), RolloutPhase("r"))
+        load_state(tmp_path, State(CONFIG, ResponseBudget(**PAPER), RolloutPhase("r")))
 
 
 class Mine(ResponseBudget):
@@ -118,9 +154,9 @@ class Mine(ResponseBudget):
 
 
 def test_an_error_of_a_budget_of_ones_own_names_the_file_too(tmp_path):
-    save_state(tmp_path, ResponseBudget(**PAPER))
+    save_state(tmp_path, State(CONFIG, ResponseBudget(**PAPER)))
     with pytest.raises(ValueError, match=r"prune_opd\.json: 'mine' is missing"):
-        load_state(tmp_path, Mine(**PAPER))
+        load_state(tmp_path, State(CONFIG, Mine(**PAPER)))
 
 
 # ------------------------------------------------------------------------------------------- saving
@@ -128,7 +164,7 @@ def test_an_error_of_a_budget_of_ones_own_names_the_file_too(tmp_path):
 
 def test_a_full_disk_leaves_the_last_good_state(tmp_path, full_disk):
     good, budget = tmp_path / "global_step_7", ResponseBudget(**PAPER)
-    save_state(good, budget)
+    save_state(good, State(CONFIG, budget))
     big = RolloutPhase("r" * 200)
     for folder in (tmp_path / "global_step_8", good):
         with (
@@ -137,10 +173,10 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path, full_disk):
                 RuntimeError, match="this checkpoint is not saved, earlier ones"
             ) as error,
         ):
-            save_state(folder, budget, big)
+            save_state(folder, State(CONFIG, budget, big))
         assert str(error.value).startswith(f"{folder / STATE_FILE} cannot be written (File too")
         assert "\n" not in str(error.value)
-    load_state(good, ResponseBudget(**PAPER))
+    load_state(good, State(CONFIG, ResponseBudget(**PAPER)))
     assert [file.name for file in good.iterdir()] == [STATE_FILE]
     assert list((tmp_path / "global_step_8").iterdir()) == []
 
@@ -148,7 +184,7 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path, full_disk):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RuntimeError, match=r"file/global_step_1/prune_opd\.json cannot be written"):
-        save_state(tmp_path / "file" / "global_step_1", ResponseBudget(**PAPER))
+        save_state(tmp_path / "file" / "global_step_1", State(CONFIG, ResponseBudget(**PAPER)))
 
 
 # --------------------------------------------------------------------------------- before the start
@@ -166,7 +202,7 @@ def trained(compose, tmp_path):
     )
     prune_opd = read_config(config)
     for step in (1, 2):
-        save_state(folder / f"global_step_{step}", prune_opd.budget.build())
+        save_state(folder / f"global_step_{step}", State(CONFIG, prune_opd.budget.build()))
     (folder / TRACKER).write_text("2")
     return config, folder, lambda: check_checkpoint(config, prune_opd)
 
@@ -234,6 +270,6 @@ def test_the_phase_of_semi_opd_is_looked_at_too(trained, tmp_path):
     prune_opd = read_config(config)
     with pytest.raises(ValueError, match="has no phase of Semi-OPD"):
         check_checkpoint(config, prune_opd)
-    save_state(folder / "global_step_2", prune_opd.budget.build(), RolloutPhase("r"))
+    save_state(folder / "global_step_2", State(CONFIG, prune_opd.budget.build(), RolloutPhase("r")))
     with pytest.raises(ValueError, match=r"semi\.rollouts: got r, but prune_opd\.semi\.dir"):
         check_checkpoint(config, prune_opd)

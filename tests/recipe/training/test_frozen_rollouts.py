@@ -19,8 +19,7 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.teacher.home import build_home
 from recipe.prune_opd.training import frozen_rollouts
-from recipe.prune_opd.training.agent_loop import LIMIT
-from recipe.prune_opd.training.fields import SHARD, UID
+from recipe.prune_opd.training.fields import LIMIT, SHARD, UID
 from recipe.prune_opd.training.replayed_response import PLACES
 from verl_ext.rollout.cache import CachedResponse, RolloutCache, prompt_key, write_shard
 
@@ -51,7 +50,7 @@ class Rollout:
         if len(self.asked) == self.killed_after:
             raise KeyboardInterrupt
         self.asked.append(tu.get(batch, UID))
-        self.limits.add(tu.get(batch, LIMIT))
+        self.limits |= set(batch[LIMIT].tolist())
         self.places = tu.get(batch, PLACES)
         return len(batch)
 
@@ -132,7 +131,7 @@ def trainer(tmp_path, monkeypatch):
 def submit(one: Any, texts: str) -> Any:
     batch = collate_fn(dataset(texts)) | {UID: np.array(list(texts), dtype=object)}
     batch = tu.get_tensordict(batch)
-    tu.assign_non_tensor_data(batch, LIMIT, 20)
+    batch[LIMIT] = torch.full((len(texts),), 20)
     one._submit_batch_to_rollout(batch)
     return one.played.places
 

@@ -39,8 +39,10 @@ from recipe.prune_opd.training.fields import (
     COUNTED,
     ERRORS,
     EXTRA,
+    LIMIT,
     OLD_LOG_PROBS,
     POSITIONS,
+    STEP,
     STUDENT_IDS,
     STUDENT_LOG_PROBS,
     STUDENT_ON_TEACHER,
@@ -91,6 +93,7 @@ def batch(events: list[list[bool]], reports: list[GateReport | None] | None = No
     fields = {
         "responses": jagged([torch.randint(2, 9, (len(row),)) for row in events]),
         "response_mask": jagged([torch.ones(len(row), dtype=torch.long) for row in events]),
+        LIMIT: torch.tensor([10 + row for row in range(len(events))]),
         STUDENT_IDS: jagged([student.expand(len(row), K).clone() for row in events]),
         TEACHER_IDS: jagged([student + K * flag.long().unsqueeze(1) for flag in flags]),
         **{
@@ -129,6 +132,17 @@ def test_reliable_tokens_are_those_with_weight_left():
     ]
     effective = result[SUMS][:, COLUMNS.index("effective_length")]
     assert effective.tolist() == [6, 6, 5]
+
+
+def test_every_response_keeps_the_limit_that_it_carries():
+    """TransferQueue may answer with a column of numbers or of rows."""
+    data = batch(DRIFTING)
+    for limits in (data[LIMIT], data[LIMIT].unsqueeze(1)):
+        data[LIMIT] = limits
+        sums = computed(worker_of(), data)[SUMS]
+        assert sums[:, COLUMNS.index("limit")].tolist() == [10, 11, 12]
+    with pytest.raises(RuntimeError, match=r"^responses carry no limit: their prompts were not"):
+        computed(worker_of(), data.exclude(LIMIT))
 
 
 def test_a_response_cut_by_the_gate_has_as_many_reliable_tokens():
@@ -222,7 +236,7 @@ def test_a_sequence_parallel_group_answers_and_dumps_once(tmp_path):
     """All its ranks are given the same responses."""
     data, group = batch(DRIFTING), {}
     data["prompts"] = jagged([torch.tensor([2, 3])] * len(DRIFTING))
-    tu.assign_non_tensor_data(data, "global_steps", 7)
+    tu.assign_non_tensor_data(data, STEP, "step_7")
     for rank in (4, 5):
         worker = worker_of(answers=rank == 4, dump_dir=str(tmp_path / "dump"))
         worker._rank = rank
@@ -282,6 +296,7 @@ def passes(strategy: str) -> tuple[TensorDict, TensorDict]:
     batch = {
         "responses": cut(responses.squeeze(1)),
         "response_mask": cut(torch.ones(count, dtype=torch.long)),
+        LIMIT: torch.full((len(LENGTHS),), 64),
         STUDENT_IDS: cut(student_ids),
         STUDENT_LOG_PROBS: cut(student_log_probs),
         STUDENT_ON_TEACHER: cut(log_probs_at(student, ids)),
@@ -343,8 +358,9 @@ def without(data: TensorDict, tokens: torch.Tensor) -> TensorDict:
     kept = {
         name: jagged([row[part] for row, part in zip(field.unbind(), parts, strict=True)])
         for name, field in data.items()
+        if name != LIMIT
     }
-    return TensorDict(kept, batch_size=len(LENGTHS))
+    return TensorDict(kept | {LIMIT: data[LIMIT]}, batch_size=len(LENGTHS))
 
 
 @pytest.mark.parametrize("strategy", SERVED_STRATEGIES)
