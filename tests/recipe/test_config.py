@@ -61,6 +61,7 @@ PAPER = {
     "weighting": "student_p",
     "weighting_args": {},
     "loss_normaliser": "generated",
+    "reward_clip": None,
     "dump_dir": None,
     "drift": {
         "enable": True,

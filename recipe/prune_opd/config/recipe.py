@@ -1,11 +1,12 @@
 """All keys of ``prune_opd``, and the rules of the method that they make."""
 
+import math
 from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from recipe.prune_opd.config.base import Keys, Natural, Positive, recipe, require
+from recipe.prune_opd.config.base import Keys, Nats, Natural, Positive, recipe, require
 from recipe.prune_opd.config.rules import BudgetConfig, DriftConfig, GateConfig
 from recipe.prune_opd.config.semi import SemiConfig
 from recipe.prune_opd.config.teacher import TeacherConfig
@@ -59,6 +60,9 @@ class PruneOPDConfig(Keys):
     """Weight of a candidate: ``student_p``, ``teacher_p``, ``none``. ``sampled`` ignores it."""
     weighting_args: dict[str, Any] = Field(default_factory=dict)
     """Parameters of a weighting of your own."""
+    reward_clip: Nats | None = None
+    """Largest |log p - log q| of a candidate, nats; null: any, as in the paper. For a teacher that
+    is far surer than the student: without a bound few tokens make up the gradient."""
     loss_normaliser: Literal["generated", "reliable"] = "generated"
     """Divisor of the loss: ``generated`` tokens (the paper's), or the ``reliable`` ones
     among them (R > 0), whose number does not change when a response is stopped at R = 0."""
@@ -104,6 +108,7 @@ class PruneOPDConfig(Keys):
             strategy=strategy,
             weighting=weighting,
             weights=drift.build_weights(),
+            reward_clip=math.inf if self.reward_clip is None else self.reward_clip,
         )
 
     @cached_property

@@ -6,6 +6,7 @@ section 3)
 Shapes: B sequences, T response positions, K' candidates of the reward.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -27,6 +28,8 @@ class Rules:
     strategy: Strategy
     weighting: Weighting
     weights: TokenWeight
+    reward_clip: float = math.inf
+    """Largest |log p - log q| of a candidate, nats."""
 
     @property
     def drift_needs(self) -> tuple[str, ...]:
@@ -76,7 +79,7 @@ def prune(scores: Scores, mask: Tensor, rules: Rules) -> Pruned:
         ValueError: ``scores`` lacks what the strategy needs.
     """
     drift = find_drift(scores, mask, rules)
-    reward = topk_reward(scores, rules.strategy, rules.weighting)
+    reward = topk_reward(scores, rules.strategy, rules.weighting, rules.reward_clip)
     weighted = reward.reward * drift.reliability.loss_weight.unsqueeze(-1)
     # Not by a product: what does not count may hold NaN.
     advantages = weighted.masked_fill_(~mask.unsqueeze(-1), 0.0)

@@ -1,10 +1,14 @@
 """Distillation reward over candidate tokens, r = -w * (S - T). (METHOD: paper section 3.3)
 
+Not of the paper: ``clip`` bounds |S - T|, as verl's ``distillation_loss.loss_max_clamp`` does from
+one side. Without it one token that the teacher rules out outweighs the rest of a batch.
+
 Shapes: B sequences, T response positions, K candidates of one model, K' candidates of the reward.
 S and T are log-softmax over the full vocabulary of student and teacher; they are never renormalised
 over the candidates. Only the weights w are, as each strategy says.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,7 +117,10 @@ class Weighting(ABC):
 
 
 def topk_reward(
-    scores: Scores, strategy: str | Strategy = "only_stu", weighting: str | Weighting = "student_p"
+    scores: Scores,
+    strategy: str | Strategy = "only_stu",
+    weighting: str | Weighting = "student_p",
+    clip: float = math.inf,
 ) -> TopKReward:
     """Reward of every candidate under one strategy.
 
@@ -125,6 +132,7 @@ def topk_reward(
         strategy: one of ``STRATEGIES``, or such an object.
         weighting: one of ``WEIGHTINGS``, or such an object. With one candidate, as ``sampled`` has,
             each of them is 1.
+        clip: largest |S - T|, nats, > 0.
 
     Raises:
         ValueError: unknown strategy or weighting, or a part of ``scores`` that the strategy needs
@@ -140,7 +148,7 @@ def topk_reward(
 
     def weighted(student: Tensor, teacher: Tensor, valid: Tensor, log_weight: Tensor) -> Tensor:
         weights = _weights(log_weight, valid, rule.renormalise)
-        return torch.where(valid, weights * (teacher - student), 0.0)
+        return torch.where(valid, weights * (teacher - student).clamp(-clip, clip), 0.0)
 
     parts = found.student, found.teacher, found.valid, weigh.log_weight(found)
     reward = in_pieces(weighted, found.valid.shape[:-1], *parts)

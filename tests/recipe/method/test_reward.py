@@ -146,6 +146,20 @@ def test_sign_a_token_the_teacher_likes_more_is_rewarded():
     assert result.reward.item() == 1
 
 
+def test_clip_bounds_the_difference_of_log_probs_not_the_weight():
+    """Student .5, .25; teacher e^-4 and e^2 times as sure. Weights 2/3 and 1/3."""
+    student = torch.tensor([[[0.5, 0.25]]]).log()
+    own = TopK(torch.tensor([[[3, 5]]]), student)
+    teacher = student + torch.tensor([-4.0, 2.0])
+    scores = Scores(torch.zeros(1, 1), own, own, teacher_on_student=teacher)
+    found = topk_reward(scores, clip=3).reward[0, 0]
+    torch.testing.assert_close(found, torch.tensor([-3 * 2 / 3, 2 / 3]))
+    torch.testing.assert_close(
+        topk_reward(scores, clip=1).reward[0, 0], torch.tensor([-2 / 3, 1 / 3])
+    )
+    torch.testing.assert_close(topk_reward(scores).reward[0, 0], torch.tensor([-8 / 3, 2 / 3]))
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("strategy", ["intersection", "union_intersection"])
 def test_no_candidate_is_reward_zero(strategy, weighting):
