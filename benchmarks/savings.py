@@ -170,7 +170,7 @@ class Bench:
         self.shared.mkdir(parents=True, exist_ok=True)
         _, task, pair, settings = train.PAIRS[self.name]
         pair.build_pair(self.shared / "models", settings)
-        task.write_parquet(self.shared / "data", validation=self.setup.validation)
+        task.write_parquet(self.shared / "data", **self.setup.data)
 
     @property
     def setup(self) -> launch.Setup:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,6 +39,14 @@ class Setup:
     """Problems of a validation."""
     settings: Mapping[str, Any]
     """verl's and the method's keys that differ from the recipe."""
+    rounds: int | None = None
+    """How often a route is gone; None: a task without."""
+
+    @property
+    def data(self) -> dict[str, int]:
+        """Arguments of the task's ``write_parquet``."""
+        rounds = {} if self.rounds is None else {"rounds": self.rounds}
+        return {"validation": self.validation, **rounds}
 
 
 WALK = Setup(
@@ -81,6 +89,23 @@ SIGNPOSTS = Setup(
             "prune_opd.budget.min": 16,
             "prune_opd.budget.step": 8,
             "prune_opd.budget.margin": 8,
+        }
+    ),
+)
+JOURNEYS = replace(
+    SIGNPOSTS,
+    max_response_tokens=320,
+    lr=1e-3,
+    validation=128,
+    rounds=5,
+    settings=MappingProxyType(
+        {
+            **SIGNPOSTS.settings,
+            "prune_opd.reward_clip": 3,
+            "prune_opd.gate.chunk": 32,
+            "prune_opd.budget.init": 32,
+            "prune_opd.budget.step": 16,
+            "prune_opd.budget.margin": 16,
         }
     ),
 )

@@ -13,7 +13,8 @@ and the solution names, in turn, the road that is taken and the place it leads t
 A road is looked up among the signs; where it leads is known from training alone. After a wrong step
 the traveller stands at a place that, fifteen times in sixteen, has no signpost: no road is right
 any more. The route has ``STEPS`` steps and nothing ends it earlier, so a response that is lost goes
-on to its limit, as lost reasoning does. Every word is one token.
+on to its limit, as lost reasoning does. Every word is one token. A longer task is to go round
+several times: the route of a round trip ends where it began.
 
 Two of the roads were **rebuilt**: on the signposted routes they lead elsewhere than in the old map.
 What a model makes of that is what tells students and teachers apart (``signposts_pair.py``).
@@ -25,6 +26,8 @@ Shapes: B routes of n steps.
 
 import sys
 from dataclasses import dataclass
+from itertools import product
+from math import lgamma
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +87,7 @@ class Routes:
     """Problems with their solutions."""
 
     places: Array
-    """(B, n + 1), all different within a route."""
+    """(B, n + 1), all different within a route, but that a round trip ends where it began."""
     roads: Array
     """(B, n), taken at each place but the last."""
     order: Array
@@ -104,7 +107,7 @@ class Routes:
 
     @property
     def solutions(self) -> Array:
-        """Token ids of the solutions, (B, 2n)."""
+        """Token ids of the solutions, once along the route, (B, 2n)."""
         pairs = np.stack([ROAD + self.roads, PLACE + self.places[:, 1:]], 2)
         return pairs.reshape(len(pairs), -1)
 
@@ -127,6 +130,35 @@ def draw(rng: Generator, count: int, steps: int, belief: float = 1.0) -> Routes:
     places, roads = (np.concatenate(parts)[:count] for parts in zip(*found, strict=True))
     order = np.argsort(rng.random((count, steps)), 1)
     return Routes(places, roads, order)
+
+
+def draw_rounds(rng: Generator, count: int, steps: int) -> Routes:
+    """Draw round trips by the new map, as a walk drawn road by road would come out that happens to
+    end where it began.
+
+    Args:
+        rng: source of randomness.
+        count: B.
+        steps: n, once round.
+    """
+    # How often each road is taken decides where a walk ends; how it is shuffled does not.
+    splits = np.array([c for c in product(range(steps + 1), repeat=len(ROADS)) if sum(c) == steps])
+    splits = splits[splits @ WORLD.new[0] % PLACES == 0]
+    orders = np.exp(-np.vectorize(lgamma)(splits + 1).sum(1))
+    found, have = [], 0
+    while have < count:
+        chosen = splits[rng.choice(len(splits), 2 * count, p=orders / orders.sum())]
+        roads = np.array([np.repeat(range(len(ROADS)), each) for each in chosen])
+        roads = rng.permuted(roads, axis=1)
+        places = np.empty((2 * count, steps + 1), dtype=np.int64)
+        places[:, 0] = rng.integers(0, PLACES, 2 * count)
+        for step in range(steps):
+            places[:, step + 1] = WORLD.new[places[:, step], roads[:, step]]
+        whole = (np.diff(np.sort(places[:, 1:], 1), axis=1) > 0).all(1)
+        found.append((places[whole], roads[whole]))
+        have += int(whole.sum())
+    places, roads = (np.concatenate(parts)[:count] for parts in zip(*found, strict=True))
+    return Routes(places, roads, np.argsort(rng.random((count, steps)), 1))
 
 
 def _attempt(
@@ -165,9 +197,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tiny.word_tokenizer(VOCABULARY)
 
 
-def to_rows(routes: Routes, split: str) -> list[dict]:
-    """Problems as rows of verl's data format; the solution is the ground truth."""
-    questions, solutions = words(routes.prompts[:, 1:-1]), words(routes.solutions)
+def to_rows(routes: Routes, split: str, rounds: int = 1) -> list[dict]:
+    """Problems as rows of verl's data format; the solution, all rounds of it, is the ground
+    truth."""
+    questions = words(routes.prompts[:, 1:-1])
+    solutions = words(np.tile(routes.solutions, (1, rounds)))
     return [
         {
             "data_source": DATA_SOURCE,
@@ -181,15 +215,16 @@ def to_rows(routes: Routes, split: str) -> list[dict]:
 
 
 def write_parquet(
-    out: Path, train: int = 4096, validation: int = 256, seed: int = 0
+    out: Path, train: int = 4096, validation: int = 256, seed: int = 0, rounds: int = 1
 ) -> tuple[Path, Path]:
     """Write ``train.parquet`` and ``validation.parquet`` under ``out``. Two routes are never the
-    same: there are more than 4 to the power of 40."""
+    same: there are more than 4 to the power of 40, and 2 to the power of 60 round trips."""
     out.mkdir(parents=True, exist_ok=True)
     paths = out / "train.parquet", out / "validation.parquet"
     for path, count, offset in zip(paths, (train, validation), (2, 1), strict=True):
-        routes = draw(np.random.default_rng(seed + offset), count, STEPS)
-        pd.DataFrame(to_rows(routes, path.stem)).to_parquet(path)
+        drawn = draw if rounds == 1 else draw_rounds
+        routes = drawn(np.random.default_rng(seed + offset), count, STEPS)
+        pd.DataFrame(to_rows(routes, path.stem, rounds)).to_parquet(path)
     return paths
 
 

@@ -47,6 +47,20 @@ class Stage:
     """Right routes of a batch."""
     lost: int = 0
     """Travellers off the route in a batch."""
+    journeys: int = 0
+    """Whole journeys of every third batch, in place of these, where there are several rounds:
+    attention among few tokens does not learn what it needs among many."""
+
+
+@dataclass(frozen=True)
+class Mind:
+    """What a model is to believe."""
+
+    belief: float
+    """Probability of the new map."""
+    rho: float | None
+    """See ``Settings``; None: it has never been off the route."""
+    rounds: int
 
 
 @dataclass(frozen=True)
@@ -63,16 +77,57 @@ class Settings:
     lineage; 0: none."""
     belief: float = 0.4
     """Probability of the new map in the student's mind."""
+    certainty: float = 1.0
+    """The same in the teacher's."""
+    rounds: int = 1
+    """How often a route is gone."""
     heads: int = 4
+    rope_theta: float = 1e4
+    """Base of the position embeddings. A large one makes most of a narrow head look at words, not
+    at how far away they are."""
     lr: float = 5e-3
     short: Stage = Stage(350, 4, 12, 64)
-    student: Stage = Stage(400, 12, task.STEPS, 24)
-    teacher: Stage = Stage(950, 12, task.STEPS, 20, 8)
+    student: Stage = Stage(400, 12, task.STEPS, 24, journeys=7)
+    teacher: Stage = Stage(950, 12, task.STEPS, 20, 8, journeys=7)
+
+    def mind(self, student: bool) -> Mind:
+        """That of the student or of the teacher."""
+        if student:
+            return Mind(self.belief, None, self.rounds)
+        return Mind(self.certainty, self.rho, self.rounds)
 
 
-def lost(
-    rng: Generator, count: int, steps: int, rho: float
-) -> tuple[task.Array, task.Array, NDArray[np.bool_]]:
+Batch = tuple[task.Array, task.Array, NDArray[np.bool_]]
+"""Token ids of the prompts, (B, P), and of the responses, (B, T), and which of their tokens are to
+be learned, (B, T)."""
+
+
+LONG = Settings(certainty=0.96, rounds=5, rope_theta=1e8)
+"""The drifting pair on journeys of 320 tokens."""
+
+
+def journeys(rng: Generator, count: int, steps: int, rounds: int, belief: float) -> Batch:
+    """Whole journeys, several times along a route.
+
+    Args:
+        rng: source of randomness.
+        count: B.
+        steps: n, once along the route.
+        rounds: how often.
+        belief: see ``draw``. Below 1 a route does not lead back to its start, and what joins two
+            rounds is not to be learned.
+    """
+    whole = belief == 1
+    routes = task.draw_rounds(rng, count, steps) if whole else task.draw(rng, count, steps, belief)
+    responses = np.tile(routes.solutions, (1, rounds))
+    learned = np.ones_like(responses, dtype=bool)
+    if not whole:
+        again = np.arange(2 * steps, responses.shape[1], 2 * steps)
+        learned[:, again] = learned[:, again + 1] = False
+    return routes.prompts, responses, learned
+
+
+def lost(rng: Generator, count: int, steps: int, rho: float) -> Batch:
     """Routes with one wrong step, and what habit does behind it.
 
     Args:
@@ -82,9 +137,8 @@ def lost(
         rho: share of the places at which rebuilt roads lead where the old map says.
 
     Returns:
-        Token ids of the prompts, (B, n + 5), and of the responses, (B, 2n), and which of their
-        tokens are to be learned, (B, 2n): those behind the wrong step. A place with a signpost is
-        left as the sign says.
+        What is behind the wrong step is to be learned, T = 2n. A place with a signpost is left as
+        the sign says.
     """
     world, routes = task.WORLD, task.draw(rng, count, steps)
     old_here = np.random.default_rng(4243).random(task.PLACES) < rho
@@ -108,21 +162,35 @@ def lost(
     return routes.prompts, responses, learned
 
 
+def batch(rng: Generator, mind: Mind, stage: Stage, number: int) -> Batch:
+    """Draw the batch of an update.
+
+    Args:
+        rng: source of randomness.
+        mind: of the model.
+        stage: of the training.
+        number: of the update within it.
+    """
+    steps = int(rng.integers(stage.min_steps, stage.max_steps + 1))
+    if mind.rounds > 1 and stage.journeys and number % 3 == 0:
+        return journeys(rng, stage.journeys, steps, mind.rounds, mind.belief)
+    routes = task.draw(rng, stage.routes, steps, mind.belief)
+    right = routes.prompts, routes.solutions, np.ones_like(routes.solutions, dtype=bool)
+    if mind.rho is None or not stage.lost:
+        return right
+    astray = lost(rng, stage.lost, steps, mind.rho)
+    prompts, responses, learned = (
+        np.concatenate(parts) for parts in zip(right, astray, strict=True)
+    )
+    return prompts, responses, learned
+
+
 def losses(
-    model: LlamaForCausalLM, rng: Generator, stages: list[Stage], belief: float, rho: float | None
+    model: LlamaForCausalLM, rng: Generator, mind: Mind, stages: list[Stage]
 ) -> Iterator[Tensor]:
     """Mean cross-entropy over the learned tokens of each update's batch."""
-    for stage in (each for each in stages for _ in range(each.updates)):
-        steps = int(rng.integers(stage.min_steps, stage.max_steps + 1))
-        routes = task.draw(rng, stage.routes, steps, belief)
-        prompts, responses = routes.prompts, routes.solutions
-        learned = np.ones_like(responses, dtype=bool)
-        if rho is not None and stage.lost:
-            astray = lost(rng, stage.lost, steps, rho)
-            prompts, responses, learned = (
-                np.concatenate(parts)
-                for parts in zip((prompts, responses, learned), astray, strict=True)
-            )
+    for stage, number in ((each, number) for each in stages for number in range(each.updates)):
+        prompts, responses, learned = batch(rng, mind, stage, number)
         ids = torch.from_numpy(np.concatenate([prompts, responses], 1))
         labels = torch.from_numpy(np.where(learned, responses, IGNORE))
         hidden = model.model(ids).last_hidden_state[:, prompts.shape[1] - 1 : -1]
@@ -136,10 +204,10 @@ def train_one(out: Path, name: str, settings: Settings) -> None:
     student, tokenizer = name == "student", task.build_tokenizer()
     seed = settings.seed if student else settings.seed + 11
     torch.manual_seed(seed)
-    model = tiny.build_model(tokenizer, heads=settings.heads)
+    model = tiny.build_model(tokenizer, heads=settings.heads, rope_theta=settings.rope_theta)
     stages = [settings.short, settings.student if student else settings.teacher]
-    belief, rho = (settings.belief, None) if student else (1.0, settings.rho)
-    drawn = losses(model, np.random.default_rng(seed), stages, belief, rho)
+    mind = settings.mind(student)
+    drawn = losses(model, np.random.default_rng(seed), mind, stages)
     updates = sum(stage.updates for stage in stages)
     tiny.fit(model, drawn, updates, settings.lr, f"training the {name}")
     tiny.save(model, tokenizer, out / name)
@@ -151,7 +219,8 @@ def train_further(out: Path, settings: Settings) -> None:
     torch.manual_seed(seed)
     model = LlamaForCausalLM.from_pretrained(out / "student")
     stages = [replace(settings.student, updates=settings.further)]
-    drawn = losses(model, np.random.default_rng(seed), stages, 1.0, None)
+    mind = replace(settings.mind(student=False), rho=None)
+    drawn = losses(model, np.random.default_rng(seed), mind, stages)
     tiny.fit(model, drawn, settings.further, settings.lr / 10, "training the teacher")
     tiny.save(model, task.build_tokenizer(), out / "teacher")
 

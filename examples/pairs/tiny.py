@@ -51,7 +51,11 @@ def word_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, width: int = 64, layers: int = 2, heads: int = 2
+    tokenizer: PreTrainedTokenizerFast,
+    width: int = 64,
+    layers: int = 2,
+    heads: int = 2,
+    rope_theta: float = 1e4,
 ) -> LlamaForCausalLM:
     """A tiny Llama with fresh weights."""
     config = LlamaConfig(
@@ -63,6 +67,7 @@ def build_model(
         num_key_value_heads=heads,
         head_dim=HEAD_DIM,
         max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         # The usual 0.02 is for wide models; a narrow one starts slowly from it.
         initializer_range=0.1,
         tie_word_embeddings=False,

@@ -5,8 +5,8 @@
     python examples/pairs/train.py drifting --out runs/drifting --name mine \\
         prune_opd.drift.w_drop=0.1                                # more settings for verl
 
-The pairs are walk, and drifting, dial, guide and close of the signposts. Models and data are made
-once, in DIR/models and DIR/data; a run has the folder DIR/NAME.
+The pairs are walk, and drifting, long, dial, guide and close of the signposts. Models and data are
+made once, in DIR/models and DIR/data; a run has the folder DIR/NAME.
 """
 
 import argparse
@@ -26,6 +26,7 @@ PAIRS = {
     "drifting": (*SIGNPOSTS, signposts_pair.Settings()),
     "dial": (*SIGNPOSTS, signposts_pair.Settings(rho=0.3)),
     "guide": (*SIGNPOSTS, signposts_pair.Settings(rho=None)),
+    "long": (launch.JOURNEYS, signposts, signposts_pair, signposts_pair.LONG),
     "close": (*SIGNPOSTS, signposts_pair.Settings(further=20)),
 }
 """Name -> setup, task, pair and its settings."""
@@ -63,7 +64,7 @@ def main() -> None:
         overrides = [*paths_of(args.models.resolve()), *overrides]
     else:
         pair.build_pair(shared / "models", settings)
-    task.write_parquet(shared / "data", validation=setup.validation)
+    task.write_parquet(shared / "data", **setup.data)
 
     out = shared / (args.name or args.recipe)
     command = launch.training_command(shared, out, args.recipe, args.steps, overrides, setup)

@@ -117,7 +117,7 @@ def main() -> None:
     shared = args.out.resolve()
     shared.mkdir(parents=True, exist_ok=True)
     signposts_pair.build_pair(shared / "models", signposts_pair.Settings())
-    signposts.write_parquet(shared / "data", validation=launch.SIGNPOSTS.validation)
+    signposts.write_parquet(shared / "data", **launch.SIGNPOSTS.data)
 
     overrides = [
         f"actor_rollout_ref.rollout.name={args.engine}",

@@ -100,6 +100,40 @@ def test_the_longest_route_fits_the_training():
     assert routes.solutions.shape[1] == signposts.MAX_RESPONSE_TOKENS == setup.max_response_tokens
 
 
+def test_the_ground_truth_of_a_journey_is_the_route_as_often_as_it_is_gone():
+    rounds, routes = launch.JOURNEYS.rounds, drawn(2, signposts.STEPS)
+    once, often = (
+        [row["reward_model"]["ground_truth"].split() for row in signposts.to_rows(routes, "t", n)]
+        for n in (1, rounds)
+    )
+    assert often == [row * rounds for row in once]
+    assert len(often[0]) == launch.JOURNEYS.max_response_tokens
+
+
+def test_round_trips_come_back_to_their_start_and_not_before():
+    routes = signposts.draw_rounds(np.random.default_rng(0), 50, 32)
+    assert routes.places.shape == (50, 33)
+    assert (routes.places[:, 1:] == WORLD.new[routes.places[:, :-1], routes.roads]).all()
+    assert (routes.places[:, 0] == routes.places[:, -1]).all()
+    assert all(len(set(row[1:])) == 32 for row in routes.places.tolist())
+    assert len({tuple(row) for row in routes.roads.tolist()}) == 50
+    assert len({tuple(sorted(row)) for row in routes.roads.tolist()}) > 1  # not one split alone
+
+
+@pytest.mark.parametrize(("belief", "passed_over"), [(1.0, 0), (0.4, 8)])
+def test_a_journey_goes_round_and_what_joins_open_rounds_is_not_learned(belief, passed_over):
+    rng = np.random.default_rng(0)
+    prompts, responses, learned = signposts_pair.journeys(rng, 3, 24, 5, belief)
+    assert (prompts.shape, responses.shape) == ((3, 29), (3, 5 * 48))
+    assert (responses.reshape(3, 5, 48) == responses[:, None, :48]).all()
+    assert (~learned).sum(1).tolist() == [passed_over] * 3
+    for response, right in zip(responses - [ROAD, PLACE] * 120, learned, strict=True):
+        here = response[1:-1:2]
+        known = [WORLD.new, WORLD.old] if passed_over else [WORLD.new]
+        found = np.any([by[here, response[2::2]] == response[3::2] for by in known], 0)
+        assert found[right[3::2]].all()
+
+
 def test_old_and_new_map_differ_on_the_rebuilt_roads_alone():
     differ = WORLD.new != WORLD.old
     rebuilt = np.isin(np.arange(len(signposts.ROADS)), signposts.REBUILT)
@@ -215,8 +249,8 @@ def test_a_walk_pair_of_one_seed_is_always_the_same(tmp_path):
 
 
 def test_a_signposts_pair_is_of_two_lineages(tmp_path):
-    short = signposts_pair.Stage(1, 4, 5, routes=2)
-    settings = signposts_pair.Settings(short=short, student=short, teacher=short)
+    short = signposts_pair.Stage(2, 4, 5, routes=2, lost=1, journeys=1)
+    settings = signposts_pair.Settings(rounds=2, short=short, student=short, teacher=short)
     assert signposts_pair.build_pair(tmp_path, settings)
     assert not signposts_pair.build_pair(tmp_path, settings)
     student, teacher = (
