@@ -1,6 +1,6 @@
 # make quickstart    plain OPD and Prune-OPD side by side on this machine, no GPU needed
 # make test          unit tests, then end-to-end tests with the real trainer
-# make test-all      also the end-to-end tests that are slow and rarely break
+# make test-all      also the tests that are slow and rarely break
 # make test-pins     unit tests with the versions that a GPU installation gets (10 GB, no GPU needed)
 # make lint          ruff and mypy
 # ENGINE=sglang make ...       SGLang in place of vLLM, in an environment of its own
@@ -16,6 +16,7 @@ endif
 VENV ?= $(if $(filter vllm,$(ENGINE)),.venv,.venv-$(ENGINE))
 BIN := $(VENV)/bin
 UNIT ?= tests examples/extend
+FAST := and not slow
 E2E ?= tests/e2e
 RUN ?= runs/quickstart$(if $(filter vllm,$(ENGINE)),,-$(ENGINE))
 CPU := verl_ext/cpu
@@ -40,11 +41,12 @@ test: test-unit test-e2e
 
 # A test takes one core: two side by side, each with one thread.
 test-unit: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile $(UNIT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e $(FAST)" -n 2 --dist loadfile $(UNIT)
 
 test-e2e: install
-	$(BIN)/python -m pytest -m "e2e and not slow" -v --durations=25 $(E2E)
+	$(BIN)/python -m pytest -m "e2e $(FAST)" -v --durations=25 $(E2E)
 
+test-all: FAST =
 test-all: test-unit
 	$(BIN)/python -m pytest -m e2e -v --durations=25 $(E2E)
 

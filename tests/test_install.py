@@ -166,7 +166,9 @@ UNREACHABLE = (
 )
 
 
-@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+@pytest.mark.parametrize(
+    "python", ["3.12", *(pytest.param(old, marks=pytest.mark.slow) for old in ("3.10", "3.11"))]
+)
 @pytest.mark.parametrize("engine", GPU)
 def test_gpu_installation_resolves(engine: str, python: str):
     """By the real index: verl's pins, flash-attention and the rest of its ``fsdp`` extra, with

@@ -14,7 +14,7 @@ import harness
 SLOW = {
     "vllm": {
         *("plain", "adopted", "output", "extended", "permuted", "filling", "semi", "scored"),
-        *("weighted", "interrupted"),
+        *("weighted", "interrupted", "orphaned", "separate"),
     },
     # What the engine has no part in is tested with vLLM: the trainer's own passes, its state.
     "sglang": {

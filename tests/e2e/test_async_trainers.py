@@ -109,7 +109,8 @@ def hybrid(inputs, tmp_path_factory) -> harness.Run:
     return finished(harness.run(inputs, tmp_path_factory.mktemp("hybrid"), settings))
 
 
-RUNS = ["colocated", "separate", *(pytest.param(n, marks=pytest.mark.slow) for n in GATED)]
+LONG = ("separate", *GATED)
+RUNS = ["colocated", *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
 
 
 @pytest.fixture(scope="session", params=RUNS)

@@ -223,6 +223,7 @@ def test_no_key_is_in_an_error_of_the_server(server):
     asking(server, body)
 
 
+@pytest.mark.slow
 def test_training_with_it(server, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_TEACHER_KEY", KEY)
     settings = {
