@@ -3,6 +3,8 @@
 # make test-all      also the tests that are slow and rarely break
 # make test-pins     unit tests with the versions that a GPU installation gets (10 GB, no GPU needed)
 # make lint          ruff and mypy
+# make licences      licences of all that is installed; fails on one that asks more than Apache-2.0 does
+# make update        newest versions for the CPU environment, and what changed
 # ENGINE=sglang make ...       SGLang in place of vLLM, in an environment of its own
 # PYTHON=python3.12 make ...   chooses the interpreter (3.10 to 3.12)
 # UNIT=tests/recipe make test-unit   a part of the unit tests; E2E=tests/e2e/test_url.py make test-e2e
@@ -22,7 +24,7 @@ RUN ?= runs/quickstart$(if $(filter vllm,$(ENGINE)),,-$(ENGINE))
 CPU := verl_ext/cpu
 INSTALL := PYTHON=$(PYTHON) bash $(CPU)/install.sh
 
-.PHONY: install quickstart test test-unit test-e2e test-all test-pins lint clean
+.PHONY: install quickstart test test-unit test-e2e test-all test-pins lint licences update clean
 
 install: $(VENV)/installed
 
@@ -59,6 +61,14 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# pycountry is LGPL: vLLM imports it, unchanged.
+licences: install
+	$(BIN)/uv tool run --quiet pip-licenses@5.5.0 --python $(BIN)/python --from=mixed --order=license \
+		--partial-match --fail-on="GPL;General Public" --ignore-packages pycountry
+
+update: install
+	$(BIN)/python $(CPU)/update.py
 
 # Runs stay: nobody can make them again in a minute.
 clean:

@@ -4,12 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from configparser import ConfigParser
 from importlib.metadata import requires
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+
+from verl_ext.cpu import update
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("recipe", "verl_ext", "hydra_plugins")
@@ -86,6 +90,37 @@ def test_wheel_holds_every_module_configuration_and_page(wheel, source):
     assert not {"recipe/__init__.py", "hydra_plugins/__init__.py"} & inside, (
         "others put their own modules there"
     )
+
+
+def test_what_is_published_as_source_makes_the_same_wheel(wheel, source, tmp_path):
+    build = [sys.executable, "-m", "uv", "build", "--quiet", "--offline", "--no-build-isolation"]
+    subprocess.run([*build, "--sdist", "--out-dir", tmp_path, source], check=True, timeout=120)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    subprocess.run([*build, "--wheel", "--out-dir", tmp_path, archive], check=True, timeout=120)
+    (again,) = tmp_path.glob("*.whl")
+    assert again.name == wheel.name
+    with ZipFile(wheel) as direct, ZipFile(again) as by_source:
+        assert {file.filename: file.CRC for file in direct.infolist()} == {
+            file.filename: file.CRC for file in by_source.infolist()
+        }
+
+
+def test_the_command_starts_from_an_installed_wheel(wheel, tmp_path):
+    """In a fresh environment, which borrows the dependencies of this one."""
+    venv.create(tmp_path / "fresh", with_pip=False)
+    site = next((tmp_path / "fresh").glob("lib/python*/site-packages"))
+    pip("install", "--target", site, wheel)
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    code = (
+        "import sys; from importlib.metadata import entry_points as points; sys.argv[1:] = ['-h'];"
+    )
+    code += " points(group='console_scripts')['prune-opd'].load()()"
+    python = tmp_path / "fresh" / "bin" / "python"
+    run = subprocess.run(
+        [python, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert "diagnose" in run.stdout
 
 
 def test_entry_points_lead_to_modules_of_the_wheel(wheel):
@@ -213,6 +248,39 @@ def test_what_these_tests_pin_is_what_verl_asks_for():
     wanted = "".join(requires("verl")).replace(" ", "")
     for pin in (*GPU.values(), "torch==2.11.0", "transformers==5.9.0", "flash-attn==2.8.3"):
         assert pin in wanted
+
+
+RESOLVED = {
+    "3.10": {"numpy": "2.2.6", "torch": "2.14.0", "tomli": "2.5.0", "new": "1", "nvidia-nccl": "9"},
+    "3.11": {"numpy": "2.3.5", "torch": "2.14.0", "new": "1", "openai": "4"},
+}
+LOCK = """# Head.
+torch==2.13.0
+numpy==2.2.6
+own==1.0
+"""
+
+
+def test_a_lock_gets_what_was_resolved_and_keeps_what_is_its_own():
+    after = update.rewritten(LOCK, RESOLVED)
+    assert after.splitlines() == [
+        "# Head.",
+        "torch==2.14.0",
+        "new==1",
+        'numpy==2.3.5 ; python_version >= "3.11"',
+        'numpy==2.2.6 ; python_version < "3.11"',
+        "own==1.0",
+        'tomli==2.5.0 ; python_version < "3.11"',
+    ]
+    assert update.rewritten(after, RESOLVED) == after
+    assert update.changes(LOCK, after)[0] == "+ new==1"
+    assert "- torch==2.13.0" in update.changes(LOCK, after)
+    assert update.changes(after, after) == []
+
+
+def test_the_lock_has_the_form_that_an_update_writes():
+    text = update.FILE.read_text()
+    assert update.rewritten(text, {}) == text
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
