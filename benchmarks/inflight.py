@@ -108,8 +108,8 @@ class Bench:
         self.servers = pool.start(self.config, resources, 1)
         teacher = pool.client(self.config, self.servers)
         self.plain = rollout.get_client()
-        self.gated = rollout.get_client(
-            TeachingClient,
+        self.gated = TeachingClient(
+            rollout.get_client(),
             prune_opd=self.prune_opd,
             teacher=teacher,
             vocab_size=len(walk.VOCABULARY),

@@ -85,8 +85,8 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
         resources = RayResourcePool(pool.nodes(3), use_gpu=True, max_colocate_count=2)
         manager = pool.start(config, resources, 3)
         teacher = pool.client(config, manager)
-        client = rollout.get_client(
-            TeachingClient,
+        client = TeachingClient(
+            rollout.get_client(),
             prune_opd=prune_opd,
             teacher=teacher,
             vocab_size=len(harness.walk.VOCABULARY),
