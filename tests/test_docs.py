@@ -150,3 +150,14 @@ def test_links_of_a_page_lead_somewhere(page):
             headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
             anchors = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
             assert anchor in anchors, link
+
+
+def test_every_test_that_the_page_of_faults_names_is_there():
+    there = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.M)
+    }
+    named = set(re.findall(r"`(test_\w+)`", text("docs/faults.md")))
+    assert len(named) > 40
+    assert named - there == set()
