@@ -219,7 +219,12 @@ def spread(values: list[float], form: str) -> str:
 def table(name: str, runs: dict[str, dict[int, Run]]) -> Table:
     """The arms of a pair, a row each."""
     columns = ("progress", "at its best", "routes right", "tokens, thousands", "seconds")
-    ratios = ("tokens to plain's end", "seconds to plain's end", "progress, gate's tokens")
+    ratios = (
+        "tokens to plain's end",
+        "seconds to plain's end",
+        "tokens to plain's best",
+        "progress, gate's tokens",
+    )
     head = Table(
         "arm", *columns, *ratios, "after R = 0", title=f"Pair {name}", title_justify="left"
     )
@@ -236,6 +241,12 @@ def table(name: str, runs: dict[str, dict[int, Run]]) -> Table:
             ]
             for what in ("tokens", "seconds")
         )
+        best = [
+            first_reach(mine, max(other.progress), mine.tokens)
+            / first_reach(other, max(other.progress), other.tokens)
+            for mine, other in both
+            if max(other.progress) > other.progress[0]  # where it learned at all
+        ]
         same = [
             float(np.interp(other.tokens[-1], mine.tokens, mine.progress)) for mine, other in equal
         ]
@@ -246,7 +257,7 @@ def table(name: str, runs: dict[str, dict[int, Run]]) -> Table:
             spread([run.right[-1] for run in all_runs], ".1%"),
             spread([run.tokens[-1] / 1000 for run in all_runs], ".0f"),
             spread([run.seconds[-1] for run in all_runs], ".0f"),
-            *(spread(each, ".2f") if each else "-" for each in (tokens, seconds)),
+            *(spread(each, ".2f") if each else "-" for each in (tokens, seconds, best)),
             spread(same, ".1%") if same else "-",
             spread([run.spent for run in all_runs], ".1%"),
         )
