@@ -70,7 +70,7 @@ def count(mask, overlap, events, longest, base=0.25, reports=None, reward=-1.0) 
     )
     rows = len(mask)
     counted, limits = torch.arange(rows), 10 * torch.arange(rows)
-    facts = Facts(counted % 2 == 1, counted, limits, reports or [Reports()] * rows)
+    facts = Facts(mask.bool(), counted % 2 == 1, counted, limits, reports or [Reports()] * rows)
     return Tally.of(pruned, Scores(ids[..., 0], TopK(ids, sure), TopK(ids, torn)), facts, longest)
 
 
