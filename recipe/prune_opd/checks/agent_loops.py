@@ -67,6 +67,6 @@ def check_agent_loop(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
         raise ValueError(f"{KEY}: got {shown(name)}, {fault}")
     if prune_opd.semi.enable and name != SINGLE_TURN:
         raise ValueError(
-            f"{KEY}: got {shown(name)}, allowed with prune_opd.semi.enable: {SINGLE_TURN}, because a"
-            " cached response is one turn"
+            f"{KEY}: got {shown(name)}, allowed with prune_opd.semi.enable: {SINGLE_TURN}, because"
+            " a cached response is one turn"
         )

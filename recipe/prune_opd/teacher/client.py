@@ -96,7 +96,8 @@ class TeachingClient(FollowingClient):
             rows, own, report = known[:tokens], None, _while_growing(gate)
         else:
             rows, own, report = await self._scorer.score(output.prompt_ids, output.response_ids)
-        output.extra_fields[SCORE_REPORT] = report
+        # Set and not changed: verl makes plain values of fields that are set, and of no other.
+        output.extra_fields = output.extra_fields | {SCORE_REPORT: report}
         return served(rows, output.response_ids, own if sampled else None)
 
 

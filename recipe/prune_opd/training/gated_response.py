@@ -100,7 +100,8 @@ class GatedResponse(Response):
         mask, places = np.array(output.response_mask, dtype=bool), np.array(self.places, dtype=int)
         own = places < len(mask)
         own[own] = mask[places[own]]
-        output.extra_fields[GATE_REPORT] = replace(self.report, events=self.events[own])
+        report = replace(self.report, events=self.events[own])
+        output.extra_fields = output.extra_fields | {GATE_REPORT: report}
         if own.sum() < mask.sum():
             return None
         rows = missing_rows(len(mask), self.client.prune_opd.topk)
