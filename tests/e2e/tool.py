@@ -1,7 +1,7 @@
 """A tool for the walk task, and a parser of its calls, for verl's ``function_tool_path``.
 
-A turn that holds a semicolon calls the tool with the number of its last ``+``. A word that the task
-does not have would be unknown to its tokenizer, so calls cannot be JSON.
+A turn that holds a semicolon calls the tool, with 5. The task's tokenizer has no words for calls in
+JSON.
 """
 
 import json

@@ -96,6 +96,7 @@ def test_sums_of_a_response_by_hand():
         "student_mass": [4, 2],
         "teacher_mass": [4, 2],
         "effective_length": [3, 2],
+        "reliable_to": [3, 2],
         "ended": [0, 1],
         "missing": [0, 1],
         "limit": [0, 10],

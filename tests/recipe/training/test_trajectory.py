@@ -54,13 +54,11 @@ FIRST, SECOND, LAST = ids("#1 3 + 5 ;"), ids("#2 8 + 1 ;"), ids("answer #2 <eos>
 """Turns of the student; the tool is called where one ends with a semicolon."""
 
 
-def rows_of(tokens: list[int], at: int, shared: int) -> TopKRows:
-    """Rows that tell their place ``at`` in the sequence, of which ``shared`` ids are everybody's."""
-    own = np.arange(len(tokens) * K).reshape(-1, K) % 7 + 10 * (at + 1)
-    rows = np.sort((own % 30) * K + np.arange(K), axis=1).astype(np.int32)
-    rows[:, :shared] = 1000 + np.arange(shared)
-    falling = np.log([0.6, 0.3, 0.06, 0.04]).astype(np.float32)
-    return TopKRows(rows, np.tile(falling, (len(tokens), 1)))
+def rows_of(*places: int, drifted: bool = False) -> TopKRows:
+    """Rows that tell their places in the sequence; all have the same ids, but where drifted."""
+    found = np.tile(np.arange(K, dtype=np.int32) + 1000 * drifted, (len(places), 1))
+    falling = np.log([0.6, 0.3, 0.06, 0.04]) - np.array(places).reshape(-1, 1) / 1000
+    return TopKRows(found, falling.astype(np.float32))
 
 
 class Servers(TeachingClient):
@@ -110,7 +108,7 @@ class Servers(TeachingClient):
     async def score_tail(self, token_ids, start, topk, sequence_id, private):
         self.questions.append((start, len(token_ids)))
         parts = [
-            rows_of([0], place, 0 if self.places.get(place) in self.drifted else K)
+            rows_of(place, drifted=self.places.get(place) in self.drifted)
             for place in range(start, len(token_ids) + 1)
         ]
         rows = TopKRows.join(*parts)
@@ -119,7 +117,7 @@ class Servers(TeachingClient):
 
     async def score(self, token_ids, start, topk):
         self.whole += 1
-        rows = TopKRows.join(*(rows_of([0], at, K) for at in range(start, len(token_ids))))
+        rows = rows_of(*range(start, len(token_ids)))
         return Score(rows, np.zeros(len(rows), np.float32), len(token_ids))
 
     @property
@@ -142,7 +140,7 @@ class Followed:
         while said < len(self.tokens) and not self.aborted:
             part = self.tokens[said : said + self.chunk]
             said += len(part)
-            yield Chunk(part, rows_of(part, 0, K), np.full(len(part), 0.5, np.float32))
+            yield Chunk(part, rows_of(*part), np.full(len(part), 0.5, np.float32))
             await asyncio.sleep(0)
         self.output = TokenOutput(
             token_ids=self.tokens[:said],
@@ -275,8 +273,8 @@ def test_what_tools_said_is_never_scored(config, called):
     rows = output.as_dict()
     assert np.isneginf(rows[SERVED_LOG_PROBS][~mask].numpy()).all()
     assert (rows[SERVED_IDS][~mask] == -1).all()
-    expected = [rows_of([0], prompt + at, K).ids[0].tolist() for at in np.flatnonzero(mask)]
-    assert rows[SERVED_IDS][mask].tolist() == expected
+    expected = rows_of(*(prompt + np.flatnonzero(mask)))
+    np.testing.assert_array_equal(rows[SERVED_LOG_PROBS][mask].numpy(), expected.log_probs)
     assert not servers.whole  # the gate had asked for all of it
     assert set(output.extra_fields) >= {GATE_REPORT, SCORE_REPORT}
     assert not {SERVED_IDS, SERVED_LOG_PROBS} & set(output.extra_fields)
