@@ -70,6 +70,7 @@ PAPER = {
         "threshold": 0.7,
         "top_p": 0.95,
         "w_drop": 0.01,
+        "scope": "response",
         "w_base": 0.5,
         "weights": "reliability",
         "weights_args": {},

@@ -224,7 +224,7 @@ def test_trainers_and_agent_loops_of_ones_own_are_known(config, here, tmp_path):
     from recipe.prune_opd.training.trainer import PruneOPDTrainer
 
     file = tmp_path / "loops.yaml"
-    file.write_text(f"- name: mine\n  _target_: my.Loop\n")
+    file.write_text("- name: mine\n  _target_: my.Loop\n")
     config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(file)
     config.actor_rollout_ref.rollout.agent.default_agent_loop = "mine"
     config.trainer.v1.trainer_mode = "mine"
