@@ -7,7 +7,7 @@ out of the cache of Semi-OPD; a validation response as it would have been.
 
 import asyncio
 import functools
-from typing import Any
+from typing import Any, TypeAlias
 
 import hydra
 from omegaconf import DictConfig, open_dict
@@ -29,10 +29,10 @@ from recipe.prune_opd.training.fields import INNER, LIMIT
 from recipe.prune_opd.training.replayed_response import PLACES, Replay
 from recipe.prune_opd.training.trajectory import Trajectory
 
-LIMITS = 64
-"""Configurations of limits that a worker keeps: a copy of one takes a tenth of a second."""
+COPIES = 64
+"""Configurations that a worker keeps, one for a limit: to copy one takes a tenth of a second."""
 
-Outputs = AgentLoopOutput | list[AgentLoopOutput]
+Outputs: TypeAlias = AgentLoopOutput | list[AgentLoopOutput]
 """verl takes either of an agent loop."""
 
 
@@ -176,7 +176,7 @@ class _Same:
         return isinstance(other, _Same) and other.config is self.config
 
 
-@functools.lru_cache(maxsize=LIMITS)
+@functools.lru_cache(maxsize=COPIES)
 def _limited(same: _Same, limit: int) -> DictConfig:
     config = same.config.copy()
     with open_dict(config):
