@@ -102,7 +102,7 @@ JOURNEYS = replace(
         {
             **SIGNPOSTS.settings,
             "prune_opd.reward_clip": 3,
-            "prune_opd.gate.chunk": 16,
+            "prune_opd.gate.chunk": 32,
             "prune_opd.budget.init": 32,
             "prune_opd.budget.step": 16,
             "prune_opd.budget.margin": 16,
