@@ -8,8 +8,8 @@
 All arms of a pair start from the same models, see the same problems in the same order of a seed,
 and are validated on the same problems, greedily. ``--tune`` runs an arm at three learning rates
 with seed 0, which no table counts, and prints which ended best; ``BEST`` keeps what came of it.
-``random`` and ``fixed_mean`` take their lengths from the seed's ``gate`` run, which is therefore
-run first.
+``random``, ``fixed_mean`` and ``fixed_spent`` take their lengths from the seed's ``gate`` run,
+which is therefore run first.
 """
 
 import argparse
@@ -60,6 +60,13 @@ def mean_length(gate: Path, setup: launch.Setup) -> list[str]:
     return [f"prune_opd.budget.max={round(statistics.mean(kept))}"]
 
 
+def mean_spent(gate: Path, setup: launch.Setup) -> list[str]:
+    """A fixed limit at the mean length that the gate generated, what came after a stop included."""
+    steps = launch.training_steps(launch.read(gate / "metrics.jsonl"))
+    spent = statistics.mean(launch.spent(step) for step in steps)
+    return [f"prune_opd.budget.max={round(spent / (setup.prompts * setup.responses_each))}"]
+
+
 def records(gate: Path, setup: launch.Setup) -> list[str]:
     """Stops at random, with the lengths that the gate kept at the same step."""
     return [f"+prune_opd.budget.args.records={gate / 'checkpoints' / 'records'}"]
@@ -86,6 +93,7 @@ ARMS = {
     ),
     "random": Arm("opd", ("prune_opd.budget.enable=true", "prune_opd.budget.rule=random"), records),
     "fixed_mean": Arm("opd_fixed_length", (), mean_length),
+    "fixed_spent": Arm("opd_fixed_length", (), mean_spent),
     "fixed_1/8": Arm("opd_fixed_length", (), first(1 / 8, "prune_opd.budget.max")),
     "fixed_1/4": Arm("opd_fixed_length", (), first(1 / 4, "prune_opd.budget.max")),
     "first_1/4": Arm("opd_first", (), first(1 / 4, "prune_opd.drift.weights_args.tokens")),

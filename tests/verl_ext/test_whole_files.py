@@ -3,6 +3,9 @@
 import json
 import os
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,36 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path):
     with pytest.raises(ZeroDivisionError), replaced(file) as partial:
         partial.write_text(str(1 / 0))
     assert (file.read_text(), only(tmp_path)) == ("good", ["a.txt"])
+
+
+WRITE_ON = """
+import sys
+from itertools import cycle
+from pathlib import Path
+from verl_ext.files import write_whole
+for letter in cycle("ab"):
+    write_whole(Path(sys.argv[1]), letter * 4_000_000)
+"""
+
+
+@pytest.mark.parametrize("kill", range(4))
+def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path, kill):
+    """SIGKILL, on which nothing is cleaned up, once the next file is seen half written."""
+    file = tmp_path / "a.txt"
+    file.write_text("a" * 4_000_000)
+    process = subprocess.Popen([sys.executable, "-c", WRITE_ON, str(file)])
+    try:
+        seen, deadline = 0, time.monotonic() + 60
+        while seen <= 5 * kill and time.monotonic() < deadline:
+            seen += any(tmp_path.glob(".*.partial"))
+    finally:
+        process.kill()
+        process.wait(30)
+    assert seen > 5 * kill
+    text = file.read_text()
+    assert text in ("a" * 4_000_000, "b" * 4_000_000)
+    write_whole(file, "next")
+    assert file.read_text() == "next"
 
 
 def test_a_link_stays_one(tmp_path):
