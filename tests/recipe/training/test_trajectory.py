@@ -365,13 +365,25 @@ async def follow(servers: Servers, *prompts: list[int]) -> tuple[Trajectory, lis
 
 def test_tokens_that_a_loop_takes_back_are_forgotten():
     """As some models' templates want it where a tool's message begins."""
-    servers = Servers([[21, 22, 23], [31, 32]], {1, 2, 4})
-    servers.prompt_ids = [1, 2]
+    servers = Servers([[21, 22, 23], [31, 32]], {2, 4})
     trajectory, outputs = asyncio.run(follow(servers, [1, 2], [1, 2, 21, 22, 90, 91]))
     (response,) = trajectory.responses
-    # The third was an event, and would have stopped the response at the fifth.
-    assert [output.token_ids for output in outputs] == [[21, 22], []]
-    assert response.stop == 2
+    # The event of the third, which was taken back, would have stopped the response at the last.
+    assert [output.token_ids for output in outputs] == [[21, 22, 23], [31, 32]]
+    output = ended(response, [21, 22, 90, 91, 31, 32], [1, 1, 0, 0, 1, 1])
+    rows = trajectory.finish(output)
+    assert report_of(output).events.tolist() == [False, False, False, True]
+    expected = rows_of(2, 3, 6, 7).log_probs
+    np.testing.assert_array_equal(rows.log_probs[[0, 1, 4, 5]], expected)
+
+
+def test_what_a_loop_adds_behind_the_stop_is_cut_off():
+    """One that looks for its length elsewhere calls the tool all the same."""
+    servers = Servers([[21, 22, 23, 24]], {1, 2})
+    trajectory, _ = asyncio.run(follow(servers, [1, 2]))
+    output = ended(trajectory.responses[0], [21, 22, 90, 90], [1, 1, 0, 0])
+    rows = trajectory.finish(output)
+    assert (output.response_ids, output.response_mask, len(rows)) == ([21, 22], [1, 1], 2)
 
 
 def test_a_loop_that_masks_tokens_out_has_no_events_there():
