@@ -168,7 +168,6 @@ SYMBOLS = (
         "verl.plugin.platform.platform_manager", "PlatformRegistry.register", "the CPU platform"
     ),
     Symbol(_LOOPS, "DictConfigWrap", "hands a loop its configuration, with the limit in it"),
-    Symbol(_LOOPS, "AgentLoopWorker._run_agent_loop", "makes a loop, and gives it a row's fields"),
     Symbol(
         "verl.experimental.agent_loop.tool_agent_loop",
         "ToolAgentLoop._handle_generating_state",
