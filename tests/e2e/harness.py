@@ -23,6 +23,8 @@ PAIRS = EXAMPLES / "pairs"
 sys.path.insert(0, str(PAIRS))
 import walk  # noqa: E402
 
+from recipe.prune_opd.training.checkpoint import TRACKER  # noqa: E402
+
 ENGINE = "sglang" if find_spec("sglang") else "vllm"
 """The one this environment has. All tests are the same for both."""
 MAX_RESPONSE = 96
@@ -182,6 +184,19 @@ def run(
             end_children(process)
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
     return Run(folder, process.returncode, text)
+
+
+def run_killed_once(inputs: Path, folder: Path, settings: dict[str, Any], saved: int) -> Run:
+    """Kill a run once the checkpoint of step ``saved`` is complete, and start it again."""
+    tracker = folder / "checkpoints" / TRACKER
+    killed = run(
+        inputs,
+        folder,
+        settings,
+        kill_when=lambda: tracker.exists() and tracker.read_text() == str(saved),
+    )
+    assert killed.returncode != 0
+    return run(inputs, folder, settings)
 
 
 def end_children(process: subprocess.Popen) -> None:

@@ -258,12 +258,7 @@ def interrupted(inputs, tmp_path_factory) -> harness.Run:
         "trainer.test_freq": -1,
     }
     folder = tmp_path_factory.mktemp("resumed")
-    tracker = folder / "checkpoints/latest_checkpointed_iteration.txt"
-    killed = harness.run(
-        inputs, folder, settings, kill_when=lambda: tracker.exists() and tracker.read_text() == "2"
-    )
-    assert killed.returncode != 0
-    return finished(harness.run(inputs, folder, settings))
+    return finished(harness.run_killed_once(inputs, folder, settings, saved=2))
 
 
 def test_a_resumed_run_loses_no_prompt_and_trains_on_none_twice(interrupted):

@@ -57,12 +57,7 @@ def same(inputs, tmp_path_factory):
 def resumed(inputs, tmp_path_factory):
     """The same run killed once step 3 is saved, then started again."""
     folder = tmp_path_factory.mktemp("resumed")
-    tracker = folder / "checkpoints/latest_checkpointed_iteration.txt"
-    killed = harness.run(
-        inputs, folder, SAME, kill_when=lambda: tracker.exists() and tracker.read_text() == "3"
-    )
-    assert killed.returncode != 0
-    return finished(harness.run(inputs, folder, SAME))
+    return finished(harness.run_killed_once(inputs, folder, SAME, saved=3))
 
 
 @pytest.fixture(scope="session")

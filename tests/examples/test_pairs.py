@@ -102,6 +102,7 @@ def test_the_longest_route_fits_the_training():
 
 def test_the_ground_truth_of_a_journey_is_the_route_as_often_as_it_is_gone():
     rounds, routes = launch.JOURNEYS.rounds, drawn(2, signposts.STEPS)
+    assert rounds == signposts_pair.LONG.rounds
     once, often = (
         [row["reward_model"]["ground_truth"].split() for row in signposts.to_rows(routes, "t", n)]
         for n in (1, rounds)

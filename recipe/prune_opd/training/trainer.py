@@ -234,12 +234,13 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
 
     def _look_for_faults(self, batch: KVBatchMeta, tally: Tally) -> None:
         """Warn of a teacher that was late or failed, and stop before training on too little."""
-        found, allowed = self._summary(tally), self.prune_opd.teacher.max_missing
+        step = self.global_steps
         if not (self.home.reference_model or self.frozen):
+            found, allowed = summarise_scores(tally), self.prune_opd.teacher.max_missing
             error = self._last_error(batch, tally, "score")
-            refuse_missing(self.global_steps, found, error, allowed, self._save_before_step)
+            refuse_missing(step, found, error, allowed, self._save_before_step)
         if self.prune_opd.gate.enable:
-            warn_of_gate(self.global_steps, found, self._last_error(batch, tally, "gate"))
+            warn_of_gate(step, summarise_gate(tally), self._last_error(batch, tally, "gate"))
 
     def _tally(self, batch: KVBatchMeta) -> Tally:
         """The real responses' tally, put together of what the workers wrote."""
