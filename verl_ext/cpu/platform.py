@@ -40,7 +40,7 @@ def _default_to_gloo(distributed: Any) -> None:
     """Default to gloo: verl would ask torch for "cpu:gloo,cpu:gloo", which it refuses."""
     stock = distributed.initialize_global_process_group_ray
 
-    @wraps(stock)
+    @wraps(stock, assigned=())  # for who looks for the source behind it
     def initialize_global_process_group_ray(
         timeout_second: int | None = None, backend: str | None = None
     ) -> None:
@@ -54,7 +54,7 @@ def _copy_saved_shards(fsdp_utils: Any) -> None:
     the next update would change both."""
     stock = fsdp_utils.fsdp2_sharded_save_to_cpu
 
-    @wraps(stock)
+    @wraps(stock, assigned=())  # for who looks for the source behind it
     def fsdp2_sharded_save_to_cpu(model: torch.nn.Module) -> tuple[dict[str, Any], Any]:
         shards, spec = stock(model)
         return {name: (shard.clone(), own) for name, (shard, own) in shards.items()}, spec
