@@ -20,6 +20,7 @@ from verl_ext import compat
 from verl_ext.compat import Symbol
 
 SYMBOLS = {"verl": compat.SYMBOLS, "vllm": compat.VLLM_SYMBOLS, "sglang": compat.SGLANG_SYMBOLS}
+RAYS_OWN = "_ray_trace_ctx"
 RECORDED = Path(__file__).with_name("symbols.txt")
 
 
@@ -34,7 +35,9 @@ def describe(symbol: Symbol) -> str:
     if inspect.isclass(found):
         return f"a class, {digest}"
     parameters = inspect.signature(found).parameters.values()
-    names = ", ".join(str(each.replace(annotation=each.empty)) for each in parameters)
+    # Ray adds one of its own to the methods of whatever class was made an actor in this process.
+    given = (each.replace(annotation=each.empty) for each in parameters if each.name != RAYS_OWN)
+    names = ", ".join(map(str, given))
     return f"({names}), {digest}"
 
 

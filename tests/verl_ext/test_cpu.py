@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import verl  # noqa: F401 - loads the plugin, which does not come up where its own parts are first
 from omegaconf import OmegaConf
 
 from verl_ext import cpu
@@ -98,8 +99,6 @@ def test_verls_process_group_goes_over_gloo():
 
 @on_cpu
 def test_the_environment_is_set():
-    import verl  # noqa: F401 - loads the plugin
-
     from verl_ext.cpu.platform import ENVIRONMENT
 
     assert ENVIRONMENT.keys() <= os.environ.keys()
