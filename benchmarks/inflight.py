@@ -45,7 +45,8 @@ from recipe.prune_opd.method.drift import reliability
 from recipe.prune_opd.records.tally import GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
-from recipe.prune_opd.training.gated_response import GatedResponse, find_events
+from recipe.prune_opd.training.gated_response import GatedResponse, GatedTurn, find_events
+from recipe.prune_opd.training.response import Request
 from verl_ext.rollout.rows import Chunk, TopKRows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "pairs"))
@@ -195,7 +196,7 @@ async def followed(bench: Bench) -> Row:
     return Row(seconds, len(done), sum(len(tokens) for _, tokens, _ in done), sum(perfect))
 
 
-class Recorded(GatedResponse):
+class Recorded(GatedTurn):
     """Keeps what it was about to forget: the student's rows, for the rule on the whole response."""
 
     def __init__(self, *args: Any):
@@ -227,9 +228,12 @@ async def gated(bench: Bench, chunk: int) -> Row:
         async with client.teacher.sequence(
             len(prompt), client.prune_opd.topk, client.vocab_size
         ) as sequence:
-            response = Recorded(client, sequence, uuid4().hex, prompt, bench.params(), {})
-            await response.run()
-            return response
+            params = bench.params()
+            response = GatedResponse(client, prompt, params["max_tokens"], sequence)
+            request = Request(uuid4().hex, prompt, params, {})
+            turn = Recorded(response, client.prune_opd.new_gate(), request)
+            await turn.run(chunk)
+            return turn
 
     started = time.monotonic()
     responses = await asyncio.gather(*(one(prompt) for prompt in bench.prompts))

@@ -111,7 +111,7 @@ def tally_of() -> "Callable[..., Tally]":
         pruned = Pruned(mask, torch.full(mask.shape, overlap), ~mask, weights, given, rewards)
         own, none = TopK(ids, values), torch.zeros(len(responses))
         limits = torch.full_like(none, longest).long()
-        facts = Facts(none.bool(), none.long(), limits, [Reports()] * len(responses))
+        facts = Facts(mask, none.bool(), none.long(), limits, [Reports()] * len(responses))
         tally = Tally.of(pruned, Scores(ids[..., 0], own, own), facts, longest)
         for row, numbers in zip(tally.rows, responses, strict=True):
             for name, value in numbers.items():

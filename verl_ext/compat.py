@@ -25,6 +25,7 @@ class Symbol:
 
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
 _DETACHED = "verl.experimental.separation.engine_workers"
+_LOOPS = "verl.experimental.agent_loop.agent_loop"
 _CLIENT = "verl.workers.rollout.llm_server"
 _ENGINE = "verl.workers.engine.fsdp.transformer_impl"
 SYMBOLS = (
@@ -103,11 +104,7 @@ SYMBOLS = (
         "_unwrap_ray_remote",
         "says that the class behind an actor class is its __ray_actor_class__",
     ),
-    Symbol(
-        "verl.experimental.agent_loop.agent_loop",
-        "AgentLoopOutput.as_dict",
-        "takes teacher_ids, teacher_logprobs",
-    ),
+    Symbol(_LOOPS, "AgentLoopOutput.as_dict", "makes the fields of a row: the teacher's, too"),
     Symbol(
         "verl.trainer.ppo.padding_utils",
         "construct_minimal_padding_template",
@@ -170,17 +167,14 @@ SYMBOLS = (
     Symbol(
         "verl.plugin.platform.platform_manager", "PlatformRegistry.register", "the CPU platform"
     ),
+    Symbol(_LOOPS, "DictConfigWrap", "hands a loop its configuration, with the limit in it"),
     Symbol(
-        "verl.experimental.agent_loop.single_turn_agent_loop",
-        "SingleTurnAgentLoop.run",
-        "carries the limit",
+        "verl.experimental.agent_loop.tool_agent_loop",
+        "ToolAgentLoop._handle_generating_state",
+        "calls no tool once its response_length is reached",
     ),
     Symbol(_TRAINER, "TRAINER_REGISTRY", "whether a trainer's name stands for one with pruning"),
-    Symbol(
-        "verl.experimental.agent_loop.agent_loop",
-        "_agent_loop_registry",
-        "whether an agent loop's name stands for one that keeps to the limit",
-    ),
+    Symbol(_LOOPS, "_agent_loop_registry", "which agent loop a name stands for"),
     Symbol(
         "verl.utils.import_utils",
         "resolve_config_path",

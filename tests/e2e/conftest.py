@@ -14,12 +14,13 @@ import harness
 SLOW = {
     "vllm": {
         *("plain", "adopted", "output", "extended", "permuted", "filling", "semi", "scored"),
-        *("weighted", "interrupted", "orphaned", "separate"),
+        *("weighted", "interrupted", "orphaned", "separate", "tools_gated"),
     },
     # What the engine has no part in is tested with vLLM: the trainer's own passes, its state.
     "sglang": {
         *("plain", "adopted", "same", "resumed", "permuted", "extended", "orphaned", "output"),
         *("filling", "semi", "scored", "weighted", "late", "separate", "interrupted"),
+        *("agents", "tools_gated"),
     },
 }
 """Runs of a minute or more that rarely find anything, by their fixture."""

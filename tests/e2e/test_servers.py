@@ -23,13 +23,15 @@ import torch
 from contract import assert_rows, log_probs_of
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 
 from recipe.prune_opd.config import read_config
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliability
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
-from recipe.prune_opd.training.gated_response import ABORTED, DRIFT, GatedGeneration
+from recipe.prune_opd.training.gated_response import ABORTED, DRIFT
+from recipe.prune_opd.training.trajectory import Trajectory
 from verl_ext.rollout.rotation import PATIENCE
 
 pytestmark = pytest.mark.e2e
@@ -283,10 +285,21 @@ def gate_all(servers: SimpleNamespace, count: int, during: Any = None) -> list[A
 
     async def run() -> list[Any]:
         async def one(prompt: list[int]) -> Any:
-            generation = GatedGeneration(servers.client)
-            return await generation.generate(
-                uuid4().hex, prompt_ids=prompt, sampling_params=dict(PARAMS)
+            async with Trajectory(servers.client, PARAMS["max_tokens"]) as trajectory:
+                trajectory.loop = SimpleNamespace()
+                output = await trajectory.generate(
+                    uuid4().hex, prompt_ids=prompt, sampling_params=dict(PARAMS)
+                )
+            # As verl's loop ends it.
+            finished = AgentLoopOutput(
+                prompt_ids=prompt,
+                response_ids=output.token_ids,
+                response_mask=[1] * len(output.token_ids),
+                metrics=AgentLoopMetrics(),
             )
+            trajectory.finish(finished)
+            output.extra_fields |= finished.extra_fields
+            return output
 
         tasks = [asyncio.create_task(one(prompt)) for prompt in prompts(count, 30, seed=11)]
         if during is not None:

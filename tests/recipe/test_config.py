@@ -70,6 +70,7 @@ PAPER = {
         "threshold": 0.7,
         "top_p": 0.95,
         "w_drop": 0.01,
+        "scope": "response",
         "w_base": 0.5,
         "weights": "reliability",
         "weights_args": {},
@@ -175,7 +176,7 @@ def test_loading_keeps_what_was_given():
         ("actor_rollout_ref.rollout.log_prob_use_dynamic_bsz", True),
         ("actor_rollout_ref.actor.use_kl_loss", False),
         ("actor_rollout_ref.actor.entropy_coeff", 0),
-        ("actor_rollout_ref.rollout.agent.default_agent_loop", "prune_opd"),
+        ("actor_rollout_ref.rollout.agent.default_agent_loop", "single_turn_agent"),  # verl's own
         ("actor_rollout_ref.rollout.name", "vllm"),
         ("actor_rollout_ref.rollout.tensor_model_parallel_size", 1),
     ],

@@ -249,6 +249,15 @@ class GrowingSequence:
         self.scored, self.private, self._ahead = end, answer.private, rows[new:]
         return rows[:new]
 
+    def skip_to(self, tokens: int) -> None:
+        """Leave tokens out that are not to be scored, such as a tool's, or take back what has been
+        changed since.
+
+        Args:
+            tokens: prompt included, behind which the next score begins.
+        """
+        self.scored, self._ahead = tokens, None
+
     async def _ask(self, token_ids: list[int]) -> Score:
         start = self.scored + (0 if self._ahead is None else 1)
         if self._server is None:

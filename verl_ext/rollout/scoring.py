@@ -102,7 +102,8 @@ class ResponseScorer:
             did not give, or that no distribution has, hold ``MISSING_ID`` and ``MISSING``.
         """
         report = ScoreReport(missing=len(response_ids))
-        rows, sampled = _missing(len(response_ids), self.topk)
+        rows = missing_rows(len(response_ids), self.topk)
+        sampled = np.full(len(response_ids), MISSING, dtype=np.float32)
         if not response_ids:
             return rows, sampled, report
         report.began = time.time()
@@ -144,9 +145,9 @@ class ResponseScorer:
         return None
 
 
-def _missing(count: int, topk: int) -> tuple[TopKRows, NDArray[np.float32]]:
-    rows = TopKRows(
+def missing_rows(count: int, topk: int) -> TopKRows:
+    """Rows that nobody gave, (count, topk)."""
+    return TopKRows(
         np.full((count, topk), MISSING_ID, dtype=np.int32),
         np.full((count, topk), MISSING, dtype=np.float32),
     )
-    return rows, np.full(count, MISSING, dtype=np.float32)

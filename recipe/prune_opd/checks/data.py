@@ -24,6 +24,8 @@ KEYS = ("train_files", "val_files")
 FORMATS = "parquet or JSON files in verl's format"
 REWARD_COLUMNS = ("data_source", "reward_model")
 """Columns that verl's reward managers read of every row, beside the response."""
+EXACT = ("data_source", "agent_name")
+"""Columns whose texts are names: every one is looked at, not only each of its shape."""
 LAST_ROLES = ("user", "tool", "system")
 """Roles that a model may answer: those verl knows, but the model's own."""
 
@@ -60,16 +62,17 @@ class Data:
             raise ValueError(f"{where} of column {column!r} holds {shown(value)}, {fault}")
         if column == "data_source":
             self.sources[value] = where
-        elif column != "reward_model":
+        elif rules[column] is prompt_fault:
             self.prompts.append(Prompt(f"{where} of column {column!r}", value))
 
 
-def check_data(config: DictConfig, reader: str | None) -> Data:
+def check_data(config: DictConfig, reader: str | None, optional: Rules) -> Data:
     """Check the files of training and validation.
 
     Args:
         config: verl's composed configuration.
         reader: who reads ``data_source`` and ``reward_model``, see ``scoring.reads_rows``.
+        optional: rules for columns of training data, where it has them.
 
     Returns:
         Prompts and sources of both; empty where a dataset class of the user's own reads them.
@@ -84,7 +87,9 @@ def check_data(config: DictConfig, reader: str | None) -> Data:
     for key in KEYS:
         files = _named(config, key)
         here = [Path(local_path(file)) for file in files if "://" not in file]
-        parts = [check_file(f"data.{key}", file, config.data.prompt_key, reader) for file in here]
+        more = optional if key == "train_files" else {}
+        name = config.data.prompt_key
+        parts = [check_file(f"data.{key}", file, name, reader, more) for file in here]
         _check_together(f"data.{key}", here, parts)
         for part in parts:
             both.prompts += part.prompts
@@ -139,7 +144,13 @@ def _check_enough(config: DictConfig, rows: int) -> None:
         )
 
 
-def check_file(key: str, file: Path, prompt_key: str, reader: str | None = None) -> Data:
+def check_file(
+    key: str,
+    file: Path,
+    prompt_key: str,
+    reader: str | None = None,
+    optional: Rules | None = None,
+) -> Data:
     """Check a data file in verl's format: all of its rows.
 
     Args:
@@ -148,6 +159,7 @@ def check_file(key: str, file: Path, prompt_key: str, reader: str | None = None)
         prompt_key: column of the prompts.
         reader: who reads ``data_source`` and ``reward_model`` of every row; None: nobody, they are
             not looked at.
+        optional: rules for columns that the file may have.
 
     Raises:
         ValueError: the file is not there, unreadable or empty, lacks a column, or a row is not as
@@ -156,11 +168,13 @@ def check_file(key: str, file: Path, prompt_key: str, reader: str | None = None)
     check_readable(f"{key}: ", file, FORMATS)
     source = open_source(key, file)
     _check_columns(key, file, source, prompt_key, reader)
-    data, rules = Data(source.rows, source.schema), _rules(prompt_key, reader)
+    data, names = Data(source.rows, source.schema), source.schema.names
+    more = {name: rule for name, rule in (optional or {}).items() if name in names}
+    rules = _rules(prompt_key, reader) | more
     seen: set[tuple[str, Any]] = set()
     for start, batch in source.batches(list(rules)):
         for column, values in batch.items():
-            for shape, row in first_of_each(values, exact=column == "data_source"):
+            for shape, row in first_of_each(values, exact=column in EXACT):
                 if (column, shape) not in seen:
                     seen.add((column, shape))
                     value = values[row] if isinstance(values, list) else values[row].as_py()
@@ -187,11 +201,6 @@ def _check_columns(
         )
     if not source.rows:
         raise ValueError(f"{key}: {file} holds no prompts")
-    if key == "data.train_files" and "agent_name" in names:
-        raise ValueError(
-            f"{key}: {file} has a column 'agent_name', which would bypass the response limit;"
-            " remove the column"
-        )
 
 
 # -------------------------------------------------------------------------------------------- rules

@@ -5,8 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.prune_opd.checks.agent_loops import AGENT_NAME, SINGLE_TURN, agent_loop_fault
 from recipe.prune_opd.checks.code import check_code, import_libraries
-from recipe.prune_opd.checks.data import Prompt, check_data
+from recipe.prune_opd.checks.data import Prompt, Rules, check_data
 from recipe.prune_opd.checks.files import refuse_pointers
 from recipe.prune_opd.checks.models import (
     Model,
@@ -31,13 +32,16 @@ class Inputs:
     """``reward.custom_reward_function.path`` that the data needs; None: as configured."""
 
 
-def check_inputs(config: DictConfig, prune_opd: PruneOPDConfig, weights: bool) -> Inputs:
+def check_inputs(
+    config: DictConfig, prune_opd: PruneOPDConfig, *, weights: bool, text_only: bool
+) -> Inputs:
     """Check the data, row by row, and both models without their weights.
 
     Args:
         config: verl's composed configuration.
         prune_opd: the typed part of it.
         weights: this run loads the teacher's weights, so its files must be there.
+        text_only: responses are scored by servers, which are asked about text.
 
     Raises:
         ValueError: names the key and the file, what was found and what is needed.
@@ -45,7 +49,8 @@ def check_inputs(config: DictConfig, prune_opd: PruneOPDConfig, weights: bool) -
     import_libraries(config)
     check_code(config)
     model = config.actor_rollout_ref.model
-    data = check_data(config, reads_rows(config))
+    rules = row_rules(config, prune_opd, text_only)
+    data = check_data(config, reads_rows(config), rules)
     graded = grades_here(config, data.sources)
     student = Model(
         "actor_rollout_ref.model.path",
@@ -67,6 +72,28 @@ def check_inputs(config: DictConfig, prune_opd: PruneOPDConfig, weights: bool) -
     kwargs: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
     check_template(student, data.prompts, kwargs)
     return Inputs(student, teacher, GRADING if graded else None)
+
+
+def row_rules(config: DictConfig, prune_opd: PruneOPDConfig, text_only: bool) -> Rules:
+    """Rules for columns that rows of training data may have, each by its name.
+
+    Args:
+        config: verl's composed configuration.
+        prune_opd: the typed part of it.
+        text_only: see ``check_inputs``.
+    """
+
+    def loop_fault(name: Any) -> str | None:
+        if prune_opd.semi.enable and name != SINGLE_TURN:
+            return f"allowed with prune_opd.semi.enable: {SINGLE_TURN}"
+        return agent_loop_fault(config, name)
+
+    def media_fault(value: Any) -> str | None:
+        none = value is None or (isinstance(value, list) and not value)
+        return None if none else "allowed where servers score responses: none, they know text alone"
+
+    media = (config.data[f"{kind}_key"] for kind in ("image", "video", "audio"))
+    return {AGENT_NAME: loop_fault, **{name: media_fault for name in media if text_only}}
 
 
 def check_template(student: Model, prompts: list[Prompt], kwargs: dict[str, Any]) -> None:

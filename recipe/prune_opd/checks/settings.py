@@ -121,7 +121,6 @@ SETTINGS = (
     Setting(f"{ROLLOUT}.name", ("vllm", "sglang", "trtllm"), "verl has no other"),
     Setting(f"{ROLLOUT}.mode", ("async",), "verl has no other"),
     Setting(f"{ROLLOUT}.pipeline_model_parallel_size", (1,), "verl's rollout has no pipeline"),
-    Setting(f"{ROLLOUT}.multi_turn.enable", (False,), "the limit acts on single-turn responses"),
 )
 
 

@@ -1,6 +1,7 @@
 """All keys of ``prune_opd``, and the rules of the method that they make."""
 
 import math
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Literal
 
@@ -109,6 +110,7 @@ class PruneOPDConfig(Keys):
             weighting=weighting,
             weights=drift.build_weights(),
             reward_clip=math.inf if self.reward_clip is None else self.reward_clip,
+            by_turn=drift.scope == "turn",
         )
 
     @cached_property
@@ -116,6 +118,14 @@ class PruneOPDConfig(Keys):
         """Rule that stops a response."""
         return self.gate.build(self.drift.w_drop)
 
-    def new_gate(self) -> Gate:
-        """A gate for one response."""
-        return Gate(self.gate_rule, self.gate.min_tokens)
+    def new_gate(self, before: Iterable[bool] = ()) -> Gate:
+        """A gate for one response, or for a turn of it.
+
+        Args:
+            before: drift events of the student's tokens in earlier turns, which stopped nothing.
+        """
+        gate, events = Gate(self.gate_rule, self.gate.min_tokens), list(before)
+        if self.drift.scope == "turn":
+            return Gate(self.gate_rule, max(1, self.gate.min_tokens - len(events)))
+        gate.feed(events)
+        return gate

@@ -1,6 +1,6 @@
 """Keys of the method's rules: ``prune_opd.drift``, ``.budget`` and ``.gate``."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Lt
 from pydantic import Field
@@ -45,6 +45,9 @@ class DriftConfig(Keys):
     """Nucleus of ``teacher_top_p_accept``: a sampled token outside it is an event."""
     w_drop: Annotated[Real, Ge(0)] = 0.01
     """Weight lost per event: reliability reaches 0 at the ceil(1 / w_drop)-th. 0: never."""
+    scope: Literal["response", "turn"] = "response"
+    """Where events are counted. ``response``: over all of it. ``turn``: anew in every turn of the
+    student, behind what tools answered; a gate then goes by the turn, too."""
     w_base: Weight = 0.5
     """Weight added on every generated token. Not a floor: the weight runs from 1 + w_base down to
     w_base."""
@@ -77,7 +80,9 @@ class DriftConfig(Keys):
     @property
     def _keys(self) -> dict[str, Any]:
         """Keys that a rule may ask for by name."""
-        return self.model_dump(exclude={"enable", "metric", "args", "weights", "weights_args"})
+        return self.model_dump(
+            exclude={"enable", "metric", "args", "weights", "weights_args", "scope"}
+        )
 
 
 class BudgetConfig(Keys):

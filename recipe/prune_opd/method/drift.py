@@ -204,6 +204,9 @@ class Reliability:
     """L, (B, T) float32: R + w_base on generated tokens, 0 elsewhere."""
     effective_length: Tensor
     """E, (B,) int64: generated tokens with R > 0."""
+    reliable_to: Tensor
+    """(B,) int64: positions up to the last generated token with R > 0, that one included. E, but
+    for tokens in between that count not, those of tools above all."""
 
 
 def spent_at(w_drop: float) -> float:
@@ -212,7 +215,22 @@ def spent_at(w_drop: float) -> float:
     return max(1, math.ceil(1 / w_drop - 1e-9)) if w_drop * MOST_TOKENS > 1 else math.inf
 
 
-def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> Reliability:
+def turn_starts(generated: Tensor) -> Tensor:
+    """Find the first token of every turn: a token of the student's behind one that is not.
+
+    Args:
+        generated: (B, T) bool, tokens that the student generated.
+
+    Returns:
+        (B, T) bool.
+    """
+    before = torch.nn.functional.pad(generated, (1, 0))[..., :-1]
+    return generated & ~before
+
+
+def reliability(
+    events: Tensor, mask: Tensor, w_drop: float, w_base: float, starts: Tensor | None = None
+) -> Reliability:
     """Monotone reliability weight R_t = clip(1 - w_drop * C_t, 0, 1) with C_t the events up to and
     including t.
 
@@ -224,6 +242,8 @@ def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> R
         mask: (B, T) bool or 0/1.
         w_drop: weight lost per event, >= 0.
         w_base: weight added to R on every generated token, >= 0; not a floor.
+        starts: (B, T) bool, tokens at which the count of events begins anew, so that R is 1 again;
+            None: at the start of the response alone.
 
     Raises:
         ValueError: ``w_drop`` is negative or not finite, or ``w_base`` outside of [0,
@@ -234,11 +254,22 @@ def reliability(events: Tensor, mask: Tensor, w_drop: float, w_base: float) -> R
     if not 0 <= w_base <= MOST_WEIGHT:
         raise ValueError(f"reliability: w_base must be in [0, {MOST_WEIGHT}], got {w_base}")
     generated = mask.bool()
-    count = (events.bool() & generated).long().cumsum(-1)
+    counted = (events.bool() & generated).long()
+    count = counted.cumsum(-1)
+    if starts is not None:
+        # Counts never fall, so the largest at a start so far is that of the last start.
+        count = count - torch.where(starts, count - counted, 0).cummax(-1).values
     alive = count < spent_at(w_drop)
     weight = torch.where(alive, (1 - w_drop * count.double()).clamp(0, 1), 0.0).float()
     return Reliability(
         weight=weight,
         loss_weight=torch.where(generated, weight + w_base, 0.0),
         effective_length=(alive & generated).sum(-1),
+        reliable_to=_last(alive & generated),
     )
+
+
+def _last(marked: Tensor) -> Tensor:
+    """Positions up to the last marked one, (B, T) bool -> (B,) int64; 0 where none is marked."""
+    positions = torch.arange(1, marked.shape[-1] + 1, device=marked.device)
+    return torch.nn.functional.pad(marked * positions, (1, 0)).amax(-1)

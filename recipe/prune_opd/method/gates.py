@@ -222,6 +222,11 @@ class Gate:
         """Tokens to keep, once the response is to be stopped."""
         self._events = torch.zeros(1, 0, dtype=torch.bool)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that it has been fed."""
+        return self._events.shape[-1]
+
     def feed(self, events: Iterable[bool]) -> int | None:
         """Go on with the next tokens.
 
@@ -233,7 +238,7 @@ class Gate:
         """
         new = torch.tensor([list(events)], dtype=torch.bool)
         self._events = torch.cat([self._events, new], -1)
-        seen = self._events.shape[-1]
+        seen = self.tokens
         if self.stop is None and seen:
             stop = int(stops(self.rule, self._events, self.min_tokens))
             self.stop = stop if stop < seen else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from recipe.prune_opd.method.drift import DriftMetric, Reliability, reliability
+from recipe.prune_opd.method.drift import DriftMetric, Reliability, reliability, turn_starts
 from recipe.prune_opd.method.reward import Scores, Strategy, TopKReward, Weighting, topk_reward
 from recipe.prune_opd.method.weights import TokenWeight
 
@@ -30,6 +30,8 @@ class Rules:
     weights: TokenWeight
     reward_clip: float = math.inf
     """Largest |log p - log q| of a candidate, nats."""
+    by_turn: bool = False
+    """Events are counted anew in every turn of the student, not over the whole response."""
 
     @property
     def drift_needs(self) -> tuple[str, ...]:
@@ -67,18 +69,19 @@ class Pruned(Drift):
     """A = L r on tokens that count, (B, T, K') float32."""
 
 
-def prune(scores: Scores, mask: Tensor, rules: Rules) -> Pruned:
+def prune(scores: Scores, mask: Tensor, rules: Rules, generated: Tensor | None = None) -> Pruned:
     """Weigh every candidate's reward by how far its response has drifted.
 
     Args:
         scores: of both models on the responses.
         mask: (B, T) bool, tokens that the student generated and the teacher scored.
         rules: of the configuration.
+        generated: see ``find_drift``.
 
     Raises:
         ValueError: ``scores`` lacks what the strategy needs.
     """
-    drift = find_drift(scores, mask, rules)
+    drift = find_drift(scores, mask, rules, generated)
     reward = topk_reward(scores, rules.strategy, rules.weighting, rules.reward_clip)
     weighted = reward.reward * drift.reliability.loss_weight.unsqueeze(-1)
     # Not by a product: what does not count may hold NaN.
@@ -86,9 +89,20 @@ def prune(scores: Scores, mask: Tensor, rules: Rules) -> Pruned:
     return Pruned(**vars(drift), reward=reward, advantages=advantages)
 
 
-def find_drift(scores: Scores, mask: Tensor, rules: Rules) -> Drift:
-    """Find where responses have drifted: the first half of ``prune``."""
+def find_drift(
+    scores: Scores, mask: Tensor, rules: Rules, generated: Tensor | None = None
+) -> Drift:
+    """Find where responses have drifted: the first half of ``prune``.
+
+    Args:
+        scores: as for ``prune``.
+        mask: as for ``prune``.
+        rules: of the configuration.
+        generated: (B, T) bool, tokens that the student generated, scored or not: they say where
+            turns begin. None: those of ``mask``.
+    """
     events = rules.metric.events(scores, mask)
-    found = reliability(events, mask, rules.w_drop, rules.w_base)
+    starts = turn_starts(mask if generated is None else generated) if rules.by_turn else None
+    found = reliability(events, mask, rules.w_drop, rules.w_base, starts)
     weight = rules.weights.weigh(found, scores, mask) if rules.applied else mask.float()
     return Drift(mask, scores.overlap, events, replace(found, loss_weight=weight))

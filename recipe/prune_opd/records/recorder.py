@@ -34,6 +34,8 @@ class Sample:
     """B = 1, T positions."""
     mask: Tensor
     """(1, T) bool, tokens that count."""
+    generated: Tensor
+    """(1, T) bool, the student's, scored or not."""
 
 
 class Recorder:
@@ -91,7 +93,7 @@ class Recorder:
         indices = chosen(facts["effective_length"], self.config.records.samples)
         found = []
         for index, sample in zip(indices, fetch(indices), strict=True):
-            drift = find_drift(sample.scores, sample.mask, self.config.rules)
+            drift = find_drift(sample.scores, sample.mask, self.config.rules, sample.generated)
             found.append(
                 {
                     **{name: int(values[index]) for name, values in facts.items()},

@@ -36,7 +36,7 @@ class GateReport:
     generated: int = 0
     """Tokens generated, those after the stop included."""
     events: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
-    """(N,), the gate's drift events of the kept tokens that were scored."""
+    """(N,), the gate's drift events of the student's kept tokens that were scored."""
     teacher_tokens: int = 0
     """Tokens the teacher ran through its model, the prompt included."""
     asked: float = 0.0
@@ -103,7 +103,10 @@ OF_SCORE = ("late", "failed", "computed", "early", "began", "ended")
 """Fields of the ``ScoreReport``."""
 SCORE = tuple(f"score_{name}" for name in OF_SCORE)
 """Columns of these."""
-COLUMNS = (*SUMS, "effective_length", "ended", "missing", "limit", *GATE, *SCORE)
+COLUMNS = (
+    *(*SUMS, "effective_length", "reliable_to", "ended", "missing", "limit"),
+    *(*GATE, *SCORE),
+)
 """Numbers of a response."""
 
 LOGGED = ("tokens", "overlap", "events", "loss_weight")
@@ -189,6 +192,8 @@ def _add_up(values: Tensor, positions: Tensor, edges: list[int]) -> Tensor:
 class Facts:
     """Facts about responses that are not in what both models say of them."""
 
+    generated: Tensor
+    """(B, T) bool, tokens of the student's, scored or not."""
     ended: Tensor
     """(B,) bool, the response ended by itself."""
     missing: Tensor
@@ -224,10 +229,11 @@ class Tally:
         columns = [
             *(table[name].sum(-1) for name in SUMS),
             pruned.reliability.effective_length,
+            pruned.reliability.reliable_to,
             facts.ended,
             facts.missing,
             facts.limits,
-            *_gate_columns(facts.reports, pruned.events).unbind(-1),
+            *_gate_columns(facts, pruned.events).unbind(-1),
             *_score_columns(facts.reports).unbind(-1),
         ]
         sums = [
@@ -301,19 +307,20 @@ def _table(pruned: Pruned, scores: Scores) -> dict[str, Tensor]:
     return {name: torch.where(pruned.mask, value.float(), 0.0) for name, value in values.items()}
 
 
-def _gate_columns(reports: list[Reports], events: Tensor) -> Tensor:
+def _gate_columns(facts: Facts, events: Tensor) -> Tensor:
     """Numbers of the gate and of its agreement with the trainer, (B, len(GATE)) float32.
 
     Args:
-        reports: of each response.
+        facts: of the responses.
         events: (B, T) bool, the trainer's.
     """
-    columns = torch.zeros(len(reports), len(GATE))
-    for row, report in enumerate(given.gate for given in reports):
+    columns = torch.zeros(len(facts.reports), len(GATE))
+    for row, report in enumerate(given.gate for given in facts.reports):
         if report is not None:
             # A padding row has the report of another response.
-            seen = torch.as_tensor(report.events)[: events.shape[1]]
-            agreed = int((seen == events[row, : len(seen)]).sum())
+            own = events[row, facts.generated[row]]
+            seen = torch.as_tensor(report.events)[: len(own)]
+            agreed = int((seen == own[: len(seen)]).sum())
             values = [float(getattr(report, name)) for name in OF_GATE]
             columns[row] = torch.tensor([*values, len(seen), agreed])
     return columns

@@ -8,6 +8,8 @@ import functools
 import time
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.answers import served
@@ -64,22 +66,39 @@ class TeachingClient(FollowingClient):
             "sampled" in self.prune_opd.rules.needs,
         )
 
-    async def teach(self, output: "AgentLoopOutput", known: TopKRows | None = None) -> None:
-        """Put the teacher's rows of a finished response, and how they came about, into its
+    async def teach(
+        self, output: "AgentLoopOutput", known: TopKRows | None = None
+    ) -> dict[str, Tensor]:
+        """Get the teacher's rows of a finished response, and put how they came about into its
         ``extra_fields``.
 
         Args:
             output: of the agent loop.
             known: rows from the start of the response that a gate has asked for already.
+
+        Returns:
+            Fields by their names, see ``served``. They are as large as what a pass of the teacher
+            gives: nothing for ``extra_fields``, which a reward function sees.
+
+        Raises:
+            ValueError: the response has images, video or audio.
         """
+        given = [name for name, value in (output.multi_modal_data or {}).items() if value]
+        if given:
+            raise ValueError(
+                f"prune_opd.teacher.home: a response has {given[0]}, which the teacher's servers"
+                " would score as text alone; allowed: text, or worker_group without"
+                " prune_opd.gate.enable"
+            )
         sampled, tokens = "sampled" in self.prune_opd.rules.needs, len(output.response_ids)
         if known is not None and len(known) >= tokens and not sampled:
             gate = output.extra_fields[GATE_REPORT]
             rows, own, report = known[:tokens], None, _while_growing(gate)
         else:
             rows, own, report = await self._scorer.score(output.prompt_ids, output.response_ids)
-        answers = served(rows, output.response_ids, own if sampled else None)
-        output.extra_fields |= {**answers, SCORE_REPORT: report}
+        # Set and not changed: verl makes plain values of fields that are set, and of no other.
+        output.extra_fields = output.extra_fields | {SCORE_REPORT: report}
+        return served(rows, output.response_ids, own if sampled else None)
 
 
 def _while_growing(gate: GateReport) -> ScoreReport:

@@ -1,22 +1,44 @@
-"""A training response: verl's agent loop under the budget's limit, with the gate, and scored by
-teacher servers; or one out of the cache of Semi-OPD."""
+"""Any agent loop of verl's or of the user's, put under the method.
 
-from typing import Any
+verl's workers are given this one for every prompt. It runs the loop that the row or the run names:
+a training response under the budget's limit, with the gate, and scored by teacher servers, or one
+out of the cache of Semi-OPD; a validation response as it would have been.
+"""
 
-from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
-from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+import asyncio
+import functools
+from typing import Any, TypeAlias
+
+import hydra
+from omegaconf import DictConfig, open_dict
+from pydantic import PrivateAttr
+from torch import Tensor
+from typing_extensions import Self
+from verl.experimental.agent_loop.agent_loop import (
+    AgentLoopOutput,
+    DictConfigWrap,
+    _agent_loop_registry,
+    register,
+)
 from verl.workers.rollout.replica import TokenOutput
 
+from recipe.prune_opd.checks.agent_loops import WRAPPER
 from recipe.prune_opd.grading import TOKENS, TRUNCATED
 from recipe.prune_opd.teacher.client import TeachingClient
-from recipe.prune_opd.training.fields import LIMIT
-from recipe.prune_opd.training.gated_response import GatedGeneration
+from recipe.prune_opd.training.fields import INNER, LIMIT
 from recipe.prune_opd.training.replayed_response import PLACES, Replay
+from recipe.prune_opd.training.trajectory import Trajectory
+
+COPIES = 64
+"""Configurations that a worker keeps, one for a limit: to copy one takes a tenth of a second."""
+
+Outputs: TypeAlias = AgentLoopOutput | list[AgentLoopOutput]
+"""verl takes either of an agent loop."""
 
 
 class HeardGeneration:
     """The one method of ``LLMServerClient`` that agent loops call, and why the engine ended the
-    response."""
+    last turn."""
 
     def __init__(self, client: Any):
         self._client = client
@@ -27,6 +49,27 @@ class HeardGeneration:
         output = await self._client.generate(*args, **kwargs)
         self.stop_reason = output.stop_reason
         return output
+
+
+class TaughtOutput(AgentLoopOutput):
+    """An output with the teacher's rows, which become fields of its row and nothing else.
+
+    verl hands ``extra_fields`` to the reward function, too: values of (response, K) tokens are no
+    part of them.
+    """
+
+    _rows: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def of(cls, output: AgentLoopOutput, rows: dict[str, Tensor]) -> Self:
+        """The same output with rows, (R, K) or (R, K + 1) by their fields' names."""
+        made = cls.model_construct(_fields_set=set(output.model_fields_set), **vars(output))
+        made._rows = rows
+        return made
+
+    def as_dict(self) -> dict[str, Any]:
+        """See ``AgentLoopOutput.as_dict``."""
+        return super().as_dict() | self._rows
 
 
 def is_cut(stop_reason: str | None, tokens: int, room: int) -> bool:
@@ -45,57 +88,97 @@ def is_cut(stop_reason: str | None, tokens: int, room: int) -> bool:
     return tokens >= room
 
 
-@register("prune_opd")
-class LimitedAgentLoop(SingleTurnAgentLoop):
-    """verl's single-turn loop under the current response limit."""
+@register(WRAPPER)
+class PrunedAgentLoop:
+    """An agent loop around another, which it makes for every response anew, as verl would.
 
-    server_manager: Any
+    Args:
+        trainer_config: verl's configuration, wrapped.
+        server_manager: client of the rollout servers.
+        **given: what verl gives every agent loop beside these.
+    """
 
-    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
-        """See ``SingleTurnAgentLoop``."""
-        limit, places = kwargs.pop(LIMIT, None), kwargs.pop(PLACES, None)
+    def __init__(self, trainer_config: DictConfigWrap, server_manager: Any, **given: Any):
+        self.config, self.client, self.given = trainer_config.config, server_manager, given
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> Outputs:
+        """Run the loop within. See ``AgentLoopBase.run``.
+
+        Args:
+            sampling_params: see there.
+            **kwargs: fields of the prompt's row. ``LIMIT`` makes it one of training.
+        """
+        limit, places, inner = (kwargs.pop(name, None) for name in (LIMIT, PLACES, INNER))
+        name = inner or self.config.actor_rollout_ref.agent_loop
         if limit is None:
-            return await self._validate(sampling_params, kwargs)
-        # One dict is shared by all samples of a prompt: copied, not changed.
-        sampling_params = {**sampling_params, "max_tokens": int(limit)}
-        if places is not None:
-            return await self._replay(sampling_params, kwargs, places)
-        return await self._train(sampling_params, kwargs)
+            return await self._validate(name, sampling_params, kwargs)
+        client = self.client if places is None else Replay(places, kwargs["session_id"])
+        async with Trajectory(client, limit) as trajectory:
+            trajectory.loop = self._make(name, trajectory, limited(self.config, int(limit)))
+            found = await trajectory.loop.run(sampling_params, **kwargs)
+        outputs = found if isinstance(found, list) else [found]
+        taught = await asyncio.gather(*(finish(output, trajectory) for output in outputs))
+        return taught if isinstance(found, list) else taught[0]
+
+    def _make(self, name: str, client: Any, config: DictConfig) -> Any:
+        return hydra.utils.instantiate(
+            _agent_loop_registry[name],
+            trainer_config=DictConfigWrap(config),
+            server_manager=client,
+            **self.given,
+        )
 
     async def _validate(
-        self, sampling_params: dict[str, Any], kwargs: dict[str, Any]
-    ) -> AgentLoopOutput:
-        self.server_manager = generation = HeardGeneration(self.server_manager)
-        output = await super().run(sampling_params, **kwargs)
-        tokens, prompt = len(output.response_ids), len(output.prompt_ids)
-        longest = self.rollout_config.max_model_len
-        room = (
-            self.response_length if longest is None else min(self.response_length, longest - prompt)
-        )
-        # verl hands these to the reward function as part of extra_info; its dumps hold the decoded
-        # text alone.
-        output.extra_fields.update(
-            {TOKENS: tokens, TRUNCATED: is_cut(generation.stop_reason, tokens, room)}
-        )
-        return output
+        self, name: str, sampling_params: dict[str, Any], kwargs: dict[str, Any]
+    ) -> Outputs:
+        generation, rollout = HeardGeneration(self.client), self.config.actor_rollout_ref.rollout
+        loop = self._make(name, generation, self.config)
+        found: Outputs = await loop.run(sampling_params, **kwargs)
+        for output in found if isinstance(found, list) else [found]:
+            tokens, room = len(output.response_ids), rollout.response_length
+            if rollout.max_model_len is not None:
+                room = min(room, rollout.max_model_len - len(output.prompt_ids))
+            # verl hands these to the reward function as part of extra_info; its dumps hold the
+            # decoded text alone.
+            output.extra_fields.update(
+                {TOKENS: tokens, TRUNCATED: is_cut(generation.stop_reason, tokens, room)}
+            )
+        return found
 
-    async def _replay(
-        self, sampling_params: dict[str, Any], kwargs: dict[str, Any], places: str
-    ) -> AgentLoopOutput:
-        self.server_manager = replay = Replay(places, kwargs["session_id"])
-        output = await super().run(sampling_params, **kwargs)
-        replay.teach(output.extra_fields)
-        return output
 
-    async def _train(
-        self, sampling_params: dict[str, Any], kwargs: dict[str, Any]
-    ) -> AgentLoopOutput:
-        client = self.server_manager
-        if not isinstance(client, TeachingClient):
-            return await super().run(sampling_params, **kwargs)
-        gated = GatedGeneration(client) if client.prune_opd.gate.enable else None
-        self.server_manager = gated or client
-        output = await super().run(sampling_params, **kwargs)
-        if client.teaches:
-            await client.teach(output, gated.teacher_rows if gated else None)
-        return output
+async def finish(output: AgentLoopOutput, trajectory: Trajectory) -> AgentLoopOutput:
+    """An output within its limit, reported on, and with the teacher's rows where servers give
+    them."""
+    known, client = trajectory.finish(output), trajectory.client
+    rows: dict[str, Tensor] = {}
+    if isinstance(client, Replay):
+        rows = client.teach()
+    elif isinstance(client, TeachingClient) and client.teaches:
+        rows = await client.teach(output, known)
+    return TaughtOutput.of(output, rows) if rows else output
+
+
+def limited(config: DictConfig, limit: int) -> DictConfig:
+    """verl's configuration for a rollout of ``limit`` tokens: loops look there for their length."""
+    return _limited(_Same(config), limit)
+
+
+class _Same:
+    """Key of a cache: a configuration is itself, whatever it says."""
+
+    def __init__(self, config: DictConfig):
+        self.config = config
+
+    def __hash__(self) -> int:
+        return id(self.config)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.config is self.config
+
+
+@functools.lru_cache(maxsize=COPIES)
+def _limited(same: _Same, limit: int) -> DictConfig:
+    config = same.config.copy()
+    with open_dict(config):
+        config.actor_rollout_ref.rollout.response_length = limit
+    return config

@@ -49,6 +49,7 @@ class State:
             "topk": given.topk,
             "drift.metric": given.drift.metric,
             "drift.threshold": given.drift.threshold,
+            "drift.scope": given.drift.scope,
             "strategy": given.strategy,
         }
 

@@ -39,6 +39,8 @@ EXTRA = "extra_fields"  # verl's, where the agent loop leaves its reports
 LIMIT = "prune_opd_limit"
 """int64, one a row: the most tokens a response may have. Training prompts carry it from when they
 are sent out, and so do their responses; validation prompts do not."""
+INNER = "prune_opd_inner"
+"""Text: the agent loop that a training prompt's row names; not there where data name none."""
 UID, SESSION, ROLLOUT_LOG_PROBS = "uid", "session_id", "rollout_log_probs"  # verl's
 SHARD, STORED = "prune_opd_shard", "prune_opd_stored"
 """Beginning of the files that a batch of cached rollouts is written to; what was written of it."""

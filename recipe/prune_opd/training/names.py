@@ -1,7 +1,7 @@
-"""Our names in verl's registries, and the mark by which a trainer with the method is known."""
+"""Our trainer's name, and the mark by which a trainer with the method is known."""
 
 NAME = "prune_opd"
-"""Our trainer and our agent loop in verl's registries."""
+"""Our trainer in verl's registry."""
 
 
 class PruningTrainer:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from recipe.prune_opd.checks.agent_loops import check_agent_loop
 from recipe.prune_opd.checks.attention import check_attention, check_sequence_parallelism
 from recipe.prune_opd.checks.batches import check_batches
 from recipe.prune_opd.checks.folders import check_folders
@@ -42,7 +42,7 @@ def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
     with _sentences():
         prune_opd = check_settings(config)
         check_mode(config, prune_opd, verl_mode(config.trainer.v1.trainer_mode, prune_opd))
-        check_agent_loop(config.actor_rollout_ref.rollout.agent)
+        check_agent_loop(config, prune_opd)
         home = build_home(prune_opd)
         home.check(config)
         longest = config.data.max_prompt_length + prune_opd.budget.longest
@@ -75,7 +75,7 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
         check_checkpoint(config, prune_opd)
         check_folders(config, prune_opd)
         check_attention(config, home.held)
-        inputs = check_inputs(config, prune_opd, weights=home.has_files)
+        inputs = check_inputs(config, prune_opd, weights=home.has_files, text_only=home.is_asked)
         home.check_models(config, inputs.student, inputs.teacher)
         if prune_opd.semi.enable:
             teacher = inputs.teacher if home.cacheable else None
@@ -110,34 +110,3 @@ def verl_mode(given: str, prune_opd: PruneOPDConfig) -> str:
             " prune_opd.trainer_mode"
         )
     return mode_of(found if stands_on(found) else find_trainer(prune_opd.trainer_mode))
-
-
-def check_agent_loop(agent: DictConfig) -> None:
-    """Check that the agent loop of a run keeps to the response limit.
-
-    Args:
-        agent: verl's node ``actor_rollout_ref.rollout.agent``.
-
-    Raises:
-        ValueError: it does not, or there is none of this name.
-    """
-    name = agent.default_agent_loop
-    if name == NAME:
-        return
-    from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
-    from verl.utils.import_utils import resolve_config_path
-
-    from recipe.prune_opd.training.agent_loop import LimitedAgentLoop
-
-    known = dict(_agent_loop_registry)
-    if agent.agent_loop_config_path:
-        loops: Any = OmegaConf.load(resolve_config_path(agent.agent_loop_config_path))
-        known |= {loop.name: loop for loop in loops}
-    found = get_class(known[name]["_target_"]) if name in known else object
-    if not issubclass(found, LimitedAgentLoop):
-        base = f"{LimitedAgentLoop.__module__}.{LimitedAgentLoop.__name__}"
-        raise ValueError(
-            f"actor_rollout_ref.rollout.agent.default_agent_loop: got {name!r}, allowed with"
-            f" prune_opd: {NAME}, or a subclass of {base}, because another agent loop would not see"
-            " the limit"
-        )

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.teacher.answers import served
@@ -65,11 +66,10 @@ class Replay:
             extra_fields=dict(OF_THE_START),
         )
 
-    def teach(self, extra_fields: dict[str, Any]) -> None:
-        """Put the teacher's cached rows, if there are any, where its servers' answers go."""
+    def teach(self) -> dict[str, Tensor]:
+        """The teacher's cached rows, if there are any, as its servers would answer."""
         assert self._response is not None
         response = self._response
-        if response.teacher is not None:
-            extra_fields |= served(
-                response.teacher, response.tokens.tolist(), response.teacher_sampled
-            )
+        if response.teacher is None:
+            return {}
+        return served(response.teacher, response.tokens.tolist(), response.teacher_sampled)

@@ -17,6 +17,7 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.utils import tensordict_utils as tu
 from verl.workers.rollout.llm_server import LLMServerClient
 
+from recipe.prune_opd.checks.agent_loops import AGENT_NAME, WRAPPER
 from recipe.prune_opd.checks.attention import warn_of_slow_log_probs
 from recipe.prune_opd.checks.batches import warn_of_empty_responses
 from recipe.prune_opd.checks.files import local_path
@@ -29,6 +30,7 @@ from recipe.prune_opd.training.banner import announce
 from recipe.prune_opd.training.faults import refuse_missing, warn_of_gate
 from recipe.prune_opd.training.fields import (
     ERRORS,
+    INNER,
     LIMIT,
     MODEL_FIELDS,
     POSITIONS,
@@ -92,6 +94,10 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
             config.prune_opd.budget = OmegaConf.merge(config.prune_opd.budget, lengths)
             config.actor_rollout_ref.prune_opd = config.prune_opd
             config.actor_rollout_ref.teacher_vocab_size = self.teacher_vocab_size
+            # The wrapper in the place of the agent loop, and that within.
+            agent = config.actor_rollout_ref.rollout.agent
+            config.actor_rollout_ref.agent_loop = agent.default_agent_loop
+            agent.default_agent_loop = WRAPPER
             config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
             if reward_function:
                 config.reward.custom_reward_function.path = reward_function
@@ -143,11 +149,8 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
     # --------------------------------------------------------------------------------------- steps
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
-        if "agent_name" in batch:
-            raise ValueError(
-                "data: rows name their agent_name, which would bypass the response limit; remove"
-                " the column"
-            )
+        if AGENT_NAME in batch:
+            batch.rename_key_(AGENT_NAME, INNER)
         # A tensor: verl keeps it with the prompt, and a resumed run generates under it.
         batch[LIMIT] = torch.tensor(self.budget.limits(len(batch)))
         return super()._submit_batch_to_rollout(batch)
@@ -173,7 +176,7 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         generated = self.end_phase(batch, metrics)
         # A response of which nothing was scored says nothing about the limit.
         scored = tally.column("tokens") > 0
-        lengths, limits = (tally.column(name)[scored] for name in ("effective_length", "limit"))
+        lengths, limits = (tally.column(name)[scored] for name in ("reliable_to", "limit"))
         metrics.update(self.budget.update(lengths.tolist(), limits.int().tolist()))
         self.prune_opd.budget.check(self.budget)
         if self.recorder:
@@ -274,7 +277,8 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         found = []
         for row in range(len(rows)):
             data = {name: values[row].unsqueeze(0) for name, values in unbound.items()}
-            found.append(Sample(data["prompts"][0], scores_of(data), counted_tokens(data)))
+            prompt, generated = data["prompts"][0], data["response_mask"].bool()
+            found.append(Sample(prompt, scores_of(data), counted_tokens(data), generated))
         return found
 
     def _fetch(

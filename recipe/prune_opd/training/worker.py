@@ -222,11 +222,13 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         }
         refuse_nan(padded)
         scores = scores_of(padded)
-        pruned = prune(scores, counted_tokens(padded), config.rules)
+        generated = padded["response_mask"].bool()
+        pruned = prune(scores, counted_tokens(padded), config.rules, generated)
         offsets = data["responses"].offsets()
         facts = Facts(
-            ended=self._ended(scores.responses, offsets.diff()),
-            missing=(padded["response_mask"].bool() & ~pruned.mask).sum(-1),
+            generated=generated,
+            ended=self._ended(scores.responses, generated),
+            missing=(generated & ~pruned.mask).sum(-1),
             limits=limits_of(data),
             reports=reports(data),
         )
@@ -254,9 +256,10 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
             "returns": advantages.sum(-1),
         }
 
-    def _ended(self, responses: Tensor, lengths: Tensor) -> Tensor:
-        """(B,) bool, whether the last token is one that ends a response."""
-        last = responses.gather(1, (lengths - 1).unsqueeze(1))
+    def _ended(self, responses: Tensor, generated: Tensor) -> Tensor:
+        """(B,) bool, whether the student's last token is one that ends a response."""
+        positions = torch.arange(responses.shape[1])
+        last = responses.gather(1, (generated * positions).amax(-1, keepdim=True))
         return torch.isin(last, torch.tensor(sorted(self.ends))).squeeze(1)
 
     def _counted(self, pruned: Pruned) -> Tensor:

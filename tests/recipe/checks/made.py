@@ -82,7 +82,9 @@ def check_inputs(config: DictConfig) -> Inputs:
     """The start check's look at files, without its look at the attention and at verl's keys."""
     prune_opd = read_config(config)
     home = build_home(prune_opd)
-    inputs = preflight.check_inputs(config, prune_opd, weights=home.has_files)
+    inputs = preflight.check_inputs(
+        config, prune_opd, weights=home.has_files, text_only=home.is_asked
+    )
     home.check_models(config, inputs.student, inputs.teacher)
     return inputs
 

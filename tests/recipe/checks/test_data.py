@@ -99,10 +99,40 @@ def test_fewer_samples_than_a_batch_are_refused(inputs, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_column_that_would_choose_another_agent_loop_is_refused(inputs, tmp_path, suffix):
-    file = save_data(tmp_path / f"data{suffix}", [row(agent_name="tool_agent")])
+def test_rows_may_name_their_agent_loops(inputs, tmp_path, suffix):
+    names = ["tool_agent", "single_turn_agent", "tool_agent", "no_such"]
+    rows = [row(agent_name=name) for name in names]
+    inputs.data.train_batch_size = 3
+    inputs.data.train_files = save_data(tmp_path / f"good{suffix}", rows[:3])
+    check_inputs(inputs)
+    inputs.data.train_files = file = save_data(tmp_path / f"data{suffix}", rows)
+    found = f"data.train_files: {file}, row 3 of column 'agent_name' holds 'no_such', allowed: "
+    assert refusal(inputs).startswith(found)
+
+
+def test_with_cached_rollouts_rows_name_verls_loop_of_one_turn(inputs, tmp_path):
+    inputs.prune_opd.semi.enable = True
+    file = save_data(tmp_path / "data.parquet", [row(agent_name="tool_agent")])
     inputs.data.train_files = file
-    assert refusal(inputs).startswith(f"data.train_files: {file} has a column 'agent_name'")
+    assert refusal(inputs).endswith("allowed with prune_opd.semi.enable: single_turn_agent")
+
+
+@pytest.mark.parametrize("key", ["image_key", "video_key", "audio_key"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_images_are_refused_where_servers_score(inputs, tmp_path, suffix, key):
+    name = inputs.data[key]
+    rows = [row(**{name: []}), row(**{name: ["picture.png"]})]
+    inputs.data.train_batch_size = 1
+    inputs.data.train_files = save_data(tmp_path / f"none{suffix}", rows[:1])
+    for home, more in (("worker_group", rows), ("server", rows[:1])):
+        inputs.prune_opd.teacher.home = home
+        inputs.data.train_files = save_data(tmp_path / f"{home}{suffix}", more)
+        check_inputs(inputs)
+    inputs.data.train_files = file = save_data(tmp_path / f"data{suffix}", rows)
+    assert refusal(inputs).startswith(
+        f"data.train_files: {file}, row 1 of column {name!r} holds ['picture.png'], allowed where"
+        " servers score responses: none"
+    )
 
 
 def test_validation_data_may_choose_its_agent_loop(inputs, tmp_path):

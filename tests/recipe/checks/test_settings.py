@@ -39,7 +39,6 @@ WRONG = {
     "actor_rollout_ref.rollout.name": "hf",
     "actor_rollout_ref.rollout.mode": "sync",
     "actor_rollout_ref.rollout.pipeline_model_parallel_size": 2,
-    "actor_rollout_ref.rollout.multi_turn.enable": True,
 }
 
 

@@ -24,7 +24,7 @@ def here(monkeypatch) -> list[str]:
         return Inputs(None, None, None)
 
     monkeypatch.setattr(preflight, "check_attention", lambda *given: called.append("attention"))
-    monkeypatch.setattr(preflight, "check_inputs", lambda *given, weights: noted("inputs"))
+    monkeypatch.setattr(preflight, "check_inputs", lambda *given, **named: noted("inputs"))
     monkeypatch.setattr(WorkerGroup, "check_models", lambda *given: called.append("models"))
     return called
 
@@ -142,10 +142,26 @@ def test_a_trainer_without_pruning_is_refused(config, mode):
     assert f"trainer.v1.trainer_mode: got '{mode}', allowed" in ending(config)
 
 
-@pytest.mark.parametrize("name", ["single_turn_agent", "tool_agent", "no_such"])
-def test_an_agent_loop_that_does_not_see_the_limit_is_refused(config, name):
+@pytest.mark.parametrize("name", ["single_turn_agent", "tool_agent"])
+def test_the_method_is_put_around_any_agent_loop(config, name):
     config.actor_rollout_ref.rollout.agent.default_agent_loop = name
-    with pytest.raises(ValueError, match=rf"default_agent_loop: got '{name}', allowed"):
+    preflight.check_values(config)
+
+
+@pytest.mark.parametrize("name", ["no_such", "prune_opd"])
+def test_an_agent_loop_that_nobody_knows_is_refused(config, name):
+    """Ours is no loop to be put inside of ours."""
+    config.actor_rollout_ref.rollout.agent.default_agent_loop = name
+    found = rf"default_agent_loop: got '{name}', allowed: .*single_turn_agent.*, tool_agent"
+    with pytest.raises(ValueError, match=found):
+        preflight.check_values(config)
+
+
+def test_a_cached_response_is_one_turn(config):
+    config.prune_opd.semi.enable = True
+    preflight.check_values(config)
+    config.actor_rollout_ref.rollout.agent.default_agent_loop = "tool_agent"
+    with pytest.raises(ValueError, match=r"got 'tool_agent', allowed with prune_opd\.semi\.enable"):
         preflight.check_values(config)
 
 
@@ -179,7 +195,7 @@ def test_hydra_takes_a_trainer_mode_of_verls_and_refuses_it_in_a_sweep(tmp_path)
     """The real command, as far as Hydra goes: what it would start, in its own words."""
     loop = "actor_rollout_ref.rollout.agent.default_agent_loop"
     settings = ["prune_opd.teacher.path=T", "trainer.v1.trainer_mode=colocate_async"]
-    overrides = ["+recipe=prune_opd", *settings, f"{loop}=tool_agent"]
+    overrides = ["+recipe=prune_opd", *settings, f"{loop}=no_such"]
     command = [sys.executable, "-m", "verl.trainer.main_ppo"]
     environment = os.environ | {"HYDRA_FULL_ERROR": "0"}
     environment.pop("RAY_ADDRESS", None)
@@ -196,19 +212,19 @@ def test_hydra_takes_a_trainer_mode_of_verls_and_refuses_it_in_a_sweep(tmp_path)
         assert run.returncode == 1
         said[name] = run.stderr.splitlines()[-1].removeprefix("prune_opd cannot start: ")
     # Where the mode went through, the next thing is refused.
-    assert said["run"].startswith(f"{loop}: got 'tool_agent'")
+    assert said["run"].startswith(f"{loop}: got 'no_such'")
     assert said["sweep"].startswith("trainer.v1.trainer_mode: got 'colocate_async', allowed")
     assert said["sweep"].endswith("in a sweep, give verl's mode as prune_opd.trainer_mode")
 
 
-def test_trainers_and_agent_loops_of_ones_own_are_known_by_what_they_are(config, here, tmp_path):
-    """Not by name: a subclass that is registered with verl is welcome."""
+def test_trainers_and_agent_loops_of_ones_own_are_known(config, here, tmp_path):
+    """A trainer not by name: a subclass that is registered with verl is welcome."""
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, register_trainer
 
     from recipe.prune_opd.training.trainer import PruneOPDTrainer
 
     file = tmp_path / "loops.yaml"
-    file.write_text(f"- name: mine\n  _target_: {__name__}.MyLoop\n")
+    file.write_text("- name: mine\n  _target_: my.Loop\n")
     config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(file)
     config.actor_rollout_ref.rollout.agent.default_agent_loop = "mine"
     config.trainer.v1.trainer_mode = "mine"
@@ -218,12 +234,3 @@ def test_trainers_and_agent_loops_of_ones_own_are_known_by_what_they_are(config,
     finally:
         del TRAINER_REGISTRY["mine"]
     assert here == ["attention", "inputs", "models"]
-
-
-def __getattr__(name: str) -> type:
-    """``MyLoop``, made when it is asked for: importing its base takes seconds."""
-    if name != "MyLoop":
-        raise AttributeError(name)
-    from recipe.prune_opd.training.agent_loop import LimitedAgentLoop
-
-    return type("MyLoop", (LimitedAgentLoop,), {})

@@ -11,6 +11,7 @@ from recipe.prune_opd.method.drift import (
     overlap_events,
     overlap_ratio,
     reliability,
+    turn_starts,
 )
 
 
@@ -197,6 +198,39 @@ def test_effective_length_counts_tokens_not_positions():
     mask = torch.tensor([[0, 1, 0, 1, 1, 1, 1]])
     events = torch.tensor([[0, 0, 0, 1, 0, 1, 0]]).bool()
     assert reliability(events, mask, w_drop=0.5, w_base=0).effective_length.tolist() == [3]
+
+
+def test_the_last_reliable_token_is_told_by_its_position():
+    """Tokens of a tool before it count, those behind it do not."""
+    mask = torch.tensor([[1, 0, 0, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0, 0, 0]])
+    events = torch.tensor([[0, 1, 1, 1, 0, 0, 1, 0]] * 2).bool()
+    found = reliability(events, mask, w_drop=0.5, w_base=0)
+    assert (found.effective_length.tolist(), found.reliable_to.tolist()) == ([3, 0], [5, 0])
+    found = reliability(events, mask, w_drop=0.1, w_base=0)
+    assert (found.effective_length.tolist(), found.reliable_to.tolist()) == ([4, 0], [7, 0])
+
+
+def test_a_count_that_begins_anew_in_every_turn():
+    mask = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 0, 1]]).bool()
+    starts = turn_starts(mask)
+    assert starts.nonzero()[:, 1].tolist() == [0, 4, 8]
+    events = torch.tensor([[0, 1, 1, 0, 1, 1, 0, 1, 0]]).bool()
+    found = reliability(events, mask, 0.5, 0.25, starts)
+    assert found.weight.tolist() == [[1, 0.5, 0.5, 0.5, 0.5, 0, 0, 0, 1]]
+    assert found.loss_weight.tolist() == [[1.25, 0.75, 0, 0, 0.75, 0.25, 0.25, 0, 1.25]]
+    assert (found.effective_length.item(), found.reliable_to.item()) == (4, 9)
+
+
+def test_a_response_of_one_turn_has_one_count():
+    generator = torch.Generator().manual_seed(3)
+    events = torch.rand(6, 80, generator=generator) < 0.3
+    mask = torch.arange(80) < torch.tensor([[80], [1], [40], [0], [79], [7]])
+    one, other = (
+        vars(reliability(events, mask, 0.07, 0.3, starts)) for starts in (None, turn_starts(mask))
+    )
+    for name, value in one.items():
+        inside = mask if value.dim() == 2 else slice(None)
+        assert torch.equal(value[inside], other[name][inside])
 
 
 def test_no_loss_of_weight():

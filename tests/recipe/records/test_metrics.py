@@ -29,7 +29,7 @@ def count(mask, overlap, events, reward, ended, max_length, missing=None, report
     pruned = Pruned(mask.bool(), overlap, events, weights, given, advantages)
     missing = torch.zeros(len(mask), dtype=torch.long) if missing is None else missing
     limits = torch.full_like(missing, mask.shape[1])
-    facts = Facts(ended, missing, limits, reports or [Reports()] * len(mask))
+    facts = Facts(mask.bool(), ended, missing, limits, reports or [Reports()] * len(mask))
     return Tally.of(pruned, scores, facts, max_length)
 
 

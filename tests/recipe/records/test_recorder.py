@@ -118,7 +118,8 @@ def sampled(index: int) -> Sample:
     ids, log_probs = torch.tensor([[[7, 8]] * 3]), torch.full((1, 3, 2), math.log(0.5))
     teacher = torch.tensor([[[7, 8], [1, 2], [7, 8]]])
     scores = Scores(torch.tensor([[7, index, 8]]), TopK(ids, log_probs), TopK(teacher, log_probs))
-    return Sample(torch.tensor([5, 6]), scores, torch.tensor([[True, True, False]]))
+    mask = torch.tensor([[True, True, False]])
+    return Sample(torch.tensor([5, 6]), scores, mask, mask)
 
 
 def fetch(rows: list[int]) -> list[Sample]:

@@ -70,7 +70,7 @@ def count(mask, overlap, events, longest, base=0.25, reports=None, reward=-1.0) 
     )
     rows = len(mask)
     counted, limits = torch.arange(rows), 10 * torch.arange(rows)
-    facts = Facts(counted % 2 == 1, counted, limits, reports or [Reports()] * rows)
+    facts = Facts(mask.bool(), counted % 2 == 1, counted, limits, reports or [Reports()] * rows)
     return Tally.of(pruned, Scores(ids[..., 0], TopK(ids, sure), TopK(ids, torn)), facts, longest)
 
 
@@ -96,6 +96,7 @@ def test_sums_of_a_response_by_hand():
         "student_mass": [4, 2],
         "teacher_mass": [4, 2],
         "effective_length": [3, 2],
+        "reliable_to": [3, 2],
         "ended": [0, 1],
         "missing": [0, 1],
         "limit": [0, 10],

@@ -22,6 +22,7 @@ from recipe.prune_opd.teacher.answers import (
     served_rows,
 )
 from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
+from recipe.prune_opd.training.agent_loop import TaughtOutput
 from verl_ext.rollout.rows import Score, TopKRows
 from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
 
@@ -146,10 +147,11 @@ def taught(
     output = output_of(response)
     gate = GateReport(asked=5.0, waited=2.0, teacher_tokens=11)
     output.extra_fields[GATE_REPORT] = gate
-    asyncio.run(client.teach(output, known))
-    extra = output.extra_fields
-    assert extra.pop(GATE_REPORT) is gate
-    assert set(extra) == {SERVED_IDS, SERVED_LOG_PROBS, SCORE_REPORT}
+    rows = asyncio.run(client.teach(output, known))
+    assert set(output.extra_fields) == {GATE_REPORT, SCORE_REPORT}  # a reward function sees them
+    assert output.extra_fields[GATE_REPORT] is gate
+    extra = rows | {SCORE_REPORT: output.extra_fields[SCORE_REPORT]}
+    assert set(rows) == {SERVED_IDS, SERVED_LOG_PROBS}
     assert (extra[SERVED_IDS].dtype, extra[SERVED_LOG_PROBS].dtype) == (torch.int32, torch.float32)
     return extra
 
@@ -246,8 +248,18 @@ def test_the_client_can_be_sent_to_the_rollout_workers():
 def test_verl_takes_the_fields_of_a_response():
     """Rows become fields of the batch, the report stays among the others as plain values."""
     output = output_of()
-    asyncio.run(client_of(Teacher()).teach(output))
-    batch = output.as_dict()
+    rows = asyncio.run(client_of(Teacher()).teach(output))
+    batch = TaughtOutput.of(output, rows).as_dict()
     assert batch[SERVED_IDS].shape == batch[SERVED_LOG_PROBS].shape == (4, K)
     assert set(batch["extra_fields"]) == {SCORE_REPORT}
     assert ScoreReport(**batch["extra_fields"][SCORE_REPORT]).computed == 9
+
+
+def test_a_response_with_an_image_is_refused():
+    teacher, output = Teacher(), output_of()
+    output.multi_modal_data = {"images": ["pixels"], "videos": None}
+    with pytest.raises(ValueError, match=r"prune_opd\.teacher\.home: a response has images"):
+        asyncio.run(client_of(teacher).teach(output))
+    output.multi_modal_data = {"images": []}
+    asyncio.run(client_of(teacher).teach(output))
+    assert len(teacher.questions) == 1

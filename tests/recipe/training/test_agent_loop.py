@@ -1,162 +1,293 @@
-"""A training response is limited, gated and scored; a validation response never is."""
+"""Any agent loop is limited, gated and scored in training, and left as it is in validation."""
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
+from verl.experimental.agent_loop.agent_loop import (
+    AgentLoopMetrics,
+    AgentLoopOutput,
+    DictConfigWrap,
+    _agent_loop_registry,
+)
 from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.config import GateConfig, PruneOPDConfig, TeacherConfig
+from recipe.prune_opd.teacher.answers import SERVED_IDS
+from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
+from recipe.prune_opd.training import agent_loop
+from recipe.prune_opd.training.agent_loop import INNER, LIMIT, PrunedAgentLoop, TaughtOutput
+from recipe.prune_opd.training.gated_response import GatedResponse
 
-
-@pytest.fixture(scope="module")
-def agent_loop():
-    """Our module, as verl's plugin loads it."""
-    import sys
-
-    from verl.experimental.agent_loop import agent_loop
-
-    registered = agent_loop._agent_loop_registry["prune_opd"]["_target_"]
-    assert registered == "recipe.prune_opd.training.agent_loop.LimitedAgentLoop"
-    return sys.modules["recipe.prune_opd.training.agent_loop"]
-
-
-PROMPT = 2
-"""Tokens of a prompt."""
+PROMPT = [900, 901]
 
 
 class Engine:
-    """A client whose engine ends a response for a reason."""
+    """A client whose engine gives tokens up to its limit, and ends a response for a reason."""
 
-    def __init__(self, stop_reason: str | None, max_model_len: int | None = None):
-        self.stop_reason, self.max_model_len = stop_reason, max_model_len
+    def __init__(self, tokens: int = 3, stop_reason: str | None = None):
+        self.tokens, self.stop_reason = list(range(tokens)), stop_reason
+        self.asked: list[dict[str, Any]] = []
 
-    async def generate(self, request_id: str, *, prompt_ids: list[int]) -> TokenOutput:
-        return TokenOutput(token_ids=[], stop_reason=self.stop_reason)
+    async def generate(
+        self,
+        request_id: str,
+        *,
+        prompt_ids: list[int],
+        sampling_params: dict[str, Any],
+        **more: Any,
+    ) -> TokenOutput:
+        self.asked.append({"prompt_ids": prompt_ids, **sampling_params, **more})
+        most = sampling_params.get("max_tokens")
+        return TokenOutput(token_ids=self.tokens[:most], stop_reason=self.stop_reason)
 
 
-def run(
-    agent_loop,
-    monkeypatch,
-    sampling_params: dict[str, Any],
-    manager: Any = None,
-    tokens: int = 3,
-    **kwargs,
-) -> tuple:
-    """Sampling parameters, other arguments and server manager of verl's loop, and what it
-    returned."""
-    seen = []
-    output = SimpleNamespace(
-        prompt_ids=[0] * PROMPT, response_ids=[0] * tokens, extra_fields={"turn_scores": []}
+class Inner:
+    """An agent loop of a user's: one turn, or one for each prompt of a list of outputs."""
+
+    made: ClassVar[list["Inner"]] = []
+
+    def __init__(self, trainer_config: Any, server_manager: Any, **given: Any):
+        self.config, self.client, self.given = trainer_config.config, server_manager, given
+        self.made.append(self)
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
+        self.asked_for = kwargs
+        prompts = kwargs.get("prompts")
+        found = [await self.turn(sampling_params, prompt) for prompt in prompts or [PROMPT]]
+        return found if prompts else found[0]
+
+    async def turn(self, sampling_params: dict[str, Any], prompt: list[int]) -> AgentLoopOutput:
+        output = await self.client.generate(
+            "id", prompt_ids=prompt, sampling_params=sampling_params
+        )
+        tokens = [*output.token_ids, *self.tail]
+        return AgentLoopOutput(
+            prompt_ids=prompt,
+            response_ids=tokens,
+            response_mask=[1] * len(output.token_ids) + [0] * len(self.tail),
+            response_logprobs=[0.0] * len(tokens),
+            metrics=AgentLoopMetrics(),
+        )
+
+    tail: tuple[int, ...] = ()
+    """Tokens of a tool, which has the last word."""
+
+
+class Talkative(Inner):
+    """Another of a user's, whose tool says more than there is room for."""
+
+    tail = (7,) * 20
+
+
+@pytest.fixture(autouse=True)
+def loops(monkeypatch):
+    """Both in verl's registry, and those that were made."""
+    for name, loop in {"inner": Inner, "talkative": Talkative}.items():
+        target = {"_target_": f"{__name__}.{loop.__name__}"}
+        monkeypatch.setitem(_agent_loop_registry, name, target)
+    Inner.made.clear()
+    return Inner.made
+
+
+def config_of(max_model_len: int | None = None) -> Any:
+    rollout = {"response_length": 8, "max_model_len": max_model_len}
+    return OmegaConf.create({"actor_rollout_ref": {"agent_loop": "inner", "rollout": rollout}})
+
+
+def run(client: Any, config: Any = None, params: Any = None, **kwargs: Any) -> Any:
+    """Output of the wrapper, made as verl's worker makes it."""
+    given = DictConfigWrap(config or config_of())
+    loop = PrunedAgentLoop(
+        trainer_config=given, server_manager=client, tokenizer="T", tools="tools"
     )
-
-    async def stock(self, sampling_params, **kwargs):
-        if isinstance(manager, Engine):
-            await self.server_manager.generate("id", prompt_ids=output.prompt_ids)
-        seen.append((sampling_params, kwargs, self.server_manager, output))
-        return output
-
-    monkeypatch.setattr(agent_loop.SingleTurnAgentLoop, "run", stock)
-    loop = object.__new__(agent_loop.LimitedAgentLoop)
-    loop.server_manager, loop.response_length = manager, 8
-    loop.rollout_config = SimpleNamespace(max_model_len=getattr(manager, "max_model_len", None))
-    assert asyncio.run(loop.run(sampling_params, **kwargs)) is output
-    return seen[0]
+    return asyncio.run(loop.run({"temperature": 1.0} if params is None else params, **kwargs))
 
 
-@pytest.mark.parametrize("limit", [300, np.int64(300)])
-def test_a_training_prompt_is_limited(agent_loop, monkeypatch, limit):
-    shared = {"temperature": 1.0, "max_tokens": 4096}
-    params, kwargs, *_ = run(
-        agent_loop, monkeypatch, shared, raw_prompt=["p"], **{agent_loop.LIMIT: limit}
-    )
-    assert params == {"temperature": 1.0, "max_tokens": 300}
-    assert type(params["max_tokens"]) is int
-    assert kwargs == {"raw_prompt": ["p"]}
-    assert shared == {"temperature": 1.0, "max_tokens": 4096}, (
-        "one dict serves all samples of a prompt"
-    )
+def test_verls_worker_makes_the_wrapper_of_its_registry():
+    target = _agent_loop_registry["prune_opd"]["_target_"]
+    assert target == "recipe.prune_opd.training.agent_loop.PrunedAgentLoop"
 
 
-def test_a_validation_prompt_is_not(agent_loop, monkeypatch):
-    shared = {"temperature": 1.0}
-    params, kwargs, *_ = run(agent_loop, monkeypatch, shared, raw_prompt=["p"], priority=3)
-    assert params == {"temperature": 1.0}
-    assert kwargs == {"raw_prompt": ["p"], "priority": 3}
+# ---------------------------------------------------------------------------------- the loop within
 
 
-class Teaching:
-    """A ``TeachingClient`` that notes what it is to teach, and with which rows in hand."""
-
-    def __new__(cls, agent_loop, gate: bool, home: str):
-        class Client(agent_loop.TeachingClient):
-            def __init__(self):
-                teacher = TeacherConfig(path="T", home=home)
-                self.prune_opd = PruneOPDConfig(
-                    teacher=teacher, strategy="intersection", gate=GateConfig(enable=gate)
-                )
-                self.teaches = home != "worker_group"
-                self.taught: list[tuple[Any, Any]] = []
-
-            async def teach(self, output: Any, known: Any = None) -> None:
-                self.taught.append((output, known))
-
-        return Client()
+def test_the_loop_within_is_the_runs_or_the_rows_own(loops):
+    run(Engine(), **{LIMIT: 300})
+    run(Engine(), **{LIMIT: 300, INNER: "talkative"})
+    run(Engine())
+    assert [type(loop) for loop in loops] == [Inner, Talkative, Inner]
+    assert all(loop.given == {"tokenizer": "T", "tools": "tools"} for loop in loops)
 
 
-@pytest.mark.parametrize("home", ["worker_group", "server"])
-def test_a_training_prompt_alone_goes_through_the_gate(agent_loop, monkeypatch, home):
-    client, limited = Teaching(agent_loop, True, home), {agent_loop.LIMIT: 300}
-    first, second = (run(agent_loop, monkeypatch, {}, client, **limited)[2] for _ in range(2))
-    assert isinstance(first, agent_loop.GatedGeneration)
-    assert first is not second  # nothing is shared between responses
-    assert type(run(agent_loop, monkeypatch, {}, client)[2]) is agent_loop.HeardGeneration
-    assert run(agent_loop, monkeypatch, {}, "verl's own", **limited)[2] == "verl's own"
-    without = Teaching(agent_loop, False, "server")
-    assert run(agent_loop, monkeypatch, {}, without, **limited)[2] is without
+def test_it_sees_its_rows_fields_and_none_of_ours(loops):
+    run(Engine(), raw_prompt=["p"], session_id=3, **{LIMIT: 300, INNER: "inner"})
+    run(Engine(), raw_prompt=["p"], priority=3)
+    assert [loop.asked_for for loop in loops] == [
+        {"raw_prompt": ["p"], "session_id": 3},
+        {"raw_prompt": ["p"], "priority": 3},
+    ]
 
 
-@pytest.mark.parametrize("gate", [True, False])
-def test_a_training_response_alone_is_scored_by_servers(agent_loop, monkeypatch, gate):
-    client = Teaching(agent_loop, gate, "server")
-    run(agent_loop, monkeypatch, {}, client)
-    assert not client.taught
-    output = run(agent_loop, monkeypatch, {}, client, **{agent_loop.LIMIT: 300})[3]
-    assert client.taught == [(output, None)]
+def test_it_sees_the_limit_where_it_looks_for_its_length(loops):
+    config = config_of()
+    for limit in (3, np.int64(5), torch.tensor(3)):
+        run(Engine(), config, **{LIMIT: limit})
+    run(Engine(), config)
+    found = [loop.config.actor_rollout_ref.rollout.response_length for loop in loops]
+    assert found == [3, 5, 3, 8]
+    assert loops[0].config is loops[2].config  # a copy of verl's takes a tenth of a second
 
 
-def test_with_a_worker_group_nothing_is_scored_by_servers(agent_loop, monkeypatch):
-    client = Teaching(agent_loop, True, "worker_group")
-    run(agent_loop, monkeypatch, {}, client, **{agent_loop.LIMIT: 300})
-    assert not client.taught
+@pytest.mark.parametrize("limit", [2, np.int64(2), torch.tensor(2)])
+def test_a_training_prompt_is_limited(limit):
+    shared, engine = {"temperature": 1.0, "max_tokens": 4096}, Engine()
+    output = run(engine, params=shared, **{LIMIT: limit})
+    assert engine.asked == [{"prompt_ids": PROMPT, "temperature": 1.0, "max_tokens": 2}]
+    assert type(engine.asked[0]["max_tokens"]) is int
+    assert output.response_ids == [0, 1]
+    assert shared == {"temperature": 1.0, "max_tokens": 4096}, "one dict serves all samples"
 
 
-def test_rows_the_gate_has_asked_for_are_passed_on(agent_loop, monkeypatch):
-    async def stock(self, sampling_params, **kwargs):
-        self.server_manager.teacher_rows = "rows of this response"
-        return "output"
-
-    client = Teaching(agent_loop, True, "server")
-    loop = object.__new__(agent_loop.LimitedAgentLoop)
-    monkeypatch.setattr(agent_loop.SingleTurnAgentLoop, "run", stock)
-    loop.server_manager = client
-    asyncio.run(loop.run({}, **{agent_loop.LIMIT: 300}))
-    assert client.taught == [("output", "rows of this response")]
+@pytest.mark.parametrize("name", ["max_tokens", "max_new_tokens"])
+def test_a_loop_may_ask_for_less(name):
+    engine = Engine()
+    run(engine, params={name: 1}, **{LIMIT: 2})
+    assert engine.asked == [{"prompt_ids": PROMPT, "max_tokens": 1}]
 
 
-def test_an_error_of_the_rollout_is_not_taught(agent_loop, monkeypatch):
-    async def stock(self, sampling_params, **kwargs):
+def test_a_validation_prompt_is_not_limited():
+    engine = Engine()
+    run(engine, raw_prompt=["p"])
+    assert engine.asked == [{"prompt_ids": PROMPT, "temperature": 1.0}]
+
+
+def test_whatever_a_loop_returns_is_cut_to_the_limit():
+    output = run(Engine(), **{LIMIT: 9, INNER: "talkative"})
+    assert output.response_ids == [0, 1, 2, 7, 7, 7, 7, 7, 7]
+    assert output.response_mask == [1, 1, 1] + [0] * 6
+    assert len(output.response_logprobs) == 9
+
+
+def test_a_list_of_outputs_is_a_list_and_each_has_the_limit():
+    engine = Engine()
+    prompts = [[1, 2], [3], [1, 2, 0, 1, 5]]
+    first, other, on = run(engine, prompts=prompts, **{LIMIT: 4, INNER: "talkative"})
+    assert [len(output.response_ids) for output in (first, other, on)] == [4, 4, 4]
+    # The third goes on from the first, whose tokens, and those a tool said, are used up.
+    assert [asked["max_tokens"] for asked in engine.asked] == [4, 4, 1]
+
+
+# ------------------------------------------------------------------------------- gate and teaching
+
+
+class Teaching(TeachingClient):
+    """Notes what it is to teach, and with which rows in hand."""
+
+    def __init__(self, home: str = "server", gate: bool = False):
+        settings = PruneOPDConfig(
+            teacher=TeacherConfig(path="T", home=home),
+            strategy="intersection",
+            gate=GateConfig(enable=gate),
+        )
+        super().__init__(
+            Engine(),
+            prune_opd=settings,
+            teacher=None,
+            vocab_size=9,
+            teaches=home != "worker_group",
+        )
+        self.taught: list[tuple[Any, Any]] = []
+
+    async def teach(self, output: Any, known: Any = None) -> dict[str, Any]:
+        self.taught.append((output, known))
+        output.extra_fields[SCORE_REPORT] = "report"
+        return {SERVED_IDS: torch.zeros(len(output.response_ids), 2)}
+
+
+@pytest.mark.parametrize("home", ["server", "worker_group"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_training_response_alone_is_scored_by_servers(home, training):
+    client = Teaching(home)
+    output = run(client, **({LIMIT: 300} if training else {}))
+    assert len(client.taught) == (training and home == "server")
+    if client.taught:
+        assert client.taught[0][0].response_ids == output.response_ids
+        assert client.taught[0][1] is None
+
+
+def test_the_teachers_rows_are_fields_of_the_row_and_no_extra_fields():
+    """verl hands the latter to the reward function."""
+    output = run(Teaching(), **{LIMIT: 300})
+    assert isinstance(output, AgentLoopOutput)
+    assert set(output.extra_fields) == {SCORE_REPORT}
+    fields = output.as_dict()
+    assert fields[SERVED_IDS].shape == (3, 2)
+    assert set(fields["extra_fields"]) == {SCORE_REPORT}
+    output.reward_score = 0.5  # as verl's worker does
+    assert output.as_dict()["rm_scores"].tolist() == [0, 0, 0.5]
+
+
+def test_a_taught_output_is_otherwise_the_same():
+    plain = asyncio.run(Inner(SimpleNamespace(config=None), Engine()).turn({}, PROMPT))
+    taught = TaughtOutput.of(plain, {"rows": torch.ones(3)})
+    told, rest = taught.as_dict(), plain.as_dict()
+    assert told.pop("rows").tolist() == [1, 1, 1]
+    assert told.keys() == rest.keys()
+    assert all(torch.equal(told[key], rest[key]) for key in ("prompts", "responses"))
+    assert taught.metrics == plain.metrics
+
+
+def test_the_gate_is_for_training_responses_alone(monkeypatch):
+    opened: list[Any] = []
+
+    class Opened(agent_loop.Trajectory):
+        async def _open(self, prompt_ids):
+            monkeypatch.setattr(GatedResponse, "_answer", answer)
+            opened.append(await super()._open(prompt_ids))
+            return opened[-1]
+
+    async def answer(self, request):
+        return await request.ask(self.client)
+
+    class Sequences:
+        def sequence(self, *given):
+            return self
+
+        async def __aenter__(self):
+            return SimpleNamespace()
+
+        async def __aexit__(self, *error):
+            pass
+
+    monkeypatch.setattr(agent_loop, "Trajectory", Opened)
+    client = Teaching(gate=True)
+    client.teacher = Sequences()
+    for _ in range(2):
+        run(client, **{LIMIT: 300})
+    run(Teaching(), **{LIMIT: 300})
+    run(client)
+    assert [type(one) is GatedResponse for one in opened] == [True, True, False]
+    assert opened[0] is not opened[1]  # nothing is shared between responses
+
+
+def test_an_error_of_the_rollout_is_not_taught():
+    client = Teaching()
+
+    async def generate(*given, **named):
         raise RuntimeError("engine died")
 
-    client = Teaching(agent_loop, False, "server")
-    loop = object.__new__(agent_loop.LimitedAgentLoop)
-    monkeypatch.setattr(agent_loop.SingleTurnAgentLoop, "run", stock)
-    loop.server_manager = client
+    client.client.generate = generate
     with pytest.raises(RuntimeError, match="engine died"):
-        asyncio.run(loop.run({}, **{agent_loop.LIMIT: 300}))
+        run(client, **{LIMIT: 300})
     assert not client.taught
+
+
+# --------------------------------------------------------------------------------------- validation
 
 
 @pytest.mark.parametrize(
@@ -168,76 +299,42 @@ def test_an_error_of_the_rollout_is_not_taught(agent_loop, monkeypatch):
         ("stop", 5, 3, False),
         ("completed", None, 3, False),  # vLLM: either
         ("completed", None, 8, True),
-        ("completed", PROMPT + 8, 3, False),
-        ("completed", PROMPT + 5, 5, True),  # the context was full
-        ("completed", PROMPT + 5, 4, False),
-        (None, PROMPT + 5, 5, True),
+        ("completed", len(PROMPT) + 8, 3, False),
+        ("completed", len(PROMPT) + 5, 5, True),  # the context was full
+        ("completed", len(PROMPT) + 5, 4, False),
+        (None, len(PROMPT) + 5, 5, True),
         (None, None, 8, True),
     ],
 )
-def test_the_engine_says_what_is_cut(
-    agent_loop, monkeypatch, reason, max_model_len, tokens, truncated
-):
-    engine = Engine(reason, max_model_len)
-    assert (
-        run(agent_loop, monkeypatch, {}, engine, tokens=tokens)[3].extra_fields["truncated"]
-        is truncated
-    )
-
-
-def test_verls_own_loop_asks_through_what_hears(agent_loop):
-    """verl's loop itself, whose output has no room for the reason."""
-    from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
-
-    class Client:
-        async def generate(self, request_id: str, **arguments: Any) -> TokenOutput:
-            return TokenOutput(token_ids=[5, 6, 7], stop_reason="length")
-
-    loop = object.__new__(agent_loop.LimitedAgentLoop)
-    assert issubclass(agent_loop.LimitedAgentLoop, SingleTurnAgentLoop)
-    loop.server_manager, loop.response_length, loop.processor = Client(), 8, None
-    loop.rollout_config = SimpleNamespace(max_model_len=None, full_determinism=False)
-    loop.mm_processor_kwargs = {}
-
-    async def build(messages, **kwargs):
-        return [1, 2]
-
-    async def merge(prompt_ids, token_ids, *rest, **kwargs):
-        return SimpleNamespace(token_ids=prompt_ids + token_ids), [1] * len(token_ids), None
-
-    async def media(messages):
-        return {}
-
-    loop.ct_build_initial_tokens, loop.ct_merge_assistant_token, loop.process_multi_modal_info = (
-        build,
-        merge,
-        media,
-    )
-    loop.build_sglang_video_payload = lambda videos, inputs: None
-    output = asyncio.run(loop.run({}, raw_prompt=[{"role": "user", "content": "1+1"}]))
-    assert output.response_ids == [5, 6, 7]
-    assert (output.extra_fields["response_tokens"], output.extra_fields["truncated"]) == (3, True)
+def test_the_engine_says_what_is_cut(reason, max_model_len, tokens, truncated):
+    output = run(Engine(tokens, reason), config_of(max_model_len))
+    assert output.extra_fields["truncated"] is truncated
 
 
 @pytest.mark.parametrize(("tokens", "truncated"), [(3, False), (8, True)])
-def test_validation_alone_says_how_long_a_response_is(agent_loop, monkeypatch, tokens, truncated):
-    extra = run(agent_loop, monkeypatch, {}, tokens=tokens)[3].extra_fields
-    assert extra == {"turn_scores": [], agent_loop.TOKENS: tokens, agent_loop.TRUNCATED: truncated}
-    limited = run(agent_loop, monkeypatch, {}, tokens=tokens, **{agent_loop.LIMIT: 8})[3]
-    assert limited.extra_fields == {"turn_scores": []}
+def test_validation_alone_says_how_long_a_response_is(tokens, truncated):
+    assert run(Engine(tokens)).extra_fields == {
+        agent_loop.TOKENS: tokens,
+        agent_loop.TRUNCATED: truncated,
+    }
+    assert run(Engine(tokens), **{LIMIT: 8}).extra_fields == {}
 
 
-def test_the_length_reaches_what_verl_dumps(agent_loop, monkeypatch, compose):
+def test_each_output_of_a_list_says_how_long_it_is():
+    outputs = run(Engine(), prompts=[[1], [2]])
+    assert [output.extra_fields[agent_loop.TOKENS] for output in outputs] == [3, 3]
+
+
+def test_the_length_reaches_what_verl_dumps(monkeypatch, compose):
     """Through verl's reward manager, which loads our function from the configuration."""
     pytest.importorskip("math_verify")
-    import torch
     from tensordict import TensorDict
     from verl import DataProto
     from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
     from verl.trainer.ppo.reward import get_custom_reward_fn
 
     config = compose("+recipe=prune_opd_eval", "prune_opd.teacher.path=T")
-    extra = run(agent_loop, monkeypatch, {}, tokens=8)[3].extra_fields
+    extra = run(Engine(8)).extra_fields
     batch = TensorDict(
         {
             "responses": torch.ones(1, 8, dtype=torch.int64),

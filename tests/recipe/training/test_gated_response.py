@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.method.gates import GATES
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
-from recipe.prune_opd.training.gated_response import DRIFT, GatedGeneration, find_events
+from recipe.prune_opd.training.gated_response import DRIFT, find_events
+from recipe.prune_opd.training.trajectory import Trajectory
 from verl_ext.rollout.client import ScoringClient
 from verl_ext.rollout.rows import Chunk, Score, TopKRows
 
@@ -150,6 +152,9 @@ class Teacher:
         finally:
             self.open -= 1
 
+    def skip_to(self, tokens: int) -> None:
+        assert tokens == len(PROMPT) + self.scored
+
     async def score(self, token_ids: list[int], deadline: float) -> TopKRows:
         begin, end = self.scored, len(token_ids) - len(PROMPT)
         assert token_ids == PROMPT + self.text.tokens[:end]
@@ -178,18 +183,37 @@ def settings(kind: str = "cumulative", retries: int = 2, **gate: Any) -> PruneOP
 
 
 def generate(
-    student: Student, limit: int = 10_000, generation: GatedGeneration | None = None, **kwargs: Any
+    student: Student, limit: int = 10_000, known: list[TopKRows | None] | None = None, **kwargs: Any
 ) -> TokenOutput:
-    """One gated response. Nothing may hang and no task may stay behind, whatever happens."""
-    generation = generation or GatedGeneration(student)
+    """One gated response of one turn, with its report among its ``extra_fields``, and the teacher's
+    rows, if all are ``known``. Nothing may hang and no task may stay behind, whatever happens."""
+
+    async def ask(params: dict[str, Any]) -> TokenOutput:
+        async with Trajectory(student, limit) as trajectory:
+            trajectory.loop = SimpleNamespace(response_length=limit)
+            output = await trajectory.generate(
+                "r", prompt_ids=PROMPT, sampling_params=params, **kwargs
+            )
+        tokens = output.token_ids
+        finished = AgentLoopOutput(
+            prompt_ids=PROMPT,
+            response_ids=tokens,
+            response_mask=[1] * len(tokens),
+            metrics=AgentLoopMetrics(),
+        )
+        rows = trajectory.finish(finished)
+        if known is not None:
+            known.append(rows)
+        report = finished.extra_fields[GATE_REPORT]
+        assert trajectory.loop.response_length == (len(tokens) if report.stopped else limit)
+        output.extra_fields[GATE_REPORT] = report
+        return output
 
     async def body() -> TokenOutput:
         params = {"max_tokens": limit, "logprobs": True, "temperature": 0.7}
         given = dict(params)
         try:
-            return await asyncio.wait_for(
-                generation.generate("r", prompt_ids=PROMPT, sampling_params=params, **kwargs), 20
-            )
+            return await asyncio.wait_for(ask(params), 20)
         finally:
             assert params == given, "the caller's dict was changed"
             await sleep(0)
@@ -259,10 +283,10 @@ def test_a_gate_that_stops_nothing_has_everything_scored() -> None:
     text = Text([True] * 100)
     teacher = Teacher(text, pauses=3)
     student = Student(text, teacher, settings("never"), pauses=0)
-    generation = GatedGeneration(student)
-    report = check(generate(student, generation=generation), text, None)
+    known: list[TopKRows | None] = []
+    report = check(generate(student, known=known), text, None)
     assert report.events.tolist() == [True] * 100
-    assert len(generation.teacher_rows) == 100
+    assert [len(rows) for rows in known] == [100]
 
 
 def test_a_response_without_drift_is_left_alone_and_scored_to_its_end() -> None:
@@ -305,7 +329,7 @@ def test_log_probs_are_returned_only_where_asked_for() -> None:
     student = Student(text, Teacher(text), settings())
     params = {"max_tokens": 99, "logprobs": None}
     output = asyncio.run(
-        GatedGeneration(student).generate("r", prompt_ids=PROMPT, sampling_params=params)
+        Trajectory(student, 99).generate("r", prompt_ids=PROMPT, sampling_params=params)
     )
     assert output.log_probs is None
 
@@ -396,31 +420,28 @@ def test_the_client_itself_stays_ungated() -> None:
 def test_what_the_teacher_said_is_kept_from_the_start_on(stops: bool) -> None:
     for seed in range(10):
         text = Text([False] * 30 + [stops] * 70, seed)
-        generation = GatedGeneration(
-            student := Student(text, Teacher(text, seed=seed), settings(), seed)
-        )
-        assert generation.teacher_rows is None
-        output = generate(student, generation=generation)
-        rows = generation.teacher_rows
-        assert len(output.token_ids) <= len(rows) <= len(text.tokens)
+        known: list[TopKRows | None] = []
+        student = Student(text, Teacher(text, seed=seed), settings(), seed)
+        output = generate(student, known=known)
+        (rows,) = known
+        assert len(output.token_ids) == len(rows)
         np.testing.assert_array_equal(rows.ids, text.teacher.ids[: len(rows)])
         np.testing.assert_array_equal(rows.log_probs, text.teacher.log_probs[: len(rows)])
 
 
 def test_after_faults_the_rows_still_begin_at_the_start() -> None:
-    text = Text([False] * 100)
-    teacher = Teacher(text, (LATE, None, LOST, None, LATE))
-    generation = GatedGeneration(student := Student(text, teacher, settings()))
-    assert generate(student, generation=generation).extra_fields[GATE_REPORT].given_up
-    assert len(generation.teacher_rows) == teacher.scored < 100
-    np.testing.assert_array_equal(generation.teacher_rows.ids, text.teacher.ids[: teacher.scored])
+    text, known = Text([False] * 100), []
+    student = Student(text, Teacher(text, (LATE, None, LOST)), settings())
+    assert not generate(student, known=known).extra_fields[GATE_REPORT].given_up
+    np.testing.assert_array_equal(known[0].ids, text.teacher.ids)
 
 
-def test_where_the_teacher_said_nothing_there_are_no_rows() -> None:
-    text = Text([False] * 10)
-    generation = GatedGeneration(student := Student(text, Teacher(text, (LOST,) * 9), settings()))
-    generate(student, generation=generation)
-    assert generation.teacher_rows is None
+@pytest.mark.parametrize("faults", [(LOST,) * 9, (LATE, None, LOST, None, LATE)])
+def test_where_the_teacher_did_not_say_all_nothing_is_known(faults) -> None:
+    text, known = Text([False] * 100), []
+    student = Student(text, Teacher(text, faults), settings())
+    assert generate(student, known=known).extra_fields[GATE_REPORT].given_up
+    assert known == [None]
 
 
 # --------------------------------------------------------------------------------- aborts by others
@@ -632,11 +653,12 @@ def test_a_cancelled_response_leaves_nothing_behind() -> None:
     teacher = Teacher(text)
     student = Student(text, teacher, settings())
 
+    async def ask() -> None:
+        async with Trajectory(student, 100_000) as trajectory:
+            await trajectory.generate("r", prompt_ids=PROMPT, sampling_params={})
+
     async def body() -> None:
-        params = {"max_tokens": 100_000}
-        task = asyncio.create_task(
-            GatedGeneration(student).generate("r", prompt_ids=PROMPT, sampling_params=params)
-        )
+        task = asyncio.create_task(ask())
         while len(teacher.questions) < 3:
             await sleep(0)
         task.cancel()

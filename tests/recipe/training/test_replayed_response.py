@@ -6,10 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensordict import NonTensorStack, TensorDict
+from verl.experimental.agent_loop.agent_loop import (
+    AgentLoopMetrics,
+    AgentLoopOutput,
+    DictConfigWrap,
+    _agent_loop_registry,
+)
 
 from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
-from recipe.prune_opd.training.agent_loop import LIMIT, LimitedAgentLoop
+from recipe.prune_opd.training.agent_loop import LIMIT, PrunedAgentLoop
 from recipe.prune_opd.training.fields import (
     ROLLOUT_LOG_PROBS,
     SHARD,
@@ -47,9 +54,7 @@ def generate(places: str, sample: int = 0, prompt=PROMPT, **params):
     replay = Replay(places, sample)
     params = {"max_tokens": 8} | params
     output = asyncio.run(replay.generate("id", prompt_ids=prompt, sampling_params=params))
-    fields: dict = {}
-    replay.teach(fields)
-    return output, fields
+    return output, replay.teach()
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(8, 3), (3, 3), (2, 2), (1, 1)])
@@ -85,21 +90,34 @@ def test_another_prompt_is_refused(places):
         generate(places, prompt=[7, 9])
 
 
-def test_the_agent_loop_asks_the_cache_and_nobody_else(places, monkeypatch):
-    async def stock(self, sampling_params, **kwargs):
+class Loop:
+    """Stands for verl's of a single turn."""
+
+    def __init__(self, trainer_config, server_manager):
+        self.server_manager = server_manager
+
+    async def run(self, sampling_params, **kwargs):
         assert kwargs == {"session_id": 2, "raw_prompt": ["p"]}
         output = await self.server_manager.generate(
             "id", prompt_ids=PROMPT, sampling_params=sampling_params
         )
-        return SimpleNamespace(response_ids=output.token_ids, extra_fields={})
+        return AgentLoopOutput(
+            prompt_ids=PROMPT,
+            response_ids=output.token_ids,
+            response_mask=[1] * len(output.token_ids),
+            metrics=AgentLoopMetrics(),
+        )
 
-    monkeypatch.setattr(LimitedAgentLoop.__mro__[1], "run", stock)
-    loop = object.__new__(LimitedAgentLoop)
-    loop.server_manager = None
+
+def test_the_agent_loop_asks_the_cache_and_nobody_else(places, monkeypatch):
+    monkeypatch.setitem(_agent_loop_registry, "loop", {"_target_": f"{__name__}.Loop"})
+    node = {"agent_loop": "loop", "rollout": {"response_length": 8}}
+    config = OmegaConf.create({"actor_rollout_ref": node})
+    loop = PrunedAgentLoop(trainer_config=DictConfigWrap(config), server_manager=None)
     given = {LIMIT: 2, PLACES: places, "session_id": 2, "raw_prompt": ["p"]}
     output = asyncio.run(loop.run({"temperature": 1.0}, **given))
     assert output.response_ids == TOKENS[:2]
-    assert output.extra_fields[SERVED_IDS].shape == (2, 3)
+    assert output.as_dict()[SERVED_IDS].shape == (2, 3)
 
 
 # ------------------------------------------------------------------------------------------ storing

@@ -134,6 +134,52 @@ def test_reliable_tokens_are_those_with_weight_left():
     assert effective.tolist() == [6, 6, 5]
 
 
+def with_tools(data: TensorDict, *masks: list[int]) -> TensorDict:
+    """The same with tokens of tools."""
+    data["response_mask"] = jagged([torch.tensor(mask) for mask in masks])
+    return data
+
+
+def test_what_tools_said_is_neither_trained_nor_counted():
+    masks = [1, 1, 0, 0, 1, 1, 0, 1, 1], [1] * 6 + [0] * 6, [1] * 5
+    data = with_tools(batch(DRIFTING), *masks)
+    data["responses"] = jagged(
+        [torch.tensor([4] * n + [1] + [5] * m) for n, m in ((7, 1), (5, 6), (4, 0))]
+    )
+    result = computed(worker_of(), data)
+    tally = Tally(result[SUMS], result[POSITIONS], 64)
+    assert tally.column("tokens").tolist() == [6, 6, 5]
+    assert tally.column("events").tolist() == [4, 3, 0]
+    assert tally.column("effective_length").tolist() == [5, 6, 5]
+    assert tally.column("reliable_to").tolist() == [8, 6, 5]
+    # The student's last token, not the tool's.
+    assert tally.column("ended").tolist() == [0, 1, 1]
+    for row, mask in enumerate(masks):
+        others = ~torch.tensor(mask).bool()
+        assert result[COUNTED].unbind()[row][others].sum() == 0
+        assert result[ADVANTAGES].unbind()[row][others].abs().sum() == 0
+
+
+def test_by_turn_events_count_in_their_turn_alone():
+    """A token without the teacher's score begins no turn."""
+    data = with_tools(batch([[True] * 3 + [False] + [True] * 6]), [1, 1, 1, 0, 1, 1, 1, 1, 1, 1])
+    log_probs = data[TEACHER_LOG_PROBS].unbind()[0].clone()
+    log_probs[5] = -torch.inf
+    data[TEACHER_LOG_PROBS] = jagged([log_probs])
+    for scope, kept in (("response", 3), ("turn", 6)):
+        drift = DriftConfig(w_drop=W_DROP, scope=scope)
+        tally = computed(worker_of(drift=drift), data)[SUMS]
+        assert tally[0, COLUMNS.index("effective_length")] == kept
+
+
+def test_the_gates_events_are_those_of_the_students_tokens():
+    report = GateReport(events=np.array([False, True, True]))
+    data = with_tools(batch([[False, True, True, False, True]], [report]), [1, 0, 1, 0, 1])
+    result = computed(worker_of(gate=GateConfig(enable=True)), data)
+    tally = Tally(result[SUMS], result[POSITIONS], 64)
+    assert (tally.column("gate_tokens").item(), tally.column("gate_agreed").item()) == (3, 3)
+
+
 def test_every_response_keeps_the_limit_that_it_carries():
     """TransferQueue may answer with a column of numbers or of rows."""
     data = batch(DRIFTING)
