@@ -103,8 +103,12 @@ class Run:
 
     def prompts(self, step: int) -> list[str]:
         """The prompts a step was trained on, sorted."""
+        return sorted(line["input"] for line in self.rollouts(step))
+
+    def rollouts(self, step: int) -> list[dict[str, Any]]:
+        """The responses a step was trained on, as verl writes them down."""
         lines = (self.folder / f"rollouts/{step}.jsonl").read_text().splitlines()
-        return sorted(json.loads(line)["input"] for line in lines)
+        return [json.loads(line) for line in lines]
 
 
 def command(inputs: Path, folder: Path, recipe: str, settings: dict[str, Any]) -> list[str]:

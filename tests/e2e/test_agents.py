@@ -18,7 +18,7 @@ from recipe.prune_opd.method.drift import overlap_events, reliability, turn_star
 from recipe.prune_opd.method.reward import topk_reward
 from recipe.prune_opd.records.tally import COLUMNS
 from recipe.prune_opd.teacher.answers import is_missing
-from recipe.prune_opd.training.worker import scores_of
+from recipe.prune_opd.training.fields import scores_of
 
 pytestmark = pytest.mark.e2e
 

@@ -19,7 +19,7 @@ from recipe.prune_opd.method.gates import stops
 from recipe.prune_opd.method.reward import Scores, TopK, topk_reward
 from recipe.prune_opd.records.files import read_samples, read_steps, sampled_steps
 from recipe.prune_opd.records.tally import COLUMNS
-from recipe.prune_opd.training.worker import scores_of
+from recipe.prune_opd.training.fields import scores_of
 
 pytestmark = pytest.mark.e2e
 

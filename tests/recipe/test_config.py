@@ -31,6 +31,7 @@ from recipe.prune_opd.method.gates import (
 PAPER = {
     "trainer_mode": "sync",
     "resume": "strict",
+    "deadline": 1800.0,
     "teacher": {
         "path": "T",
         "home": "worker_group",
@@ -63,6 +64,7 @@ PAPER = {
     "loss_normaliser": "generated",
     "reward_clip": None,
     "dump_dir": None,
+    "task_reward": {"coef": None, "responses": "all"},
     "drift": {
         "enable": True,
         "metric": "overlap_ratio",

@@ -56,6 +56,8 @@ NAMES_OR_NULL = Kind(
 
 MODEL, ROLLOUT = "actor_rollout_ref.model", "actor_rollout_ref.rollout"
 KINDS = {
+    "algorithm": GROUP,
+    "algorithm.adv_estimator": TEXT,
     "data": GROUP,
     "trainer": GROUP,
     "trainer.v1": GROUP,

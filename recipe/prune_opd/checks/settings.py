@@ -35,7 +35,6 @@ class Setting:
 
 SETTINGS = (
     Setting("trainer.use_v1", (True,), "the trainer is built on verl's V1 trainer"),
-    Setting("algorithm.adv_estimator", ("prune_opd",), "the reward is given per candidate token"),
     Setting(
         "algorithm.use_kl_in_reward",
         (False,),
@@ -46,12 +45,12 @@ SETTINGS = (
     Setting(
         "algorithm.use_pf_ppo",
         (False,),
-        "it reweighs responses by task rewards, which are not trained on",
+        "it reweighs responses by task rewards, and distillation with them",
     ),
     Setting(
         "algorithm.filter_groups.enable",
         (False,),
-        "it drops prompts by task rewards, which are not trained on",
+        "it drops prompts by task rewards, and they can be distilled from",
     ),
     Setting(
         "algorithm.rollout_correction.bypass_mode",

@@ -61,14 +61,17 @@ def _source(node: DictConfig, error: ValidationError) -> str:
 
 
 def read_config(config: DictConfig) -> PruneOPDConfig:
-    """Typed ``prune_opd.*`` out of verl's whole configuration, the budget's lengths resolved.
+    """Typed ``prune_opd.*`` out of verl's whole configuration, the budget's lengths and the
+    factor of task rewards resolved.
 
     Raises:
-        ValueError: see ``load_config`` and ``BudgetConfig.resolved``.
+        ValueError: see ``load_config``, ``BudgetConfig.resolved`` and
+            ``TaskRewardConfig.resolved``.
     """
     typed = load_config(config.prune_opd)
     budget = typed.budget.resolved(config.actor_rollout_ref.rollout.response_length)
-    return typed.changed(budget=budget)
+    task_reward = typed.task_reward.resolved(str(config.algorithm.adv_estimator))
+    return typed.changed(budget=budget, task_reward=task_reward)
 
 
 def sentence(error: ValidationError) -> str:

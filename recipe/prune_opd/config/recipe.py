@@ -7,9 +7,18 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from recipe.prune_opd.config.base import Keys, Nats, Natural, Positive, recipe, require
+from recipe.prune_opd.config.base import (
+    Keys,
+    Nats,
+    Natural,
+    Positive,
+    Seconds,
+    recipe,
+    require,
+)
 from recipe.prune_opd.config.rules import BudgetConfig, DriftConfig, GateConfig
 from recipe.prune_opd.config.semi import SemiConfig
+from recipe.prune_opd.config.task_reward import TaskRewardConfig
 from recipe.prune_opd.config.teacher import TeacherConfig
 from recipe.prune_opd.method.budget import BUDGETS
 from recipe.prune_opd.method.gates import Gate, GateRule
@@ -49,6 +58,10 @@ class PruneOPDConfig(Keys):
     resume: Literal["strict", "any"] = "strict"
     """Checkpoints to go on from. ``strict``: of the same teacher, k, γ, drift metric and strategy.
     ``any``: of others, too."""
+    deadline: Seconds | None = 1800.0
+    """Seconds without the end of a step after which a run that has lost one of its processes (a
+    trainer's worker, a rollout server, an agent-loop worker) is ended; null: verl waits for ever.
+    Longer than a step and a validation take."""
     teacher: TeacherConfig
     topk: Positive = 16
     """k: candidates per position of each model; at most the smaller vocabulary."""
@@ -70,6 +83,7 @@ class PruneOPDConfig(Keys):
     dump_dir: str | None = None
     """Folder for the tensors behind every step (ids, log-probs, weights, advantages), one file per
     data-parallel rank, which all ranks of a sequence-parallel group share, and update. Large."""
+    task_reward: TaskRewardConfig = TaskRewardConfig()
     drift: DriftConfig = DriftConfig()
     budget: BudgetConfig = BudgetConfig()
     gate: GateConfig = GateConfig()

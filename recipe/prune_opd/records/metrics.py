@@ -29,6 +29,17 @@ def summarise(tally: Tally) -> dict[str, float]:
     }
 
 
+def summarise_task(tally: Tally) -> dict[str, float]:
+    """What task rewards have of the loss, under its logged name.
+
+    Args:
+        tally: of the real responses.
+    """
+    task, distillation = tally.total["task"], tally.total["distillation"]
+    both = task + distillation
+    return {"prune_opd/task_reward/share": task / both if both else 0.0}
+
+
 def _means_by_position(tally: Tally) -> dict[str, float]:
     """Means over the tokens of each bucket. A bucket that no response reached has no value rather
     than a made-up one."""

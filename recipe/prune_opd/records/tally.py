@@ -81,6 +81,7 @@ SUMS = (
     "zero_weight",
     "reward",
     "pruned_reward",
+    "distillation",
     "student_mass",
     "teacher_mass",
 )
@@ -105,7 +106,7 @@ SCORE = tuple(f"score_{name}" for name in OF_SCORE)
 """Columns of these."""
 COLUMNS = (
     *(*SUMS, "effective_length", "reliable_to", "ended", "missing", "limit"),
-    *(*GATE, *SCORE),
+    *("task", *GATE, *SCORE),
 )
 """Numbers of a response."""
 
@@ -202,6 +203,8 @@ class Facts:
     """(B,) int, limit that each was generated under."""
     reports: list[Reports]
     """B, of its agent loop."""
+    task: Tensor | None = None
+    """(B,) float, sum of the absolute advantages that task rewards gave; None: they gave none."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +236,7 @@ class Tally:
             facts.ended,
             facts.missing,
             facts.limits,
+            torch.zeros(len(pruned.mask)) if facts.task is None else facts.task,
             *_gate_columns(facts, pruned.events).unbind(-1),
             *_score_columns(facts.reports).unbind(-1),
         ]
@@ -299,6 +303,7 @@ def _table(pruned: Pruned, scores: Scores) -> dict[str, Tensor]:
         "trained": weights.loss_weight > 0,
         "reward": pruned.reward.reward.sum(-1),
         "pruned_reward": pruned.advantages.sum(-1),
+        "distillation": pruned.advantages.abs().sum(-1),
         "student_mass": student.sum(-1),
         "teacher_mass": teacher.sum(-1),
         "student_entropy": torch.special.entr(student).sum(-1),

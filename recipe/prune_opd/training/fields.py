@@ -1,10 +1,11 @@
-"""Fields of a batch in TransferQueue: their names, and which of them a worker method reads.
+"""Fields of a batch in TransferQueue: their names, which of them a worker method reads, and what
+the method takes them for.
 
 A worker writes blocks of (response, K) values as jagged fields, and the next worker reads them
 where they are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
+from recipe.prune_opd.method.reward import Sampled, Scores, TopK
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport, Reports
-from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
+from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS, is_missing
 from recipe.prune_opd.teacher.client import SCORE_REPORT
 from recipe.prune_opd.teacher.home import Home
 from verl_ext.rollout.scoring import ScoreReport
@@ -28,6 +30,9 @@ CANDIDATES, OLD_LOG_PROBS, ADVANTAGES = (
     "candidate_old_log_probs",
     "candidate_advantages",
 )
+SAMPLED_OLD, TASK_ADVANTAGES = "old_log_probs", "advantages"
+"""verl's, (response,): log-probs of the sampled tokens, and what its estimator makes of task
+rewards. The latter is written over by the sum of all advantages of a token."""
 SUMS, POSITIONS = "prune_opd_sums", "prune_opd_positions"
 ERRORS = "prune_opd_errors"
 """Text of a response's last late or failed question to the teacher, see ``Reports.errors``."""
@@ -86,7 +91,9 @@ def advantage_fields(home: Home) -> tuple[str, ...]:
         fields.append("prompts")
     if home.is_asked:
         fields.append(EXTRA)
-    return (*fields, *part_fields(home.prune_opd.rules.needs))
+    if home.prune_opd.task_reward.factor:
+        fields += [SAMPLED_OLD, TASK_ADVANTAGES]
+    return tuple(dict.fromkeys([*fields, *part_fields(home.prune_opd.rules.needs)]))
 
 
 def part_fields(needs: Iterable[str]) -> list[str]:
@@ -94,13 +101,34 @@ def part_fields(needs: Iterable[str]) -> list[str]:
     held = {
         "teacher_on_student": [TEACHER_ON_STUDENT],
         "student_on_teacher": [STUDENT_ON_TEACHER],
-        "sampled": ["old_log_probs", TEACHER_SAMPLED],
+        "sampled": [SAMPLED_OLD, TEACHER_SAMPLED],
     }
     return [field for part in needs for field in held[part]]
 
 
 UPDATE_FIELDS = (*MODEL_FIELDS, "response_mask", CANDIDATES, OLD_LOG_PROBS, ADVANTAGES, COUNTED)
 """Fields the update reads."""
+
+
+def scores_of(fields: Mapping[str, Tensor]) -> Scores:
+    """Padded (B, T) and (B, T, K) fields of responses as the method takes them."""
+    sampled = None
+    if TEACHER_SAMPLED in fields:
+        sampled = Sampled(fields[SAMPLED_OLD], fields[TEACHER_SAMPLED])
+    return Scores(
+        fields["responses"],
+        TopK(fields[STUDENT_IDS], fields[STUDENT_LOG_PROBS]),
+        TopK(fields[TEACHER_IDS], fields[TEACHER_LOG_PROBS]),
+        fields.get(TEACHER_ON_STUDENT),
+        fields.get(STUDENT_ON_TEACHER),
+        sampled,
+    )
+
+
+def counted_tokens(fields: Mapping[str, Tensor]) -> Tensor:
+    """(B, T) bool. A token without the teacher's score takes no part in anything, as if it were
+    padding."""
+    return fields["response_mask"].bool() & ~is_missing(fields[TEACHER_LOG_PROBS])
 
 
 def limits_of(data: TensorDict) -> Tensor:

@@ -20,6 +20,7 @@ from recipe.prune_opd.checks.inputs import Inputs, check_inputs
 from recipe.prune_opd.checks.kinds import unresolved
 from recipe.prune_opd.checks.rollouts import check_rollouts, made_by
 from recipe.prune_opd.checks.settings import check_settings
+from recipe.prune_opd.checks.task_reward import check_task_reward
 from recipe.prune_opd.checks.trainer_modes import check_mode
 from recipe.prune_opd.config import MODES, PruneOPDConfig
 from recipe.prune_opd.teacher.home import Home, build_home
@@ -42,6 +43,7 @@ def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
     with _sentences():
         prune_opd = check_settings(config)
         check_mode(config, prune_opd, verl_mode(config.trainer.v1.trainer_mode, prune_opd))
+        check_task_reward(config, prune_opd)
         check_agent_loop(config, prune_opd)
         home = build_home(prune_opd)
         home.check(config)

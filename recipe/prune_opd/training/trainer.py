@@ -1,6 +1,7 @@
 """The trainer of Prune-OPD: one of verl's, with a teacher, pruned rewards and a moving response
 limit."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +22,12 @@ from recipe.prune_opd.checks.agent_loops import AGENT_NAME, WRAPPER
 from recipe.prune_opd.checks.attention import warn_of_slow_log_probs
 from recipe.prune_opd.checks.batches import warn_of_empty_responses
 from recipe.prune_opd.checks.files import local_path
-from recipe.prune_opd.records.metrics import summarise, summarise_gate, summarise_scores
+from recipe.prune_opd.records.metrics import (
+    summarise,
+    summarise_gate,
+    summarise_scores,
+    summarise_task,
+)
 from recipe.prune_opd.records.recorder import Recorder, Sample
 from recipe.prune_opd.records.tally import Tally
 from recipe.prune_opd.teacher.client import TeachingClient
@@ -42,15 +48,17 @@ from recipe.prune_opd.training.fields import (
     UPDATE_FIELDS,
     advantage_fields,
     check_lengths,
+    counted_tokens,
     limits_of,
     part_fields,
+    scores_of,
 )
 from recipe.prune_opd.training.frozen_rollouts import FrozenRollouts
 from recipe.prune_opd.training.modes import find_trainer, mode_of, stands_on, with_method
 from recipe.prune_opd.training.names import PruningTrainer
 from recipe.prune_opd.training.preflight import check_files, check_values
 from recipe.prune_opd.training.saving import Saving
-from recipe.prune_opd.training.worker import counted_tokens, scores_of
+from recipe.prune_opd.training.watch import Watch, watched
 from verl_ext import compat
 
 STUDENT_ROLES = (Role.Actor, Role.ActorRolloutRef, Role.ActorRollout)
@@ -92,6 +100,7 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         with open_dict(config):
             config.trainer.v1.trainer_mode = mode_of(type(self))
             config.prune_opd.budget = OmegaConf.merge(config.prune_opd.budget, lengths)
+            config.prune_opd.task_reward.coef = self.prune_opd.task_reward.coef
             config.actor_rollout_ref.prune_opd = config.prune_opd
             config.actor_rollout_ref.teacher_vocab_size = self.teacher_vocab_size
             # The wrapper in the place of the agent loop, and that within.
@@ -148,6 +157,18 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
 
     # --------------------------------------------------------------------------------------- steps
 
+    def on_train_begin(self) -> None:
+        """Watch the processes of the run, see ``Watch``."""
+        deadline = self.prune_opd.deadline or math.inf
+        self.watch = Watch(watched(self), lambda: self.global_steps, deadline)
+        self.watch.start()
+        super().on_train_begin()
+
+    def on_train_end(self) -> None:
+        """Its end is not to be taken for a fault."""
+        super().on_train_end()
+        self.watch.close()
+
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
         if AGENT_NAME in batch:
             batch.rename_key_(AGENT_NAME, INNER)
@@ -190,6 +211,7 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
             **summarise(tally),
             **({} if self.home.reference_model else summarise_scores(tally)),
             **(summarise_gate(tally) if self.prune_opd.gate.enable else {}),
+            **(summarise_task(tally) if self.prune_opd.task_reward.factor else {}),
         }
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
@@ -224,7 +246,10 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         workers.clear_cpu_model(number)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """Pruned advantages on the workers; here only a tally of the responses."""
+        """Pruned advantages on the workers, beside verl's of task rewards; here only a tally of
+        the responses."""
+        if self.prune_opd.task_reward.factor:
+            super()._compute_advantage(batch, metrics)
         limits = limits_of(self._fetch(batch, [LIMIT]))
         check_lengths(batch.tags, limits.tolist(), self.prune_opd.budget.longest)
         part = f"_part_{self.local_trigger_step}" if self.parameter_sync_step > 1 else ""

@@ -30,12 +30,11 @@ from recipe.prune_opd.checks.models import end_tokens
 from recipe.prune_opd.config import load_config
 from recipe.prune_opd.method.loss import topk_policy_loss
 from recipe.prune_opd.method.pruning import Pruned, prune
-from recipe.prune_opd.method.reward import Sampled, Scores, TopK
+from recipe.prune_opd.method.task_reward import Candidates
 from recipe.prune_opd.records.tally import Facts, Tally
 from recipe.prune_opd.teacher.answers import (
     SERVED_IDS,
     SERVED_LOG_PROBS,
-    is_missing,
     served_rows,
 )
 from recipe.prune_opd.teacher.home import build_home
@@ -48,18 +47,22 @@ from recipe.prune_opd.training.fields import (
     LIMIT,
     OLD_LOG_PROBS,
     POSITIONS,
+    SAMPLED_OLD,
     STEP,
     STUDENT_IDS,
     STUDENT_LOG_PROBS,
     STUDENT_ON_TEACHER,
     SUMS,
+    TASK_ADVANTAGES,
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
     TEACHER_ON_STUDENT,
     TEACHER_SAMPLED,
     advantage_fields,
+    counted_tokens,
     limits_of,
     reports,
+    scores_of,
 )
 from recipe.prune_opd.training.jagged import jagged, jagged_values, refuse_nan
 from recipe.prune_opd.training.rollout_writer import RolloutWriter
@@ -225,15 +228,18 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         generated = padded["response_mask"].bool()
         pruned = prune(scores, counted_tokens(padded), config.rules, generated)
         offsets = data["responses"].offsets()
+        ended = self._ended(scores.responses, generated)
+        task = self._task_advantages(padded, ended)
         facts = Facts(
             generated=generated,
-            ended=self._ended(scores.responses, generated),
+            ended=ended,
+            task=None if task is None else task.abs().sum(-1),
             missing=(generated & ~pruned.mask).sum(-1),
             limits=limits_of(data),
             reports=reports(data),
         )
         tally = Tally.of(pruned, scores, facts, self.max_length)
-        results = self._results(pruned)
+        results = self._results(pruned, self._candidates(pruned, padded, task))
         sums = {SUMS: tally.rows, POSITIONS: tally.positions}
         if config.dump_dir:
             self._dump(data, padded | results | sums | {"lengths": offsets.diff()})
@@ -243,17 +249,36 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
             tu.assign_non_tensor_stack(found, ERRORS, [told.errors for told in facts.reports])
         return found
 
-    def _results(self, pruned: Pruned) -> dict[str, Tensor]:
+    def _task_advantages(self, padded: Mapping[str, Tensor], ended: Tensor) -> Tensor | None:
+        """(B, T) float, the factor times what verl's estimator made of task rewards; None: these
+        are not trained on."""
+        given = self.prune_opd.task_reward
+        if not given.factor:
+            return None
+        trained = padded["response_mask"].bool() & (ended | (given.responses == "all")).unsqueeze(1)
+        return torch.where(trained, given.factor * padded[TASK_ADVANTAGES], 0.0)
+
+    def _candidates(
+        self, pruned: Pruned, padded: Mapping[str, Tensor], task: Tensor | None
+    ) -> Candidates:
+        """What the loss sums over."""
+        reward = pruned.reward
+        own = Candidates(reward.ids.int(), reward.student_log_probs, pruned.advantages)
+        if task is None:
+            return own
+        return own.with_sampled(padded["responses"], padded[SAMPLED_OLD], task)
+
+    def _results(self, pruned: Pruned, candidates: Candidates) -> dict[str, Tensor]:
         """Fields that the update and verl's metrics read, (B, T) or (B, T, K') each."""
-        advantages = pruned.advantages
+        # verl's own metrics read (response,) advantages: their sum over candidates.
+        together = candidates.advantages.sum(-1)
         return {
-            CANDIDATES: pruned.reward.ids.int(),
-            OLD_LOG_PROBS: pruned.reward.student_log_probs,
-            ADVANTAGES: advantages,
+            CANDIDATES: candidates.ids,
+            OLD_LOG_PROBS: candidates.old_log_probs,
+            ADVANTAGES: candidates.advantages,
             COUNTED: self._counted(pruned).long(),
-            # verl's own metrics read (response,) advantages: their sum over candidates.
-            "advantages": advantages.sum(-1),
-            "returns": advantages.sum(-1),
+            TASK_ADVANTAGES: together,
+            "returns": together,
         }
 
     def _ended(self, responses: Tensor, generated: Tensor) -> Tensor:
@@ -294,27 +319,6 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         folder = Path(str(self.prune_opd.dump_dir))
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(dict(tensors), folder / f"{data[STEP]}_rank_{self.rank}.pt")
-
-
-def scores_of(fields: Mapping[str, Tensor]) -> Scores:
-    """Padded (B, T) and (B, T, K) fields of responses as the method takes them."""
-    sampled = None
-    if TEACHER_SAMPLED in fields:
-        sampled = Sampled(fields["old_log_probs"], fields[TEACHER_SAMPLED])
-    return Scores(
-        fields["responses"],
-        TopK(fields[STUDENT_IDS], fields[STUDENT_LOG_PROBS]),
-        TopK(fields[TEACHER_IDS], fields[TEACHER_LOG_PROBS]),
-        fields.get(TEACHER_ON_STUDENT),
-        fields.get(STUDENT_ON_TEACHER),
-        sampled,
-    )
-
-
-def counted_tokens(fields: Mapping[str, Tensor]) -> Tensor:
-    """(B, T) bool. A token without the teacher's score takes no part in anything, as if it were
-    padding."""
-    return fields["response_mask"].bool() & ~is_missing(fields[TEACHER_LOG_PROBS])
 
 
 def _fields(

@@ -100,7 +100,9 @@ def test_any_configuration_starts_or_ends_in_one_sentence(composed, values):
         assert any(name in message for name in names), "names none of the keys that were changed"
     else:
         assert isinstance(prune_opd, PruneOPDConfig)
-        assert config.trainer.v1.trainer_mode == config.algorithm.adv_estimator == "prune_opd"
+        assert config.trainer.v1.trainer_mode == "prune_opd"
+        alone = config.algorithm.adv_estimator == "prune_opd"
+        assert alone == (prune_opd.task_reward.factor == 0)
         assert config.trainer.use_v1 is True
 
 

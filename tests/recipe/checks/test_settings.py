@@ -11,7 +11,6 @@ from recipe.prune_opd.training.preflight import check_values
 
 WRONG = {
     "trainer.use_v1": False,
-    "algorithm.adv_estimator": "grpo",
     "algorithm.use_kl_in_reward": True,
     "algorithm.gamma": 0.99,
     "algorithm.lam": 0.95,

@@ -7,7 +7,12 @@ import torch
 from recipe.prune_opd.method.drift import reliability
 from recipe.prune_opd.method.pruning import Pruned
 from recipe.prune_opd.method.reward import Scores, TopK, TopKReward
-from recipe.prune_opd.records.metrics import summarise, summarise_gate, summarise_scores
+from recipe.prune_opd.records.metrics import (
+    summarise,
+    summarise_gate,
+    summarise_scores,
+    summarise_task,
+)
 from recipe.prune_opd.records.tally import BUCKETS, Facts, GateReport, Reports, Tally
 from verl_ext.rollout.scoring import ScoreReport
 
@@ -31,6 +36,14 @@ def count(mask, overlap, events, reward, ended, max_length, missing=None, report
     limits = torch.full_like(missing, mask.shape[1])
     facts = Facts(mask.bool(), ended, missing, limits, reports or [Reports()] * len(mask))
     return Tally.of(pruned, scores, facts, max_length)
+
+
+@pytest.mark.parametrize(
+    ("task", "distillation", "share"), [(1.0, 3.0, 0.25), (0.0, 2.0, 0.0), (0.0, 0.0, 0.0)]
+)
+def test_the_share_of_task_rewards_is_by_absolute_advantages(tally_of, task, distillation, share):
+    tally = tally_of({"task": task, "distillation": distillation})
+    assert summarise_task(tally) == {"prune_opd/task_reward/share": share}
 
 
 def test_a_batch_by_hand():

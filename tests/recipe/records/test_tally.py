@@ -93,6 +93,7 @@ def test_sums_of_a_response_by_hand():
         "zero_weight": [1, 0],
         "reward": [-8, -4],
         "pruned_reward": [-6, -5],
+        "distillation": [6, 5],
         "student_mass": [4, 2],
         "teacher_mass": [4, 2],
         "effective_length": [3, 2],

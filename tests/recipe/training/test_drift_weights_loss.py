@@ -240,7 +240,7 @@ def test_with_prune_opd_it_is_refused(compose):
 
     config = compose("+recipe=[prune_opd,drift_weights]", "prune_opd.teacher.path=T", *GIVEN[1:])
     with pytest.raises(
-        ValueError, match=r"^algorithm\.adv_estimator: got 'grpo', allowed with prune_opd"
+        ValueError, match=r"^distillation\.enabled: got True, allowed with prune_opd"
     ):
         check_values(config)
 

@@ -19,7 +19,10 @@ from recipe.prune_opd.config import (
     PruneOPDConfig,
     TeacherConfig,
 )
+from recipe.prune_opd.config.task_reward import TaskRewardConfig
 from recipe.prune_opd.method.gates import Cumulative, Gate
+from recipe.prune_opd.method.loss import topk_policy_loss
+from recipe.prune_opd.method.task_reward import Candidates
 from recipe.prune_opd.records.tally import (
     COLUMNS,
     GATE_REPORT,
@@ -42,11 +45,13 @@ from recipe.prune_opd.training.fields import (
     LIMIT,
     OLD_LOG_PROBS,
     POSITIONS,
+    SAMPLED_OLD,
     STEP,
     STUDENT_IDS,
     STUDENT_LOG_PROBS,
     STUDENT_ON_TEACHER,
     SUMS,
+    TASK_ADVANTAGES,
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
     TEACHER_ON_STUDENT,
@@ -178,6 +183,70 @@ def test_the_gates_events_are_those_of_the_students_tokens():
     result = computed(worker_of(gate=GateConfig(enable=True)), data)
     tally = Tally(result[SUMS], result[POSITIONS], 64)
     assert (tally.column("gate_tokens").item(), tally.column("gate_agreed").item()) == (3, 3)
+
+
+def with_task(data: TensorDict, advantages: list[float]) -> TensorDict:
+    """The same with an advantage of every response, as verl's estimators write it."""
+    lengths = [len(row) for row in data["responses"].unbind()]
+    rows = [torch.full((n,), given) for n, given in zip(lengths, advantages, strict=True)]
+    mask = data["response_mask"].unbind()
+    data[TASK_ADVANTAGES] = jagged([row * own for row, own in zip(rows, mask, strict=True)])
+    data[SAMPLED_OLD] = jagged([-1.0 - torch.rand(n) for n in lengths])
+    return data
+
+
+@pytest.mark.parametrize(("responses", "trained"), [("all", [1, 1, 1]), ("ended", [0, 1, 0])])
+def test_task_rewards_are_one_more_candidate_beside_the_distilled(responses, trained):
+    """Their factor multiplies them; R does not."""
+    data = with_tools(batch(DRIFTING), [1] * 9, [1, 1, 0] + [1] * 9, [1] * 5)
+    data["responses"] = jagged(
+        [torch.tensor([4] * n + [end]) for n, end in zip((8, 11, 4), (4, 1, 4), strict=True)]
+    )
+    with_task(data, [0.5, -2.0, 3.0])
+    alone = computed(worker_of(), data)
+    both = computed(worker_of(task_reward=TaskRewardConfig(coef=2, responses=responses)), data)
+    for row, given in enumerate([0.5, -2.0, 3.0]):
+        for name in (CANDIDATES, OLD_LOG_PROBS, ADVANTAGES):
+            own = both[name].unbind()[row]
+            assert torch.equal(own[:, :-1], alone[name].unbind()[row])
+        mask = data["response_mask"].unbind()[row]
+        last = both[ADVANTAGES].unbind()[row][:, -1]
+        assert torch.equal(last, 2 * given * trained[row] * mask)
+        assert torch.equal(
+            both[CANDIDATES].unbind()[row][:, -1], data["responses"].unbind()[row].int()
+        )
+        assert torch.equal(
+            both[OLD_LOG_PROBS].unbind()[row][:, -1], data[SAMPLED_OLD].unbind()[row]
+        )
+        assert torch.equal(both[COUNTED].unbind()[row], alone[COUNTED].unbind()[row])
+    sums = Tally(both[SUMS], both[POSITIONS], 64)
+    expected = [2 * 0.5 * 9, 2 * 2 * 11, 2 * 3 * 5]
+    assert sums.column("task").tolist() == [e * t for e, t in zip(expected, trained, strict=True)]
+    assert Tally(alone[SUMS], alone[POSITIONS], 64).column("task").tolist() == [0, 0, 0]
+    distilled = alone[ADVANTAGES].to_padded_tensor(0).abs().sum((-1, -2))
+    torch.testing.assert_close(sums.column("distillation").float(), distilled)
+
+
+def test_the_gradient_of_both_is_the_sum_of_their_gradients():
+    """Where the sampled token is among the candidates, too."""
+    torch.manual_seed(0)
+    own, tokens = torch.arange(K).expand(1, 3, K), torch.tensor([[0, 7, 3]])
+    old = torch.log_softmax(torch.randn(1, 3, 9), -1)
+    given, task, mask = torch.randn(1, 3, K), torch.tensor([[0.5, 0.5, -1.0]]), torch.ones(1, 3)
+    distilled = Candidates(own, log_probs_at(old, own), given)
+    sampled = old.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+    def gradient(candidates: Candidates) -> torch.Tensor:
+        logits = old.clone().requires_grad_()
+        now = torch.log_softmax(logits, -1).gather(-1, candidates.ids)
+        loss, _ = topk_policy_loss(now, candidates.old_log_probs, candidates.advantages, mask)
+        return torch.autograd.grad(loss, logits)[0]
+
+    logits = old.clone().requires_grad_()
+    policy = (task * torch.log_softmax(logits, -1).gather(-1, tokens.unsqueeze(-1))[..., 0]).mean()
+    (of_task,) = torch.autograd.grad(-policy, logits)
+    both = gradient(distilled.with_sampled(tokens, sampled, task))
+    torch.testing.assert_close(both, gradient(distilled) + of_task)
 
 
 def test_every_response_keeps_the_limit_that_it_carries():
