@@ -14,8 +14,8 @@ import harness
 SLOW = {
     "vllm": {
         *("plain", "adopted", "output", "extended", "permuted", "filling", "semi", "scored"),
-        *("weighted", "interrupted", "orphaned", "separate", "tools_gated"),
-        *("rloo", "halted", "lost_trainer", "lost_server", "untrained_server"),
+        *("weighted", "interrupted", "orphaned", "separate", "agents", "late", "resumed"),
+        *("tools_gated", "rloo", "halted", "lost_trainer", "lost_server", "untrained_server"),
     },
     # What the engine has no part in is tested with vLLM: the trainer's own passes, its state.
     "sglang": {

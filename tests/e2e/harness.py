@@ -1,5 +1,6 @@
 """Runs of the real trainer for the tests: tiny models, a command, and what it left behind."""
 
+import contextlib
 import json
 import os
 import re
@@ -218,12 +219,17 @@ def end_children(process: subprocess.Popen) -> None:
 
 def teacher_servers() -> list[psutil.Process]:
     """Teacher servers that are running, where the rollout's are verl's own."""
-    name = {"vllm": "ray::TopKHttpServer", "sglang": "ray::TopKSGLangServer"}[ENGINE]
-    return [process for process in psutil.process_iter(["cmdline"]) if name in _title(process)]
+    return started({"vllm": "ray::TopKHttpServer", "sglang": "ray::TopKSGLangServer"}[ENGINE])
 
 
-def _title(process: psutil.Process) -> str:
-    return " ".join(process.info["cmdline"] or [])
+def started(name: str) -> list[psutil.Process]:
+    """Processes of a name that these tests have started, no one else's on this machine."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def kill_with_children(process: psutil.Process) -> None:

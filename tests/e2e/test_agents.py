@@ -75,9 +75,7 @@ def tools_gated(inputs, tmp_path_factory) -> harness.Run:
     return finished(harness.run(inputs, tmp_path_factory.mktemp("tools_gated"), settings))
 
 
-@pytest.fixture(
-    scope="session", params=["tools", pytest.param("tools_gated", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="session", params=["tools", "tools_gated"])
 def agents(request) -> harness.Run:
     """Each of them."""
     return request.getfixturevalue(request.param)

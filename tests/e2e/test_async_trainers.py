@@ -109,11 +109,7 @@ def hybrid(inputs, tmp_path_factory) -> harness.Run:
     return finished(harness.run(inputs, tmp_path_factory.mktemp("hybrid"), settings))
 
 
-LONG = ("separate", *GATED)
-RUNS = ["colocated", *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
-
-
-@pytest.fixture(scope="session", params=RUNS)
+@pytest.fixture(scope="session", params=["colocated", "separate", *GATED])
 def late(request) -> harness.Run:
     """Each of them."""
     return request.getfixturevalue(request.param)

@@ -63,8 +63,7 @@ class Scene:
 
 def named(name: str) -> list[psutil.Process]:
     """The run's processes of a name."""
-    running = psutil.process_iter(["cmdline"])
-    found = [one for one in running if name in " ".join(one.info["cmdline"] or [])]
+    found = harness.started(name)
     assert found, f"no process {name}"
     return found
 
