@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -123,23 +123,27 @@ class Run:
     """Share of right answers."""
     spent: float
     """Share of the generated tokens that came after reliability was 0."""
+    mass: float
+    """Probability of the student's own top k at the last step. Where it is far below 1 the loss has
+    driven the student out of what it knows of, and progress is lost for that reason."""
 
 
 def read(folder: Path) -> Run:
     """Read a run's log."""
-    tokens, seconds, wasted = 0.0, 0.0, 0.0
-    run = Run([], [], [], [], 0.0)
+    tokens, seconds, wasted, mass = 0.0, 0.0, 0.0, 1.0
+    run = Run([], [], [], [], 0.0, mass)
     for record in launch.read(folder / "metrics.jsonl"):
         tokens += (generated := launch.spent(record))
         wasted += generated - record.get("prune_opd/kept_tokens", generated)
         seconds += record.get("timing_s/step", 0)
+        mass = record.get("prune_opd/student_topk_mass", mass)
         if (right := launch.validated(record, "reward")) is not None:
             progress = launch.validated(record, "progress")
             run.tokens.append(tokens)
             run.seconds.append(seconds)
             run.progress.append(right if progress is None else progress)
             run.right.append(right)
-    return Run(run.tokens, run.seconds, run.progress, run.right, wasted / max(1.0, tokens))
+    return replace(run, spent=wasted / max(1.0, tokens), mass=mass)
 
 
 def done(folder: Path, steps: int) -> bool:
@@ -233,9 +237,8 @@ def table(name: str, runs: dict[str, dict[int, Run]]) -> Table:
         "tokens to plain's best",
         "progress, gate's tokens",
     )
-    head = Table(
-        "arm", *columns, *ratios, "after R = 0", title=f"Pair {name}", title_justify="left"
-    )
+    last = ("after R = 0", "top-k mass, at the end")
+    head = Table("arm", *columns, *ratios, *last, title=f"Pair {name}", title_justify="left")
     plain, gate = runs.get("plain", {}), runs.get("gate", {})
     for arm, seeds in runs.items():
         all_runs = list(seeds.values())
@@ -268,6 +271,7 @@ def table(name: str, runs: dict[str, dict[int, Run]]) -> Table:
             *(spread(each, ".2f") if each else "-" for each in (tokens, seconds, best)),
             spread(same, ".1%") if same else "-",
             spread([run.spent for run in all_runs], ".1%"),
+            spread([run.mass for run in all_runs], ".2f"),
         )
     return head
 
