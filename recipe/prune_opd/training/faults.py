@@ -1,9 +1,38 @@
-"""What the trainer does about answers of the teacher that came late or not at all."""
+"""What the trainer does about answers of the teacher that came late or not at all, and about a
+student that falls apart."""
 
 import logging
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
+
+
+KEPT = 0.8
+"""Share of its top-k mass that a student may be left with."""
+
+
+class TopKMass:
+    """Warns once of a student whose probability leaves its own top k: the loss knows no other
+    token, and where the teacher finds all of these too likely it lowers them all."""
+
+    def __init__(self) -> None:
+        self.most, self.said = 0.0, False
+
+    def look(self, step: int, mass: float) -> None:
+        """Look at a step.
+
+        Args:
+            step: its number.
+            mass: mean probability of the student's top k, ``prune_opd/student_topk_mass``.
+        """
+        self.most = max(self.most, mass)
+        if mass < KEPT * self.most and not self.said:
+            self.said = True
+            logger.warning(
+                f"step {step}: the student's top k has {mass:.2f} of its probability,"
+                f" {self.most:.2f} before: it flattens, and accuracy falls with it; a lower"
+                " learning rate helps (docs/metrics.md, student_topk_mass)"
+            )
 
 
 def warn_of_gate(step: int, metrics: dict[str, float], error: str) -> None:

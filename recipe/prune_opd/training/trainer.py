@@ -33,7 +33,7 @@ from recipe.prune_opd.records.tally import Tally
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.servers import follow_rollout
 from recipe.prune_opd.training.banner import announce
-from recipe.prune_opd.training.faults import refuse_missing, warn_of_gate
+from recipe.prune_opd.training.faults import TopKMass, refuse_missing, warn_of_gate
 from recipe.prune_opd.training.fields import (
     ERRORS,
     INNER,
@@ -89,6 +89,7 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         self._hand_on(config, inputs.reward_function)
         self.open_rollouts(config, inputs)
         self._tallies: list[Tally] = []
+        self._mass = TopKMass()
         super().__init__(config)
         recorded = self.prune_opd.records.dir
         self.recorder = Recorder(self.prune_opd, lambda: self.tokenizer) if recorded else None
@@ -194,6 +195,7 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         """
         limit = self.budget.limit
         metrics.update(self._summary(tally))
+        self._mass.look(self.global_steps, metrics["prune_opd/student_topk_mass"])
         generated = self.end_phase(batch, metrics)
         # A response of which nothing was scored says nothing about the limit.
         scored = tally.column("tokens") > 0

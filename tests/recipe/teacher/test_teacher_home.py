@@ -33,7 +33,7 @@ from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.home import build_home
 from recipe.prune_opd.training import trainer as trainer_module
 from recipe.prune_opd.training.checkpoint import STATE_FILE
-from recipe.prune_opd.training.faults import refuse_missing
+from recipe.prune_opd.training.faults import TopKMass, refuse_missing
 from recipe.prune_opd.training.fields import (
     ERRORS,
     MODEL_FIELDS,
@@ -270,7 +270,7 @@ def step(monkeypatch, tally_of) -> Callable[..., tuple[dict[str, Any], Queue]]:
         )
         metrics: dict[str, Any] = {}
         try:
-            trainer._tallies = []
+            trainer._tallies, trainer._mass = [], TopKMass()
             trainer._compute_advantage(batch, metrics)
         finally:
             assert calls == [("compute_pruned_advantage", advantage_fields(trainer.home))]
