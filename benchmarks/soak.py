@@ -92,12 +92,20 @@ class Cluster:
     """Ray and TransferQueue of the run, asked from a driver of our own."""
 
     def __init__(self, root: psutil.Process):
+        words = [(one, word) for _, one in processes(root) for word in one.cmdline()]
+        daemon, address = next(found for found in words if found[1].startswith(ADDRESS))
+        # Ray's daemons ask for the token of the user, where they were told to.
+        given = daemon.environ().items()
+        os.environ.update({name: value for name, value in given if name.startswith("RAY_AUTH")})
         import ray
 
-        words = [word for _, one in processes(root) for word in one.cmdline()]
-        address = next(word for word in words if word.startswith(ADDRESS)).removeprefix(ADDRESS)
         self.ray = ray
-        ray.init(address, namespace=QUEUE[1], log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address.removeprefix(ADDRESS),
+            namespace=QUEUE[1],
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
 
     def ask(self) -> Iterator[tuple[str, str, float]]:
         """Objects of Ray and entries of TransferQueue."""
