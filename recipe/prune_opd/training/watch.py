@@ -94,8 +94,7 @@ class Watch:
 
 def end_process(reason: str) -> None:
     """End this process, and with it the run: its main thread may be in a wait that nothing ends."""
-    logger.error(reason)
-    print(reason, file=sys.stderr, flush=True)
+    print(reason, file=sys.stderr, flush=True)  # at whatever level loggers are
     time.sleep(LAST_WORDS)
     os._exit(1)
 
