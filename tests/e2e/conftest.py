@@ -1,4 +1,5 @@
-"""Makes ``harness`` importable, and says which tests `make test` leaves to `make test-all`.
+"""Makes ``harness`` importable, and the models and problems of all runs; says which tests
+`make test` leaves to `make test-all`.
 
 The test folders are no packages, since verl installs one named ``tests``.
 """
@@ -33,3 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SLOW[harness.ENGINE] & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the models and problems, which runs only read."""
+    folder = tmp_path_factory.mktemp("inputs")
+    harness.build_inputs(folder)
+    return folder

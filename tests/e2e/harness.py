@@ -191,6 +191,12 @@ def run(
     return Run(folder, process.returncode, text)
 
 
+def finished(run: Run) -> Run:
+    """The run, if it came to its end."""
+    assert run.returncode == 0, run.output[-5000:]
+    return run
+
+
 def run_killed_once(inputs: Path, folder: Path, settings: dict[str, Any], saved: int) -> Run:
     """Kill a run once the checkpoint of step ``saved`` is complete, and start it again."""
     tracker = folder / "checkpoints" / TRACKER

@@ -11,6 +11,7 @@ from typing import Any
 import harness
 import pytest
 import torch
+from harness import finished
 from transformers import AutoModelForCausalLM
 
 from recipe.prune_opd.method.budget import ResponseBudget
@@ -40,18 +41,6 @@ SETTINGS = TOOLS | {
 }
 TOLD = ["<unk>", "5", "5", "<assistant>"]
 """The tool's answer as the chat template has it; its role is no word of the task's."""
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    harness.build_inputs(folder)
-    return folder
-
-
-def finished(run: harness.Run) -> harness.Run:
-    assert run.returncode == 0, run.output[-5000:]
-    return run
 
 
 @pytest.fixture(scope="session")

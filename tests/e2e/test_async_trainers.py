@@ -13,6 +13,7 @@ import harness
 import pandas as pd
 import pytest
 import torch
+from harness import finished
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipe.prune_opd.method.budget import ResponseBudget
@@ -36,18 +37,6 @@ SHARED = {
     "trainer.save_freq": STEPS,
     "actor_rollout_ref.actor.checkpoint.save_contents": "[model,optimizer,extra,hf_model]",
 }
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    harness.build_inputs(folder)
-    return folder
-
-
-def finished(run: harness.Run) -> harness.Run:
-    assert run.returncode == 0, run.output[-5000:]
-    return run
 
 
 @pytest.fixture(scope="session")

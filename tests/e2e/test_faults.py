@@ -127,13 +127,6 @@ def play(inputs: Path, folder: Path, story: Callable[[Scene], Story]) -> tuple[S
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    harness.build_inputs(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("faults")
 

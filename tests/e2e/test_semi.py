@@ -9,6 +9,7 @@ from pathlib import Path
 import harness
 import pytest
 import torch
+from harness import finished
 
 from recipe.prune_opd.records.files import read_steps
 from verl_ext.rollout.cache import SHARDS, RolloutCache, read_held, read_response
@@ -44,13 +45,6 @@ SCORED = SEMI | {
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    harness.build_inputs(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def filling(inputs, tmp_path_factory):
     """A run with the default strategy, killed when its first shards are there."""
     folder = tmp_path_factory.mktemp("semi")
@@ -77,11 +71,6 @@ def scored(inputs, tmp_path_factory):
 
 def teacher(inputs: Path, settings: dict) -> dict:
     return settings | {"prune_opd.teacher.path": inputs / "noisy"}
-
-
-def finished(run: harness.Run) -> harness.Run:
-    assert run.returncode == 0, run.output[-5000:]
-    return run
 
 
 def cached(run: harness.Run) -> dict[tuple[int, ...], set[tuple[int, ...]]]:

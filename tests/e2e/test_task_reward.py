@@ -12,6 +12,7 @@ from pathlib import Path
 import harness
 import pytest
 import torch
+from harness import finished
 from test_agents import TOOLS
 
 from recipe.prune_opd.method.reward import topk_reward
@@ -33,18 +34,6 @@ SETTINGS = {
     },
     "prune_opd.drift.w_drop": 0.1,
 }
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    harness.build_inputs(folder)
-    return folder
-
-
-def finished(run: harness.Run) -> harness.Run:
-    assert run.returncode == 0, run.output[-5000:]
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import harness
 import pytest
 import torch
+from harness import finished
 from transformers import AutoModelForCausalLM
 
 from recipe.prune_opd.method.budget import ResponseBudget
@@ -37,13 +38,6 @@ SAME = {
     "actor_rollout_ref.actor.optim.lr": 1e-8,
     **{f"prune_opd.budget.{key}": value for key, value in BUDGET.items()},
 }
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    harness.build_inputs(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -174,12 +168,6 @@ def adopted(orphaned, inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adopted")
     shutil.copytree(orphaned.folder / "checkpoints", folder / "checkpoints")
     return finished(harness.run(inputs, folder, settings))
-
-
-def finished(run):
-    """The run, if it came to its end."""
-    assert run.returncode == 0, run.output[-5000:]
-    return run
 
 
 # -------------------------------------------------------------------------------- teacher = student
