@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,12 @@ def modules_without_a_promise(root: Path) -> Iterator[str]:
             yield str(path.relative_to(root))
 
 
+def twin_test_modules(root: Path) -> Iterator[str]:
+    """Test modules of one name: pytest takes the second for the first and collects neither."""
+    found = Counter(path.name for path in (root / "tests").rglob("test_*.py"))
+    yield from (name for name, count in found.items() if count > 1)
+
+
 # ------------------------------------------------------------------------------------------- source
 
 
@@ -171,6 +178,7 @@ RULES = (
     unknown_parts,
     circles,
     modules_without_a_promise,
+    twin_test_modules,
 )
 RECIPE = "recipe/prune_opd"
 MANY = ", ".join("abcdefgh")
@@ -189,6 +197,7 @@ FAULTS = {
         f"{RECIPE}/method/loss.py": "from recipe.prune_opd.method.drift import f\n",
     },
     modules_without_a_promise: {"tests/recipe/test_config.py": "import math\n"},
+    twin_test_modules: {"tests/e2e/test_a.py": '"""A."""', "tests/recipe/test_a.py": '"""A."""'},
 }
 """Rule -> the smallest tree of files that breaks it."""
 ALLOWED = {
