@@ -30,7 +30,8 @@ from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliabi
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
-from recipe.prune_opd.training.gated_response import ABORTED, DRIFT
+from recipe.prune_opd.training.followed_response import ABORTED
+from recipe.prune_opd.training.gated_response import DRIFT
 from recipe.prune_opd.training.trajectory import Trajectory
 from verl_ext.rollout.rotation import PATIENCE
 

@@ -19,7 +19,7 @@ from verl.workers.rollout.sglang_rollout.async_sglang_server import SGLangHttpSe
 
 from verl_ext import compat
 from verl_ext.rollout.following import Following
-from verl_ext.rollout.rows import RAW, RESERVED, Chunk, Score, TopKRows
+from verl_ext.rollout.rows import RAW, RESERVED, At, Chunk, Score, TopKRows
 
 ORIGINAL = "SGLANG_RETURN_ORIGINAL_LOGPROB"
 """Variable of SGLang's processes: log-probs are those before temperature, top-p and top-k."""
@@ -138,12 +138,22 @@ class TopKSGLangServer(SGLangHttpServer):
         self.tokenizer_manager.abort_request(request_id)
 
     async def score(
-        self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0
+        self,
+        token_ids: list[int],
+        start: int,
+        topk: int,
+        sequence_id: str,
+        private: int = 0,
+        at: At | None = None,
     ) -> Score:
         """See ``TopKHttpServer.score``; no cache is private: SGLang computes every row asked for.
 
+        It can score chosen ids of a prompt, but the same at all tokens (``token_ids_logprob``): the
+        ids of all tokens at every token would be more than a wide top k.
+
         Raises:
-            ValueError: the sequence is longer than the engine's context.
+            ValueError: the sequence is longer than the engine's context, or ``at`` has not a row
+                for each token.
         """
         most = min(
             self.config.max_model_len - 1, self.tokenizer_manager.context_len - RESERVED["sglang"]
@@ -152,13 +162,14 @@ class TopKSGLangServer(SGLangHttpServer):
             raise ValueError(
                 f"score: a sequence of {len(token_ids)} tokens, the engine's context allows {most}"
             )
+        wide = at.wide if at else topk
         request = GenerateReqInput(
             rid=uuid4().hex,
             input_ids=token_ids,
             sampling_params={"max_new_tokens": 1, "temperature": 1.0},
             return_logprob=True,
             logprob_start_len=start - 1,  # the first row of an answer is always empty
-            top_logprobs_num=topk,
+            top_logprobs_num=wide,
         )
         try:
             info = (await anext(self.tokenizer_manager.generate_request(request, None)))[
@@ -167,9 +178,10 @@ class TopKSGLangServer(SGLangHttpServer):
         except asyncio.CancelledError:  # the asker went away
             self.tokenizer_manager.abort_request(request.rid)
             raise
-        rows = read_rows(info["input_top_logprobs"][1:], topk)
-        ahead = read_rows(info["output_top_logprobs"][:1], topk)
+        rows = read_rows(info["input_top_logprobs"][1:], wide)
+        ahead = read_rows(info["output_top_logprobs"][:1], wide)
         computed = len(token_ids) - info["cached_tokens"]
+        rows = rows.narrowed(topk, at) if at else rows
         return Score(rows, read_sampled(info["input_token_logprobs"][1:]), computed, ahead, private)
 
 

@@ -93,6 +93,7 @@ def test_the_teachers_pool_has_all_the_settings(config, monkeypatch):
         "max_num_batched_tokens": 4096,
         "enforce_eager": False,
         "engine_kwargs": {"swap_space": 1},
+        "wide": 0,
     }
 
 

@@ -25,7 +25,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, TeacherConfig
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
-from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
+from recipe.prune_opd.teacher.answers import NOTHING, SERVED_IDS, SERVED_LOG_PROBS
 from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
 from recipe.prune_opd.training.agent_loop import LIMIT, PrunedAgentLoop
 from recipe.prune_opd.training.response import Response, cut
@@ -371,7 +371,7 @@ def test_tokens_that_a_loop_takes_back_are_forgotten():
     # The event of the third, which was taken back, would have stopped the response at the last.
     assert [output.token_ids for output in outputs] == [[21, 22, 23], [31, 32]]
     output = ended(response, [21, 22, 90, 91, 31, 32], [1, 1, 0, 0, 1, 1])
-    rows = trajectory.finish(output)
+    rows = trajectory.finish(output).teacher
     assert report_of(output).events.tolist() == [False, False, False, True]
     expected = rows_of(2, 3, 6, 7).log_probs
     np.testing.assert_array_equal(rows.log_probs[[0, 1, 4, 5]], expected)
@@ -382,7 +382,7 @@ def test_what_a_loop_adds_behind_the_stop_is_cut_off():
     servers = Servers([[21, 22, 23, 24]], {1, 2})
     trajectory, _ = asyncio.run(follow(servers, [1, 2]))
     output = ended(trajectory.responses[0], [21, 22, 90, 90], [1, 1, 0, 0])
-    rows = trajectory.finish(output)
+    rows = trajectory.finish(output).teacher
     assert (output.response_ids, output.response_mask, len(rows)) == ([21, 22], [1, 1], 2)
 
 
@@ -390,7 +390,7 @@ def test_a_loop_that_masks_tokens_out_has_no_events_there():
     servers = Servers([[21, 22, 23]], {1})
     trajectory, _ = asyncio.run(follow(servers, [1, 2]))
     output = ended(trajectory.responses[0], [21, 22, 23], [1, 0, 1])
-    rows = trajectory.finish(output)
+    rows = trajectory.finish(output).teacher
     assert report_of(output).events.tolist() == [False, False]
     assert np.isneginf(rows.log_probs).all(1).tolist() == [False, True, False]
 
@@ -399,7 +399,7 @@ def test_a_response_that_the_loop_rewrote_has_no_report():
     servers = Servers([[21, 22, 23]], {1})
     trajectory, _ = asyncio.run(follow(servers, [1, 2]))
     output = ended(trajectory.responses[0], [21, 99, 23], [1, 1, 1])
-    assert trajectory.finish(output) is None
+    assert trajectory.finish(output) is NOTHING
     assert GATE_REPORT not in output.extra_fields
 
 

@@ -63,7 +63,8 @@ from recipe.prune_opd.training.fields import (
 )
 from recipe.prune_opd.training.worker import PruneOPDWorker
 from verl_ext.logits import log_probs_at, top_log_probs
-from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
+from verl_ext.rollout.rows import MISSING, MISSING_ID
+from verl_ext.rollout.scoring import ScoreReport
 
 K, W_DROP = 4, 0.25
 
