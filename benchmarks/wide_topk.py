@@ -2,15 +2,15 @@
 most likely tokens, instead of scoring each?
 
 The student's own responses, one pass of both models in float32, strategy ``only_stu``. A candidate
-outside of the W is given the smallest log-prob among them (``teacher.server.wide_topk``). To compare
-with, in the first row: all candidates scored, but by the teacher in bfloat16, as it would be in the
-worker group or in a server.
+outside of the W is given the smallest log-prob among them (``teacher.server.wide_topk``). In the
+first row, to compare with: every candidate scored, but by the teacher in bfloat16, as it would be
+in the worker group or in a server.
 
 Outside: share of the student's candidates outside of the W, and the student's probability of them,
 mean over tokens. Reward: sum over a token's candidates of the absolute error, mean and largest, and
-the mean as a share of the sum over candidates of |reward|. Gradient: of the loss with respect to the
-student's logits, its relative error and its cosine with the exact one. Bytes per token: of a
-question's ids and an answer, ids, log-probs and flags.
+the mean as a share of that of |reward|. Gradient: of the loss with respect to the student's logits,
+its relative error and its cosine with the exact one. Bytes per token: of a question's ids and of an
+answer, which has ids, log-probs and flags.
 
     python benchmarks/wide_topk.py STUDENT TEACHER --prompts train.parquet       # some minutes
     python benchmarks/wide_topk.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --prompts dapo.parquet
@@ -163,7 +163,9 @@ def measured(one: Response, wides: list[int]) -> dict[str, list[Tensor]]:
             (one.candidates.log_probs.exp() * outside).sum(-1),
             (reward.reward - right.reward).abs().sum(-1),
             right.reward.abs().sum(-1),
-            torch.stack([(h - g).square().sum(), g.square().sum(), h.square().sum(), (g * h).sum()]),
+            torch.stack(
+                [(h - g).square().sum(), g.square().sum(), h.square().sum(), (g * h).sum()]
+            ),
         ]
     return found
 

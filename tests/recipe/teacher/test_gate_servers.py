@@ -97,6 +97,15 @@ def test_the_teachers_pool_has_all_the_settings(config, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(("wide", "most"), [(0, 24), (24, 24), (256, 256)])
+def test_the_teachers_servers_may_be_asked_for_a_wide_top_k(config, wide, most):
+    for key, value in GIVEN.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    config.prune_opd.teacher.server.wide_topk = wide
+    pool = teacher_pool(config, read_config(config))
+    assert (pool.wide, pool._arguments()["max_logprobs"]) == (wide, most)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_verl_takes_the_teachers_configuration(config, monkeypatch, engine):
     """Its keys, and checks, are those of verl's distillation."""
