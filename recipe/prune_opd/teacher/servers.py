@@ -74,6 +74,11 @@ class Servers(Served):
         """See ``Home``."""
         return teacher_pool(config, self.prune_opd)
 
+    def __str__(self) -> str:
+        wide = self.prune_opd.teacher.server.wide_topk
+        more = f", the student's candidates among its {wide} likeliest tokens"
+        return super().__str__() + (more if self.asks_on_student else "")
+
     def client(self, config: DictConfig, servers: Any) -> Any:
         """See ``Home``."""
         return self.pool(config).client(config, servers)
