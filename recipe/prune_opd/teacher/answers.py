@@ -59,15 +59,16 @@ def served(
     return {SERVED_IDS: torch.cat(ids, -1), SERVED_LOG_PROBS: torch.cat(log_probs, -1)}
 
 
-def served_rows(field: Tensor, responses: Tensor) -> Tensor:
-    """The rows of the response tokens alone.
+def served_rows(field: Tensor, responses: Tensor, columns: slice | int = slice(None)) -> Tensor:
+    """The rows of the response tokens alone, or some columns of them.
 
     Args:
-        field: jagged (B, R or more, K), the last R rows being the response's.
+        field: jagged (B, R or more, columns), the last R rows being the response's.
         responses: jagged (B, R).
+        columns: which to take; a number takes one out.
 
     Returns:
-        jagged (B, R, K).
+        jagged (B, R, columns) or (B, R).
     """
     # torch declares offsets for nested tensors only.
     offsets = responses.offsets()  # type: ignore[attr-defined]
@@ -75,7 +76,8 @@ def served_rows(field: Tensor, responses: Tensor) -> Tensor:
     rows = [
         block[len(block) - length :] for block, length in zip(field.unbind(), lengths, strict=True)
     ]
-    return torch.nested.nested_tensor_from_jagged(torch.cat(rows), offsets)
+    found = torch.cat(rows)[:, columns].contiguous()  # as TransferQueue wants it
+    return torch.nested.nested_tensor_from_jagged(found, offsets)
 
 
 def is_missing(teacher_log_probs: Tensor) -> Tensor:

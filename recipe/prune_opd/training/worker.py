@@ -60,7 +60,7 @@ from recipe.prune_opd.training.fields import (
     reports,
     scores_of,
 )
-from recipe.prune_opd.training.jagged import jagged, jagged_values, refuse_nan
+from recipe.prune_opd.training.jagged import jagged, refuse_nan
 from recipe.prune_opd.training.rollout_writer import RolloutWriter
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
 
@@ -81,7 +81,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         """Build both models. See ``ActorRolloutRefWorker.init_model``."""
         self.prune_opd = load_config(self.config.prune_opd)
         self.home = build_home(self.prune_opd)
-        if self.home.reference_model:
+        if self.home.held:
             # The base class looks for parts of this name. The trainer knows nothing of a reference
             # model, so the role is that of the student, whatever it is in this mode.
             self.role += "_ref"
@@ -133,7 +133,8 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size)
         blocks = {"top_ids": STUDENT_IDS, "top_log_probs": STUDENT_LOG_PROBS}
         if self.home.asks_on_student:
-            data[STUDENT_IDS] = self._columns(data, SERVED_IDS, slice(-self.prune_opd.topk, None))
+            own = slice(-self.prune_opd.topk, None)
+            data[STUDENT_IDS] = served_rows(data[SERVED_IDS], data["responses"], own)
             request, blocks = Request(at=STUDENT_IDS), {"log_probs_at": STUDENT_LOG_PROBS}
         request_pass(data, request, sampled=True, entropy=True)
         found = _fields(self.actor.infer_batch(data), data, blocks, "log_probs", "entropy")
@@ -146,6 +147,16 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
     def compute_ref_log_prob(self, data: TensorDict) -> TensorDict | None:
         """One teacher pass: its own top-k, and its log-probs on the student's ids or on the sampled
         tokens."""
+        return self._teacher_pass(self.ref, data)
+
+    @register(dispatch_mode=_on_actor)
+    @DistProfiler.annotate(color="olive", role="ref_compute_log_prob")
+    def compute_base_log_prob(self, data: TensorDict) -> TensorDict | None:
+        """The same of a teacher that is the student without its LoRA adapter."""
+        tu.assign_non_tensor_data(data, "no_lora_adapter", True)
+        return self._teacher_pass(self.actor, data)
+
+    def _teacher_pass(self, model: TrainingWorker, data: TensorDict) -> TensorDict | None:
         at = STUDENT_IDS if STUDENT_IDS in data else None
         request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size, at=at)
         request_pass(data, request, sampled="sampled" in self.prune_opd.rules.needs)
@@ -155,7 +166,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
             "top_log_probs": TEACHER_LOG_PROBS,
             "log_probs_at": TEACHER_ON_STUDENT,
         }
-        output = _fields(self.ref.infer_batch(data), data, blocks, "log_probs")
+        output = _fields(model.infer_batch(data), data, blocks, "log_probs")
         if output is not None and "log_probs" in output:
             output[TEACHER_SAMPLED] = collect(
                 output.pop("log_probs").values(), data["input_ids"], data["responses"]
@@ -188,28 +199,20 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         """
         if not self.actor.engine.is_mp_src_rank_with_outputs():
             return None
+        given = data[SERVED_IDS], data[SERVED_LOG_PROBS]
         first = int("sampled" in self.prune_opd.rules.needs)
         own = slice(first, first + self.prune_opd.topk)
-        fields = {
-            TEACHER_IDS: self._columns(data, SERVED_IDS, own),
-            TEACHER_LOG_PROBS: self._columns(data, SERVED_LOG_PROBS, own),
-        }
+        ids, log_probs = (served_rows(field, data["responses"], own) for field in given)
+        fields = {TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs}
         if first:
-            fields[TEACHER_SAMPLED] = self._columns(data, SERVED_LOG_PROBS, 0)
+            fields[TEACHER_SAMPLED] = served_rows(given[1], data["responses"], 0)
         if self.home.asks_on_student:
             rest = slice(own.stop, None)
-            names = SERVED_IDS, SERVED_LOG_PROBS
-            ids, log_probs = (self._columns(data, name, rest) for name in names)
+            ids, log_probs = (served_rows(field, data["responses"], rest) for field in given)
             # Of an id that one of the models lacks the wide row's bound says nothing.
             log_probs.values().masked_fill_(ids.values() >= self.vocab_size, -torch.inf)
             fields[TEACHER_ON_STUDENT] = log_probs
         return TensorDict(fields, batch_size=len(data))
-
-    @staticmethod
-    def _columns(data: TensorDict, name: str, columns: slice | int) -> Tensor:
-        """Some columns of a field of the servers' answers, at the response tokens, jagged."""
-        rows = served_rows(data[name], data["responses"]).values()
-        return jagged_values(rows[:, columns], data["responses"].offsets())
 
     # ------------------------------------------------------------------------------- drift and loss
 
