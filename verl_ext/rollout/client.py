@@ -253,6 +253,16 @@ class GrowingSequence:
             asked = asyncio.ensure_future(self._ask(token_ids, at))
             self._question = asked, len(token_ids), at
         question, end, at = self._question
+        answer = await self._wait_for(question, deadline)
+        self.computed += answer.computed
+        first = [] if self._ahead is None else [self._ahead.narrowed(self.topk, at and at[:1])]
+        new = end - self.scored - len(first)
+        rows, ahead = check_score(answer, new, self.topk, self.vocab_size, self.wide)
+        self.scored, self.private, self._ahead = end, answer.private, ahead
+        return TopKRows.join(*first, rows)
+
+    async def _wait_for(self, question: asyncio.Future[Score], deadline: float) -> Score:
+        """The answer, unless it is late: then the question stays open."""
         try:
             answer = await asyncio.wait_for(asyncio.shield(question), deadline)
         except asyncio.TimeoutError:
@@ -264,12 +274,7 @@ class GrowingSequence:
             self._question = None
             raise
         self._question = None
-        self.computed += answer.computed
-        first = [] if self._ahead is None else [self._ahead.narrowed(self.topk, at and at[:1])]
-        new = end - self.scored - len(first)
-        rows, ahead = check_score(answer, new, self.topk, self.vocab_size, self.wide)
-        self.scored, self.private, self._ahead = end, answer.private, ahead
-        return TopKRows.join(*first, rows)
+        return answer
 
     def skip_to(self, tokens: int) -> None:
         """Leave tokens out that are not to be scored, such as a tool's, or take back what has been

@@ -182,6 +182,18 @@ class BadScore(ValueError):
     """Answer of a teacher that must not be used."""
 
 
+def check_room(token_ids: list[int], most: int) -> None:
+    """Refuse a sequence that is longer than an engine can score.
+
+    Raises:
+        ValueError: says how long it is, and may be.
+    """
+    if len(token_ids) > most:
+        raise ValueError(
+            f"score: a sequence of {len(token_ids)} tokens, the engine's context allows {most}"
+        )
+
+
 def check_shape(score: Score, tokens: int, topk: int, chosen: bool = False) -> None:
     """Refuse an answer of another size.
 

@@ -22,7 +22,7 @@ class Served(Home):
     """A teacher on servers: they know their own top k and the sampled token, and score a response
     while others are still being generated."""
 
-    delivers = ("sampled",)
+    delivers: tuple[str, ...] = ("sampled",)
 
     def check(self, config: DictConfig) -> None:
         """See ``Home``."""
