@@ -167,10 +167,9 @@ class TopKSGLangServer(SGLangHttpServer):
             logprob_start_len=start - 1,  # the first row of an answer is always empty
             top_logprobs_num=wide,
         )
+        generation = self.tokenizer_manager.generate_request(request, None)
         try:
-            info = (await anext(self.tokenizer_manager.generate_request(request, None)))[
-                "meta_info"
-            ]
+            info = (await anext(generation))["meta_info"]
         except asyncio.CancelledError:  # the asker went away
             self.tokenizer_manager.abort_request(request.rid)
             raise

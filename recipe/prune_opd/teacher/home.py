@@ -98,6 +98,10 @@ class Home(ABC):
             why = self.lacks.get(lacking[0], f"does not deliver {lacking[0]}")
             allowed = f"{', '.join(fit)} with teacher.home={given.teacher.home}, which {why}"
             require(False, names.key.removeprefix("prune_opd."), found, allowed)
+        wide = given.teacher.server.wide_topk
+        allowed = f"at least topk, {given.topk}, where the student's candidates are asked about"
+        unasked = self.asks_on_student and not wide
+        require(not unasked, "teacher.server.wide_topk", wide, allowed)
         allowed = (
             "false where teacher servers are asked about the student's candidates: these are"
             " reported by the rollout, which a cached response does not have"

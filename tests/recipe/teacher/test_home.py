@@ -225,6 +225,20 @@ def test_strategies_are_refused_by_what_a_home_delivers():
         home_of(MINE, {"args": {"address": "there"}})
 
 
+class Knowing(Elsewhere):
+    delivers = ("teacher_on_student",)
+
+
+def test_a_home_of_ones_own_may_be_asked_about_the_students_candidates():
+    mine, given = f"{__name__}:Knowing", {"args": {"address": "there"}}
+    with pytest.raises(
+        ValueError,
+        match=r"^prune_opd\.teacher\.server\.wide_topk: got 0, allowed: at least topk, 16",
+    ):
+        home_of(mine, given, strategy="only_stu")
+    assert home_of(mine, given | WIDE, strategy="only_stu").asks_on_student
+
+
 def test_weights_are_refused_by_what_a_home_delivers():
     """Where they are applied: switched off, nobody asks for the sampled tokens."""
     mine = {"args": {"address": "there"}}
