@@ -4,6 +4,7 @@ With ``distillation.enabled`` verl would replace the actor's loss and score ever
 once more.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +18,13 @@ from verl_ext.rollout.client import ScoringClient
 
 @dataclass(frozen=True)
 class TeacherPool:
-    """Teacher on ``replicas`` servers of ``tensor_model_parallel_size`` devices each.
+    """Teachers on ``replicas`` servers of ``tensor_model_parallel_size`` devices each.
 
-    ``engine`` is one of ``verl_ext.rollout.ENGINES``. SGLang has no block size: its cache holds
+    ``paths`` has the model of each by its name. ``engine`` is one of ``verl_ext.rollout.ENGINES``. SGLang has no block size: its cache holds
     tokens.
     """
 
-    path: str
+    paths: Mapping[str, str]
     engine: str
     topk: int
     max_prompt_length: int
@@ -39,7 +40,7 @@ class TeacherPool:
 
     def nodes(self, gpus_per_node: int) -> list[int]:
         """Devices of the pool, node by node: a part of one, or whole ones."""
-        devices = self.replicas * self.tensor_model_parallel_size
+        devices = len(self.paths) * self.replicas * self.tensor_model_parallel_size
         if devices <= gpus_per_node:
             return [devices]
         return [gpus_per_node] * (devices // gpus_per_node)
@@ -62,13 +63,25 @@ class TeacherPool:
             "nnodes": len(nodes),
             # The loss itself is not used: it is verl's way to have servers give the top-k.
             "distillation_loss": {"loss_mode": "forward_kl_topk", "topk": self.topk},
-            "teacher_models": {
-                "teacher_model": {"model_path": self.path, "inference": self._inference()}
-            },
+            "teacher_models": self._models(),
         }
         copied = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         copied.distillation = OmegaConf.merge(copied.distillation, settings)
         return MultiTeacherModelManager(config=copied, resource_pool=resource_pool)
+
+    def _models(self) -> dict[str, dict[str, Any]]:
+        """verl's node for each teacher. Its name for the only one is fixed, and dropped where there
+        are several (``DistillationConfig._resolve_teacher_models``)."""
+        alone = len(self.paths) == 1
+        return {
+            "teacher_model" if alone else name: {
+                "key": name,
+                "model_path": path,
+                "num_replicas": self.replicas,
+                "inference": self._inference(),
+            }
+            for name, path in self.paths.items()
+        }
 
     def _inference(self) -> dict[str, Any]:
         return {
@@ -97,11 +110,21 @@ class TeacherPool:
             return {"block_size": self.block_size, "max_logprobs": self.topk}
         return {"chunked_prefill_size": self.max_num_batched_tokens}
 
+    @classmethod
+    def client(cls, config: DictConfig, manager: MultiTeacherModelManager) -> ScoringClient:
+        """Make a client of the servers that ``start`` has started for the only teacher."""
+        (one,) = cls.clients(config, manager)
+        return one
+
     @staticmethod
-    def client(config: DictConfig, manager: MultiTeacherModelManager) -> ScoringClient:
-        """Make a client of the servers that ``start`` has started."""
-        (teacher,) = manager.load_balancer_handle
-        servers = zip(
-            manager.server_addresses[teacher], manager.server_handles[teacher], strict=True
-        )
-        return ScoringClient(config, manager.load_balancer_handle[teacher], dict(servers))
+    def clients(config: DictConfig, manager: MultiTeacherModelManager) -> list[ScoringClient]:
+        """Make a client of each teacher's servers, in the order of ``paths``, which verl keeps."""
+        found = []
+        for teacher, balancer in manager.load_balancer_handle.items():
+            addresses, handles = (
+                part[teacher] for part in (manager.server_addresses, manager.server_handles)
+            )
+            found.append(
+                ScoringClient(config, balancer, dict(zip(addresses, handles, strict=True)))
+            )
+        return found

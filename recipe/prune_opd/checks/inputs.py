@@ -1,4 +1,4 @@
-"""All files a run starts from, checked together: its data, and its two models."""
+"""All files a run starts from, checked together: its data, and its models."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from recipe.prune_opd.checks.models import (
     render,
 )
 from recipe.prune_opd.checks.scoring import GRADING, grades_here, reads_rows
-from recipe.prune_opd.config import PruneOPDConfig, shown
+from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig, shown
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Inputs:
 
     student: Model
     """Configuration and tokenizer of the student."""
-    teacher: Model
-    """The same of the teacher."""
+    teachers: tuple[Model, ...]
+    """The same of each teacher, in the order of ``teacher.paths``."""
     reward_function: str | None
     """``reward.custom_reward_function.path`` that the data needs; None: as configured."""
 
@@ -35,12 +35,12 @@ class Inputs:
 def check_inputs(
     config: DictConfig, prune_opd: PruneOPDConfig, *, weights: bool, text_only: bool
 ) -> Inputs:
-    """Check the data, row by row, and both models without their weights.
+    """Check the data, row by row, and all models without their weights.
 
     Args:
         config: verl's composed configuration.
         prune_opd: the typed part of it.
-        weights: this run loads the teacher's weights, so its files must be there.
+        weights: this run loads the teachers' weights, so their files must be there.
         text_only: responses are scored by servers, which are asked about text.
 
     Raises:
@@ -50,7 +50,7 @@ def check_inputs(
     check_code(config)
     model = config.actor_rollout_ref.model
     rules = row_rules(config, prune_opd, text_only)
-    data = check_data(config, reads_rows(config), rules)
+    data = check_data(config, reads_rows(config), rules, teacher_rule(prune_opd.teacher))
     graded = grades_here(config, data.sources)
     student = Model(
         "actor_rollout_ref.model.path",
@@ -61,17 +61,21 @@ def check_inputs(
         OmegaConf.select(model, "custom_chat_template"),
     )
     given = prune_opd.teacher
-    teacher = Model("prune_opd.teacher.path", given.path, given.trust_remote_code, None, None)
-    for one in (student, teacher) if weights else (student,):
+    teachers = tuple(
+        Model(given.key_of(name), path, given.trust_remote_code, None, None)
+        for name, path in given.paths.items()
+    )
+    for one in (student, *teachers) if weights else (student,):
         refuse_pointers(one.key, one.path, weights=True)
-    check_pair(student, teacher, prune_opd.topk)
+    for teacher in teachers:
+        check_pair(student, teacher, prune_opd.topk)
     check_rollout_context(config, student)
     rollout = config.actor_rollout_ref.rollout
     key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
     check_split(key, rollout.tensor_model_parallel_size, student)
     kwargs: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
     check_template(student, data.prompts, kwargs)
-    return Inputs(student, teacher, GRADING if graded else None)
+    return Inputs(student, teachers, GRADING if graded else None)
 
 
 def row_rules(config: DictConfig, prune_opd: PruneOPDConfig, text_only: bool) -> Rules:
@@ -94,6 +98,17 @@ def row_rules(config: DictConfig, prune_opd: PruneOPDConfig, text_only: bool) ->
 
     media = (config.data[f"{kind}_key"] for kind in ("image", "video", "audio"))
     return {AGENT_NAME: loop_fault, **{name: media_fault for name in media if text_only}}
+
+
+def teacher_rule(teacher: TeacherConfig) -> Rules:
+    """Rule for the column that names the teacher of a training row; none with one teacher."""
+
+    def teacher_fault(name: Any) -> str | None:
+        known = isinstance(name, str) and name in teacher.models
+        names = ", ".join(teacher.paths)
+        return None if known else f"allowed: a name of prune_opd.teacher.models, {names}"
+
+    return {teacher.key: teacher_fault} if teacher.models else {}
 
 
 def check_template(student: Model, prompts: list[Prompt], kwargs: dict[str, Any]) -> None:

@@ -13,13 +13,15 @@ if TYPE_CHECKING:  # takes seconds
 
 
 class WorkerGroup(Home):
-    """Teacher and student take turns on the same devices; any token can be scored.
+    """Teacher and student take turns on the same devices, several teachers, too; any token can be
+    scored.
 
-    For the gate a second copy of it is on servers.
+    For the gate a second copy of each teacher is on servers.
     """
 
     delivers = ("teacher_on_student", "sampled")
     reference_model = True
+    several = True
 
     def check(self, config: DictConfig) -> None:
         """See ``Home``."""
@@ -40,6 +42,11 @@ class WorkerGroup(Home):
         """See ``Home``."""
         pool = self.pool(config)
         return pool.client(config, servers) if pool else None
+
+    def clients(self, config: DictConfig, servers: Any) -> list[Any]:
+        """See ``Home``."""
+        pool = self.pool(config)
+        return pool.clients(config, servers) if pool else []
 
     def __str__(self) -> str:
         return "worker group and, for the gate, servers" if self.is_asked else "worker group"

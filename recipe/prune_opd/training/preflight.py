@@ -78,10 +78,11 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
         check_folders(config, prune_opd)
         check_attention(config, home.held)
         inputs = check_inputs(config, prune_opd, weights=home.has_files, text_only=home.is_asked)
-        home.check_models(config, inputs.student, inputs.teacher)
+        for teacher in inputs.teachers:
+            home.check_models(config, inputs.student, teacher)
         if prune_opd.semi.enable:
-            teacher = inputs.teacher if home.cacheable else None
-            making = made_by(config, prune_opd, inputs.student, teacher)
+            cached = inputs.teachers[0] if home.cacheable else None  # there is but one
+            making = made_by(config, prune_opd, inputs.student, cached)
             check_rollouts(Path(str(prune_opd.semi.dir)), *making)
         return inputs
 

@@ -1,4 +1,5 @@
-"""Workers of Prune-OPD: verl's actor and reference worker, the reference model being the teacher.
+"""Workers of Prune-OPD: verl's actor and reference worker, the reference model being the teacher,
+or several.
 
 Passes return blocks of (response, K) values as jagged fields, which verl's ``register`` puts into
 TransferQueue, so they stay where the next worker reads them; ``fields`` has their names.
@@ -32,11 +33,7 @@ from recipe.prune_opd.method.loss import topk_policy_loss
 from recipe.prune_opd.method.pruning import Pruned, prune
 from recipe.prune_opd.method.task_reward import Candidates
 from recipe.prune_opd.records.tally import Facts, Tally
-from recipe.prune_opd.teacher.answers import (
-    SERVED_IDS,
-    SERVED_LOG_PROBS,
-    served_rows,
-)
+from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS, served_rows
 from recipe.prune_opd.teacher.home import build_home
 from recipe.prune_opd.training.fields import (
     ADVANTAGES,
@@ -54,6 +51,7 @@ from recipe.prune_opd.training.fields import (
     STUDENT_ON_TEACHER,
     SUMS,
     TASK_ADVANTAGES,
+    TEACHER,
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
     TEACHER_ON_STUDENT,
@@ -63,9 +61,11 @@ from recipe.prune_opd.training.fields import (
     limits_of,
     reports,
     scores_of,
+    teachers_of,
 )
 from recipe.prune_opd.training.jagged import jagged, jagged_values, refuse_nan
 from recipe.prune_opd.training.rollout_writer import RolloutWriter
+from verl_ext.row_workers import RowWorkers
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
 
 _on_actor = make_nd_compute_dataproto_dispatch_fn(mesh_name="actor")
@@ -73,7 +73,7 @@ _on_ref = make_nd_compute_dataproto_dispatch_fn(mesh_name="ref")
 
 
 class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
-    """Student (actor and rollout) and frozen teacher (reference model) on the same devices.
+    """Student (actor and rollout) and frozen teachers (reference model) on the same devices.
 
     ``config`` is verl's ``actor_rollout_ref`` node with ``prune_opd`` and ``teacher_vocab_size``
     beside its own keys. With the teacher on servers there is no reference model. A trainer whose
@@ -82,7 +82,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
-        """Build both models. See ``ActorRolloutRefWorker.init_model``."""
+        """Build all models. See ``ActorRolloutRefWorker.init_model``."""
         self.prune_opd = load_config(self.config.prune_opd)
         self.home = build_home(self.prune_opd)
         if self.home.reference_model:
@@ -91,7 +91,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
             self.role += "_ref"
         # The base class gives the reference model a copy of the actor's model; this is its only
         # hook.
-        self.ref_worker_cls = self._build_teacher
+        self.ref_worker_cls = self._build_teachers
         super().init_model()
         self.actor.set_loss_fn(TopKPass(self._policy_loss))
         if self.ref is not None:
@@ -103,11 +103,16 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         self.ends = end_tokens(student.generation_config, student.tokenizer)
         self.max_length = self.prune_opd.budget.longest
 
-    def _build_teacher(self, config: TrainingWorkerConfig) -> TrainingWorker:
+    def _build_teachers(self, config: TrainingWorkerConfig) -> TrainingWorker | RowWorkers:
+        paths = self.prune_opd.teacher.paths.values()
+        built = [self._build_teacher(config, path) for path in paths]
+        return RowWorkers(built, TEACHER) if self.prune_opd.teacher.models else built[0]
+
+    def _build_teacher(self, config: TrainingWorkerConfig, path: str) -> TrainingWorker:
         given = self.prune_opd.teacher
         model: Any = OmegaConf.to_container(self.config.model, resolve=True)
         model |= {
-            "path": local_path(str(given.path)),
+            "path": local_path(path),
             "trust_remote_code": given.trust_remote_code,
             "override_config": given.override_config,
             # What belongs to the student alone:
@@ -221,7 +226,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         padded = {
             name: torch.nested.to_padded_tensor(value, 0)
             for name, value in data.items()
-            if name in advantage_fields(self.home) and name not in (EXTRA, LIMIT)
+            if name in advantage_fields(self.home) and name not in (EXTRA, LIMIT, TEACHER)
         }
         refuse_nan(padded)
         scores = scores_of(padded)
@@ -237,6 +242,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
             missing=(generated & ~pruned.mask).sum(-1),
             limits=limits_of(data),
             reports=reports(data),
+            teachers=teachers_of(data),
         )
         tally = Tally.of(pruned, scores, facts, self.max_length)
         results = self._results(pruned, self._candidates(pruned, padded, task))
