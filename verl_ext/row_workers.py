@@ -39,7 +39,7 @@ class RowWorkers:
             worker.set_loss_fn(loss_fn)
 
     def get_dispatch_collect(self) -> dict[str, Any]:
-        """Ranks that get and give batches, the same for all. See ``Worker.get_dispatch_collect``."""
+        """Ranks that get and give batches. See ``Worker.get_dispatch_collect``."""
         found: dict[str, Any] = self.workers[0].get_dispatch_collect()
         return found
 

@@ -34,6 +34,8 @@ PAPER = {
     "deadline": 1800.0,
     "teacher": {
         "path": "T",
+        "models": {},
+        "key": "data_source",
         "home": "worker_group",
         "args": {},
         "concurrency": 256,

@@ -19,7 +19,13 @@ from verl_ext.rollout.teacher_pool import TeacherPool
 )
 def test_a_pool_is_part_of_a_node_or_whole_ones(replicas, parallel, per_node, nodes):
     pool = TeacherPool(
-        "T", "vllm", 16, 100, 400, replicas=replicas, tensor_model_parallel_size=parallel
+        {"default": "T"},
+        "vllm",
+        16,
+        100,
+        400,
+        replicas=replicas,
+        tensor_model_parallel_size=parallel,
     )
     assert pool.nodes(per_node) == nodes
     assert sum(nodes) == replicas * parallel

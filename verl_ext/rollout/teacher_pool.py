@@ -20,8 +20,8 @@ from verl_ext.rollout.client import ScoringClient
 class TeacherPool:
     """Teachers on ``replicas`` servers of ``tensor_model_parallel_size`` devices each.
 
-    ``paths`` has the model of each by its name. ``engine`` is one of ``verl_ext.rollout.ENGINES``. SGLang has no block size: its cache holds
-    tokens.
+    ``paths`` has the model of each by its name. ``engine`` is one of ``verl_ext.rollout.ENGINES``.
+    SGLang has no block size: its cache holds tokens.
     """
 
     paths: Mapping[str, str]
@@ -119,12 +119,11 @@ class TeacherPool:
     @staticmethod
     def clients(config: DictConfig, manager: MultiTeacherModelManager) -> list[ScoringClient]:
         """Make a client of each teacher's servers, in the order of ``paths``, which verl keeps."""
-        found = []
-        for teacher, balancer in manager.load_balancer_handle.items():
-            addresses, handles = (
-                part[teacher] for part in (manager.server_addresses, manager.server_handles)
+        return [
+            ScoringClient(
+                config,
+                manager.load_balancer_handle[name],
+                dict(zip(addresses, manager.server_handles[name], strict=True)),
             )
-            found.append(
-                ScoringClient(config, balancer, dict(zip(addresses, handles, strict=True)))
-            )
-        return found
+            for name, addresses in manager.server_addresses.items()
+        ]

@@ -78,9 +78,7 @@ class Home(ABC):
         """
         given = self.prune_opd
         alone = self.several or not given.teacher.models
-        allowed = (
-            f"none with teacher.home={given.teacher.home}, a place for the one of teacher.path"
-        )
+        allowed = f"none with teacher.home={given.teacher.home}, which serves one, teacher.path"
         require(alone, "teacher.models", list(given.teacher.models), allowed)
         known = (*self.delivers, *OF_STUDENT)
         lacking = [part for part in given.rules.needs if part not in known]

@@ -80,7 +80,7 @@ def test_the_teachers_pool_has_all_the_settings(config, monkeypatch):
         OmegaConf.update(config, key, value, force_add=True)
     pool = teacher_pool(config, read_config(config))
     assert vars(pool) == {
-        "path": "/home/user/models/teacher",
+        "paths": {"default": "/home/user/models/teacher"},
         "engine": "vllm",
         "topk": 24,
         "max_prompt_length": 100,
