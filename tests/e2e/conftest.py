@@ -22,7 +22,7 @@ SLOW = {
     "sglang": {
         *("plain", "adopted", "same", "resumed", "permuted", "extended", "orphaned", "output"),
         *("filling", "semi", "scored", "weighted", "late", "separate", "interrupted"),
-        *("agents", "tools_gated", "grpo", "rloo"),
+        *("agents", "tools_gated", "grpo", "rloo", "several"),
         *("halted", "lost_trainer", "lost_server", "untrained_server"),
     },
 }

@@ -63,7 +63,7 @@ def test_batches_are_handed_out_as_for_one_model(answers):
         assert found["dispatch"]["dispatch_dp_rank"] == {"train": rank}
 
 
-# ------------------------------------------------------------------------------------------ no ranks
+# ----------------------------------------------------------------------------------------- no ranks
 
 
 class Counting:

@@ -1,5 +1,5 @@
-"""Several teachers: a training row without a teacher that is there ends the start, as does a teacher
-that does not fit the student; the sentence says which."""
+"""Several teachers: a training row without a teacher that is there ends the start, as does one of
+them that does not fit the student; the sentence says which."""
 
 import pytest
 from made import VOCABULARY, check_inputs, refusal, row, save_data, save_model

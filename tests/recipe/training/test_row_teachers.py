@@ -52,7 +52,7 @@ def prompts(*names: Any, column: str = "teacher") -> TensorDict:
     return tu.get_tensordict({column: np.array(names, dtype=object), "n": torch.arange(len(names))})
 
 
-# ---------------------------------------------------------------------------------------- submission
+# --------------------------------------------------------------------------------------- submission
 
 
 def test_a_row_counts_its_teacher_in_the_order_of_the_names():
@@ -99,7 +99,7 @@ def test_prompts_are_sent_out_with_it_where_there_are_several(monkeypatch, confi
         assert TEACHER not in sent[0]
 
 
-# -------------------------------------------------------------------------------------------- rollout
+# ------------------------------------------------------------------------------------------ rollout
 
 
 class Noted:
@@ -177,7 +177,7 @@ def test_without_servers_verls_client_stays_as_it_is():
     assert isinstance(with_teachers(own, alone, [Noted(1)], [9]), TeachingClient)
 
 
-# --------------------------------------------------------------------------------------------- worker
+# ------------------------------------------------------------------------------------------- worker
 
 
 def test_a_worker_holds_them_all_and_reads_the_column(monkeypatch):
@@ -223,7 +223,7 @@ def test_what_a_teacher_has_said_is_counted_for_it_alone():
     )
 
 
-# --------------------------------------------------------------------------------------------- resume
+# ------------------------------------------------------------------------------------------- resume
 
 PAPER = {"init": 2048, "min": 1024, "max": 12288}
 
