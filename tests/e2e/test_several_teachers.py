@@ -34,7 +34,7 @@ def several(inputs, tmp_path_factory) -> harness.Run:
     models = ",".join(f"{name}:{inputs / name}" for name in reversed(NAMES))
     settings = {
         "prune_opd.teacher.path": None,
-        "+prune_opd.teacher.models": f"{{{models}}}",
+        "prune_opd.teacher.models": f"{{{models}}}",
         "prune_opd.teacher.key": "teacher",
         "data.train_files": folder / "train.parquet",
         "trainer.n_gpus_per_node": 2,

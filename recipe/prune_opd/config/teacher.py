@@ -121,7 +121,9 @@ class TeacherConfig(Keys):
 
     path: str = Field("", json_schema_extra={"recipe": None})
     """Required, but with ``teacher.models``. Local folder or hub name of the teacher."""
-    models: dict[str, str] = Field(default_factory=dict, validate_default=True)
+    models: dict[str, str] = Field(
+        default_factory=dict, validate_default=True, json_schema_extra={"recipe": None}
+    )
     """Several teachers in place of ``teacher.path``: local folder or hub name of each by its name,
     ``{math: PATH, code: PATH}``. A training row names its own in the column ``teacher.key``."""
     key: str = "data_source"
@@ -166,6 +168,11 @@ class TeacherConfig(Keys):
     @classmethod
     def _stripped(cls, path: Any) -> Any:
         return str(path or "").strip() and path
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _none(cls, models: Any) -> Any:
+        return {} if models is None else models
 
     @field_validator("models")
     @classmethod
