@@ -126,6 +126,7 @@ SYMBOLS = (
     ),
     Symbol("verl.workers.engine_workers", "TrainingWorker.set_loss_fn", "takes our loss function"),
     Symbol("verl.workers.engine_workers", "TrainingWorker.infer_batch", "scoring pass"),
+    Symbol("verl.workers.engine_workers", "TrainingWorker.reset", "loads each of several models"),
     Symbol("verl.workers.engine_workers", "TrainingWorker.train_mini_batch", "update"),
     Symbol(
         _ENGINE,
@@ -136,6 +137,21 @@ SYMBOLS = (
         _ENGINE,
         "FSDPEngine.is_mp_src_rank_with_outputs",
         "which rank of a sequence-parallel group answers",
+    ),
+    Symbol(
+        _ENGINE,
+        "FSDPEngine.get_data_parallel_group",
+        "ranks that must make the same passes through each of several models",
+    ),
+    Symbol(
+        "verl.workers.engine.utils",
+        "prepare_micro_batches",
+        "takes full micro-batches alone where their size is fixed",
+    ),
+    Symbol(
+        "verl.workers.config.distillation",
+        "DistillationConfig._resolve_teacher_models",
+        "has a name of its own for a teacher that is the only one",
     ),
     Symbol(
         "verl.utils.reward_score",
@@ -153,6 +169,11 @@ SYMBOLS = (
         "whether rows are shared out",
     ),
     Symbol("verl.utils.tensordict_utils", "assign_non_tensor_data", "flags on a batch"),
+    Symbol(
+        "verl.utils.tensordict_utils",
+        "index_select_tensor_dict",
+        "rows that are one of several models' own",
+    ),
     Symbol(
         "verl.utils.distributed",
         "initialize_global_process_group_ray",

@@ -227,6 +227,18 @@ def test_the_teachers_servers_must_fit_the_nodes(
     check_values(gated)
 
 
+def test_each_of_several_teachers_has_so_many_servers(gated):
+    gated.prune_opd.teacher.path = None
+    gated.prune_opd.teacher.models = {"math": "M", "code": "C"}
+    gated.prune_opd.teacher.server.replicas = 2
+    gated.trainer.n_gpus_per_node = 4
+    check_values(gated)
+    gated.prune_opd.teacher.server.replicas = 3
+    found = "3 replicas of 1 devices for each of 2 teachers"
+    with pytest.raises(ValueError, match=rf"^prune_opd\.teacher\.server: got {found}, allowed: "):
+        check_values(gated)
+
+
 @pytest.mark.parametrize(("key", "value"), [("temperature", 0.7), ("top_p", 0.9), ("top_k", 50)])
 def test_log_probs_of_two_distributions_are_not_compared(gated, key, value):
     rollout = gated.actor_rollout_ref.rollout
