@@ -48,23 +48,10 @@ def check_inputs(
     """
     import_libraries(config)
     check_code(config)
-    model = config.actor_rollout_ref.model
     rules = row_rules(config, prune_opd, text_only)
     data = check_data(config, reads_rows(config), rules, teacher_rule(prune_opd.teacher))
     graded = grades_here(config, data.sources)
-    student = Model(
-        "actor_rollout_ref.model.path",
-        str(model.path),
-        model.trust_remote_code,
-        model.hf_config_path,
-        model.tokenizer_path,
-        OmegaConf.select(model, "custom_chat_template"),
-    )
-    given = prune_opd.teacher
-    teachers = tuple(
-        Model(given.key_of(name), path, given.trust_remote_code, None, None)
-        for name, path in given.paths.items()
-    )
+    student, teachers = _read_student(config), _read_teachers(prune_opd.teacher)
     for one in (student, *teachers) if weights else (student,):
         refuse_pointers(one.key, one.path, weights=True)
     for teacher in teachers:
@@ -76,6 +63,25 @@ def check_inputs(
     kwargs: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
     check_template(student, data.prompts, kwargs)
     return Inputs(student, teachers, GRADING if graded else None)
+
+
+def _read_student(config: DictConfig) -> Model:
+    model = config.actor_rollout_ref.model
+    return Model(
+        "actor_rollout_ref.model.path",
+        str(model.path),
+        model.trust_remote_code,
+        model.hf_config_path,
+        model.tokenizer_path,
+        OmegaConf.select(model, "custom_chat_template"),
+    )
+
+
+def _read_teachers(given: TeacherConfig) -> tuple[Model, ...]:
+    return tuple(
+        Model(given.key_of(name), path, given.trust_remote_code, None, None)
+        for name, path in given.paths.items()
+    )
 
 
 def row_rules(config: DictConfig, prune_opd: PruneOPDConfig, text_only: bool) -> Rules:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Lt
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from recipe.prune_opd.config.base import (
     Keys,
@@ -121,9 +121,7 @@ class TeacherConfig(Keys):
 
     path: str = Field("", json_schema_extra={"recipe": None})
     """Required, but with ``teacher.models``. Local folder or hub name of the teacher."""
-    models: dict[str, str] = Field(
-        default_factory=dict, validate_default=True, json_schema_extra={"recipe": None}
-    )
+    models: dict[str, str] = Field(default_factory=dict, json_schema_extra={"recipe": None})
     """Several teachers in place of ``teacher.path``: local folder or hub name of each by its name,
     ``{math: PATH, code: PATH}``. A training row names its own in the column ``teacher.key``."""
     key: str = "data_source"
@@ -164,25 +162,27 @@ class TeacherConfig(Keys):
     url: TeacherUrlConfig = TeacherUrlConfig()
     """Servers that somebody else runs, with ``home=url``."""
 
-    @field_validator("path", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _stripped(cls, path: Any) -> Any:
-        return str(path or "").strip() and path
+    def _one_or_several(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            path, several = given.get("path"), bool(given.get("models"))
+            blank = not str(path or "").strip()
+            allowed = "a folder or hub name of the teacher model, or several in teacher.models"
+            require(several or not blank, "teacher.path", path, allowed)
+            allowed = "null with teacher.models, which has the path of each"
+            require(blank or not several, "teacher.path", path, allowed)
+        return given
 
-    @field_validator("models", mode="before")
+    @field_validator("path", "models", mode="before")
     @classmethod
-    def _none(cls, models: Any) -> Any:
-        return {} if models is None else models
+    def _none(cls, value: Any, info: ValidationInfo) -> Any:
+        empty: dict[str, Any] = {"path": "", "models": {}}
+        return empty[str(info.field_name)] if value is None else value
 
     @field_validator("models")
     @classmethod
-    def _given(cls, models: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        path = info.data.get("path")
-        if not models:
-            allowed = "a folder or hub name of the teacher model, or several in teacher.models"
-            require(bool(path), "teacher.path", path or None, allowed)
-        allowed = "null with teacher.models, which has the path of each"
-        require(not (models and path), "teacher.path", path, allowed)
+    def _known(cls, models: dict[str, str]) -> dict[str, str]:
         for name, one in models.items():
             key = named("teacher", "models", name)
             require(bool(one.strip()), key, one, "a folder or hub name of the teacher model")
