@@ -15,6 +15,10 @@ from verl.single_controller.ray.base import RayResourcePool
 from verl_ext.rollout import register
 from verl_ext.rollout.client import ScoringClient
 
+ONLY = "teacher_model"
+"""Name that verl's configuration has for the only teacher, and drops where there are several
+(``DistillationConfig._resolve_teacher_models``)."""
+
 
 @dataclass(frozen=True)
 class TeacherPool:
@@ -57,31 +61,35 @@ class TeacherPool:
         """
         register(self.engine)
         nodes = self.nodes(gpus_per_node)
+        copied = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         settings = {
             "enabled": True,
             "n_gpus_per_node": nodes[0],
             "nnodes": len(nodes),
             # The loss itself is not used: it is verl's way to have servers give the top-k.
             "distillation_loss": {"loss_mode": "forward_kl_topk", "topk": self.topk},
-            "teacher_models": self._models(),
+            "teacher_models": self._models(copied.distillation.teacher_models[ONLY]),
         }
-        copied = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         copied.distillation = OmegaConf.merge(copied.distillation, settings)
         return MultiTeacherModelManager(config=copied, resource_pool=resource_pool)
 
-    def _models(self) -> dict[str, dict[str, Any]]:
-        """verl's node for each teacher. Its name for the only one is fixed, and dropped where there
-        are several (``DistillationConfig._resolve_teacher_models``)."""
-        alone = len(self.paths) == 1
-        return {
-            "teacher_model" if alone else name: {
+    def _models(self, defaults: DictConfig) -> dict[str, DictConfig]:
+        """verl's node for each teacher.
+
+        Args:
+            defaults: verl's, which only the node of this name has: those of its class are others,
+                random weights (``load_format``) among them.
+        """
+        alone, found = len(self.paths) == 1, {}
+        for name, path in self.paths.items():
+            own = {
                 "key": name,
                 "model_path": path,
                 "num_replicas": self.replicas,
                 "inference": self._inference(),
             }
-            for name, path in self.paths.items()
-        }
+            found[ONLY if alone else name] = OmegaConf.merge(defaults, own)
+        return found
 
     def _inference(self) -> dict[str, Any]:
         return {

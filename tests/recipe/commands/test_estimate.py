@@ -600,6 +600,15 @@ def test_the_model_of_the_pair_that_cannot_be_counted_is_named(case, key, models
     assert line.startswith(f"estimate: {key}: {tmp_path}{message}")
 
 
+def test_several_teachers_are_refused(models, capsys):
+    student = f"actor_rollout_ref.model.path={models[SMALL_PAIR[0]]}"
+    assert main(["estimate", student, "prune_opd.teacher.models={math:M,code:C}", *PAPER]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "estimate: prune_opd.teacher.models: got ['math', 'code'], allowed: none"
+    )
+
+
 def test_a_file_is_no_model(models, tmp_path, capsys):
     file = tmp_path / "config.json"
     file.write_text("{}")

@@ -151,6 +151,8 @@ def test_verl_takes_several_teachers_and_their_clients_keep_the_order(config, mo
         name: (one.model_path, one.world_size) for name, one in distillation.teacher_models.items()
     }
     assert list(found.items()) == [("code", ("org/C", 6)), ("math", ("org/M", 6))]
+    # verl's class has other defaults than its yaml: random weights.
+    assert {one.inference.load_format for one in distillation.teacher_models.values()} == {"auto"}
     names = list(found)
     manager = SimpleNamespace(
         server_addresses={name: [f"{name} 1", f"{name} 2"] for name in names},
