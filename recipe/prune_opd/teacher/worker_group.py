@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from recipe.prune_opd.checks.engines import check_model
 from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.teacher.home import Home
 from recipe.prune_opd.teacher.servers import check_pool, check_server_models, teacher_pool
@@ -29,6 +30,7 @@ class WorkerGroup(Home):
 
     def check_models(self, config: DictConfig, student: Model, teacher: Model) -> None:
         """See ``Home``."""
+        check_model(config, "ref", teacher)
         if self.is_asked:
             check_server_models(config, self.prune_opd, teacher)
 

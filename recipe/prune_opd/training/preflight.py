@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recipe.prune_opd.checks.agent_loops import check_agent_loop
 from recipe.prune_opd.checks.attention import check_attention, check_sequence_parallelism
 from recipe.prune_opd.checks.batches import check_batches
+from recipe.prune_opd.checks.engines import check_engine
 from recipe.prune_opd.checks.folders import check_folders
 from recipe.prune_opd.checks.inputs import Inputs, check_inputs
 from recipe.prune_opd.checks.kinds import unresolved
@@ -42,6 +43,7 @@ def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
     """
     with _sentences():
         prune_opd = check_settings(config)
+        check_engine(config)
         check_mode(config, prune_opd, verl_mode(config.trainer.v1.trainer_mode, prune_opd))
         check_task_reward(config, prune_opd)
         check_agent_loop(config, prune_opd)

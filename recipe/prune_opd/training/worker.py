@@ -93,13 +93,12 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         # hook.
         self.ref_worker_cls = self._build_teacher
         super().init_model()
-        self.actor.set_loss_fn(TopKPass(self._policy_loss))
-        if self.ref is not None:
-            self.ref.set_loss_fn(TopKPass())
         student = self.actor.model_config
-        self.vocab_size = min(
-            student.hf_config.get_text_config().vocab_size, self.config.teacher_vocab_size
-        )
+        tokens = student.hf_config.get_text_config().vocab_size
+        self.vocab_size = min(tokens, self.config.teacher_vocab_size)
+        self.actor.set_loss_fn(TopKPass(self._policy_loss, tokens))
+        if self.ref is not None:
+            self.ref.set_loss_fn(TopKPass(vocab_size=self.config.teacher_vocab_size))
         self.ends = end_tokens(student.generation_config, student.tokenizer)
         self.max_length = self.prune_opd.budget.longest
 
