@@ -44,6 +44,7 @@ WAYS = {
     for layout in ("thd", "bshd")
     for name, (tensor, context) in {"data": (1, 1), "tensor": (2, 1), "context": (1, 2)}.items()
 }
+GPTS = {"gpt data": (1, 1), "gpt tensor": (2, 1), "gpt pipeline": (1, 2)}
 
 
 class OnCPU(TorchFunctionMode):
@@ -128,6 +129,13 @@ def engine_of(build: Any, tensor: int, context: int, pipeline: int, packed: bool
     return engine
 
 
+def whole_name(name: str) -> str:
+    """Name that a parameter of a stage has in the whole model, whose stages have a layer each."""
+    layer = mpu.get_pipeline_model_parallel_rank()
+    stages = mpu.get_pipeline_model_parallel_world_size()
+    return name.replace(".layers.0.", f".layers.{layer}.") if stages > 1 else name
+
+
 def gpt(config: TransformerConfig) -> GPTModel:
     """A model whose weights are the same however many ranks share it."""
     torch.manual_seed(0)
@@ -143,12 +151,8 @@ def gpt(config: TransformerConfig) -> GPTModel:
     )
     generator = torch.Generator()
     ranks, rank = config.tensor_model_parallel_size, mpu.get_tensor_model_parallel_rank()
-    first = mpu.get_pipeline_model_parallel_rank() * len(model.decoder.layers)
     for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        if "layers" in parts:
-            parts[2] = str(int(parts[2]) + first)
-        generator.manual_seed(sum(ord(letter) * i for i, letter in enumerate(".".join(parts))))
+        generator.manual_seed(sum(ord(letter) * i for i, letter in enumerate(whole_name(name))))
         split = getattr(parameter, "partition_dim", -1)
         shape = list(parameter.shape)
         if split >= 0:
@@ -158,28 +162,68 @@ def gpt(config: TransformerConfig) -> GPTModel:
     return model
 
 
-def answers(engine: Any, vocab_size: int) -> dict[str, Any]:
-    """A scoring pass and the gradient of an update; of a rank that answers nothing, the gradient
-    alone."""
-    loss_fn = TopKPass(objective, vocab_size)
+def scoring(vocab_size: int) -> TensorDict:
+    """A batch with all that a scoring pass may be asked."""
     given = data()
     request_pass(given, Request(K, min(COMMON, vocab_size), "chosen"), sampled=True, entropy=True)
-    output = engine.infer_batch(given, loss_function=loss_fn).get("model_output")
-    found: dict[str, Any] = {"answers": engine.is_mp_src_rank_with_outputs()}
-    if output is not None:
-        for name in ("top_ids", "top_log_probs", "log_probs_at"):
-            field = collect(join_columns(output, name), given["input_ids"], given["responses"])
-            found[name] = field.values()
-        found["entropy"] = output["entropy"].values()
-        # verl's row of a last token is about the first of the sequence packed behind it.
-        found["log_probs"] = torch.cat([row[:-1] for row in output["log_probs"].unbind()])
+    return given
+
+
+def update() -> TensorDict:
+    """A batch to train on."""
     given = data()
     request_pass(given, Request(at="chosen"), sampled=False)
-    engine.forward_backward_batch(given, loss_fn)
-    found["gradient"] = {
-        name: parameter.grad for name, parameter in engine.module[0].named_parameters()
+    return given
+
+
+def scores(output: dict[str, Tensor], given: TensorDict) -> dict[str, Tensor]:
+    """What the worker makes of a pass."""
+    found = {
+        name: collect(join_columns(output, name), given["input_ids"], given["responses"]).values()
+        for name in ("top_ids", "top_log_probs", "log_probs_at")
     }
+    found["entropy"] = output["entropy"].values()
+    # verl's row of a last token is about the first of the sequence packed behind it.
+    found["log_probs"] = torch.cat([row[:-1] for row in output["log_probs"].unbind()])
     return found
+
+
+def answers(engine: Any, vocab_size: int) -> dict[str, Any]:
+    """A scoring pass, where this rank has its results, and the gradient of an update."""
+    loss_fn = TopKPass(objective, vocab_size)
+    given = scoring(vocab_size)
+    output = engine.infer_batch(given, loss_function=loss_fn).get("model_output")
+    engine.forward_backward_batch(update(), loss_fn)
+    return {
+        "answers": engine.is_mp_src_rank_with_outputs(),
+        "scores": None if output is None else scores(output, given),
+        "gradient": {
+            whole_name(name): each.grad for name, each in engine.module[0].named_parameters()
+        },
+    }
+
+
+def packed(vocab_size: int) -> dict[str, Any]:
+    """The same of one rank with FSDP's engine, which shows whole rows."""
+    loss_fn = TopKPass(objective)
+    weight = table()[:, :vocab_size].requires_grad_()
+
+    def run(given: TensorDict) -> dict[str, Tensor]:
+        tokens = given["input_ids"]
+        logits = F.embedding(tokens.values(), weight) / TEMPERATURE
+        columns = loss_fn(student_logits=logits.unsqueeze(0), data=given)
+        return {
+            name: torch.nested.nested_tensor_from_jagged(column.squeeze(0), tokens.offsets())
+            for name, column in columns.items()
+        }
+
+    given, trained = scoring(vocab_size), update()
+    with torch.no_grad():
+        found = scores(run(given), given)
+    trained["batch_num_tokens"], trained["dp_size"] = trained["loss_mask"].values().sum().item(), 1
+    loss_fn(model_output=run(trained), data=trained)[0].backward()
+    padding = torch.zeros(V, PADDED - vocab_size)
+    return {"scores": found, "gradient": {"table": torch.cat([weight.grad, padding], -1)}}
 
 
 def main(folder: Path, rank: int) -> None:
@@ -189,17 +233,13 @@ def main(folder: Path, rank: int) -> None:
     torch.cuda.current_device = lambda: "cpu"
     torch.cuda.synchronize = lambda: None
     initialize_rng_tracker(inference_rng_tracker=True)  # others keep states of CUDA
-    found = {}
+    found = {"packed": packed(V), "packed few": packed(FEW)}
+    build = partial(Table, table=table())
     with OnCPU():
-        for name, (tensor, context, packed) in WAYS.items():
-            build = partial(Table, table=table())
-            found[name] = answers(engine_of(build, tensor, context, 1, packed), V)
-        found["few"] = answers(engine_of(build, 2, 1, 1, True), FEW)
-        for name, (tensor, pipeline) in {
-            "gpt data": (1, 1),
-            "gpt tensor": (2, 1),
-            "gpt pipeline": (1, 2),
-        }.items():
+        for name, (tensor, context, thd) in WAYS.items():
+            found[name] = answers(engine_of(build, tensor, context, 1, thd), V)
+        found["tensor few"] = answers(engine_of(build, 2, 1, 1, True), FEW)
+        for name, (tensor, pipeline) in GPTS.items():
             found[name] = answers(engine_of(gpt, tensor, 1, pipeline, False), V)
     torch.save(found, folder / f"answers_{rank}.pt")
     distributed.destroy_process_group()

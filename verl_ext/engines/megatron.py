@@ -1,4 +1,4 @@
-"""Megatron's way: a part of the vocabulary on each tensor-parallel rank, rows padded and shared out.
+"""Megatron's way: each tensor-parallel rank has a part of the vocabulary, rows are padded.
 
 The softmax over a rank's part is the distribution of a token given that it is of this part, so a
 part is scored as if it were all there is, and the share of each part, which one number per row and
@@ -110,7 +110,8 @@ class Megatron:
         mass = part.pop("normaliser")
         if not self._tokens(logits):
             mass = torch.full_like(mass, -torch.inf)
-        share = (mass - self._gathered(mass).logsumexp(0)).to(torch.promote_types(logits.dtype, torch.float32))
+        log_share = mass - self._gathered(mass).logsumexp(0)
+        share = log_share.to(torch.promote_types(logits.dtype, torch.float32))
         found: dict[str, Tensor] = {}
         if k:
             found |= self._merged(part, k, share, self._first(logits))
@@ -153,9 +154,7 @@ class _LogProbsAt(torch.autograd.Function):
     may be inside an activation checkpoint."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, ids: Tensor, engine: Megatron, overwrite: bool
-    ) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, engine: Megatron, overwrite: bool) -> Tensor:
         found, share = engine._score(logits, 0, 0, ids)
         ctx.save_for_backward(logits, ids, share)
         ctx.engine, ctx.overwrite = engine, overwrite and whole.may_overwrite(logits)

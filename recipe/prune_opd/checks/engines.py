@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -33,6 +34,8 @@ class Engine:
     """Keys that need a number, with those of ``sequence``, ``parts`` and ``shared``."""
     settings: tuple[Setting, ...]
     """Keys that need one of a few values."""
+    package: str = "torch"
+    """Module that it stands on."""
     parts: tuple[str, ...] = ()
     """Ranks that share a model's layers or columns: they get the same responses."""
     shards: str | None = None
@@ -77,6 +80,7 @@ FSDP = Engine(
 )
 VEOMNI = Engine(
     group="veomni",
+    package="veomni",
     sequence=("veomni.ulysses_parallel_size",),
     shards="veomni.fsdp_size",
     shared=("veomni.ulysses_parallel_size", "veomni.fsdp_size", "veomni.expert_parallel_size"),
@@ -90,11 +94,10 @@ VEOMNI = Engine(
         *both("veomni.router_replay.mode", ("disabled",), ROUTES),
     ),
 )
-SIZES = tuple(
-    f"megatron.{name}_model_parallel_size" for name in ("tensor", "pipeline", "expert")
-)
+SIZES = tuple(f"megatron.{name}_model_parallel_size" for name in ("tensor", "pipeline", "expert"))
 MEGATRON = Engine(
     group="megatron",
+    package="megatron.core",
     sequence=("megatron.context_parallel_size",),
     parts=SIZES[:2],
     shared=(
@@ -159,6 +162,20 @@ def check_engine(config: DictConfig) -> Engine:
     check_ranges(config, numbers_of(engine))
     check_allowed(config, engine.settings, "prune_opd")
     return engine
+
+
+def check_package(config: DictConfig) -> None:
+    """Check that the engine is installed in this process's environment, where the trainer runs.
+
+    Raises:
+        ValueError: names the engine and what it lacks.
+    """
+    package = engine_of(config).package
+    if find_spec(package.partition(".")[0]) is None or find_spec(package) is None:
+        raise ValueError(
+            f"{ACTOR}.strategy: got {config.actor_rollout_ref.actor.strategy!r}, which needs the"
+            f" module {package} on every node"
+        )
 
 
 def numbers_of(engine: Engine) -> dict[str, Range]:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recipe.prune_opd.checks.agent_loops import check_agent_loop
 from recipe.prune_opd.checks.attention import check_attention, check_sequence_parallelism
 from recipe.prune_opd.checks.batches import check_batches
-from recipe.prune_opd.checks.engines import check_engine
+from recipe.prune_opd.checks.engines import check_engine, check_package
 from recipe.prune_opd.checks.folders import check_folders
 from recipe.prune_opd.checks.inputs import Inputs, check_inputs
 from recipe.prune_opd.checks.kinds import unresolved
@@ -78,6 +78,7 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
     with _sentences():
         check_checkpoint(config, prune_opd)
         check_folders(config, prune_opd)
+        check_package(config)
         check_attention(config, home.held)
         inputs = check_inputs(config, prune_opd, weights=home.has_files, text_only=home.is_asked)
         home.check_models(config, inputs.student, inputs.teacher)

@@ -66,6 +66,7 @@ from recipe.prune_opd.training.fields import (
 )
 from recipe.prune_opd.training.jagged import jagged, jagged_values, refuse_nan
 from recipe.prune_opd.training.rollout_writer import RolloutWriter
+from verl_ext import compat
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
 
 _on_actor = make_nd_compute_dataproto_dispatch_fn(mesh_name="actor")
@@ -83,6 +84,8 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         """Build both models. See ``ActorRolloutRefWorker.init_model``."""
+        if self.config.actor.strategy == "megatron":
+            compat.check("megatron-core")
         self.prune_opd = load_config(self.config.prune_opd)
         self.home = build_home(self.prune_opd)
         if self.home.reference_model:
@@ -119,8 +122,8 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
             "mtp": (model["mtp"] or {}) | {"enable": False},
         }
         teacher: HFModelConfig = omega_conf_to_dataclass(OmegaConf.create(model))
-        # ref.fsdp_config.forward_only=false keeps the teacher on its device, but then verl builds
-        # an optimizer for it, and has no settings for one. It never steps, so it holds no state.
+        # forward_only=false keeps FSDP's teacher on its device, but then verl builds an optimizer
+        # for it, and has no settings for one. It never steps, so it holds no state.
         optimizer = omega_conf_to_dataclass(self.config.actor.optim)
         return TrainingWorker(
             config=replace(config, model_config=teacher, optimizer_config=optimizer)
