@@ -222,9 +222,9 @@ def filled(text: str, comment: str) -> str:
         KeyError: a marker names no function of this module.
     """
     start, end = ("# ", "") if comment == "#" else ("<!-- ", " -->")
-    first, last = rf"({start}generated: (\w+){end}\n)", rf"(\n{start}end{end}\n)"
-    part = re.compile(f"{first}.*?{last}", re.DOTALL)
-    return part.sub(lambda m: m[1] + globals()[m[2]]().rstrip("\n") + m[3], text)
+    first, last = rf"({start}generated: (\w+){end}\n)", rf"(^{start}end{end}\n)"
+    part = re.compile(f"{first}.*?{last}", re.DOTALL | re.MULTILINE)
+    return part.sub(lambda m: m[1] + globals()[m[2]]().rstrip("\n") + "\n" + m[3], text)
 
 
 def main() -> int:

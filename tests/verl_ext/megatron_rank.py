@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
+from megatron.core.enums import ModelType
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
@@ -24,6 +25,7 @@ from torch import Tensor, distributed
 from torch.overrides import TorchFunctionMode
 from ulysses_rank import PROMPTS, K, V, batch, objective
 from verl.trainer.config import CheckpointConfig
+from verl.utils import tensordict_utils as tu
 from verl.workers.config import McoreEngineConfig
 from verl.workers.engine.megatron import MegatronEngineWithLMHead
 
@@ -59,6 +61,7 @@ class Table(torch.nn.Module):
     """Logits by the token's id: this rank's columns of one table (V, ``PADDED``)."""
 
     pre_process = post_process = True
+    model_type = ModelType.encoder_or_decoder
 
     def __init__(self, config: TransformerConfig, table: Tensor):
         super().__init__()
@@ -70,7 +73,17 @@ class Table(torch.nn.Module):
     def set_input_tensor(self, given: Any) -> None: ...
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
-        return F.embedding(input_ids, self.table).clone()  # verl divides it by the temperature
+        return F.embedding(input_ids, self.table)
+
+
+class Causal(GPTModel):
+    """Looks back alone: padding, behind each sequence, needs no mask, and megatron-core's own
+    attention takes another than Transformer Engine's."""
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, **kwargs: Any
+    ) -> Tensor:
+        return super().forward(input_ids, position_ids, None)
 
 
 def table() -> Tensor:
@@ -84,7 +97,7 @@ def data() -> TensorDict:
     """The sequences of the other engines' test, with ids to score that the model does not have."""
     given = batch(list(range(len(PROMPTS))))
     given["chosen"].values()[2, : len(OUTSIDE)] = torch.tensor(OUTSIDE, dtype=torch.int32)
-    given["temperature"] = TEMPERATURE
+    tu.assign_non_tensor(given, temperature=TEMPERATURE)
     return given
 
 
@@ -119,6 +132,7 @@ def engine_of(build: Any, tensor: int, context: int, pipeline: int, packed: bool
         gradient_accumulation_fusion=False,
         pipeline_dtype=torch.float32,
         variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
         batch_p2p_comm=False,
         deallocate_pipeline_outputs=True,
         tensor_model_parallel_size=tensor,
@@ -136,10 +150,10 @@ def whole_name(name: str) -> str:
     return name.replace(".layers.0.", f".layers.{layer}.") if stages > 1 else name
 
 
-def gpt(config: TransformerConfig) -> GPTModel:
+def gpt(config: TransformerConfig) -> Causal:
     """A model whose weights are the same however many ranks share it."""
     torch.manual_seed(0)
-    model = GPTModel(
+    model = Causal(
         config,
         get_gpt_layer_local_spec(normalization="RMSNorm"),
         PADDED,
@@ -220,7 +234,8 @@ def packed(vocab_size: int) -> dict[str, Any]:
     given, trained = scoring(vocab_size), update()
     with torch.no_grad():
         found = scores(run(given), given)
-    trained["batch_num_tokens"], trained["dp_size"] = trained["loss_mask"].values().sum().item(), 1
+    tokens = trained["loss_mask"].values().sum().item()
+    tu.assign_non_tensor(trained, batch_num_tokens=tokens, dp_size=1)
     loss_fn(model_output=run(trained), data=trained)[0].backward()
     padding = torch.zeros(V, PADDED - vocab_size)
     return {"scores": found, "gradient": {"table": torch.cat([weight.grad, padding], -1)}}
