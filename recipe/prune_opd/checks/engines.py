@@ -26,6 +26,8 @@ def both(name: str, allowed: tuple[object, ...], why: str) -> tuple[Setting, Set
 class Engine:
     """Keys of an engine, each below ``actor_rollout_ref.actor`` and ``.ref`` alike."""
 
+    name: str
+    """verl's name of its keys, ``model_engine``."""
     group: str
     """Group of its own keys."""
     sequence: tuple[str, ...]
@@ -68,6 +70,7 @@ class Engine:
 
 
 FSDP = Engine(
+    name="dp",
     group="fsdp_config",
     sequence=("ulysses_sequence_parallel_size", "fsdp_config.ulysses_sequence_parallel_size"),
     shards="fsdp_config.fsdp_size",
@@ -79,6 +82,7 @@ FSDP = Engine(
     settings=both("pad_to_length", (False,), PADDED),
 )
 VEOMNI = Engine(
+    name="veomni",
     group="veomni",
     package="veomni",
     sequence=("veomni.ulysses_parallel_size",),
@@ -96,6 +100,7 @@ VEOMNI = Engine(
 )
 SIZES = tuple(f"megatron.{name}_model_parallel_size" for name in ("tensor", "pipeline", "expert"))
 MEGATRON = Engine(
+    name="megatron",
     group="megatron",
     package="megatron.core",
     sequence=("megatron.context_parallel_size",),
@@ -157,7 +162,7 @@ def check_engine(config: DictConfig) -> Engine:
         if not GROUP.holds(found := look_up(config, f"{model}.{engine.group}")):
             raise ValueError(
                 f"{model}.{engine.group}: got {shown(found)}, allowed: {GROUP.words}; the keys of"
-                f" an engine come with verl's model_engine={engine.group}"
+                f" an engine come with verl's model_engine={engine.name}"
             )
     check_ranges(config, numbers_of(engine))
     check_allowed(config, engine.settings, "prune_opd")

@@ -18,8 +18,7 @@ from recipe.prune_opd.checks.engines import (
 )
 from recipe.prune_opd.training.preflight import check_values
 
-NAMES = {"dp": FSDP, "veomni": VEOMNI, "megatron": MEGATRON}
-"""Engines by verl's name of their keys, ``model_engine``."""
+NAMES = {engine.name: engine for engine in (FSDP, VEOMNI, MEGATRON)}
 PARTS = ("actor", "ref")
 WRONG = {
     "pad_to_length": True,
