@@ -14,6 +14,7 @@ from recipe.prune_opd.checks.settings import Setting, check_allowed
 from recipe.prune_opd.config import shown
 
 PADDED = "rows of padded logits would not match the candidates"
+LORA = "actor_rollout_ref.model.lora_rank"
 ROUTES = "verl records and replays routes in its own passes alone"
 
 
@@ -96,6 +97,7 @@ VEOMNI = Engine(
     settings=(
         *both("veomni.pad_to_length", (False,), PADDED),
         *both("veomni.router_replay.mode", ("disabled",), ROUTES),
+        Setting(LORA, (0,), "verl's engine makes no adapter, and would train all weights"),
     ),
 )
 SIZES = tuple(f"megatron.{name}_model_parallel_size" for name in ("tensor", "pipeline", "expert"))
@@ -126,6 +128,7 @@ MEGATRON = Engine(
             (None, False),
             "rows are then padded in another way than the candidates",
         ),
+        Setting(LORA, (0,), "Megatron's adapters are set by actor_rollout_ref.model.lora.rank"),
         Setting(
             f"{REF}.megatron.forward_only",
             (True,),

@@ -111,10 +111,11 @@ class TeacherConfig(Keys):
     """Required. Local folder or hub name of the teacher."""
     home: str = "worker_group"
     """Place where it is. ``worker_group``: on the trainer's devices, as verl's reference model;
-    scores any token. ``server``: on inference servers with devices of their own (``server.*``),
-    which know their own top k and the sampled token, and score a response while others are still
-    being generated; for strategies only_tch, intersection and sampled. ``url``: the same, on
-    servers that somebody else runs (``url.*``)."""
+    scores any token. ``lora_base``: the student without its LoRA adapter, so no second copy;
+    ``path`` is the student's. ``server``: on inference servers with devices of their own
+    (``server.*``), which know their own top k and the sampled token, and score a response while
+    others are still being generated; for strategies only_tch, intersection and sampled. ``url``:
+    the same, on servers that somebody else runs (``url.*``)."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Parameters of a home of your own."""
     concurrency: Positive = 256

@@ -37,7 +37,7 @@ class Home(ABC):
     delivers: ClassVar[tuple[str, ...]]
     """Optional parts of ``Scores`` it can tell, beside its own top k."""
     reference_model: ClassVar[bool] = False
-    """The teacher is verl's reference model: a worker of the trainer holds it."""
+    """The teacher is verl's reference model: a worker of the trainer scores with it."""
     has_files: ClassVar[bool] = True
     """``teacher.path`` holds its weights, which this run loads."""
 
@@ -62,7 +62,7 @@ class Home(ABC):
 
     @property
     def held(self) -> TeacherConfig | None:
-        """The teacher's configuration, where a worker of the trainer holds it."""
+        """The teacher's configuration, where a worker of the trainer holds a copy of it."""
         return self.prune_opd.teacher if self.reference_model else None
 
     def check(self, config: DictConfig) -> None:
@@ -136,6 +136,7 @@ HOMES: Registry[Home] = Registry(
     "prune_opd.teacher.home",
     Home,
     worker_group="recipe.prune_opd.teacher.worker_group:WorkerGroup",
+    lora_base="recipe.prune_opd.teacher.worker_group:LoraBase",
     server="recipe.prune_opd.teacher.servers:Servers",
     url="recipe.prune_opd.teacher.urls:Urls",
 )

@@ -80,7 +80,11 @@ def stored_fields(home: Home, log_probs: bool) -> tuple[str, ...]:
     return (UID, SESSION, "prompts", "responses", "response_mask", *own, *scores, *sampled)
 
 
-READS = {"compute_ref_log_prob": teacher_fields, "read_served_scores": served_fields}
+READS = {
+    "compute_ref_log_prob": teacher_fields,
+    "compute_base_log_prob": teacher_fields,
+    "read_served_scores": served_fields,
+}
 """Fields that a method of the worker which brings the teacher's scores reads."""
 
 

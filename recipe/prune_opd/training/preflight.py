@@ -50,7 +50,7 @@ def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
         home = build_home(prune_opd)
         home.check(config)
         longest = config.data.max_prompt_length + prune_opd.budget.longest
-        check_batches(config, longest, teacher_passes=home.reference_model)
+        check_batches(config, longest, teacher_passes=home.held is not None)
         check_sequence_parallelism(config, home.held)
         return prune_opd, home
 

@@ -32,11 +32,7 @@ from recipe.prune_opd.method.loss import topk_policy_loss
 from recipe.prune_opd.method.pruning import Pruned, prune
 from recipe.prune_opd.method.task_reward import Candidates
 from recipe.prune_opd.records.tally import Facts, Tally
-from recipe.prune_opd.teacher.answers import (
-    SERVED_IDS,
-    SERVED_LOG_PROBS,
-    served_rows,
-)
+from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS, served_rows
 from recipe.prune_opd.teacher.home import build_home
 from recipe.prune_opd.training.fields import (
     ADVANTAGES,
@@ -88,7 +84,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
             compat.check("megatron-core")
         self.prune_opd = load_config(self.config.prune_opd)
         self.home = build_home(self.prune_opd)
-        if self.home.reference_model:
+        if self.home.held:
             # The base class looks for parts of this name. The trainer knows nothing of a reference
             # model, so the role is that of the student, whatever it is in this mode.
             self.role += "_ref"
@@ -125,9 +121,8 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         # forward_only=false keeps FSDP's teacher on its device, but then verl builds an optimizer
         # for it, and has no settings for one. It never steps, so it holds no state.
         optimizer = omega_conf_to_dataclass(self.config.actor.optim)
-        return TrainingWorker(
-            config=replace(config, model_config=teacher, optimizer_config=optimizer)
-        )
+        config = replace(config, model_config=teacher, optimizer_config=optimizer)
+        return TrainingWorker(config=config)
 
     # --------------------------------------------------------------------------------------- passes
 
@@ -152,6 +147,16 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
     def compute_ref_log_prob(self, data: TensorDict) -> TensorDict | None:
         """One teacher pass: its own top-k, and its log-probs on the student's ids or on the sampled
         tokens."""
+        return self._teacher_pass(self.ref, data)
+
+    @register(dispatch_mode=_on_actor)
+    @DistProfiler.annotate(color="olive", role="ref_compute_log_prob")
+    def compute_base_log_prob(self, data: TensorDict) -> TensorDict | None:
+        """The same of a teacher that is the student without its LoRA adapter."""
+        tu.assign_non_tensor_data(data, "no_lora_adapter", True)
+        return self._teacher_pass(self.actor, data)
+
+    def _teacher_pass(self, model: TrainingWorker, data: TensorDict) -> TensorDict | None:
         at = STUDENT_IDS if STUDENT_IDS in data else None
         request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size, at=at)
         request_pass(data, request, sampled="sampled" in self.prune_opd.rules.needs)
@@ -161,7 +166,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
             "top_log_probs": TEACHER_LOG_PROBS,
             "log_probs_at": TEACHER_ON_STUDENT,
         }
-        output = _fields(self.ref.infer_batch(data), data, blocks, "log_probs")
+        output = _fields(model.infer_batch(data), data, blocks, "log_probs")
         if output is not None and "log_probs" in output:
             output[TEACHER_SAMPLED] = collect(
                 output.pop("log_probs").values(), data["input_ids"], data["responses"]

@@ -22,6 +22,7 @@ NAMES = {engine.name: engine for engine in (FSDP, VEOMNI, MEGATRON)}
 PARTS = ("actor", "ref")
 WRONG = {
     "pad_to_length": True,
+    "lora_rank": 8,
     "veomni.pad_to_length": True,
     "veomni.router_replay.mode": "R2",
     "megatron.pad_to_length": True,

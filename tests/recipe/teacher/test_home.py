@@ -9,7 +9,13 @@ from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.method.reward import STRATEGIES
 from recipe.prune_opd.teacher.home import HOMES, Home, build_home
 
-VERL = OmegaConf.create({"trainer": {"del_local_ckpt_after_load": False, "n_gpus_per_node": 8}})
+MODEL = {"path": "T", "override_config": {}, "lora_rank": 8, "lora_adapter_path": None}
+VERL = OmegaConf.create(
+    {
+        "trainer": {"del_local_ckpt_after_load": False, "n_gpus_per_node": 8},
+        "actor_rollout_ref": {"model": MODEL},
+    }
+)
 URLS = ["http://10.0.0.1:8000", "https://teacher.example:8443"]
 
 
@@ -42,9 +48,10 @@ def test_servers_are_refused_where_the_students_candidates_are_scored(strategy, 
         )
 
 
+@pytest.mark.parametrize("home", ["worker_group", "lora_base"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_worker_group_serves_every_strategy(strategy):
-    assert home_of("worker_group", strategy=strategy).prune_opd.strategy == strategy
+def test_the_trainers_workers_serve_every_strategy(strategy, home):
+    assert home_of(home, strategy=strategy).prune_opd.strategy == strategy
 
 
 REFUSED = [
@@ -89,18 +96,52 @@ def test_code_of_the_teachers_own_is_no_matter_elsewhere():
 
 
 @pytest.mark.parametrize(
-    ("home", "gate", "asked", "held"),
+    ("home", "gate", "asked", "reference", "held"),
     [
-        ("worker_group", False, False, True),
-        ("worker_group", True, True, True),
-        ("server", False, True, False),
-        ("server", True, True, False),
-        ("url", False, True, False),
+        ("worker_group", False, False, True, True),
+        ("worker_group", True, True, True, True),
+        ("lora_base", False, False, True, False),
+        ("lora_base", True, True, True, False),
+        ("server", False, True, False, False),
+        ("server", True, True, False, False),
+        ("url", False, True, False, False),
     ],
 )
-def test_servers_are_asked_by_the_gate_and_by_their_home(home, gate, asked, held):
+def test_servers_are_asked_by_the_gate_and_by_their_home(home, gate, asked, reference, held):
     found = home_of(home, gate={"enable": gate})
-    assert (found.is_asked, found.held is not None, found.reference_model) == (asked, held, held)
+    assert (found.is_asked, found.reference_model) == (asked, reference)
+    assert (found.held is not None) == held
+
+
+@pytest.mark.parametrize(
+    ("teacher", "model", "said"),
+    [
+        (
+            {},
+            {"lora_rank": 0},
+            r"actor_rollout_ref\.model\.lora_rank: got 0, allowed with .*\.home=lora_base:",
+        ),
+        ({}, {"path": "S"}, r"prune_opd\.teacher\.path: got 'T', allowed: with .*path, 'S'$"),
+        (
+            {"override_config": {"attn_implementation": "eager"}},
+            {},
+            r"prune_opd\.teacher\.override_config: got \{.*eager.*\}, allowed: with .*, \{\}$",
+        ),
+    ],
+)
+def test_a_base_is_that_of_a_student_with_an_adapter(teacher, model, said):
+    given = {"path": "T", "home": "lora_base", **teacher}
+    home = build_home(PruneOPDConfig.model_validate({"teacher": given}))
+    with pytest.raises(ValueError, match=rf"^{said}"):
+        home.check(OmegaConf.merge(VERL, {"actor_rollout_ref": {"model": model}}))
+
+
+@pytest.mark.parametrize(
+    "adapter", [{"lora_adapter_path": "/adapter"}, {"lora": {"rank": 8}}], ids=str
+)
+def test_an_adapter_is_one_however_it_is_named(adapter):
+    model = {"lora_rank": 0, **adapter}
+    home_of("lora_base").check(OmegaConf.merge(VERL, {"actor_rollout_ref": {"model": model}}))
 
 
 class Elsewhere(Home):
@@ -149,7 +190,8 @@ def test_weights_are_refused_by_what_a_home_delivers():
 def test_names_and_arguments_that_are_none_are_refused():
     with pytest.raises(
         ValueError,
-        match=r"^prune_opd\.teacher\.home: got 'servers', allowed: worker_group, server, url, or ",
+        match=r"^prune_opd\.teacher\.home: got 'servers', allowed: worker_group, lora_base, server,"
+        " url, or ",
     ):
         home_of("servers")
     with pytest.raises(ValueError, match=r"^prune_opd\.teacher\.args\.address: no value was given"):
