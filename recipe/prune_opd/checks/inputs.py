@@ -67,9 +67,8 @@ def check_inputs(
         refuse_pointers(one.key, one.path, weights=True)
     check_pair(student, teacher, prune_opd.topk)
     check_rollout_context(config, student)
-    rollout = config.actor_rollout_ref.rollout
     key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-    check_split(key, rollout.tensor_model_parallel_size, student)
+    check_split(key, OmegaConf.select(config, key), student)
     check_model(config, "actor", student)
     kwargs: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
     check_template(student, data.prompts, kwargs)

@@ -101,8 +101,8 @@ def _place(url: str) -> tuple[str, str, int]:
 class TeacherConfig(Keys):
     """The frozen model that scores responses.
 
-    How the worker group holds it is verl's own:
-    ``actor_rollout_ref.ref.fsdp_config.{model_dtype,param_offload}``,
+    How the worker group holds it is verl's own, with FSDP
+    ``actor_rollout_ref.ref.fsdp_config.{model_dtype,param_offload}``, with every engine
     ``actor_rollout_ref.ref.log_prob_{use_dynamic_bsz,max_token_len_per_gpu}``,
     ``actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu``.
     """

@@ -26,7 +26,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, rows in (("student", 16), ("teacher", 24)):
         found[name] = str(tmp_path_factory.mktemp(name))
         sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
-        LlamaConfig(vocab_size=rows, num_hidden_layers=1, **sizes).save_pretrained(found[name])
+        model = LlamaConfig(
+            vocab_size=rows, num_hidden_layers=1, architectures=["LlamaForCausalLM"], **sizes
+        )
+        model.save_pretrained(found[name])
         tokenizer.save_pretrained(found[name])
     return found
 
