@@ -49,7 +49,6 @@ from recipe.prune_opd.training.fields import (
     advantage_fields,
     check_lengths,
     counted_tokens,
-    limits_of,
     part_fields,
     scores_of,
 )
@@ -252,12 +251,12 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         the responses."""
         if self.prune_opd.task_reward.factor:
             super()._compute_advantage(batch, metrics)
-        limits = limits_of(self._fetch(batch, [LIMIT]))
-        check_lengths(batch.tags, limits.tolist(), self.prune_opd.budget.longest)
         part = f"_part_{self.local_trigger_step}" if self.parameter_sync_step > 1 else ""
         batch.extra_info[STEP] = f"step_{self.global_steps}{part}"
         self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.home))
         tally = self._tally(batch)
+        limits = tally.column("limit").int().tolist()
+        check_lengths(batch.tags, limits, self.prune_opd.budget.longest)
         self._tallies.append(tally)
         self._look_for_faults(batch, tally)
         return batch
