@@ -54,6 +54,11 @@ MODEL_FIELDS = ("input_ids", "position_ids", "loss_mask", "responses", "multi_mo
 """Fields that an engine needs for a pass over the batch."""
 
 
+def student_fields(home: Home) -> tuple[str, ...]:
+    """Name the fields the student's pass reads."""
+    return (*MODEL_FIELDS, SERVED_IDS) if home.asks_on_student else MODEL_FIELDS
+
+
 def teacher_fields(home: Home) -> tuple[str, ...]:
     """Name the fields the teacher's pass reads."""
     of_student = "teacher_on_student" in home.prune_opd.rules.needs

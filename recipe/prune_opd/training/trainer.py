@@ -51,6 +51,7 @@ from recipe.prune_opd.training.fields import (
     counted_tokens,
     part_fields,
     scores_of,
+    student_fields,
 )
 from recipe.prune_opd.training.frozen_rollouts import FrozenRollouts
 from recipe.prune_opd.training.modes import find_trainer, mode_of, stands_on, with_method
@@ -110,7 +111,7 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
             config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
             if reward_function:
                 config.reward.custom_reward_function.path = reward_function
-            if self.prune_opd.gate.enable:
+            if self.home.follows:
                 follow_rollout(config, self.prune_opd.topk)
 
     # ------------------------------------------------------------------------------------- teacher
@@ -216,7 +217,7 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         }
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        batch.fields = list(MODEL_FIELDS)  # as in ``_on_workers``
+        batch.fields = list(student_fields(self.home))  # as in ``_on_workers``
         return super()._compute_old_log_prob(batch, metrics)
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:

@@ -60,7 +60,7 @@ from recipe.prune_opd.training.fields import (
     reports,
     scores_of,
 )
-from recipe.prune_opd.training.jagged import jagged, jagged_values, refuse_nan
+from recipe.prune_opd.training.jagged import jagged, refuse_nan
 from recipe.prune_opd.training.rollout_writer import RolloutWriter
 from verl_ext import compat
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
@@ -129,18 +129,19 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
     @register(dispatch_mode=_on_actor)
     @DistProfiler.annotate(color="blue", role="actor_compute_log_prob")
     def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
-        """The pass that gives the old log-probs and the entropy gives the student's top-k as
-        well."""
+        """The pass that gives the old log-probs and the entropy gives the student's top-k as well,
+        or scores the rollout's, where teacher servers were asked about that."""
         request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size)
+        blocks = {"top_ids": STUDENT_IDS, "top_log_probs": STUDENT_LOG_PROBS}
+        if self.home.asks_on_student:
+            own = slice(-self.prune_opd.topk, None)
+            data[STUDENT_IDS] = served_rows(data[SERVED_IDS], data["responses"], own)
+            request, blocks = Request(at=STUDENT_IDS), {"log_probs_at": STUDENT_LOG_PROBS}
         request_pass(data, request, sampled=True, entropy=True)
-        output = self.actor.infer_batch(data)
-        return _fields(
-            output,
-            data,
-            {"top_ids": STUDENT_IDS, "top_log_probs": STUDENT_LOG_PROBS},
-            "log_probs",
-            "entropy",
-        )
+        found = _fields(self.actor.infer_batch(data), data, blocks, "log_probs", "entropy")
+        if found is not None and self.home.asks_on_student:
+            found[STUDENT_IDS] = data[STUDENT_IDS]
+        return found
 
     @register(dispatch_mode=_on_ref)
     @DistProfiler.annotate(color="olive", role="ref_compute_log_prob")
@@ -199,20 +200,20 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         """
         if not self.actor.engine.is_mp_src_rank_with_outputs():
             return None
-        ids, log_probs = (
-            served_rows(data[name], data["responses"]) for name in (SERVED_IDS, SERVED_LOG_PROBS)
-        )
-        offsets = data["responses"].offsets()
-        fields = {}
-        if "sampled" in self.prune_opd.rules.needs:
-            fields[TEACHER_SAMPLED] = log_probs.values()[:, 0]
-            ids, log_probs = (
-                jagged_values(block.values()[:, 1:], offsets) for block in (ids, log_probs)
-            )
-        more = {name: jagged_values(values, offsets) for name, values in fields.items()}
-        return TensorDict(
-            {TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs, **more}, batch_size=len(data)
-        )
+        given = data[SERVED_IDS], data[SERVED_LOG_PROBS]
+        first = int("sampled" in self.prune_opd.rules.needs)
+        own = slice(first, first + self.prune_opd.topk)
+        ids, log_probs = (served_rows(field, data["responses"], own) for field in given)
+        fields = {TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs}
+        if first:
+            fields[TEACHER_SAMPLED] = served_rows(given[1], data["responses"], 0)
+        if self.home.asks_on_student:
+            rest = slice(own.stop, None)
+            ids, log_probs = (served_rows(field, data["responses"], rest) for field in given)
+            # Of an id that one of the models lacks the wide row's bound says nothing.
+            log_probs.values().masked_fill_(ids.values() >= self.vocab_size, -torch.inf)
+            fields[TEACHER_ON_STUDENT] = log_probs
+        return TensorDict(fields, batch_size=len(data))
 
     # ------------------------------------------------------------------------------- drift and loss
 
