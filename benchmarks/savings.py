@@ -34,7 +34,7 @@ from recipe.prune_opd.records.files import read_steps
 HERE = Path(__file__).resolve().parent
 EVERY, STEPS, TUNING = 5, 40, 0
 """Steps between validations, steps of a run, seed on which learning rates are chosen."""
-RATES = (0.5, 1.0, 2.0)
+RATES = (0.25, 0.5, 1.0)
 """Learning rates that are tried, in shares of the task's."""
 BEST: dict[str, float] = {}
 """Learning rate of an arm where another than the task's ended best on the seed that is not

@@ -8,7 +8,7 @@ has most for it; what it lacks is its own shortest row, whose answer is dropped.
 Shapes: B rows of a rank, S tokens of all of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,11 +32,6 @@ class RowWorkers:
         """Load every model. See ``TrainingWorker.reset``."""
         for worker in self.workers:
             worker.reset()
-
-    def set_loss_fn(self, loss_fn: Callable[..., Any]) -> None:
-        """See ``TrainingWorker.set_loss_fn``."""
-        for worker in self.workers:
-            worker.set_loss_fn(loss_fn)
 
     def get_dispatch_collect(self) -> dict[str, Any]:
         """Ranks that get and give batches. See ``Worker.get_dispatch_collect``."""

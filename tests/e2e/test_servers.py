@@ -30,13 +30,17 @@ from recipe.prune_opd.method.drift import overlap_events, overlap_ratio, reliabi
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.client import TeachingClient
 from recipe.prune_opd.teacher.servers import follow_rollout, teacher_pool
-from recipe.prune_opd.training.gated_response import ABORTED, DRIFT
+from recipe.prune_opd.training.followed_response import ABORTED
+from recipe.prune_opd.training.gated_response import DRIFT
 from recipe.prune_opd.training.trajectory import Trajectory
 from verl_ext.rollout.rotation import PATIENCE
+from verl_ext.rollout.rows import At
 
 pytestmark = pytest.mark.e2e
 
 K, BLOCK, LIMIT, W_DROP = contract.K, 32, 160, 0.05
+WIDE = 48
+"""Most likely tokens of the teacher among which it looks for chosen ids."""
 PARAMS = {
     "temperature": 1.0,
     "top_p": 1.0,
@@ -63,6 +67,7 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
         f"prune_opd.teacher.path={folder / 'noisy'}",
         "prune_opd.teacher.server.replicas=3",
         f"prune_opd.teacher.server.block_size={BLOCK}",
+        f"prune_opd.teacher.server.wide_topk={WIDE}",
         f"prune_opd.drift.w_drop={W_DROP}",
         "prune_opd.gate.enable=true",
         "prune_opd.gate.chunk=32",
@@ -203,6 +208,37 @@ def test_a_growing_sequence_is_scored_as_in_one_pass(servers, step, length) -> N
     assert computed <= len(prompt) + len(response) + calls * block
     if step % block == 0 and length % block == 0:
         assert computed <= len(prompt) + len(response)  # aligned to the blocks: nothing twice
+
+
+@pytest.mark.parametrize("step", [1, 32, 50, 130])
+def test_chosen_ids_are_scored_while_a_sequence_grows_and_in_one_piece(servers, step) -> None:
+    """The last K of a row as the student might choose: some inside of the wide row, some not."""
+    prompt, response = prompts(1, 45, seed=step)[0], prompts(1, 130, seed=200 + step)[0]
+    log_probs = log_probs_of(servers.models["noisy"], prompt, response)
+    order = log_probs.argsort(-1, descending=True)
+    ids = order[:, WIDE - K : WIDE + K : 2].int().numpy()
+    expected = log_probs.gather(1, torch.tensor(ids).long())
+
+    async def grow() -> list[Any]:
+        vocabulary, at = len(harness.walk.VOCABULARY), 0
+        parts = []
+        async with servers.teacher.sequence(len(prompt), K, vocabulary, WIDE) as sequence:
+            for end in [*range(step, len(response), step), len(response)]:
+                asked = prompt + response[:end]
+                parts.append(await sequence.score(asked, 60, ids[at:end]))
+                at = end
+        whole = await servers.teacher.score(prompt + response, len(prompt), K, At(ids, WIDE))
+        return [parts[0].join(*parts), whole.rows]
+
+    for rows in asyncio.run(grow()):
+        assert_rows(rows, log_probs)
+        inside = ~rows.chosen.outside
+        assert 0.4 < inside.mean() < 0.6
+        np.testing.assert_allclose(rows.chosen.log_probs[inside], expected[inside], atol=1e-4)
+        bound = log_probs.topk(WIDE).values[:, -1:].expand(-1, K).numpy()
+        told = rows.chosen.log_probs[~inside]
+        np.testing.assert_allclose(told, bound[~inside], atol=1e-4)
+        assert (told >= expected.numpy()[~inside] - 1e-4).all()
 
 
 def test_sequences_with_a_common_beginning_get_their_own_rows(servers) -> None:

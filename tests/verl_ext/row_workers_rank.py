@@ -101,7 +101,8 @@ def main(folder: Path, rank: int) -> None:
     workers = [worker_of(folder, number) for number in range(MODELS)]
     several = RowWorkers(workers, COLUMN)
     several.reset()
-    several.set_loss_fn(TopKPass())
+    for worker in workers:
+        worker.set_loss_fn(TopKPass())
     calls = [0] * MODELS
     for number, worker in enumerate(workers):
         worker.engine.module.register_forward_hook(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from verl_ext.rollout import scoring
-from verl_ext.rollout.rows import BadQuestion, NoServer, Score, TopKRows
-from verl_ext.rollout.scoring import MISSING, MISSING_ID, ResponseScorer, ScoreReport
+from verl_ext.rollout.rows import MISSING, MISSING_ID, BadQuestion, NoServer, Score, TopKRows
+from verl_ext.rollout.scoring import ResponseScorer, ScoreReport
 
 K, VOCAB = 3, 100
 FOREVER = 60.0

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from verl_ext.rollout.rows import Chunk, TopKRows
+from verl_ext.rollout.rows import At, Chunk, TopKRows
 
 if find_spec("sglang") is None:
     pytest.skip("SGLang is not installed", allow_module_level=True)
@@ -330,6 +330,21 @@ def test_rows_are_those_from_the_start_to_the_next_token(start: int) -> None:
         start - 1,
         K,
     )
+
+
+def test_chosen_ids_are_looked_up_in_a_wider_row_that_stays_here() -> None:
+    text = Text(30)
+    wanted = np.full((11, 2), 10**6, dtype=np.int32)
+    wanted[:, 0] = text.top[9:20, -1]  # the last of each; the other is none of them
+    manager = Prefill(text)
+    score = asyncio.run(Server(manager).score([1] * 20, 9, 1, "s", 0, At(wanted, K)))
+    np.testing.assert_array_equal(score.rows.ids, text.top[9:20, :1])
+    np.testing.assert_array_equal(
+        score.rows.chosen.log_probs, text.log_probs[9:20, -1:].repeat(2, 1)
+    )
+    assert score.rows.chosen.outside.tolist() == [[False, True]] * 11
+    np.testing.assert_array_equal(score.ahead.ids, text.top[20:21])
+    assert manager.requests[0].top_logprobs_num == K
 
 
 @pytest.mark.parametrize(

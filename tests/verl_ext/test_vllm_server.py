@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from verl_ext.rollout.rows import Chunk, DeadServer, Score, TopKRows
+from verl_ext.rollout.rows import At, Chunk, DeadServer, Score, TopKRows
 
 # With SGLang verl puts a stand-in in its place.
 pytest.importorskip("vllm.v1", reason="vLLM is not installed")
@@ -437,6 +437,22 @@ def test_rows_are_those_from_the_start_to_the_next_token(start: int) -> None:
     assert (params.max_tokens, params.prompt_logprobs, params.logprobs) == (1, K, K)
     # vLLM's default with prompt log-probs reads no cache.
     assert params.skip_reading_prefix_cache is False
+
+
+def test_chosen_ids_are_looked_up_in_a_wider_row_that_stays_here() -> None:
+    text, wanted = Text(30), np.full((11, 2), VOCAB + 5, dtype=np.int32)
+    wanted[:, 0] = text.top[9:20, 2]  # the third most likely of each; the other is none of them
+    engine = Prefill(text)
+    score = asyncio.run(scoring(engine).score([1] * 20, 9, 1, "s", 0, At(wanted, K)))
+    np.testing.assert_array_equal(score.rows.ids, text.top[9:20, :1])
+    smallest = text.log_probs[9:20, 2:]
+    np.testing.assert_array_equal(score.rows.chosen.log_probs, smallest.repeat(2, 1))
+    assert score.rows.chosen.outside.tolist() == [[False, True]] * 11
+    np.testing.assert_array_equal(score.ahead.ids, text.top[20:21])
+    ((_, params),) = engine.requests
+    assert (params.prompt_logprobs, params.logprobs) == (K, K)
+    with pytest.raises(ValueError, match=r"^chosen ids: got 11 rows, allowed: 10, one per token$"):
+        asyncio.run(scoring(engine).score([1] * 20, 10, 1, "s", 0, At(wanted, K)))
 
 
 def test_a_private_score_has_a_key() -> None:

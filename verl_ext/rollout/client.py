@@ -8,14 +8,24 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
 from verl_ext.rollout.rotation import Rotation
-from verl_ext.rollout.rows import BadQuestion, Chunk, DeadServer, Score, TopKRows, check_score
+from verl_ext.rollout.rows import (
+    At,
+    BadQuestion,
+    Chunk,
+    DeadServer,
+    Score,
+    TopKRows,
+    check_score,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +140,7 @@ class ScoringClient(LLMServerClient):
 
     @asynccontextmanager
     async def sequence(
-        self, prompt_length: int, topk: int, vocab_size: int
+        self, prompt_length: int, topk: int, vocab_size: int, wide: int = 0
     ) -> AsyncIterator["GrowingSequence"]:
         """Open one sequence, which stays with the replica that holds its prefix.
 
@@ -138,14 +148,17 @@ class ScoringClient(LLMServerClient):
             prompt_length: tokens before the first that is scored, >= 1.
             topk: K.
             vocab_size: ids of the teacher's answers are below it.
+            wide: W, where it is asked at chosen ids, see ``At``; else 0.
         """
-        sequence = GrowingSequence(self, uuid4().hex, prompt_length, topk, vocab_size)
+        sequence = GrowingSequence(self, uuid4().hex, prompt_length, topk, vocab_size, wide)
         try:
             yield sequence
         finally:
             sequence.release()
 
-    async def score(self, token_ids: list[int], start: int, topk: int) -> Score:
+    async def score(
+        self, token_ids: list[int], start: int, topk: int, at: At | None = None
+    ) -> Score:
         """Score a whole sequence once, on the replica whose turn it is.
 
         verl's load balancer is not asked: it knows nothing of failures, and a replica that fails
@@ -155,21 +168,23 @@ class ScoringClient(LLMServerClient):
             token_ids: prompt and response.
             start: first token whose row is wanted, >= 1.
             topk: K.
+            at: ids to score beside the teacher's own, a row for each token from ``start`` on.
 
         Raises:
             NoServer: no replica is left.
             BadQuestion: the sequence is longer than the engine's context.
             Exception: what the server raised.
         """
+        question = (token_ids, start, topk, uuid4().hex, 0)
         with self._rotation.turn() as name:
             try:
-                return await self.ask(
-                    (name, self._servers[name]), token_ids, start, topk, uuid4().hex, 0
-                )
+                return await self.ask((name, self._servers[name]), *question, at=at)
             except ValueError as error:
                 raise BadQuestion(str(error)) from error
 
-    async def ask(self, server: tuple[str, ActorHandle], *question: Any) -> Score:
+    async def ask(
+        self, server: tuple[str, ActorHandle], *question: Any, at: At | None = None
+    ) -> Score:
         """Ask one replica; a dead one is asked no more, because verl's load balancer does not look.
 
         Raises:
@@ -177,7 +192,7 @@ class ScoringClient(LLMServerClient):
             Exception: what the server raised.
         """
         name, handle = server
-        reference = handle.score.remote(*question)
+        reference = handle.score.remote(*question, *([] if at is None else [at]))
         try:
             return await reference
         except asyncio.CancelledError:
@@ -198,6 +213,8 @@ class GrowingSequence:
     """Tokens, prompt included, that need no more score."""
     topk: int
     vocab_size: int
+    wide: int = 0
+    """W, where the teacher is asked at chosen ids; else 0."""
     computed: int = 0
     """Tokens the teacher ran through its model so far."""
     private: int = 0
@@ -206,9 +223,11 @@ class GrowingSequence:
         # The row of the token after the scored ones, which comes with an answer.
         self._ahead: TopKRows | None = None
         self._server: tuple[str, ActorHandle] | None = None
-        self._question: tuple[asyncio.Future[Score], int] | None = None
+        self._question: tuple[asyncio.Future[Score], int, At | None] | None = None
 
-    async def score(self, token_ids: list[int], deadline: float) -> TopKRows:
+    async def score(
+        self, token_ids: list[int], deadline: float, ids: NDArray[np.int32] | None = None
+    ) -> TopKRows:
         """Score the tokens that were not scored yet.
 
         A question that is not answered in time stays open, and the next call waits for its answer
@@ -217,6 +236,8 @@ class GrowingSequence:
         Args:
             token_ids: the whole sequence so far, longer than at the last call.
             deadline: seconds to wait for the answer.
+            ids: (N, K) to score beside the teacher's own, of the tokens from ``scored`` on; with
+                ``wide`` alone.
 
         Returns:
             One row per token from ``scored`` on, to the end of the sequence or to where it was when
@@ -228,8 +249,20 @@ class GrowingSequence:
             Exception: what the server raised.
         """
         if self._question is None:
-            self._question = asyncio.ensure_future(self._ask(token_ids)), len(token_ids)
-        question, end = self._question
+            at = None if ids is None else At(ids, self.wide)
+            asked = asyncio.ensure_future(self._ask(token_ids, at))
+            self._question = asked, len(token_ids), at
+        question, end, at = self._question
+        answer = await self._wait_for(question, deadline)
+        self.computed += answer.computed
+        first = [] if self._ahead is None else [self._ahead.narrowed(self.topk, at and at[:1])]
+        new = end - self.scored - len(first)
+        rows, ahead = check_score(answer, new, self.topk, self.vocab_size, self.wide)
+        self.scored, self.private, self._ahead = end, answer.private, ahead
+        return TopKRows.join(*first, rows)
+
+    async def _wait_for(self, question: asyncio.Future[Score], deadline: float) -> Score:
+        """The answer, unless it is late: then the question stays open."""
         try:
             answer = await asyncio.wait_for(asyncio.shield(question), deadline)
         except asyncio.TimeoutError:
@@ -241,13 +274,7 @@ class GrowingSequence:
             self._question = None
             raise
         self._question = None
-        self.computed += answer.computed
-        ahead, new = 0 if self._ahead is None else 1, end - self.scored
-        rows = check_score(answer, new - ahead, self.topk, self.vocab_size)
-        if self._ahead is not None:
-            rows = TopKRows.join(self._ahead, rows)
-        self.scored, self.private, self._ahead = end, answer.private, rows[new:]
-        return rows[:new]
+        return answer
 
     def skip_to(self, tokens: int) -> None:
         """Leave tokens out that are not to be scored, such as a tool's, or take back what has been
@@ -258,14 +285,13 @@ class GrowingSequence:
         """
         self.scored, self._ahead = tokens, None
 
-    async def _ask(self, token_ids: list[int]) -> Score:
-        start = self.scored + (0 if self._ahead is None else 1)
+    async def _ask(self, token_ids: list[int], at: At | None) -> Score:
+        known = 0 if self._ahead is None else 1
         if self._server is None:
             self._server = await self.client._acquire_server(self.sequence_id)
         try:
-            return await self.client.ask(
-                self._server, token_ids, start, self.topk, self.sequence_id, self.private
-            )
+            question = (token_ids, self.scored + known, self.topk, self.sequence_id, self.private)
+            return await self.client.ask(self._server, *question, at=at and at[known:])
         except DeadServer:
             self._server = None
             raise

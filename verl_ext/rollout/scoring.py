@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verl_ext.rollout.rows import (
+    MISSING,
+    At,
     BadQuestion,
     NoServer,
     Score,
@@ -23,19 +25,21 @@ from verl_ext.rollout.rows import (
     check_shape,
     good_log_probs,
     good_rows,
+    missing_rows,
 )
 
 PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a question is asked again: doubled every further time, up to the longest."""
-MISSING_ID, MISSING = -1, -np.inf
-"""Content of a row that the teacher did not give: no token, of probability 0."""
 
 
 class Teacher(Protocol):
     """Teacher that scores a sequence once."""
 
-    async def score(self, token_ids: list[int], start: int, topk: int) -> Score:
-        """Score the tokens from ``start`` on, see ``ScoringClient.score``."""
+    async def score(
+        self, token_ids: list[int], start: int, topk: int, at: At | None = None
+    ) -> Score:
+        """Score the tokens from ``start`` on, see ``ScoringClient.score``. ``at`` is passed only
+        where ids are chosen."""
 
 
 @dataclass
@@ -56,6 +60,12 @@ class ScoreReport:
     """Seconds since the epoch when the response was complete."""
     ended: float = 0.0
     """Seconds since the epoch when its score was there, or was given up."""
+    candidates: int = 0
+    """Ids of the student's at which the teacher was asked."""
+    outside: int = 0
+    """Those that its wide row lacked."""
+    outside_mass: float = 0.0
+    """Sum over tokens of the student's probability of these."""
     error: str = ""
     """Message of the last error, "" for none."""
 
@@ -89,49 +99,50 @@ class ResponseScorer:
         return asyncio.Semaphore(self.concurrency)
 
     async def score(
-        self, prompt_ids: list[int], response_ids: list[int]
+        self, prompt_ids: list[int], response_ids: list[int], at: At | None = None
     ) -> tuple[TopKRows, NDArray[np.float32], ScoreReport]:
         """Score a response, one row per token.
 
         Args:
             prompt_ids: at least one token.
             response_ids: R tokens; none gives no rows and asks nobody.
+            at: (R, K) ids to score beside the teacher's own.
 
         Returns:
             (R, K) rows, (R,) log-probs of the tokens themselves, and how it went. Rows the teacher
             did not give, or that no distribution has, hold ``MISSING_ID`` and ``MISSING``.
         """
         report = ScoreReport(missing=len(response_ids))
-        rows = missing_rows(len(response_ids), self.topk)
+        rows = missing_rows(len(response_ids), self.topk, at is not None)
         sampled = np.full(len(response_ids), MISSING, dtype=np.float32)
         if not response_ids:
             return rows, sampled, report
         report.began = time.time()
         async with self.slots:
-            answer = await self._ask(prompt_ids + response_ids, len(prompt_ids), report)
+            answer = await self._ask(prompt_ids + response_ids, len(prompt_ids), report, at)
         report.ended = time.time()
         if answer is not None:
             good = good_rows(answer.rows, self.vocab_size)
             if self.needs_sampled:
                 good &= good_log_probs(answer.sampled)
-            rows.ids[good], rows.log_probs[good] = (
-                answer.rows.ids[good],
-                answer.rows.log_probs[good],
-            )
+            rows = answer.rows[good].spread(np.flatnonzero(good), len(rows))
             sampled[good] = answer.sampled[good]
             report.missing = int((~good).sum())
         return rows, sampled, report
 
-    async def _ask(self, token_ids: list[int], start: int, report: ScoreReport) -> Score | None:
+    async def _ask(
+        self, token_ids: list[int], start: int, report: ScoreReport, at: At | None
+    ) -> Score | None:
+        chosen = {} if at is None else {"at": at}
         for tries in range(self.retries + 1):
             if tries:
                 await asyncio.sleep(min(PAUSE * 2.0 ** min(tries - 1, 64), LONGEST_PAUSE))
             try:
                 answer = await asyncio.wait_for(
-                    self.teacher.score(token_ids, start, self.topk), self.deadline
+                    self.teacher.score(token_ids, start, self.topk, **chosen), self.deadline
                 )
                 report.computed += answer.computed
-                check_shape(answer, len(token_ids) - start, self.topk)
+                check_shape(answer, len(token_ids) - start, self.topk, at is not None)
                 return answer
             except asyncio.TimeoutError:
                 report.late += 1
@@ -143,11 +154,3 @@ class ResponseScorer:
                 if isinstance(error, NoServer | BadQuestion):
                     break
         return None
-
-
-def missing_rows(count: int, topk: int) -> TopKRows:
-    """Rows that nobody gave, (count, topk)."""
-    return TopKRows(
-        np.full((count, topk), MISSING_ID, dtype=np.int32),
-        np.full((count, topk), MISSING, dtype=np.float32),
-    )

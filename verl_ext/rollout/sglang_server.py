@@ -19,7 +19,7 @@ from verl.workers.rollout.sglang_rollout.async_sglang_server import SGLangHttpSe
 
 from verl_ext import compat
 from verl_ext.rollout.following import Following
-from verl_ext.rollout.rows import RAW, RESERVED, Chunk, Score, TopKRows
+from verl_ext.rollout.rows import RAW, RESERVED, At, Chunk, Score, TopKRows, check_room
 
 ORIGINAL = "SGLANG_RETURN_ORIGINAL_LOGPROB"
 """Variable of SGLang's processes: log-probs are those before temperature, top-p and top-k."""
@@ -138,38 +138,45 @@ class TopKSGLangServer(SGLangHttpServer):
         self.tokenizer_manager.abort_request(request_id)
 
     async def score(
-        self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0
+        self,
+        token_ids: list[int],
+        start: int,
+        topk: int,
+        sequence_id: str,
+        private: int = 0,
+        at: At | None = None,
     ) -> Score:
         """See ``TopKHttpServer.score``; no cache is private: SGLang computes every row asked for.
 
+        Its ``token_ids_logprob`` takes the same ids for all tokens: those of all of them would be
+        more than a wide top k.
+
         Raises:
-            ValueError: the sequence is longer than the engine's context.
+            ValueError: the sequence is too long, or ``at`` has not a row for each token.
         """
         most = min(
             self.config.max_model_len - 1, self.tokenizer_manager.context_len - RESERVED["sglang"]
         )
-        if len(token_ids) > most:
-            raise ValueError(
-                f"score: a sequence of {len(token_ids)} tokens, the engine's context allows {most}"
-            )
+        check_room(token_ids, most)
+        wide = at.wide if at else topk
         request = GenerateReqInput(
             rid=uuid4().hex,
             input_ids=token_ids,
             sampling_params={"max_new_tokens": 1, "temperature": 1.0},
             return_logprob=True,
             logprob_start_len=start - 1,  # the first row of an answer is always empty
-            top_logprobs_num=topk,
+            top_logprobs_num=wide,
         )
+        generation = self.tokenizer_manager.generate_request(request, None)
         try:
-            info = (await anext(self.tokenizer_manager.generate_request(request, None)))[
-                "meta_info"
-            ]
+            info = (await anext(generation))["meta_info"]
         except asyncio.CancelledError:  # the asker went away
             self.tokenizer_manager.abort_request(request.rid)
             raise
-        rows = read_rows(info["input_top_logprobs"][1:], topk)
-        ahead = read_rows(info["output_top_logprobs"][:1], topk)
+        found = info["input_top_logprobs"][1:], info["output_top_logprobs"][:1]
+        rows, ahead = (read_rows(part, wide) for part in found)
         computed = len(token_ids) - info["cached_tokens"]
+        rows = rows.narrowed(topk, at) if at else rows
         return Score(rows, read_sampled(info["input_token_logprobs"][1:]), computed, ahead, private)
 
 

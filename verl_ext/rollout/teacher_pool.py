@@ -41,6 +41,8 @@ class TeacherPool:
     max_num_batched_tokens: int = 2048
     enforce_eager: bool = True
     engine_kwargs: dict[str, Any] = field(default_factory=dict)
+    wide: int = 0
+    """W, where the servers are asked at chosen ids, see ``rows.At``; else 0."""
 
     def nodes(self, gpus_per_node: int) -> list[int]:
         """Devices of the pool, node by node: a part of one, or whole ones."""
@@ -115,7 +117,7 @@ class TeacherPool:
     def _arguments(self) -> dict[str, Any]:
         """Engine arguments that verl's keys do not reach."""
         if self.engine == "vllm":
-            return {"block_size": self.block_size, "max_logprobs": self.topk}
+            return {"block_size": self.block_size, "max_logprobs": max(self.topk, self.wide)}
         return {"chunked_prefill_size": self.max_num_batched_tokens}
 
     @classmethod

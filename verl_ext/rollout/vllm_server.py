@@ -25,7 +25,7 @@ from vllm.v1.outputs import LogprobsTensors
 
 from verl_ext import compat
 from verl_ext.rollout.following import Following
-from verl_ext.rollout.rows import RAW, Chunk, DeadServer, Score, TopKRows
+from verl_ext.rollout.rows import RAW, At, Chunk, DeadServer, Score, TopKRows, check_room
 
 
 def observe(following: Following, output: RequestOutput) -> None:
@@ -178,7 +178,13 @@ class TopKHttpServer(vLLMHttpServer):
         await self.engine.abort(request_id)
 
     async def score(
-        self, token_ids: list[int], start: int, topk: int, sequence_id: str, private: int = 0
+        self,
+        token_ids: list[int],
+        start: int,
+        topk: int,
+        sequence_id: str,
+        private: int = 0,
+        at: At | None = None,
     ) -> Score:
         """Rows from token ``start`` on, and of the next token, at the cost of the uncached tail.
 
@@ -194,23 +200,22 @@ class TopKHttpServer(vLLMHttpServer):
             topk: K.
             sequence_id: the same for all calls about one sequence.
             private: as in the last answer about this sequence.
+            at: ids to look up in a wider top k, a row for each token from ``start`` on: vLLM scores
+                no chosen ids of a prompt. The wide rows stay here but for the next token's.
 
         Raises:
-            ValueError: the sequence is longer than the engine's context.
+            ValueError: the sequence is too long, or ``at`` has not a row for each token.
             DeadServer: the engine is gone, and will not come back.
         """
-        most = self.config.max_model_len - 1
-        if len(token_ids) > most:
-            raise ValueError(
-                f"score: a sequence of {len(token_ids)} tokens, the engine's context allows {most}"
-            )
-        computed = 0
+        check_room(token_ids, self.config.max_model_len - 1)
+        wide, computed = at.wide if at else topk, 0
         while True:
             cache_salt = f"{sequence_id}/{private}" if private else None
-            tail, ahead, cached = await self._tail(token_ids, start, topk, cache_salt)
+            tail, ahead, cached = await self._tail(token_ids, start, wide, cache_salt)
             computed += len(token_ids) - cached
             if cached < start:
-                return Score(tail.rows, tail.sampled, computed, ahead, private)
+                rows = tail.rows.narrowed(topk, at) if at else tail.rows
+                return Score(rows, tail.sampled, computed, ahead, private)
             private += 1
 
     async def _tail(

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from recipe.prune_opd.checks.agent_loops import AGENT_NAME, SINGLE_TURN, agent_loop_fault
 from recipe.prune_opd.checks.code import check_code, import_libraries
 from recipe.prune_opd.checks.data import Prompt, Rules, check_data
+from recipe.prune_opd.checks.engines import check_model
 from recipe.prune_opd.checks.files import refuse_pointers
 from recipe.prune_opd.checks.models import (
     Model,
@@ -57,9 +58,9 @@ def check_inputs(
     for teacher in teachers:
         check_pair(student, teacher, prune_opd.topk)
     check_rollout_context(config, student)
-    rollout = config.actor_rollout_ref.rollout
     key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-    check_split(key, rollout.tensor_model_parallel_size, student)
+    check_split(key, OmegaConf.select(config, key), student)
+    check_model(config, "actor", student)
     kwargs: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
     check_template(student, data.prompts, kwargs)
     return Inputs(student, teachers, GRADING if graded else None)

@@ -75,7 +75,11 @@ SETTINGS = (
         "there is no critic to warm up, and the student would not be trained",
     ),
     Setting("distillation.enabled", (False,), "it would replace the actor's loss"),
-    Setting(f"{ACTOR}.strategy", ("fsdp", "fsdp2"), "the scoring pass reads FSDP's logits"),
+    Setting(
+        f"{ACTOR}.strategy",
+        ("fsdp", "fsdp2", "veomni", "megatron"),
+        "verl's other engines show no logits to a loss",
+    ),
     Setting(
         f"{ACTOR}.use_kl_loss", (False,), "the reference model is the teacher, its KL is the reward"
     ),
@@ -102,20 +106,12 @@ SETTINGS = (
     ),
     Setting(f"{ACTOR}.use_prefix_grouper", (False,), "it takes another path through the model"),
     Setting(
-        f"{ACTOR}.pad_to_length", (False,), "rows of padded logits would not match the candidates"
-    ),
-    Setting(
-        "actor_rollout_ref.ref.pad_to_length",
-        (False,),
-        "rows of padded logits would not match the candidates",
-    ),
-    Setting(
         "actor_rollout_ref.model.use_fused_kernels", (False,), "fused kernels never show the logits"
     ),
     Setting(
         f"{ACTOR}.checkpoint.async_save",
         (False,),
-        "FSDP has none, and verl would not find the checkpoint again",
+        "verl would not find the checkpoint again",
     ),
     Setting(f"{ROLLOUT}.name", ("vllm", "sglang", "trtllm"), "verl has no other"),
     Setting(f"{ROLLOUT}.mode", ("async",), "verl has no other"),
@@ -131,7 +127,7 @@ GATE_SETTINGS = (
         "a followed response stays on one server",
     ),
 )
-"""Settings that are refused with ``prune_opd.gate.enable`` alone."""
+"""Settings that are refused where the rollout reports its top k."""
 
 ALL = -1
 """Value of vLLM's ``max_logprobs`` that stands for the whole vocabulary."""
@@ -165,8 +161,6 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
     check_kinds(config)  # first: keys of ours follow verl's
     typed = load_config(config.prune_opd)
     check_allowed(config, SETTINGS, "prune_opd")
-    if typed.gate.enable:
-        check_allowed(config, GATE_SETTINGS, "prune_opd.gate.enable")
     if typed.semi.enable:
         check_allowed(config, SEMI_SETTINGS, "prune_opd.semi.enable")
     check_numbers(config)
@@ -174,7 +168,8 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
     typed = read_config(config)
     typed.budget.build()
     if typed.gate.enable:
-        _check_gate(config, typed)
+        check_followed(config, typed, "gate.enable")
+        _check_reach(typed.gate_rule, typed.gate.min_tokens, typed.budget.longest)
     return typed
 
 
@@ -219,21 +214,30 @@ def _check_folders(config: DictConfig) -> None:
         )
 
 
-def _check_gate(config: DictConfig, prune_opd: PruneOPDConfig) -> None:
-    """The rollout must report what the gate asks, and verl must not compare log-probs of two
-    distributions."""
+def check_followed(config: DictConfig, prune_opd: PruneOPDConfig, needed_by: str) -> None:
+    """Check that the rollout can report its top k, and that verl does not compare log-probs of two
+    distributions.
+
+    Args:
+        config: verl's composed configuration.
+        prune_opd: the typed part of it.
+        needed_by: the key of ``prune_opd`` that asks for them.
+
+    Raises:
+        ValueError: names the key, what was found and what is allowed.
+    """
+    check_allowed(config, GATE_SETTINGS, f"prune_opd.{needed_by}")
     rollout = config.actor_rollout_ref.rollout
     key = f"{ROLLOUT}.engine_kwargs.{rollout.name}"
     engine = check_mapping(key, rollout.engine_kwargs.get(rollout.name))
-    check_engine(key, engine, prune_opd.topk, "gate.enable")
+    check_engine(key, engine, prune_opd.topk, needed_by)
     plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
     if rollout.calculate_log_probs and not plain:
         raise ValueError(
-            f"{ROLLOUT}.calculate_log_probs: got True, allowed with prune_opd.gate.enable: False"
+            f"{ROLLOUT}.calculate_log_probs: got True, allowed with prune_opd.{needed_by}: False"
             " where the rollout has a temperature, top_p or top_k, because the servers then report"
             " the unprocessed distribution"
         )
-    _check_reach(prune_opd.gate_rule, prune_opd.gate.min_tokens, prune_opd.budget.longest)
 
 
 def _check_reach(rule: GateRule, min_tokens: int, longest: int) -> None:
@@ -248,7 +252,9 @@ def _check_reach(rule: GateRule, min_tokens: int, longest: int) -> None:
     require(min_tokens < longest, "gate.min_tokens", min_tokens, f"less than budget.max, {longest}")
 
 
-def check_engine(key: str, arguments: Mapping[str, Any], topk: int, needed_by: str) -> None:
+def check_engine(
+    key: str, arguments: Mapping[str, Any], topk: int, needed_by: str, needed: str = "topk"
+) -> None:
     """Check arguments of an engine, which go past the keys that verl and this recipe set.
 
     Args:
@@ -256,6 +262,7 @@ def check_engine(key: str, arguments: Mapping[str, Any], topk: int, needed_by: s
         arguments: by the engine's names.
         topk: K.
         needed_by: what asks the engine for its top k, a key of ``prune_opd`` with its value.
+        needed: key of ``prune_opd`` that holds ``topk``.
 
     Raises:
         ValueError: an argument would change what is reported.
@@ -275,5 +282,5 @@ def check_engine(key: str, arguments: Mapping[str, Any], topk: int, needed_by: s
     if most is not None and (not whole or not (most == ALL or topk <= most <= LARGEST)):
         raise ValueError(
             f"{key}.max_logprobs: got {shown(most)}, allowed with prune_opd.{needed_by}: {ALL} for"
-            f" all, or a whole number of at least prune_opd.topk, {topk}"
+            f" all, or a whole number of at least prune_opd.{needed}, {topk}"
         )

@@ -52,6 +52,10 @@ class TeacherServerConfig(Keys):
     outside of the memory it has planned: 2048 rows of 152,000 float32 are 1.2 GB."""
     enforce_eager: bool = True
     """No CUDA graphs: scoring is prefill, which they help little."""
+    wide_topk: Natural = 0
+    """Most likely tokens among which a server looks for the student's candidates, such as 256. With
+    it ``home=server`` serves every strategy; a candidate outside of them is given the smallest
+    log-prob among them. 0: servers are not asked about the student's candidates."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More arguments for the engine, as ``actor_rollout_ref.rollout.engine_kwargs.ENGINE``. They
     win over the keys above."""
@@ -113,8 +117,8 @@ VERLS_OWN = "teacher_model"
 class TeacherConfig(Keys):
     """The frozen model that scores responses, or several of them.
 
-    How the worker group holds it is verl's own:
-    ``actor_rollout_ref.ref.fsdp_config.{model_dtype,param_offload}``,
+    How the worker group holds it is verl's own, with FSDP
+    ``actor_rollout_ref.ref.fsdp_config.{model_dtype,param_offload}``, with every engine
     ``actor_rollout_ref.ref.log_prob_{use_dynamic_bsz,max_token_len_per_gpu}``,
     ``actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu``.
     """
@@ -129,10 +133,12 @@ class TeacherConfig(Keys):
     teacher."""
     home: str = "worker_group"
     """Place where it is. ``worker_group``: on the trainer's devices, as verl's reference model;
-    scores any token. ``server``: on inference servers with devices of their own (``server.*``),
-    which know their own top k and the sampled token, and score a response while others are still
-    being generated; for strategies only_tch, intersection and sampled. ``url``: the same, on
-    servers that somebody else runs (``url.*``)."""
+    scores any token. ``lora_base``: the student without its LoRA adapter, so no second copy;
+    ``path`` is the student's. ``server``: on inference servers with devices of their own
+    (``server.*``), which know their own top k and the sampled token, and score a response while
+    others are still being generated; for strategies only_tch, intersection and sampled, with
+    ``server.wide_topk`` for all. ``url``: the same without ``wide_topk``, on servers that somebody
+    else runs (``url.*``)."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Parameters of a home of your own."""
     concurrency: Positive = 256

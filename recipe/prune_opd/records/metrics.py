@@ -140,4 +140,10 @@ def summarise_scores(tally: Tally) -> dict[str, float]:
             "prune_opd/teacher/hidden_ratio": hidden / max(early + after, 1e-9),
             "prune_opd/teacher/waited": max(end for _, end in asked) - last,
         }
+    if total["score_candidates"]:
+        outside, mass = total["score_outside"], total["score_outside_mass"]
+        metrics |= {
+            "prune_opd/teacher/outside_ratio": outside / total["score_candidates"],
+            "prune_opd/teacher/outside_mass": mass / max(total["tokens"], 1.0),
+        }
     return metrics

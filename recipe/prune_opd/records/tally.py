@@ -100,7 +100,10 @@ OF_GATE = (
 GATE = tuple(f"gate_{name}" for name in (*OF_GATE, "tokens", "agreed"))
 """Columns of these, of the tokens that the gate looked at, and of those on which it and the trainer
 say the same."""
-OF_SCORE = ("late", "failed", "computed", "early", "began", "ended")
+OF_SCORE = (
+    *("late", "failed", "computed", "early", "began", "ended"),
+    *("candidates", "outside", "outside_mass"),
+)
 """Fields of the ``ScoreReport``."""
 SCORE = tuple(f"score_{name}" for name in OF_SCORE)
 """Columns of these."""

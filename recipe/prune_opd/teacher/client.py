@@ -9,14 +9,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
-from recipe.prune_opd.teacher.answers import served
+from recipe.prune_opd.teacher.answers import NOTHING, Known, served
 from recipe.prune_opd.teacher.home import Home
 from verl_ext.rollout.client import FollowingClient
-from verl_ext.rollout.rows import TopKRows
+from verl_ext.rollout.rows import MISSING_ID, At, TopKRows, missing_rows
 from verl_ext.rollout.scoring import ResponseScorer, ScoreReport
 
 if TYPE_CHECKING:  # verl's module imports ours, by way of the registered agent loop
@@ -52,6 +53,13 @@ class TeachingClient(FollowingClient):
         self.prune_opd, self.teacher, self.vocab_size = prune_opd, teacher, vocab_size
         self.teaches = teaches
 
+    @property
+    def wide(self) -> int:
+        """Most likely tokens among which the teacher's servers look for the student's candidates; 0
+        where they are not asked about these."""
+        asks = self.teaches and "teacher_on_student" in self.prune_opd.rules.needs
+        return self.prune_opd.teacher.server.wide_topk if asks else 0
+
     @functools.cached_property
     def _scorer(self) -> ResponseScorer:
         given, workers = (
@@ -68,15 +76,13 @@ class TeachingClient(FollowingClient):
             "sampled" in self.prune_opd.rules.needs,
         )
 
-    async def teach(
-        self, output: "AgentLoopOutput", known: TopKRows | None = None
-    ) -> dict[str, Tensor]:
+    async def teach(self, output: "AgentLoopOutput", known: Known = NOTHING) -> dict[str, Tensor]:
         """Get the teacher's rows of a finished response, and put how they came about into its
         ``extra_fields``.
 
         Args:
             output: of the agent loop.
-            known: rows from the start of the response that a gate has asked for already.
+            known: what was found out about the response while it grew.
 
         Returns:
             Fields by their names, see ``served``. They are as large as what a pass of the teacher
@@ -93,14 +99,33 @@ class TeachingClient(FollowingClient):
                 " prune_opd.gate.enable"
             )
         sampled, tokens = "sampled" in self.prune_opd.rules.needs, len(output.response_ids)
-        if known is not None and len(known) >= tokens and not sampled:
+        student = known.student or missing_rows(tokens, self.prune_opd.topk)
+        if known.teacher is not None and not sampled:
             gate = output.extra_fields[GATE_REPORT]
-            rows, own, report = known[:tokens], None, _while_growing(gate)
+            rows, own, report = known.teacher, None, _while_growing(gate)
         else:
-            rows, own, report = await self._scorer.score(output.prompt_ids, output.response_ids)
+            at = At(student.ids, self.wide) if self.wide else None
+            rows, own, report = await self._scorer.score(output.prompt_ids, output.response_ids, at)
+        if self.wide:
+            rows = _on_student(rows, student, report)
         # Set and not changed: verl makes plain values of fields that are set, and of no other.
         output.extra_fields = output.extra_fields | {SCORE_REPORT: report}
-        return served(rows, output.response_ids, own if sampled else None)
+        ids = student.ids if self.wide else None
+        return served(rows, output.response_ids, own if sampled else None, ids)
+
+
+def _on_student(rows: TopKRows, student: TopKRows, report: ScoreReport) -> TopKRows:
+    """The teacher's rows of the tokens whose candidates are known, the others missing; the report
+    counts."""
+    assert rows.chosen is not None
+    known = student.ids[:, 0] != MISSING_ID
+    if not known.all():
+        report.error = report.error or "the rollout reported no candidates of some tokens"
+    scored = known & (rows.ids[:, 0] != MISSING_ID)
+    outside = rows.chosen.outside[scored]
+    report.candidates, report.outside = outside.size, int(outside.sum())
+    report.outside_mass = float(np.exp(student.log_probs[scored][outside]).sum())
+    return rows[scored].spread(np.flatnonzero(scored), len(rows))
 
 
 class RoutingClient(FollowingClient):

@@ -34,10 +34,12 @@ class Home(ABC):
         prune_opd: the configuration.
     """
 
-    delivers: ClassVar[tuple[str, ...]]
+    delivers: tuple[str, ...]
     """Optional parts of ``Scores`` it can tell, beside its own top k."""
+    lacks: ClassVar[dict[str, str]] = LACKS
+    """Why it does not tell the others, for messages."""
     reference_model: ClassVar[bool] = False
-    """The teacher is verl's reference model: a worker of the trainer holds it."""
+    """The teacher is verl's reference model: a worker of the trainer scores with it."""
     has_files: ClassVar[bool] = True
     """``teacher.path`` holds its weights, which this run loads."""
     several: ClassVar[bool] = False
@@ -52,6 +54,17 @@ class Home(ABC):
         return self.prune_opd.gate.enable or not self.reference_model
 
     @property
+    def asks_on_student(self) -> bool:
+        """Tell whether servers score the student's candidates. Then these are, everywhere, the ones
+        that the rollout reported: servers are asked before the trainer's own pass."""
+        return not self.reference_model and "teacher_on_student" in self.prune_opd.rules.needs
+
+    @property
+    def follows(self) -> bool:
+        """Tell whether the rollout's servers report their top k of what they generate."""
+        return self.prune_opd.gate.enable or self.asks_on_student
+
+    @property
     def cacheable(self) -> bool:
         """Tell whether its scores of a response stay the same while the student is trained: its own
         top k and the sampled tokens do, the student's candidates do not."""
@@ -64,7 +77,7 @@ class Home(ABC):
 
     @property
     def held(self) -> TeacherConfig | None:
-        """The teacher's configuration, where a worker of the trainer holds it."""
+        """The teacher's configuration, where a worker of the trainer holds a copy of it."""
         return self.prune_opd.teacher if self.reference_model else None
 
     def check(self, config: DictConfig) -> None:
@@ -87,9 +100,19 @@ class Home(ABC):
                 (names, found) for names, found, needs in _readers(given) if lacking[0] in needs
             )
             fit = [name for name in names if set(names.find(name).needs) <= set(known)]
-            why = LACKS.get(lacking[0], f"does not deliver {lacking[0]}")
+            why = self.lacks.get(lacking[0], f"does not deliver {lacking[0]}")
             allowed = f"{', '.join(fit)} with teacher.home={given.teacher.home}, which {why}"
             require(False, names.key.removeprefix("prune_opd."), found, allowed)
+        wide = given.teacher.server.wide_topk
+        allowed = f"at least topk, {given.topk}, where the student's candidates are asked about"
+        unasked = self.asks_on_student and not wide
+        require(not unasked, "teacher.server.wide_topk", wide, allowed)
+        allowed = (
+            "false where teacher servers are asked about the student's candidates: these are"
+            " reported by the rollout, which a cached response does not have"
+        )
+        cached = given.semi.enable and self.asks_on_student
+        require(not cached, "semi.enable", given.semi.enable, allowed)
 
     def check_models(  # noqa: B027  # nothing to ask where nobody is asked
         self, config: DictConfig, student: "Model", teacher: "Model"
@@ -154,6 +177,7 @@ HOMES: Registry[Home] = Registry(
     "prune_opd.teacher.home",
     Home,
     worker_group="recipe.prune_opd.teacher.worker_group:WorkerGroup",
+    lora_base="recipe.prune_opd.teacher.worker_group:LoraBase",
     server="recipe.prune_opd.teacher.servers:Servers",
     url="recipe.prune_opd.teacher.urls:Urls",
 )

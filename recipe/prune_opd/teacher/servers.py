@@ -7,9 +7,9 @@ from omegaconf import DictConfig, open_dict
 
 from recipe.prune_opd.checks.files import local_path
 from recipe.prune_opd.checks.models import Model, check_server_context, check_split
-from recipe.prune_opd.checks.settings import check_engine
+from recipe.prune_opd.checks.settings import check_engine, check_followed
 from recipe.prune_opd.config import ENGINES, PruneOPDConfig, require
-from recipe.prune_opd.teacher.home import Home
+from recipe.prune_opd.teacher.home import LACKS, Home
 
 if TYPE_CHECKING:  # takes seconds
     from verl_ext.rollout.teacher_pool import TeacherPool
@@ -22,7 +22,7 @@ class Served(Home):
     """A teacher on servers: they know their own top k and the sampled token, and score a response
     while others are still being generated."""
 
-    delivers = ("sampled",)
+    delivers: tuple[str, ...] = ("sampled",)
 
     def check(self, config: DictConfig) -> None:
         """See ``Home``."""
@@ -40,22 +40,45 @@ class Served(Home):
 
 
 class Servers(Served):
-    """Servers with devices of their own beside the trainer's."""
+    """Servers with devices of their own beside the trainer's. They look for the student's
+    candidates among their ``wide_topk`` most likely tokens."""
 
     several = True
+    lacks = LACKS | {
+        "teacher_on_student": f"{LACKS['teacher_on_student']} without teacher.server.wide_topk"
+    }
+
+    def __init__(self, prune_opd: PruneOPDConfig):
+        super().__init__(prune_opd)
+        if prune_opd.teacher.server.wide_topk:
+            self.delivers = ("teacher_on_student", *self.delivers)
 
     def check(self, config: DictConfig) -> None:
         """See ``Home``."""
         super().check(config)
-        check_pool(config, self.prune_opd, "teacher.home=server")
+        given = self.prune_opd
+        check_pool(config, given, "teacher.home=server")
+        wide, least = given.teacher.server.wide_topk, given.topk
+        allowed = f"0, or at least topk, {least}"
+        require(not wide or wide >= least, "teacher.server.wide_topk", wide, allowed)
+        if self.asks_on_student and not given.gate.enable:  # which is checked for the same
+            check_followed(config, given, "teacher.server.wide_topk")
 
     def check_models(self, config: DictConfig, student: Model, teacher: Model) -> None:
         """See ``Home``."""
         check_server_models(config, self.prune_opd, teacher)
+        wide, most = self.prune_opd.teacher.server.wide_topk, teacher.vocab_size
+        allowed = f"at most the teacher's vocabulary, {most}"
+        require(wide <= most, "teacher.server.wide_topk", wide, allowed)
 
     def pool(self, config: DictConfig) -> "TeacherPool":
         """See ``Home``."""
         return teacher_pool(config, self.prune_opd)
+
+    def __str__(self) -> str:
+        wide = self.prune_opd.teacher.server.wide_topk
+        more = f", the student's candidates among its {wide} likeliest tokens"
+        return super().__str__() + (more if self.asks_on_student else "")
 
     def client(self, config: DictConfig, servers: Any) -> Any:
         """See ``Home``."""
@@ -100,6 +123,7 @@ def teacher_pool(config: DictConfig, prune_opd: PruneOPDConfig) -> "TeacherPool"
         max_num_batched_tokens=server.max_num_batched_tokens,
         enforce_eager=server.enforce_eager,
         engine_kwargs=server.engine_kwargs,
+        wide=server.wide_topk,
     )
 
 
@@ -135,6 +159,9 @@ def check_pool(config: DictConfig, prune_opd: PruneOPDConfig, needed_by: str) ->
         )
     key = "prune_opd.teacher.server.engine_kwargs"
     check_engine(key, server.engine_kwargs, prune_opd.topk, needed_by)
+    wide = server.wide_topk
+    if wide:
+        check_engine(key, server.engine_kwargs, wide, needed_by, "teacher.server.wide_topk")
 
 
 def check_server_models(config: DictConfig, prune_opd: PruneOPDConfig, teacher: Model) -> None:

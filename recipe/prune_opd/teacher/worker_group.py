@@ -4,9 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from recipe.prune_opd.checks.engines import check_model
 from recipe.prune_opd.checks.models import Model
+from recipe.prune_opd.config import require
 from recipe.prune_opd.teacher.home import Home
 from recipe.prune_opd.teacher.servers import check_pool, check_server_models, teacher_pool
+from verl_ext.texts import shown
 
 if TYPE_CHECKING:  # takes seconds
     from verl_ext.rollout.teacher_pool import TeacherPool
@@ -31,6 +34,8 @@ class WorkerGroup(Home):
 
     def check_models(self, config: DictConfig, student: Model, teacher: Model) -> None:
         """See ``Home``."""
+        if self.held:
+            check_model(config, "ref", teacher)
         if self.is_asked:
             check_server_models(config, self.prune_opd, teacher)
 
@@ -50,3 +55,33 @@ class WorkerGroup(Home):
 
     def __str__(self) -> str:
         return "worker group and, for the gate, servers" if self.is_asked else "worker group"
+
+
+class LoraBase(WorkerGroup):
+    """The student without its LoRA adapter: no second copy is held, the actor's passes are taken
+    with the adapter off (``TrainingWorker.infer_batch``, ``no_lora_adapter``).
+    """
+
+    worker_method = "compute_base_log_prob"
+    held = None
+    several = False
+
+    def check(self, config: DictConfig) -> None:
+        """See ``Home``."""
+        super().check(config)
+        model, teacher = config.actor_rollout_ref.model, self.prune_opd.teacher
+        rank = model.get("lora", {}).get("rank", 0) or model.get("lora_rank", 0)
+        if not rank and model.get("lora_adapter_path") is None:
+            raise ValueError(
+                f"actor_rollout_ref.model.lora_rank: got {shown(model.get('lora_rank'))}, allowed"
+                " with prune_opd.teacher.home=lora_base: above 0, or a lora_adapter_path, because"
+                " the teacher is the student without its adapter"
+            )
+        for key, own in (("path", model.path), ("override_config", model.override_config)):
+            found, allowed = getattr(teacher, key), f"actor_rollout_ref.model.{key}, {shown(own)}"
+            require(
+                found == own, f"teacher.{key}", found, f"with teacher.home=lora_base: {allowed}"
+            )
+
+    def __str__(self) -> str:
+        return "student's base and, for the gate, servers" if self.is_asked else "student's base"

@@ -58,6 +58,11 @@ MODEL_FIELDS = ("input_ids", "position_ids", "loss_mask", "responses", "multi_mo
 """Fields that an engine needs for a pass over the batch."""
 
 
+def student_fields(home: Home) -> tuple[str, ...]:
+    """Name the fields the student's pass reads."""
+    return (*MODEL_FIELDS, SERVED_IDS) if home.asks_on_student else MODEL_FIELDS
+
+
 def teacher_fields(home: Home) -> tuple[str, ...]:
     """Name the fields the teacher's pass reads."""
     of_student = "teacher_on_student" in home.prune_opd.rules.needs
@@ -90,7 +95,11 @@ def stored_fields(home: Home, log_probs: bool) -> tuple[str, ...]:
     return (UID, SESSION, "prompts", "responses", "response_mask", *own, *scores, *sampled)
 
 
-READS = {"compute_ref_log_prob": teacher_fields, "read_served_scores": served_fields}
+READS = {
+    "compute_ref_log_prob": teacher_fields,
+    "compute_base_log_prob": teacher_fields,
+    "read_served_scores": served_fields,
+}
 """Fields that a method of the worker which brings the teacher's scores reads."""
 
 

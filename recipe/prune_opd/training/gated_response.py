@@ -22,19 +22,23 @@ from recipe.prune_opd.method.drift import DriftMetric
 from recipe.prune_opd.method.gates import Gate
 from recipe.prune_opd.method.reward import Scores, TopK
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
+from recipe.prune_opd.teacher.answers import Known
 from recipe.prune_opd.teacher.client import TeachingClient
-from recipe.prune_opd.training.response import Request, Response
-from verl_ext.rollout.client import FollowedResponse, GrowingSequence
+from recipe.prune_opd.training.followed_response import (
+    FollowedTurn,
+    PlacedRows,
+    ReportedResponse,
+)
+from recipe.prune_opd.training.response import Request
+from verl_ext.rollout.client import GrowingSequence
 from verl_ext.rollout.rows import Chunk, TopKRows
-from verl_ext.rollout.scoring import missing_rows
 
 DRIFT = "drift"
-"""Stop reason of a stopped response. verl resumes "abort" and "aborted"."""
-ABORTED = ("abort", "aborted")
+"""Stop reason of a stopped response; not one of those that verl resumes, ``ABORTED``."""
 MEDIA = ("image_data", "video_data", "audio_data")
 
 
-class GatedResponse(Response):
+class GatedResponse(ReportedResponse):
     """A response under the gate: one gate and one sequence of the teacher's for all its turns.
 
     Args:
@@ -53,18 +57,14 @@ class GatedResponse(Response):
     ):
         super().__init__(client, prompt_ids, limit)
         self.sequence, self.report = sequence, GateReport()
-        self.places: list[int] = []
-        """Positions in the response, N."""
+        self.teacher = PlacedRows()
         self.events = np.zeros(0, dtype=bool)
-        """(N,)."""
-        self.rows: list[TopKRows] = []
-        """Of the teacher, (N, K) together."""
+        """(N,), of the places that the teacher has rows of."""
 
     def _forget(self, kept: int) -> None:
-        count = sum(place < kept for place in self.places)
-        if count < len(self.places):
-            self.places, self.events = self.places[:count], self.events[:count]
-            self.rows = [TopKRows.join(*self.rows)[:count]]
+        super()._forget(kept)
+        self.teacher.forget(kept)
+        self.events = self.events[: len(self.teacher.places)]
 
     async def _answer(self, request: Request) -> TokenOutput:
         """One turn.
@@ -82,39 +82,29 @@ class GatedResponse(Response):
         config = self.client.prune_opd
         turn = GatedTurn(self, config.new_gate(self.events), request)
         output = await turn.run(config.gate.chunk_for(self.limit))
-        self._take_in(turn, len(self.tokens))
+        self._take_in(turn)
+        if turn.teacher_rows:
+            self.events = np.concatenate([self.events, *turn.events])
+            self.teacher.add(len(self.tokens), TopKRows.join(*turn.teacher_rows))
+        if turn.kept is not None:
+            self._forget(len(self.tokens) + turn.kept)
+            self.stop = self.teacher.places[-1] + 1 if self.teacher.places else 0
         return output
 
-    def _take_in(self, turn: "GatedTurn", begin: int) -> None:
-        """Keep what was found out about a turn whose first token is at ``begin``."""
-        new = np.concatenate([np.zeros(0, dtype=bool), *turn.events])[: turn.kept]
-        self.places += range(begin, begin + len(new))
-        self.events = np.concatenate([self.events, new])
-        if turn.teacher_rows:
-            self.rows.append(TopKRows.join(*turn.teacher_rows)[: len(new)])
-        if turn.kept is not None:
-            self.stop = self.places[-1] + 1 if self.places else 0
-
-    def report_on(self, output: AgentLoopOutput) -> TopKRows | None:
-        """See ``Response``; what a loop has masked out is none of the student's."""
-        mask, places = np.array(output.response_mask, dtype=bool), np.array(self.places, dtype=int)
-        own = places < len(mask)
-        own[own] = mask[places[own]]
+    def report_on(self, output: AgentLoopOutput) -> Known:
+        """See ``Response``."""
+        mask = output.response_mask
+        own = self.teacher.within(mask)
         report = replace(self.report, events=self.events[own])
         output.extra_fields = output.extra_fields | {GATE_REPORT: report}
-        if own.sum() < mask.sum():
-            return None
-        rows = missing_rows(len(mask), self.client.prune_opd.topk)
-        if self.rows:
-            known = TopKRows.join(*self.rows)
-            rows.ids[places[own]], rows.log_probs[places[own]] = (
-                known.ids[own],
-                known.log_probs[own],
-            )
-        return rows
+        known = super().report_on(output)
+        if own.sum() < sum(mask):
+            return known
+        topk, chosen = self.client.prune_opd.topk, bool(self.client.wide)
+        return replace(known, teacher=self.teacher.spread(mask, topk, chosen))
 
 
-class GatedTurn:
+class GatedTurn(FollowedTurn):
     """One turn: what is generated, and what is scored of it while that goes on.
 
     Args:
@@ -124,33 +114,24 @@ class GatedTurn:
     """
 
     def __init__(self, response: GatedResponse, gate: Gate, request: Request):
-        self.client, self.sequence = response.client, response.sequence
-        self.config, self.report = self.client.prune_opd, response.report
+        super().__init__(response.client, request)
+        self.sequence, self.report = response.sequence, response.report
+        self.config = self.client.prune_opd
         self.gate, self._before = gate, gate.tokens
         self.metric = self.config.rules.metric
-        self.request, self.prompt_ids = request, request.prompt_ids
-        priority = request.more.get("priority")
-        self.priority = {"priority": priority} if priority else {}
-        self.tokens: list[int] = []
-        self.log_probs: list[float] = []
         self.unscored: list[Chunk] = []
         self.events: list[NDArray[np.bool_]] = []
         self.teacher_rows: list[TopKRows] = []
         self.ended = False
         self._news = asyncio.Event()
-        self._generating: FollowedResponse | None = None
 
     @property
     def kept(self) -> int | None:
-        """Tokens of the turn that are kept; None where it is not stopped."""
+        """See ``FollowedTurn``."""
         return None if self.gate.stop is None else self.gate.stop - self._before
 
     async def run(self, chunk: int) -> TokenOutput:
-        """Generate, and return what verl's ``generate`` would, cut at the stop.
-
-        Args:
-            chunk: tokens between two questions to the teacher.
-        """
+        """See ``FollowedTurn``; the teacher is asked at every chunk."""
         watch = asyncio.create_task(self._watch())
         try:
             output = await self._generate(chunk)
@@ -163,38 +144,13 @@ class GatedTurn:
             watch.cancel()
         return self._result(output)
 
-    async def _generate(self, chunk: int) -> TokenOutput:
-        """Generate to the end or the stop, going on after every abort by somebody else (a weight
-        update)."""
-        params, first = dict(self.request.sampling_params), None
-        limit = params["max_tokens"]
-        while True:
-            params["max_tokens"] = limit - len(self.tokens)
-            async with self.client.follow(
-                self.request.request_id,
-                self.prompt_ids + self.tokens,
-                params,
-                topk=self.config.topk,
-                chunk=chunk,
-                **self.priority,
-            ) as self._generating:
-                async for part in self._generating:
-                    self.tokens += part.token_ids
-                    self.log_probs += part.sampled_log_probs.tolist()
-                    self.unscored.append(part)
-                    self._news.set()
-                    # Its abort may have come before this request was known.
-                    if self.gate.stop is not None:
-                        await self._generating.abort()
-            output = self._generating.output
-            assert output is not None
-            first = first or output
-            aborted = output.stop_reason in ABORTED
-            if aborted and self.gate.stop is None and len(self.tokens) < limit:
-                await asyncio.sleep(1)  # as verl's own resuming client does
-                if self.gate.stop is None:
-                    continue
-            return _whole(output, first)
+    async def _hear(self, part: Chunk) -> None:
+        await super()._hear(part)
+        self.unscored.append(part)
+        self._news.set()
+        # Its abort may have come before this request was known.
+        if self.gate.stop is not None and self._generating is not None:
+            await self._generating.abort()
 
     async def _watch(self) -> None:
         """Have every chunk scored, until the gate stops the response or loses its teacher."""
@@ -225,8 +181,11 @@ class GatedTurn:
 
     async def _ask(self) -> TopKRows | None:
         gate, report, began = self.config.gate, self.report, time.monotonic()
+        tokens, chosen = self.prompt_ids + self.tokens, {}
+        if self.client.wide:
+            chosen["ids"] = np.concatenate([part.rows.ids for part in self.unscored])
         try:
-            return await self.sequence.score(self.prompt_ids + self.tokens, gate.deadline)
+            return await self.sequence.score(tokens, gate.deadline, **chosen)
         except TimeoutError as error:
             report.late += 1
             report.error = str(error) or type(error).__name__
@@ -245,29 +204,10 @@ class GatedTurn:
         report.stopped = stop is not None
         report.generated += len(self.tokens)
         report.teacher_tokens = self.sequence.computed
-        experts = output.routed_experts
-        return TokenOutput(
-            token_ids=self.tokens[:stop],
-            log_probs=self.log_probs[:stop]
-            if self.request.sampling_params.get("logprobs")
-            else None,
-            routed_experts=experts
-            if experts is None or stop is None
-            else experts[: len(self.prompt_ids) + stop],
-            stop_reason=output.stop_reason if stop is None else DRIFT,
-            num_preempted=output.num_preempted,
-            extra_fields=output.extra_fields,
-        )
-
-
-def _whole(last: TokenOutput, first: TokenOutput) -> TokenOutput:
-    """The last request's output, standing for all requests of the turn."""
-    if last.stop_reason in ABORTED:  # at the limit, or stopped: nothing is left to go on with
-        last.stop_reason = "length"
-    versions = first.extra_fields.get("global_steps"), last.extra_fields.get("global_steps")
-    last.extra_fields["num_cached_tokens"] = first.extra_fields.get("num_cached_tokens")
-    last.extra_fields["min_global_steps"], last.extra_fields["max_global_steps"] = versions
-    return last
+        result = super()._result(output)
+        if stop is not None:
+            result.stop_reason = DRIFT
+        return result
 
 
 def find_events(

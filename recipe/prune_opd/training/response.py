@@ -9,7 +9,7 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.workers.rollout.replica import TokenOutput
 
-from verl_ext.rollout.rows import TopKRows
+from recipe.prune_opd.teacher.answers import NOTHING, Known
 
 LIMITS = ("max_tokens", "max_new_tokens")
 """Names that verl's servers know for the most tokens of an answer."""
@@ -106,13 +106,10 @@ class Response:
         same = tokens[: len(self.tokens)] == self.tokens[: len(tokens)]
         return same and output.prompt_ids == self.prompt_ids
 
-    def report_on(self, output: AgentLoopOutput) -> TopKRows | None:
-        """Put what was found out while the response grew into an output's ``extra_fields``.
-
-        Returns:
-            Rows of the teacher about all of its tokens, (T, K); None where not all are known.
-        """
-        return None
+    def report_on(self, output: AgentLoopOutput) -> Known:
+        """Put what was found out while the response grew into an output's ``extra_fields``, and
+        return what there is of rows."""
+        return NOTHING
 
 
 def cut(output: AgentLoopOutput, most: int) -> None:

@@ -51,10 +51,10 @@ from recipe.prune_opd.training.fields import (
     advantage_fields,
     check_lengths,
     counted_tokens,
-    limits_of,
     part_fields,
     row_teachers,
     scores_of,
+    student_fields,
 )
 from recipe.prune_opd.training.frozen_rollouts import FrozenRollouts
 from recipe.prune_opd.training.modes import find_trainer, mode_of, stands_on, with_method
@@ -114,7 +114,7 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
             config.actor_rollout_ref.model.path = local_path(config.actor_rollout_ref.model.path)
             if reward_function:
                 config.reward.custom_reward_function.path = reward_function
-            if self.prune_opd.gate.enable:
+            if self.home.follows:
                 follow_rollout(config, self.prune_opd.topk)
 
     # ------------------------------------------------------------------------------------- teacher
@@ -214,7 +214,7 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         }
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        batch.fields = list(MODEL_FIELDS)  # as in ``_on_workers``
+        batch.fields = list(student_fields(self.home))  # as in ``_on_workers``
         return super()._compute_old_log_prob(batch, metrics)
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
@@ -249,12 +249,12 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         the responses."""
         if self.prune_opd.task_reward.factor:
             super()._compute_advantage(batch, metrics)
-        limits = limits_of(self._fetch(batch, [LIMIT]))
-        check_lengths(batch.tags, limits.tolist(), self.prune_opd.budget.longest)
         part = f"_part_{self.local_trigger_step}" if self.parameter_sync_step > 1 else ""
         batch.extra_info[STEP] = f"step_{self.global_steps}{part}"
         self._on_workers("compute_pruned_advantage", batch, advantage_fields(self.home))
         tally = self._tally(batch)
+        limits = tally.column("limit").int().tolist()
+        check_lengths(batch.tags, limits, self.prune_opd.budget.longest)
         self._tallies.append(tally)
         self._look_for_faults(batch, tally)
         return batch

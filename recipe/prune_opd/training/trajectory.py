@@ -7,10 +7,11 @@ from typing_extensions import Self
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.workers.rollout.replica import TokenOutput
 
+from recipe.prune_opd.teacher.answers import NOTHING, Known
 from recipe.prune_opd.teacher.client import TeachingClient
+from recipe.prune_opd.training.followed_response import ReportedResponse
 from recipe.prune_opd.training.gated_response import DRIFT, GatedResponse
 from recipe.prune_opd.training.response import Request, Response, cut
-from verl_ext.rollout.rows import TopKRows
 
 
 class Trajectory:
@@ -62,18 +63,22 @@ class Trajectory:
         return output
 
     async def _open(self, prompt_ids: list[int]) -> Response:
-        client = self.client
-        if isinstance(client, TeachingClient) and client.prune_opd.gate.enable:
-            opened = client.teacher.sequence(
-                len(prompt_ids), client.prune_opd.topk, client.vocab_size
-            )
-            sequence = await self._sequences.enter_async_context(opened)
-            self.responses.append(GatedResponse(client, prompt_ids, self.limit, sequence))
-        else:
-            self.responses.append(Response(client, prompt_ids, self.limit))
+        self.responses.append(await self._new(prompt_ids))
         return self.responses[-1]
 
-    def finish(self, output: AgentLoopOutput) -> TopKRows | None:
+    async def _new(self, prompt_ids: list[int]) -> Response:
+        client = self.client
+        if not isinstance(client, TeachingClient):
+            return Response(client, prompt_ids, self.limit)
+        if not client.prune_opd.gate.enable:
+            kind = ReportedResponse if client.wide else Response
+            return kind(client, prompt_ids, self.limit)
+        size = len(prompt_ids), client.prune_opd.topk, client.vocab_size
+        opened = client.teacher.sequence(*size, **({"wide": client.wide} if client.wide else {}))
+        sequence = await self._sequences.enter_async_context(opened)
+        return GatedResponse(client, prompt_ids, self.limit, sequence)
+
+    def finish(self, output: AgentLoopOutput) -> Known:
         """Cut an output of the loop to its limit, or to where it was stopped, with what was found
         out about it in its ``extra_fields``.
 
@@ -83,4 +88,4 @@ class Trajectory:
         response = next((one for one in self.responses if one.is_of(output)), None)
         stop = response.stop if response else None
         cut(output, self.limit if stop is None else stop)
-        return response.report_on(output) if response else None
+        return response.report_on(output) if response else NOTHING

@@ -6,12 +6,11 @@ TransferQueue, so they stay where the next worker reads them; ``fields`` has the
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor
 from verl.single_controller.base.decorator import (
@@ -20,13 +19,10 @@ from verl.single_controller.base.decorator import (
     register,
 )
 from verl.utils import tensordict_utils as tu
-from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import AggregationType, Metric
 from verl.utils.profiler import DistProfiler
-from verl.workers.config import HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from recipe.prune_opd.checks.files import local_path
 from recipe.prune_opd.checks.models import end_tokens
 from recipe.prune_opd.config import load_config
 from recipe.prune_opd.method.loss import topk_policy_loss
@@ -63,9 +59,10 @@ from recipe.prune_opd.training.fields import (
     scores_of,
     teachers_of,
 )
-from recipe.prune_opd.training.jagged import jagged, jagged_values, refuse_nan
+from recipe.prune_opd.training.jagged import jagged, refuse_nan
 from recipe.prune_opd.training.rollout_writer import RolloutWriter
-from verl_ext.row_workers import RowWorkers
+from recipe.prune_opd.training.teacher_workers import build_teachers
+from verl_ext import compat
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
 
 _on_actor = make_nd_compute_dataproto_dispatch_fn(mesh_name="actor")
@@ -83,78 +80,59 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         """Build all models. See ``ActorRolloutRefWorker.init_model``."""
+        if self.config.actor.strategy == "megatron":
+            compat.check("megatron-core")
         self.prune_opd = load_config(self.config.prune_opd)
         self.home = build_home(self.prune_opd)
-        if self.home.reference_model:
+        if self.home.held:
             # The base class looks for parts of this name. The trainer knows nothing of a reference
             # model, so the role is that of the student, whatever it is in this mode.
             self.role += "_ref"
         # The base class gives the reference model a copy of the actor's model; this is its only
         # hook.
-        self.ref_worker_cls = self._build_teachers
+        self.ref_worker_cls = partial(build_teachers, self.config, self.prune_opd.teacher)
         super().init_model()
-        self.actor.set_loss_fn(TopKPass(self._policy_loss))
-        if self.ref is not None:
-            self.ref.set_loss_fn(TopKPass())
         student = self.actor.model_config
-        self.vocab_size = min(
-            student.hf_config.get_text_config().vocab_size, self.config.teacher_vocab_size
-        )
+        tokens = student.hf_config.get_text_config().vocab_size
+        self.vocab_size = min(tokens, self.config.teacher_vocab_size)
+        self.actor.set_loss_fn(TopKPass(self._policy_loss, tokens))
         self.ends = end_tokens(student.generation_config, student.tokenizer)
         self.max_length = self.prune_opd.budget.longest
-
-    def _build_teachers(self, config: TrainingWorkerConfig) -> TrainingWorker | RowWorkers:
-        paths = self.prune_opd.teacher.paths.values()
-        built = [self._build_teacher(config, path) for path in paths]
-        return RowWorkers(built, TEACHER) if self.prune_opd.teacher.models else built[0]
-
-    def _build_teacher(self, config: TrainingWorkerConfig, path: str) -> TrainingWorker:
-        given = self.prune_opd.teacher
-        model: Any = OmegaConf.to_container(self.config.model, resolve=True)
-        model |= {
-            "path": local_path(path),
-            "trust_remote_code": given.trust_remote_code,
-            "override_config": given.override_config,
-            # What belongs to the student alone:
-            "hf_config_path": None,
-            "tokenizer_path": None,
-            "custom_chat_template": None,
-            "lora_rank": 0,
-            "lora": {},
-            "lora_adapter_path": None,
-            "mtp": (model["mtp"] or {}) | {"enable": False},
-        }
-        teacher: HFModelConfig = omega_conf_to_dataclass(OmegaConf.create(model))
-        # ref.fsdp_config.forward_only=false keeps the teacher on its device, but then verl builds
-        # an optimizer for it, and has no settings for one. It never steps, so it holds no state.
-        optimizer = omega_conf_to_dataclass(self.config.actor.optim)
-        return TrainingWorker(
-            config=replace(config, model_config=teacher, optimizer_config=optimizer)
-        )
 
     # --------------------------------------------------------------------------------------- passes
 
     @register(dispatch_mode=_on_actor)
     @DistProfiler.annotate(color="blue", role="actor_compute_log_prob")
     def compute_log_prob(self, data: TensorDict) -> TensorDict | None:
-        """The pass that gives the old log-probs and the entropy gives the student's top-k as
-        well."""
+        """The pass that gives the old log-probs and the entropy gives the student's top-k as well,
+        or scores the rollout's, where teacher servers were asked about that."""
         request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size)
+        blocks = {"top_ids": STUDENT_IDS, "top_log_probs": STUDENT_LOG_PROBS}
+        if self.home.asks_on_student:
+            own = slice(-self.prune_opd.topk, None)
+            data[STUDENT_IDS] = served_rows(data[SERVED_IDS], data["responses"], own)
+            request, blocks = Request(at=STUDENT_IDS), {"log_probs_at": STUDENT_LOG_PROBS}
         request_pass(data, request, sampled=True, entropy=True)
-        output = self.actor.infer_batch(data)
-        return _fields(
-            output,
-            data,
-            {"top_ids": STUDENT_IDS, "top_log_probs": STUDENT_LOG_PROBS},
-            "log_probs",
-            "entropy",
-        )
+        found = _fields(self.actor.infer_batch(data), data, blocks, "log_probs", "entropy")
+        if found is not None and self.home.asks_on_student:
+            found[STUDENT_IDS] = data[STUDENT_IDS]
+        return found
 
     @register(dispatch_mode=_on_ref)
     @DistProfiler.annotate(color="olive", role="ref_compute_log_prob")
     def compute_ref_log_prob(self, data: TensorDict) -> TensorDict | None:
         """One teacher pass: its own top-k, and its log-probs on the student's ids or on the sampled
         tokens."""
+        return self._teacher_pass(self.ref, data)
+
+    @register(dispatch_mode=_on_actor)
+    @DistProfiler.annotate(color="olive", role="ref_compute_log_prob")
+    def compute_base_log_prob(self, data: TensorDict) -> TensorDict | None:
+        """The same of a teacher that is the student without its LoRA adapter."""
+        tu.assign_non_tensor_data(data, "no_lora_adapter", True)
+        return self._teacher_pass(self.actor, data)
+
+    def _teacher_pass(self, model: TrainingWorker, data: TensorDict) -> TensorDict | None:
         at = STUDENT_IDS if STUDENT_IDS in data else None
         request = Request(topk=self.prune_opd.topk, vocab_size=self.vocab_size, at=at)
         request_pass(data, request, sampled="sampled" in self.prune_opd.rules.needs)
@@ -164,7 +142,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
             "top_log_probs": TEACHER_LOG_PROBS,
             "log_probs_at": TEACHER_ON_STUDENT,
         }
-        output = _fields(self.ref.infer_batch(data), data, blocks, "log_probs")
+        output = _fields(model.infer_batch(data), data, blocks, "log_probs")
         if output is not None and "log_probs" in output:
             output[TEACHER_SAMPLED] = collect(
                 output.pop("log_probs").values(), data["input_ids"], data["responses"]
@@ -197,20 +175,20 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         """
         if not self.actor.engine.is_mp_src_rank_with_outputs():
             return None
-        ids, log_probs = (
-            served_rows(data[name], data["responses"]) for name in (SERVED_IDS, SERVED_LOG_PROBS)
-        )
-        offsets = data["responses"].offsets()
-        fields = {}
-        if "sampled" in self.prune_opd.rules.needs:
-            fields[TEACHER_SAMPLED] = log_probs.values()[:, 0]
-            ids, log_probs = (
-                jagged_values(block.values()[:, 1:], offsets) for block in (ids, log_probs)
-            )
-        more = {name: jagged_values(values, offsets) for name, values in fields.items()}
-        return TensorDict(
-            {TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs, **more}, batch_size=len(data)
-        )
+        given = data[SERVED_IDS], data[SERVED_LOG_PROBS]
+        first = int("sampled" in self.prune_opd.rules.needs)
+        own = slice(first, first + self.prune_opd.topk)
+        ids, log_probs = (served_rows(field, data["responses"], own) for field in given)
+        fields = {TEACHER_IDS: ids, TEACHER_LOG_PROBS: log_probs}
+        if first:
+            fields[TEACHER_SAMPLED] = served_rows(given[1], data["responses"], 0)
+        if self.home.asks_on_student:
+            rest = slice(own.stop, None)
+            ids, log_probs = (served_rows(field, data["responses"], rest) for field in given)
+            # Of an id that one of the models lacks the wide row's bound says nothing.
+            log_probs.values().masked_fill_(ids.values() >= self.vocab_size, -torch.inf)
+            fields[TEACHER_ON_STUDENT] = log_probs
+        return TensorDict(fields, batch_size=len(data))
 
     # ------------------------------------------------------------------------------- drift and loss
 

@@ -518,6 +518,7 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
             ["data.train_batch_size=1000000000000"],
             "data.train_batch_size x actor_rollout_ref.rollout.n: got 4,000,000,000,000",
         ),
+        (["model_engine=megatron"], f"{configuration.STRATEGY}: got 'megatron', allowed: fsdp, "),
         ([f"{configuration.DTYPES[0]}=x"], f"{configuration.DTYPES[0]}: got 'x', allowed: fp32"),
         (
             [f"{configuration.OPTIONAL_COUNTS[1]}=x"],

@@ -94,7 +94,17 @@ def test_the_teachers_pool_has_all_the_settings(config, monkeypatch):
         "max_num_batched_tokens": 4096,
         "enforce_eager": False,
         "engine_kwargs": {"swap_space": 1},
+        "wide": 0,
     }
+
+
+@pytest.mark.parametrize(("wide", "most"), [(0, 24), (24, 24), (256, 256)])
+def test_the_teachers_servers_may_be_asked_for_a_wide_top_k(config, wide, most):
+    for key, value in GIVEN.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    config.prune_opd.teacher.server.wide_topk = wide
+    pool = teacher_pool(config, read_config(config))
+    assert (pool.wide, pool._arguments()["max_logprobs"]) == (wide, most)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -13,18 +13,19 @@ import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
 
-from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig
+from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig, TeacherServerConfig
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.answers import (
     SERVED_IDS,
     SERVED_LOG_PROBS,
+    Known,
     is_missing,
     served_rows,
 )
 from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
 from recipe.prune_opd.training.agent_loop import TaughtOutput
-from verl_ext.rollout.rows import Score, TopKRows
-from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
+from verl_ext.rollout.rows import MISSING, MISSING_ID, At, Score, TopKRows
+from verl_ext.rollout.scoring import ScoreReport
 
 K, VOCAB, PROMPT, RESPONSE = 3, 50, [30, 31], [40, 41, 42, 43]
 
@@ -116,11 +117,12 @@ class Teacher:
 
 
 def client_of(
-    teacher: Teacher, strategy: str = "intersection", workers: int = 1, **given: Any
+    teacher: Any, strategy: str = "intersection", workers: int = 1, wide: int = 0, **given: Any
 ) -> TeachingClient:
     rollout = SimpleNamespace(agent=SimpleNamespace(num_workers=workers))
     config = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=rollout))
-    settings = TeacherConfig(path="T", home="server", **given)
+    server = TeacherServerConfig(engine="vllm", wide_topk=wide)
+    settings = TeacherConfig(path="T", home="server", server=server, **given)
     prune_opd = PruneOPDConfig(teacher=settings, strategy=strategy, topk=K)
     return TeachingClient(
         SimpleNamespace(config=config),
@@ -147,7 +149,7 @@ def taught(
     output = output_of(response)
     gate = GateReport(asked=5.0, waited=2.0, teacher_tokens=11)
     output.extra_fields[GATE_REPORT] = gate
-    rows = asyncio.run(client.teach(output, known))
+    rows = asyncio.run(client.teach(output, Known(teacher=known)))
     assert set(output.extra_fields) == {GATE_REPORT, SCORE_REPORT}  # a reward function sees them
     assert output.extra_fields[GATE_REPORT] is gate
     extra = rows | {SCORE_REPORT: output.extra_fields[SCORE_REPORT]}
@@ -167,7 +169,7 @@ def test_a_response_gets_its_rows(strategy: str):
     assert extra[SCORE_REPORT].ended >= extra[SCORE_REPORT].began > 0
 
 
-@pytest.mark.parametrize("known", [None, rows_of(9, first=7)])
+@pytest.mark.parametrize("known", [None, rows_of(4, first=7)])
 def test_the_sampled_token_comes_first(known: TopKRows | None):
     """A gate does not ask about it."""
     teacher = Teacher()
@@ -179,10 +181,9 @@ def test_the_sampled_token_comes_first(known: TopKRows | None):
     assert len(teacher.questions) == 1
 
 
-@pytest.mark.parametrize("count", [4, 5, 12])
-def test_what_a_gate_knows_is_not_asked_again(count: int):
+def test_what_a_gate_knows_is_not_asked_again():
     teacher = Teacher()
-    extra = taught(client_of(teacher), rows_of(count, first=7))
+    extra = taught(client_of(teacher), rows_of(4, first=7))
     assert extra[SERVED_IDS].tolist() == rows_of(4, first=7).ids.tolist()
     assert extra[SERVED_LOG_PROBS].tolist() == rows_of(4, first=7).log_probs.tolist()
     assert not teacher.questions
@@ -191,10 +192,9 @@ def test_what_a_gate_knows_is_not_asked_again(count: int):
     assert report.ended - report.began == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_where_a_gate_knows_too_little_the_whole_is_asked(count: int):
+def test_where_a_gate_knows_too_little_the_whole_is_asked():
     teacher = Teacher()
-    extra = taught(client_of(teacher), rows_of(count, first=7))
+    extra = taught(client_of(teacher))
     assert extra[SERVED_IDS].tolist() == rows_of(4).ids.tolist()
     assert teacher.questions == [(PROMPT + RESPONSE, 2, K)]
 
@@ -263,3 +263,84 @@ def test_a_response_with_an_image_is_refused():
     output.multi_modal_data = {"images": []}
     asyncio.run(client_of(teacher).teach(output))
     assert len(teacher.questions) == 1
+
+
+# ------------------------------------------------------------------------ the student's candidates
+
+WIDE = 4
+PROBABILITIES = [[0.5, 0.25, 0.125], [0.5, 0.2, 0.1], [0.6, 0.3, 0.1], [0.4, 0.4, 0.1]]
+STUDENT = TopKRows(
+    np.array([[0, 9, 3], [4, 0, 1], [49, 8, 2], [1, 2, 0]], np.int32),
+    np.log(np.array(PROBABILITIES, np.float32)),
+)
+"""Of the rollout. Of the four rows the teacher ranks ids 0 to 3 first, in this order."""
+OUTSIDE = [[False, True, False], [True, False, False], [True, True, False], [False] * 3]
+TOLD = [[-1, -4, -4], [-4, -1, -2], [-4, -4, -3], [-2, -3, -1]]
+
+
+def wide_rows(count: int) -> TopKRows:
+    ids = np.tile(np.arange(WIDE, dtype=np.int32), (count, 1))
+    return TopKRows(ids, (-1 - ids).astype(np.float32))
+
+
+class WideTeacher:
+    """Stands for ``ScoringClient``, asked at chosen ids."""
+
+    def __init__(self) -> None:
+        self.asked: list[At] = []
+
+    async def score(self, token_ids: list[int], start: int, topk: int, at: At) -> Score:
+        self.asked.append(at)
+        count = len(token_ids) - start
+        rows = wide_rows(count).narrowed(topk, at)
+        return Score(rows, -np.ones(count, np.float32), 9)
+
+
+@pytest.mark.parametrize("grew", [False, True])
+@pytest.mark.parametrize("strategy", ["only_stu", "union"])
+def test_the_students_candidates_come_last_with_what_the_teacher_says_of_them(
+    strategy: str, grew: bool
+):
+    """Whether or not a gate has asked for them."""
+    teacher = WideTeacher()
+    told = wide_rows(4).narrowed(K, At(STUDENT.ids, WIDE)) if grew else None
+    output = output_of()
+    output.extra_fields[GATE_REPORT] = GateReport()
+    client = client_of(teacher, strategy, wide=WIDE)
+    fields = asyncio.run(client.teach(output, Known(STUDENT, told)))
+    assert fields[SERVED_IDS].tolist() == [[0, 1, 2, *row] for row in STUDENT.ids.tolist()]
+    assert fields[SERVED_LOG_PROBS].tolist() == [[-1, -2, -3, *row] for row in TOLD]
+    report = output.extra_fields[SCORE_REPORT]
+    assert (report.candidates, report.outside) == (12, np.sum(OUTSIDE))
+    assert report.outside_mass == pytest.approx(0.25 + 0.5 + 0.9)
+    assert [at.wide for at in teacher.asked] == [WIDE] * (not grew)
+
+
+def test_of_a_token_without_candidates_the_teacher_is_not_asked_and_it_is_missing():
+    """A tool's, or one of a response that a loop of the user's rewrote."""
+    student = TopKRows(STUDENT.ids.copy(), STUDENT.log_probs.copy())
+    student.ids[2], student.log_probs[2] = MISSING_ID, MISSING
+    for known, missing in ((Known(student), [2]), (Known(), [0, 1, 2, 3])):
+        output = output_of()
+        fields = asyncio.run(client_of(WideTeacher(), "only_stu", wide=WIDE).teach(output, known))
+        log_probs = fields[SERVED_LOG_PROBS]
+        assert is_missing(log_probs).nonzero().flatten().tolist() == missing
+        assert log_probs[missing].eq(MISSING).all()
+        report = output.extra_fields[SCORE_REPORT]
+        assert report.candidates == K * (4 - len(missing))
+        assert report.error == "the rollout reported no candidates of some tokens"
+
+
+def test_an_empty_response_has_columns_for_all():
+    output = output_of([])
+    known = Known(STUDENT[:0])
+    fields = asyncio.run(client_of(WideTeacher(), "only_stu", wide=WIDE).teach(output, known))
+    assert fields[SERVED_IDS].shape == fields[SERVED_LOG_PROBS].shape == (0, 2 * K)
+
+
+def test_without_need_nobody_asks_for_them():
+    assert client_of(WideTeacher(), "intersection", wide=WIDE).wide == 0
+    client = client_of(WideTeacher(), "only_stu", wide=WIDE)
+    assert client.wide == WIDE
+    client.teaches = False  # the worker group scores, servers are for the gate alone
+    assert client.wide == 0

@@ -17,7 +17,7 @@ from verl.experimental.agent_loop.agent_loop import (
 from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.config import GateConfig, PruneOPDConfig, TeacherConfig
-from recipe.prune_opd.teacher.answers import SERVED_IDS
+from recipe.prune_opd.teacher.answers import NOTHING, SERVED_IDS
 from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
 from recipe.prune_opd.training import agent_loop
 from recipe.prune_opd.training.agent_loop import INNER, LIMIT, PrunedAgentLoop, TaughtOutput
@@ -217,7 +217,7 @@ def test_a_training_response_alone_is_scored_by_servers(home, training):
     assert len(client.taught) == (training and home == "server")
     if client.taught:
         assert client.taught[0][0].response_ids == output.response_ids
-        assert client.taught[0][1] is None
+        assert client.taught[0][1] is NOTHING
 
 
 def test_the_teachers_rows_are_fields_of_the_row_and_no_extra_fields():

@@ -201,7 +201,7 @@ def generate(
             response_mask=[1] * len(tokens),
             metrics=AgentLoopMetrics(),
         )
-        rows = trajectory.finish(finished)
+        rows = trajectory.finish(finished).teacher
         if known is not None:
             known.append(rows)
         report = finished.extra_fields[GATE_REPORT]

@@ -23,6 +23,7 @@ from recipe.prune_opd.records.tally import COLUMNS, Tally
 from recipe.prune_opd.teacher.answers import SERVED_IDS
 from recipe.prune_opd.teacher.client import RoutingClient, TeachingClient, with_teachers
 from recipe.prune_opd.teacher.home import build_home
+from recipe.prune_opd.training import teacher_workers
 from recipe.prune_opd.training.checkpoint import State, load_state, save_state
 from recipe.prune_opd.training.fields import (
     LIMIT,
@@ -183,8 +184,10 @@ def test_without_servers_verls_client_stays_as_it_is():
 def test_a_worker_holds_them_all_and_reads_the_column(monkeypatch):
     for config in (several(), PruneOPDConfig(teacher=TeacherConfig(path="T"))):
         worker = worker_of(teacher=config.teacher)
-        monkeypatch.setattr(worker, "_build_teacher", lambda config, path: f"worker of {path}")
-        built = worker._build_teachers(None)
+        monkeypatch.setattr(
+            teacher_workers, "_build_teacher", lambda node, given, path, config: f"worker of {path}"
+        )
+        built = teacher_workers.build_teachers(None, config.teacher, None)
         if config.teacher.models:
             assert isinstance(built, RowWorkers)
             assert (built.workers, built.column) == (["worker of C", "worker of M"], TEACHER)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import (
     AgentLoopMetrics,
@@ -23,9 +24,15 @@ from verl.experimental.agent_loop.agent_loop import (
 from verl.tools.tool_registry import load_all_tools
 from verl.workers.rollout.replica import TokenOutput
 
-from recipe.prune_opd.config import DriftConfig, GateConfig, PruneOPDConfig, TeacherConfig
+from recipe.prune_opd.config import (
+    DriftConfig,
+    GateConfig,
+    PruneOPDConfig,
+    TeacherConfig,
+    TeacherServerConfig,
+)
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
-from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
+from recipe.prune_opd.teacher.answers import NOTHING, SERVED_IDS, SERVED_LOG_PROBS
 from recipe.prune_opd.teacher.client import SCORE_REPORT, TeachingClient
 from recipe.prune_opd.training.agent_loop import LIMIT, PrunedAgentLoop
 from recipe.prune_opd.training.response import Response, cut
@@ -68,9 +75,14 @@ class Servers(TeachingClient):
     def __init__(self, turns: list[list[int]], drifted: set[int], **settings: Any):
         gate = GateConfig(enable=settings.pop("gate", True), chunk=2, deadline=5)
         drift = DriftConfig(w_drop=0.5, scope=settings.pop("scope", "response"))
-        home = TeacherConfig(path="T", home="server")
+        wide = settings.pop("wide", 0)
+        server = TeacherServerConfig(engine="vllm", wide_topk=wide)
         config = PruneOPDConfig(
-            teacher=home, drift=drift, gate=gate, topk=K, strategy="intersection"
+            teacher=TeacherConfig(path="T", home="server", server=server),
+            drift=drift,
+            gate=gate,
+            topk=K,
+            strategy="only_stu" if wide else "intersection",
         )
         super().__init__(SimpleNamespace(), prune_opd=config, teacher=self, vocab_size=2000)
         self.turns, self.drifted = list(turns), drifted
@@ -94,7 +106,7 @@ class Servers(TeachingClient):
         yield Followed(tokens, chunk)
 
     @asynccontextmanager
-    async def sequence(self, prompt_length, topk, vocab_size):
+    async def sequence(self, prompt_length, topk, vocab_size, wide=0):
         self.opened += 1
         client = ScoringClient(None, None, {})
 
@@ -102,10 +114,10 @@ class Servers(TeachingClient):
             return "s", SimpleNamespace(score=SimpleNamespace(remote=self.score_tail))
 
         client._acquire_server, client._release_server = acquire, lambda *given, **named: None
-        async with client.sequence(prompt_length, topk, vocab_size) as sequence:
+        async with client.sequence(prompt_length, topk, vocab_size, wide) as sequence:
             yield sequence
 
-    async def score_tail(self, token_ids, start, topk, sequence_id, private):
+    async def score_tail(self, token_ids, start, topk, sequence_id, private, at=None):
         self.questions.append((start, len(token_ids)))
         parts = [
             rows_of(place, drifted=self.places.get(place) in self.drifted)
@@ -113,11 +125,12 @@ class Servers(TeachingClient):
         ]
         rows = TopKRows.join(*parts)
         tail = len(token_ids) - start
-        return Score(rows[:-1], np.zeros(tail, np.float32), tail, rows[-1:])
+        told = rows[:-1].narrowed(topk, at)
+        return Score(told, np.zeros(tail, np.float32), tail, rows[-1:])
 
-    async def score(self, token_ids, start, topk):
+    async def score(self, token_ids, start, topk, at=None):
         self.whole += 1
-        rows = rows_of(*range(start, len(token_ids)))
+        rows = rows_of(*range(start, len(token_ids))).narrowed(topk, at)
         return Score(rows, np.zeros(len(rows), np.float32), len(token_ids))
 
     @property
@@ -340,6 +353,46 @@ def test_a_teacher_that_is_gone_costs_the_gate_of_all_turns(config, called):
     assert servers.whole == 1  # scored at its end, as without a gate
 
 
+# ------------------------------------------------------------------------ the student's candidates
+
+
+@pytest.mark.parametrize("drifted", [set(), {1, 3}, {6, 9}])
+@pytest.mark.parametrize("gate", [True, False])
+def test_the_rollouts_candidates_go_with_every_token_of_the_student(config, called, gate, drifted):
+    """Whether the teacher is asked while the response grows or at its end, and where it is cut."""
+    servers = Servers([FIRST, SECOND, LAST], drifted if gate else set(), gate=gate, wide=K)
+    output = run(config, servers)
+    prompt, mask = len(output.prompt_ids), np.array(output.response_mask, dtype=bool)
+    fields = output.as_dict()
+    own_ids, student_ids = fields[SERVED_IDS].tensor_split(2, -1)
+    assert (student_ids[mask] == torch.arange(K)).all()
+    assert (fields[SERVED_IDS][~mask] == -1).all()
+    assert np.isneginf(fields[SERVED_LOG_PROBS][~mask].numpy()).all()
+    own, told = fields[SERVED_LOG_PROBS].tensor_split(2, -1)
+    expected = rows_of(*(prompt + np.flatnonzero(mask))).log_probs
+    np.testing.assert_array_equal(own[mask].numpy(), expected)
+    # Where they have drifted the teacher has none of the student's: the bound, its smallest.
+    outside = (own_ids[mask] >= 1000).numpy()
+    expected = np.where(outside, expected[:, -1:], expected)
+    np.testing.assert_array_equal(told[mask].numpy(), expected)
+    report = output.extra_fields[SCORE_REPORT]
+    assert (report.candidates, report.outside) == (mask.sum() * K, outside.sum())
+    assert (servers.whole, servers.opened) == ((0, 1) if gate else (1, 0))
+    assert len(output.response_logprobs) == len(output.response_ids)
+
+
+def test_a_gate_that_was_given_up_leaves_them_to_ask_at_the_end(config, called):
+    class Gone(Servers):
+        async def score_tail(self, *question):
+            raise RuntimeError("gone")
+
+    servers = Gone([FIRST, SECOND, LAST], set(), wide=K)
+    output = run(config, servers)
+    mask = np.array(output.response_mask, dtype=bool)
+    assert (output.as_dict()[SERVED_IDS][mask][:, K:] == torch.arange(K)).all()
+    assert servers.whole == 1
+
+
 # --------------------------------------------------------------------------------- without the loop
 
 
@@ -371,7 +424,7 @@ def test_tokens_that_a_loop_takes_back_are_forgotten():
     # The event of the third, which was taken back, would have stopped the response at the last.
     assert [output.token_ids for output in outputs] == [[21, 22, 23], [31, 32]]
     output = ended(response, [21, 22, 90, 91, 31, 32], [1, 1, 0, 0, 1, 1])
-    rows = trajectory.finish(output)
+    rows = trajectory.finish(output).teacher
     assert report_of(output).events.tolist() == [False, False, False, True]
     expected = rows_of(2, 3, 6, 7).log_probs
     np.testing.assert_array_equal(rows.log_probs[[0, 1, 4, 5]], expected)
@@ -382,7 +435,7 @@ def test_what_a_loop_adds_behind_the_stop_is_cut_off():
     servers = Servers([[21, 22, 23, 24]], {1, 2})
     trajectory, _ = asyncio.run(follow(servers, [1, 2]))
     output = ended(trajectory.responses[0], [21, 22, 90, 90], [1, 1, 0, 0])
-    rows = trajectory.finish(output)
+    rows = trajectory.finish(output).teacher
     assert (output.response_ids, output.response_mask, len(rows)) == ([21, 22], [1, 1], 2)
 
 
@@ -390,7 +443,7 @@ def test_a_loop_that_masks_tokens_out_has_no_events_there():
     servers = Servers([[21, 22, 23]], {1})
     trajectory, _ = asyncio.run(follow(servers, [1, 2]))
     output = ended(trajectory.responses[0], [21, 22, 23], [1, 0, 1])
-    rows = trajectory.finish(output)
+    rows = trajectory.finish(output).teacher
     assert report_of(output).events.tolist() == [False, False]
     assert np.isneginf(rows.log_probs).all(1).tolist() == [False, True, False]
 
@@ -399,7 +452,7 @@ def test_a_response_that_the_loop_rewrote_has_no_report():
     servers = Servers([[21, 22, 23]], {1})
     trajectory, _ = asyncio.run(follow(servers, [1, 2]))
     output = ended(trajectory.responses[0], [21, 99, 23], [1, 1, 1])
-    assert trajectory.finish(output) is None
+    assert trajectory.finish(output) is NOTHING
     assert GATE_REPORT not in output.extra_fields
 
 

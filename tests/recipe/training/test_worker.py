@@ -18,6 +18,7 @@ from recipe.prune_opd.config import (
     GateConfig,
     PruneOPDConfig,
     TeacherConfig,
+    TeacherServerConfig,
 )
 from recipe.prune_opd.config.task_reward import TaskRewardConfig
 from recipe.prune_opd.method.gates import Cumulative, Gate
@@ -60,10 +61,13 @@ from recipe.prune_opd.training.fields import (
     advantage_fields,
     reports,
     served_fields,
+    student_fields,
 )
 from recipe.prune_opd.training.worker import PruneOPDWorker
 from verl_ext.logits import log_probs_at, top_log_probs
-from verl_ext.rollout.scoring import MISSING, MISSING_ID, ScoreReport
+from verl_ext.rollout.rows import MISSING, MISSING_ID
+from verl_ext.rollout.scoring import ScoreReport
+from verl_ext.topk import REQUEST
 
 K, W_DROP = 4, 0.25
 
@@ -394,6 +398,14 @@ def server_of(strategy: str, **changes: object) -> PruneOPDWorker:
     return worker_of(teacher=TeacherConfig(path="T", home="server"), strategy=strategy, **changes)
 
 
+def wide_server() -> PruneOPDWorker:
+    wide = TeacherServerConfig(engine="vllm", wide_topk=64)
+    teacher = TeacherConfig(path="T", home="server", server=wide)
+    worker = worker_of(teacher=teacher, topk=2, strategy="only_stu")
+    worker.vocab_size = V
+    return worker
+
+
 def cut(values: torch.Tensor) -> torch.Tensor:
     """(tokens of all responses, ...) -> jagged."""
     return jagged(list(values.split(LENGTHS)))
@@ -513,6 +525,42 @@ def test_fields_by_hand():
         data[name] = jagged([row[:, 1:] for row in data[name].unbind()])
     found = read(server_of("intersection"), data)
     assert found[TEACHER_LOG_PROBS].values()[:2].tolist() == [[-1, -2], [-0.5, -3]]
+
+
+def test_candidates_of_the_rollout_are_the_students_everywhere():
+    """K = 2. The first response has a row before its own, verl's; its last id is none of the
+    common vocabulary."""
+    worker = wide_server()
+    ids = [[1, 2, 9, 4], [8, 1, V, 8]], [[3, 4, 5, 7]]
+    told = [[-1.0, -2, -1.5, -2], [-0.5, -3, -3, -0.5]], [[-0.1, -4, -4, -4]]
+    before = [[0, 0, 0, 0]]
+    data = TensorDict(
+        {
+            "responses": jagged([torch.tensor([5, 6]), torch.tensor([7])]),
+            SERVED_IDS: jagged([torch.tensor(before + ids[0]), torch.tensor(ids[1])]),
+            SERVED_LOG_PROBS: jagged(
+                [torch.tensor(before + told[0]).float(), torch.tensor(told[1])]
+            ),
+        },
+        batch_size=2,
+    )
+    found = read(worker, data)
+    assert found[TEACHER_IDS].values().tolist() == [[1, 2], [8, 1], [3, 4]]
+    assert found[TEACHER_LOG_PROBS].values()[1].tolist() == [-0.5, -3]
+    assert found[TEACHER_ON_STUDENT].values().tolist() == [[-1.5, -2], [MISSING, -0.5], [-4, -4]]
+
+    def infer(given: TensorDict) -> TensorDict:
+        request = given[REQUEST]
+        assert (request.topk, request.at, request.sampled, request.entropy) == (
+            *(0, STUDENT_IDS),
+            *(True, True),
+        )
+        return TensorDict({}, batch_size=2)
+
+    worker.actor = SimpleNamespace(infer_batch=infer)
+    data = data.select(*student_fields(worker.home), strict=False)
+    fields = inspect.unwrap(PruneOPDWorker.compute_log_prob)(worker, data)
+    assert fields[STUDENT_IDS].values().tolist() == [[9, 4], [V, 8], [5, 7]]
 
 
 def test_servers_tell_what_the_weights_need_of_the_sampled_tokens():
