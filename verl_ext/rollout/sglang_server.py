@@ -154,10 +154,8 @@ class TopKSGLangServer(SGLangHttpServer):
         Raises:
             ValueError: the sequence is too long, or ``at`` has not a row for each token.
         """
-        most = min(
-            self.config.max_model_len - 1, self.tokenizer_manager.context_len - RESERVED["sglang"]
-        )
-        check_room(token_ids, most)
+        context = self.tokenizer_manager.context_len - RESERVED["sglang"]
+        check_room(token_ids, min(self.config.max_model_len - 1, context))
         wide = at.wide if at else topk
         request = GenerateReqInput(
             rid=uuid4().hex,
