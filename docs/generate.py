@@ -20,8 +20,9 @@ from pydantic.fields import FieldInfo
 from recipe.prune_opd import config
 from recipe.prune_opd.checks import settings
 from recipe.prune_opd.checks.drift_weights import DRIFT_WEIGHTS_SETTINGS
+from recipe.prune_opd.checks.engines import TRAINING_ENGINES, numbers_of
 from recipe.prune_opd.checks.kinds import KINDS
-from recipe.prune_opd.checks.numbers import NUMBERS, OPTIONAL
+from recipe.prune_opd.checks.numbers import NUMBERS, OPTIONAL, Range
 from recipe.prune_opd.config import allowed_values
 from recipe.prune_opd.method.budget import BUDGETS
 from recipe.prune_opd.method.drift import METRICS
@@ -148,6 +149,14 @@ def refused() -> str:
     return _table(("key", "allowed", "because"), rows)
 
 
+def refused_by_engine() -> str:
+    """The table of verl's keys that are refused with an engine of the training."""
+    engines = {engine.group: engine for engine in TRAINING_ENGINES.values()}
+    given = [setting for engine in engines.values() for setting in engine.settings]
+    rows = [(f"`{each.key}`", _values_of(each), each.why) for each in given]
+    return _table(("key", "allowed", "because"), rows)
+
+
 def refused_with_gate() -> str:
     """The table of verl's keys that are refused with the gate."""
     rows = [(f"`{each.key}`", _values_of(each), each.why) for each in settings.GATE_SETTINGS]
@@ -173,7 +182,10 @@ def _values_of(setting: settings.Setting) -> str:
 def numbers() -> str:
     """The table of verl's keys that must be numbers, by what they may be."""
     by_words: dict[str, list[str]] = {}
-    for given, also in ((NUMBERS, ""), (OPTIONAL, ", or null")):
+    engines: dict[str, Range] = {}
+    for engine in TRAINING_ENGINES.values():
+        engines |= numbers_of(engine)
+    for given, also in ((NUMBERS | engines, ""), (OPTIONAL, ", or null")):
         for key, allowed in given.items():
             by_words.setdefault(allowed.words.replace(">=", "≥") + also, []).append(f"`{key}`")
     return _table(("allowed", "keys"), [(words, ", ".join(k)) for words, k in by_words.items()])
@@ -210,9 +222,9 @@ def filled(text: str, comment: str) -> str:
         KeyError: a marker names no function of this module.
     """
     start, end = ("# ", "") if comment == "#" else ("<!-- ", " -->")
-    first, last = rf"({start}generated: (\w+){end}\n)", rf"(\n{start}end{end}\n)"
-    part = re.compile(f"{first}.*?{last}", re.DOTALL)
-    return part.sub(lambda m: m[1] + globals()[m[2]]().rstrip("\n") + m[3], text)
+    first, last = rf"({start}generated: (\w+){end}\n)", rf"(^{start}end{end}\n)"
+    part = re.compile(f"{first}.*?{last}", re.DOTALL | re.MULTILINE)
+    return part.sub(lambda m: m[1] + globals()[m[2]]().rstrip("\n") + "\n" + m[3], text)
 
 
 def main() -> int:

@@ -40,6 +40,7 @@ def test_every_generated_part_is_there():
         "server_keys",
         "refused_with_gate",
         "refused",
+        "refused_by_engine",
         "numbers",
         "kinds",
     ]

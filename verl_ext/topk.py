@@ -3,11 +3,13 @@
 verl's engines let a loss function look at the logits first: with ``distillation_use_topk`` set on
 the batch they call ``loss_fn(student_logits=..., data=...)`` and keep what it returns, one value
 per token and name, then call ``loss_fn(model_output=..., data=...)`` for the loss
-(``FSDPEngineWithLMHead.prepare_model_outputs``, ``forward_step``). ``TopKPass`` speaks that
-protocol; a block of K values per token travels as K named columns.
+(``FSDPEngineWithLMHead.prepare_model_outputs``, ``forward_step``, and of Megatron's engine
+``_lm_head_logits_processor``). ``TopKPass`` speaks that protocol; a block of K values per token
+travels as K named columns. Which rows and columns of the logits a rank holds: ``engines``.
 
-Shapes: N rows of packed sequences (this rank's share under sequence parallelism), S tokens of all
-full sequences, R tokens of all responses, K candidates, V vocabulary.
+Shapes: N rows of logits (this rank's share under sequence or context parallelism), S tokens of all
+full sequences, R tokens of all responses, K candidates, V vocabulary (this rank's part of it under
+tensor parallelism).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +20,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from verl_ext.logits import log_probs_at, score
+from verl_ext.engines.megatron import Megatron
+from verl_ext.engines.packed import Packed
 
 # ------------------------------------------------------------------------------------ jagged fields
 
@@ -84,18 +87,11 @@ def join_columns(model_output: Mapping[str, Tensor], name: str) -> Tensor:
     return torch.stack(columns, -1)
 
 
-def _columns(name: str, values: Tensor) -> dict[str, Tensor]:
-    """Split (N, K) into K tensors (1, N), as the engines carry; contiguous, as NCCL needs."""
-    return {f"{name}/{i}": column for i, column in enumerate(values.T.contiguous().unsqueeze(1))}
-
-
-def _this_rank(rows: Tensor) -> Tensor:
-    """Share (N, K) of (S, K) whose logits this rank holds under Ulysses sequence parallelism."""
-    from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_input_tensor
-
-    if get_ulysses_sequence_parallel_world_size() == 1:
-        return rows
-    return slice_input_tensor(rows, dim=0)
+def _columns(name: str, values: Tensor, shape: torch.Size) -> dict[str, Tensor]:
+    """Split (N, K) into K tensors of the rows' shape, as the engines carry; contiguous, as NCCL
+    needs."""
+    columns = values.T.contiguous().unflatten(-1, shape)
+    return {f"{name}/{i}": column for i, column in enumerate(columns)}
 
 
 # ---------------------------------------------------------------------------------- engine protocol
@@ -129,10 +125,12 @@ class TopKPass:
     Args:
         objective: makes the loss out of the requested log-probs when the engine trains; None: a
             scoring-only model.
+        vocab_size: tokens of the model, where its engine may pad the vocabulary (Megatron); 0: all
+            columns are tokens.
     """
 
-    def __init__(self, objective: Objective | None = None):
-        self.objective = objective
+    def __init__(self, objective: Objective | None = None, vocab_size: int = 0):
+        self.objective, self.vocab_size = objective, vocab_size
 
     def __call__(
         self,
@@ -140,36 +138,45 @@ class TopKPass:
         data: TensorDict,
         model_output: Mapping[str, Tensor] | None = None,
         student_logits: Tensor | None = None,
+        data_format: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Answer verl's protocol: columns if ``student_logits`` is given, else loss and metrics."""
+        """Answer verl's protocol: columns if ``student_logits`` is given, else loss and metrics.
+
+        Megatron's engine alone says a ``data_format``.
+        """
         if student_logits is not None:
-            return self._columns(student_logits.squeeze(0), data)
+            engine = Megatron(data, data_format, self.vocab_size) if data_format else Packed()
+            return self._columns(student_logits, data, engine)
         if self.objective is not None and model_output is not None and torch.is_grad_enabled():
             return self.objective(join_columns(model_output, "log_probs_at"), data)
         # A scoring pass too has to return a loss: without a loss function verl shows no logits.
         return torch.zeros((), device=data["input_ids"].values().device), {}
 
-    def _columns(self, logits: Tensor, data: TensorDict) -> dict[str, Tensor]:
+    def _columns(
+        self, logits: Tensor, data: TensorDict, engine: Packed | Megatron
+    ) -> dict[str, Tensor]:
         request: Request = data[REQUEST]
-        tokens = data["input_ids"]
+        tokens, rows = data["input_ids"], logits.shape[:-1]
+        logits = logits.flatten(0, -2)
         ids = []
         if request.sampled:  # a row scores the token after it
             ids.append(tokens.values().roll(-1).unsqueeze(-1))
         if request.at:
             ids.append(spread(data[request.at], tokens))
-        at = _this_rank(torch.cat(ids, -1)) if ids else None
+        at = engine.arrange(torch.cat(ids, -1), tokens) if ids else None
         if self.objective is not None and logits.requires_grad:
             # It reads nothing else of the logits: the gradient may take their memory.
             assert at is not None
-            return _columns("log_probs_at", log_probs_at(logits, at, overwrite=True))
-        found = score(logits, request.topk, request.vocab_size, at, request.entropy)
-        columns = {"entropy": found.pop("entropy").unsqueeze(0)} if request.entropy else {}
+            scored = engine.log_probs_at(logits, at, overwrite=True)
+            return _columns("log_probs_at", scored, rows)
+        found = engine.score(logits, request.topk, request.vocab_size, at, request.entropy)
+        columns = {"entropy": found.pop("entropy").view(rows)} if request.entropy else {}
         if request.sampled:
             sampled, found["log_probs_at"] = found["log_probs_at"].tensor_split([1], -1)
-            columns["log_probs"] = sampled.T.contiguous()
+            columns["log_probs"] = sampled.contiguous().view(rows)
         for name, values in found.items():
-            columns |= _columns(name, values)
+            columns |= _columns(name, values, rows)
         return columns
 
 

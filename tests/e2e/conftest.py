@@ -17,13 +17,13 @@ SLOW = {
         *("plain", "adopted", "output", "extended", "permuted", "filling", "semi", "scored"),
         *("weighted", "interrupted", "orphaned", "separate", "agents", "late", "resumed"),
         *("tools_gated", "rloo", "halted", "lost_trainer", "lost_server", "untrained_server"),
-        *("lora", "killed"),
+        *("lora", "killed", "several"),
     },
     # What the engine has no part in is tested with vLLM: the trainer's own passes, its state.
     "sglang": {
         *("plain", "adopted", "same", "resumed", "permuted", "extended", "orphaned", "output"),
         *("filling", "semi", "scored", "weighted", "late", "separate", "interrupted"),
-        *("agents", "tools_gated", "grpo", "rloo"),
+        *("agents", "tools_gated", "grpo", "rloo", "several"),
         *("halted", "lost_trainer", "lost_server", "untrained_server", "lora", "killed"),
     },
 }

@@ -34,6 +34,8 @@ PAPER = {
     "deadline": 1800.0,
     "teacher": {
         "path": "T",
+        "models": {},
+        "key": "data_source",
         "home": "worker_group",
         "args": {},
         "concurrency": 256,
@@ -141,6 +143,8 @@ def test_yaml_has_the_same_keys_and_values(composed):
     }
     expected = PAPER | {group: PAPER[group] | folder for group, folder in folders.items()}
     node = OmegaConf.to_container(composed.prune_opd, resolve=True)
+    assert node["teacher"]["models"] is None  # Hydra would take no group in the place of {}
+    node["teacher"]["models"] = {}
     assert node == expected
     assert load_config(composed.prune_opd).model_dump() == expected
 
@@ -571,6 +575,46 @@ def test_a_budget_that_gives_more_than_the_rollout_can_generate_is_refused():
         config.budget.resolved(500).build()
     off = load(budget={"rule": f"{__name__}:Boundless", "enable": False})
     assert off.budget.resolved(500).build().limit == 500
+
+
+def test_several_teachers_are_counted_in_the_order_of_their_names():
+    models = {"openai/gsm8k": "M", "code": "C"}
+    found = load(teacher__path=None, teacher__models=models).teacher
+    assert list(found.paths.items()) == [("code", "C"), ("openai/gsm8k", "M")]
+    assert found.key_of("code") == "prune_opd.teacher.models.code"
+    assert found.key_of("openai/gsm8k") == "prune_opd.teacher.models.'openai/gsm8k'"
+    alone = load(teacher__models=None).teacher
+    assert (alone.paths, alone.key_of("default")) == ({"default": "T"}, "prune_opd.teacher.path")
+
+
+TWO = {"math": "M", "code": "C"}
+WRONG_TEACHERS = [
+    ("T", TWO, "prune_opd.teacher.path: got 'T', allowed: null with teacher.models, which has"),
+    (None, {}, "prune_opd.teacher.path: got None, allowed: a folder or hub name of the teacher"),
+    (None, {"teacher_model": "M"}, "prune_opd.teacher.models: got 'teacher_model', allowed: names"),
+    (None, TWO | {"a b": "M"}, "prune_opd.teacher.models: got 'a b', allowed: names of letters"),
+    (None, TWO | {"": "M"}, "prune_opd.teacher.models: got '', allowed: names of letters"),
+    (None, TWO | {"math": " "}, "prune_opd.teacher.models.math: got ' ', allowed: a folder or hub"),
+    (
+        None,
+        {"a/b": "M", "a_b": "C"},
+        "prune_opd.teacher.models: got ['a/b', 'a_b'], allowed: names",
+    ),
+    (None, "M", "prune_opd.teacher.models: got 'M', allowed: a group of keys"),
+]
+
+
+@pytest.mark.parametrize(("path", "models", "said"), WRONG_TEACHERS)
+def test_teachers_that_cannot_be_are_refused(path, models, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        load(teacher__path=path, teacher__models=models)
+
+
+def test_cached_rollouts_know_one_teacher():
+    with pytest.raises(
+        ValueError, match=r"^prune_opd\.teacher\.models: got .* semi\.enable: cached"
+    ):
+        load(teacher__path=None, teacher__models=TWO, semi={"enable": True, "dir": "d"})
 
 
 # ----------------------------------------------------------------------------------------- refusals

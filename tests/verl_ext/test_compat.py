@@ -19,7 +19,12 @@ import pytest
 from verl_ext import compat
 from verl_ext.compat import Symbol
 
-SYMBOLS = {"verl": compat.SYMBOLS, "vllm": compat.VLLM_SYMBOLS, "sglang": compat.SGLANG_SYMBOLS}
+SYMBOLS = {
+    "verl": compat.SYMBOLS,
+    "vllm": compat.VLLM_SYMBOLS,
+    "sglang": compat.SGLANG_SYMBOLS,
+    "megatron-core": compat.MEGATRON_SYMBOLS,
+}
 RAYS_OWN = "_ray_trace_ctx"
 RECORDED = Path(__file__).with_name("symbols.txt")
 
@@ -93,7 +98,7 @@ def test_the_installed_verl_has_everything():
     compat.check()
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "megatron-core"])
 def test_an_installed_engine_has_everything(engine):
     try:
         version(engine)
@@ -125,7 +130,7 @@ def test_a_gpu_user_is_not_told_to_install_the_cpu_s_vllm(monkeypatch):
 
 
 def test_every_symbol_says_what_for_and_is_listed_once():
-    symbols = compat.SYMBOLS + compat.VLLM_SYMBOLS + compat.SGLANG_SYMBOLS
+    symbols = [symbol for given in SYMBOLS.values() for symbol in given]
     names = [(symbol.module, symbol.name) for symbol in symbols]
     assert len(set(names)) == len(names) > 25
     assert all(symbol.why for symbol in symbols)

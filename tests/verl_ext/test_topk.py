@@ -114,7 +114,7 @@ def engine(
     loss_fn: TopKPass, logits: torch.Tensor, data: TensorDict
 ) -> tuple[dict[str, torch.Tensor], tuple]:
     """What verl's engine does: columns from the logits (1, S, V), made jagged; then the loss."""
-    columns = loss_fn(student_logits=logits.unsqueeze(0), data=data, data_format="thd")
+    columns = loss_fn(student_logits=logits.unsqueeze(0), data=data)
     assert all(column.shape == (1, len(logits)) for column in columns.values())
     # NCCL gathers no other.
     assert all(column.squeeze(0).is_contiguous() for column in columns.values())

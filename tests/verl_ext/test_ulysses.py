@@ -3,65 +3,27 @@
 Runs verl's FSDP2 engine on two gloo ranks.
 """
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import answers_of
 
 from verl_ext import cpu
 
 PROGRAM = Path(__file__).with_name("ulysses_rank.py")
-SECONDS = 300
-"""Half a minute is enough on idle cores, nearly all of it imports."""
 
 pytestmark = pytest.mark.skipif(
     not cpu.no_accelerator(), reason="this PyTorch is built for an accelerator"
 )
 
 
-def run(commands: list[list[str]], folder: Path) -> list[str]:
-    """Run side by side; what each printed. None outlives this function, and one that fails ends the
-    others."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    logs = [folder / f"log_{i}.txt" for i in range(len(commands))]
-    processes = []
-    try:
-        for command, log in zip(commands, logs, strict=True):
-            with log.open("w") as file:
-                processes.append(
-                    subprocess.Popen(
-                        command, stdout=file, stderr=subprocess.STDOUT, env=environment
-                    )
-                )
-        deadline = time.monotonic() + SECONDS
-        while any(process.poll() is None for process in processes):
-            if any(process.returncode for process in processes) or time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [log.read_text() for log in logs]
-
-
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Without parallelism, of all sequences: each data-parallel rank had half; then with it, of
     each rank."""
-    folder = tmp_path_factory.mktemp("ulysses")
-    logs = run(
-        [[sys.executable, str(PROGRAM), str(folder), str(rank)] for rank in range(2)], folder
-    )
-    files = [folder / f"answers_{rank}.pt" for rank in range(2)]
-    if not all(file.is_file() for file in files):
-        pytest.fail("\n\n".join(log[-3000:] for log in logs))
-    first, second = (torch.load(file, weights_only=True) for file in files)
+    first, second = answers_of(PROGRAM, tmp_path_factory.mktemp("ulysses"))
     halves = [found["data parallel"] for found in (first, second)]
     whole = {name: halves[0][name] + halves[1][name] for name in halves[0] if name != "gradient"}
     whole["gradient"] = halves[0]["gradient"]

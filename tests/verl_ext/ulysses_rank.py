@@ -66,7 +66,7 @@ def as_nccl(all_gather: Any) -> Any:
     return gather
 
 
-def save_model(folder: Path) -> None:
+def save_model(folder: Path, seed: int = 0) -> None:
     config = Qwen2Config(
         vocab_size=V,
         hidden_size=32,
@@ -77,7 +77,7 @@ def save_model(folder: Path) -> None:
         tie_word_embeddings=False,
         initializer_range=0.3,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     Qwen2ForCausalLM(config).save_pretrained(folder)
 
 

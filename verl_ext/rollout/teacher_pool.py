@@ -4,6 +4,7 @@ With ``distillation.enabled`` verl would replace the actor's loss and score ever
 once more.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +15,20 @@ from verl.single_controller.ray.base import RayResourcePool
 from verl_ext.rollout import register
 from verl_ext.rollout.client import ScoringClient
 
+ONLY = "teacher_model"
+"""Name that verl's configuration has for the only teacher, and drops where there are several
+(``DistillationConfig._resolve_teacher_models``)."""
+
 
 @dataclass(frozen=True)
 class TeacherPool:
-    """Teacher on ``replicas`` servers of ``tensor_model_parallel_size`` devices each.
+    """Teachers on ``replicas`` servers of ``tensor_model_parallel_size`` devices each.
 
-    ``engine`` is one of ``verl_ext.rollout.ENGINES``. SGLang has no block size: its cache holds
-    tokens.
+    ``paths`` has the model of each by its name. ``engine`` is one of ``verl_ext.rollout.ENGINES``.
+    SGLang has no block size: its cache holds tokens.
     """
 
-    path: str
+    paths: Mapping[str, str]
     engine: str
     topk: int
     max_prompt_length: int
@@ -41,7 +46,7 @@ class TeacherPool:
 
     def nodes(self, gpus_per_node: int) -> list[int]:
         """Devices of the pool, node by node: a part of one, or whole ones."""
-        devices = self.replicas * self.tensor_model_parallel_size
+        devices = len(self.paths) * self.replicas * self.tensor_model_parallel_size
         if devices <= gpus_per_node:
             return [devices]
         return [gpus_per_node] * (devices // gpus_per_node)
@@ -58,19 +63,35 @@ class TeacherPool:
         """
         register(self.engine)
         nodes = self.nodes(gpus_per_node)
+        copied = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         settings = {
             "enabled": True,
             "n_gpus_per_node": nodes[0],
             "nnodes": len(nodes),
             # The loss itself is not used: it is verl's way to have servers give the top-k.
             "distillation_loss": {"loss_mode": "forward_kl_topk", "topk": self.topk},
-            "teacher_models": {
-                "teacher_model": {"model_path": self.path, "inference": self._inference()}
-            },
+            "teacher_models": self._models(copied.distillation.teacher_models[ONLY]),
         }
-        copied = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         copied.distillation = OmegaConf.merge(copied.distillation, settings)
         return MultiTeacherModelManager(config=copied, resource_pool=resource_pool)
+
+    def _models(self, defaults: DictConfig) -> dict[str, DictConfig]:
+        """verl's node for each teacher.
+
+        Args:
+            defaults: verl's, which only the node of this name has: those of its class are others,
+                random weights (``load_format``) among them.
+        """
+        alone, found = len(self.paths) == 1, {}
+        for name, path in self.paths.items():
+            own = {
+                "key": name,
+                "model_path": path,
+                "num_replicas": self.replicas,
+                "inference": self._inference(),
+            }
+            found[ONLY if alone else name] = OmegaConf.merge(defaults, own)
+        return found
 
     def _inference(self) -> dict[str, Any]:
         return {
@@ -99,11 +120,20 @@ class TeacherPool:
             return {"block_size": self.block_size, "max_logprobs": max(self.topk, self.wide)}
         return {"chunked_prefill_size": self.max_num_batched_tokens}
 
+    @classmethod
+    def client(cls, config: DictConfig, manager: MultiTeacherModelManager) -> ScoringClient:
+        """Make a client of the servers that ``start`` has started for the only teacher."""
+        (one,) = cls.clients(config, manager)
+        return one
+
     @staticmethod
-    def client(config: DictConfig, manager: MultiTeacherModelManager) -> ScoringClient:
-        """Make a client of the servers that ``start`` has started."""
-        (teacher,) = manager.load_balancer_handle
-        servers = zip(
-            manager.server_addresses[teacher], manager.server_handles[teacher], strict=True
-        )
-        return ScoringClient(config, manager.load_balancer_handle[teacher], dict(servers))
+    def clients(config: DictConfig, manager: MultiTeacherModelManager) -> list[ScoringClient]:
+        """Make a client of each teacher's servers, in the order of ``paths``, which verl keeps."""
+        return [
+            ScoringClient(
+                config,
+                manager.load_balancer_handle[name],
+                dict(zip(addresses, manager.server_handles[name], strict=True)),
+            )
+            for name, addresses in manager.server_addresses.items()
+        ]

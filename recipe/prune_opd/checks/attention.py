@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from recipe.prune_opd.checks.batches import sequence_parallel_size
 from recipe.prune_opd.checks.code import import_libraries
+from recipe.prune_opd.checks.engines import FSDP, MEGATRON, engine_of
 from recipe.prune_opd.config import TeacherConfig, shown
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ class Attention:
 
 
 def attentions(config: DictConfig, teacher: TeacherConfig | None) -> Iterator[Attention]:
-    """Attention in force for each model that a worker holds.
+    """Attention in force for each model that a worker holds; none with other engines than FSDP,
+    which have their own.
 
     verl passes on ``override_config.attn_implementation``, one name or one for each part of a
     model.
@@ -68,6 +69,8 @@ def attentions(config: DictConfig, teacher: TeacherConfig | None) -> Iterator[At
         ValueError: a name is none.
     """
     node = config.actor_rollout_ref
+    if engine_of(config) is not FSDP:
+        return
     models: list[tuple[str, str, Any]] = [
         ("actor_rollout_ref.model", "actor", node.model.override_config)
     ]
@@ -85,7 +88,7 @@ def attentions(config: DictConfig, teacher: TeacherConfig | None) -> Iterator[At
             yield Attention(
                 node_key,
                 name,
-                sequence_parallel_size(node[part]),
+                FSDP.sequence_parallel_size(node[part]),
                 f"actor_rollout_ref.{part}.ulysses_sequence_parallel_size",
             )
 
@@ -94,8 +97,7 @@ def check_sequence_parallelism(config: DictConfig, teacher: TeacherConfig | None
     """Check that ranks which share a sequence see all of it, as verl teaches flash attention only.
 
     Raises:
-        ValueError: an attention, or padded batches, with ``ulysses_sequence_parallel_size`` above
-            1.
+        ValueError: an attention, or padded batches, with more than one rank to a sequence.
     """
     for one in attentions(config, teacher):
         if one.ranks > 1 and one.base in BLIND:
@@ -104,10 +106,13 @@ def check_sequence_parallelism(config: DictConfig, teacher: TeacherConfig | None
                 " attention, or one of your own that gathers the sequence, because each rank would"
                 " attend to its own part alone"
             )
-        if one.ranks > 1 and not config.actor_rollout_ref.model.use_remove_padding:
+    engine = engine_of(config)
+    for part in ("actor",) if teacher is None else ("actor", "ref"):
+        ranks = engine.sequence_parallel_size(config.actor_rollout_ref[part])
+        if ranks > 1 and not config.actor_rollout_ref.model.use_remove_padding:
             raise ValueError(
                 "actor_rollout_ref.model.use_remove_padding: got False, allowed with"
-                f" {one.ranks_key}={one.ranks}: True"
+                f" actor_rollout_ref.{part}.{engine.sequence[0]}={ranks}: True"
             )
 
 
@@ -186,10 +191,11 @@ def warn_of_slow_log_probs(config: DictConfig) -> None:
     """Warn that without flash-attn verl's log-probs are slow, and not only its attention."""
     from verl.utils import torch_functional
 
-    if config.trainer.device == "cuda" and not (
+    kernel = (
         torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE
         or torch_functional.NPU_CROSS_ENTROPY_LOSS_AVAILABLE
-    ):
+    )
+    if config.trainer.device == "cuda" and engine_of(config) is not MEGATRON and not kernel:
         logger.warning(
             "flash_attn cannot be imported: verl takes the log-probs of sampled tokens in a Python"
             " loop over tokens (logprobs_from_logits_v2) instead of one Triton kernel, so the"

@@ -6,22 +6,13 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
+from recipe.prune_opd.checks.engines import check_shared, engine_of
 from recipe.prune_opd.checks.numbers import ACTOR, ROLLOUT
 
 logger = logging.getLogger(__name__)
 
 WORLD = "trainer.nnodes x trainer.n_gpus_per_node"
 MINI = f"{ACTOR}.ppo_mini_batch_size"
-
-
-def sequence_parallel_size(model: DictConfig) -> int:
-    """Ranks that share a sequence, as verl's engine takes it.
-
-    Args:
-        model: the node ``actor_rollout_ref.actor`` or ``.ref``.
-    """
-    size = model.ulysses_sequence_parallel_size
-    return int(size if size > 1 else model.fsdp_config.ulysses_sequence_parallel_size)
 
 
 @dataclass(frozen=True)
@@ -64,6 +55,8 @@ def check_batches(config: DictConfig, longest: int, teacher_passes: bool) -> Non
     """
     batches, models = Batches.of(config), ["actor", "ref"] if teacher_passes else ["actor"]
     _check_generations(config)
+    if teacher_passes:
+        check_shared(config)
     _check_ranks(config, batches, models)
     _check_shares(config, batches, models)
     _check_micro_batches(config, batches, longest, models)
@@ -107,11 +100,12 @@ def _check_ranks(config: DictConfig, batches: Batches, models: list[str]) -> Non
     together = {}
     if config.actor_rollout_ref.hybrid_engine:  # else none are on these ranks
         together[f"{ROLLOUT}.tensor_model_parallel_size x {ROLLOUT}.data_parallel_size"] = servers
+    engine = engine_of(config)
     for name in models:
         model, key = config.actor_rollout_ref[name], f"actor_rollout_ref.{name}"
-        together[f"{key}.ulysses_sequence_parallel_size"] = sequence_parallel_size(model)
-        if 0 <= model.fsdp_config.fsdp_size < batches.world:
-            together[f"{key}.fsdp_config.fsdp_size"] = model.fsdp_config.fsdp_size
+        together[f"{key}.{engine.model_parallel}"] = engine.model_parallel_size(model)
+        if 0 <= (shards := engine.shards_of(model)) < batches.world:
+            together[f"{key}.{engine.shards}"] = shards
     for key, size in together.items():
         if size == 0 or batches.world % size:
             raise ValueError(f"{key}: got {size}, allowed: a divisor of {WORLD}, {batches.world}")
@@ -119,16 +113,16 @@ def _check_ranks(config: DictConfig, batches: Batches, models: list[str]) -> Non
 
 def _check_shares(config: DictConfig, batches: Batches, models: list[str]) -> None:
     """Check that data-parallel ranks get equal shares of a batch and of its mini-batches."""
-    samples = config.actor_rollout_ref.rollout.n
+    samples, engine = config.actor_rollout_ref.rollout.n, engine_of(config)
     for name in models:
-        ranks = batches.world // sequence_parallel_size(config.actor_rollout_ref[name])
+        ranks = batches.world // engine.model_parallel_size(config.actor_rollout_ref[name])
         rows = batches.mini if name == "actor" else batches.filled
         if rows % ranks:
             raise ValueError(
                 f"{MINI}: got {batches.mini // samples}, allowed: a multiple of"
                 f" {ranks // math.gcd(ranks, samples)}, so that with {ROLLOUT}.n={samples} the"
                 f" {ranks} data-parallel ranks of actor_rollout_ref.{name} ({WORLD} /"
-                " ulysses_sequence_parallel_size) take equal shares"
+                f" {engine.model_parallel}) take equal shares"
             )
 
 
@@ -149,7 +143,8 @@ class Pass:
         """Check that micro-batches by tokens hold the longest sequence, before a run gets there."""
         name = f"{self.prefix}_max_token_len_per_gpu"
         tokens = config.actor_rollout_ref[self.node][name]
-        ranks = sequence_parallel_size(config.actor_rollout_ref[self.model])
+        model = config.actor_rollout_ref[self.model]
+        ranks = engine_of(config).sequence_parallel_size(model)
         if tokens is None or tokens * ranks < longest:
             raise ValueError(
                 f"{self.key(name)}: got {tokens}, allowed: at least {-(-longest // ranks)}, that is"
@@ -190,6 +185,7 @@ def _check_micro_batches(
         if config.actor_rollout_ref[one.node][one.switch]:
             one.check_tokens(config, longest)
         else:
-            ranks = batches.world // sequence_parallel_size(config.actor_rollout_ref[one.model])
+            model = config.actor_rollout_ref[one.model]
+            ranks = batches.world // engine_of(config).model_parallel_size(model)
             rows = batches.mini if one.node == "actor" else batches.filled
             one.check_responses(config, rows // ranks)

@@ -5,7 +5,7 @@ a batch are told apart by the shape of their values alone; one row of each shape
 closely.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,16 @@ class Data:
             self.prompts.append(Prompt(f"{where} of column {column!r}", value))
 
 
-def check_data(config: DictConfig, reader: str | None, optional: Rules) -> Data:
+def check_data(
+    config: DictConfig, reader: str | None, optional: Rules, teacher: Rules | None = None
+) -> Data:
     """Check the files of training and validation.
 
     Args:
         config: verl's composed configuration.
         reader: who reads ``data_source`` and ``reward_model``, see ``scoring.reads_rows``.
         optional: rules for columns of training data, where it has them.
+        teacher: rule for the column that must name the teacher of every training row.
 
     Returns:
         Prompts and sources of both; empty where a dataset class of the user's own reads them.
@@ -87,9 +90,9 @@ def check_data(config: DictConfig, reader: str | None, optional: Rules) -> Data:
     for key in KEYS:
         files = _named(config, key)
         here = [Path(local_path(file)) for file in files if "://" not in file]
-        more = optional if key == "train_files" else {}
+        more = (optional, teacher) if key == "train_files" else ()
         name = config.data.prompt_key
-        parts = [check_file(f"data.{key}", file, name, reader, more) for file in here]
+        parts = [check_file(f"data.{key}", file, name, reader, *more) for file in here]
         _check_together(f"data.{key}", here, parts)
         for part in parts:
             both.prompts += part.prompts
@@ -150,6 +153,7 @@ def check_file(
     prompt_key: str,
     reader: str | None = None,
     optional: Rules | None = None,
+    teacher: Rules | None = None,
 ) -> Data:
     """Check a data file in verl's format: all of its rows.
 
@@ -160,6 +164,7 @@ def check_file(
         reader: who reads ``data_source`` and ``reward_model`` of every row; None: nobody, they are
             not looked at.
         optional: rules for columns that the file may have.
+        teacher: rule for the column that must name the teacher of every row.
 
     Raises:
         ValueError: the file is not there, unreadable or empty, lacks a column, or a row is not as
@@ -167,14 +172,16 @@ def check_file(
     """
     check_readable(f"{key}: ", file, FORMATS)
     source = open_source(key, file)
-    _check_columns(key, file, source, prompt_key, reader)
-    data, names = Data(source.rows, source.schema), source.schema.names
-    more = {name: rule for name, rule in (optional or {}).items() if name in names}
-    rules = _rules(prompt_key, reader) | more
-    seen: set[tuple[str, Any]] = set()
+    required = teacher or {}
+    named = {prompt_key: "data.prompt_key"} | dict.fromkeys(required, "prune_opd.teacher.key")
+    _check_columns(key, file, source, named, reader)
+    data, given = Data(source.rows, source.schema), source.schema.names
+    more = {name: rule for name, rule in (optional or {}).items() if name in given}
+    rules = _rules(prompt_key, reader) | more | required
+    exact, seen = (*EXACT, *required), set[tuple[str, Any]]()
     for start, batch in source.batches(list(rules)):
         for column, values in batch.items():
-            for shape, row in first_of_each(values, exact=column in EXACT):
+            for shape, row in first_of_each(values, exact=column in exact):
                 if (column, shape) not in seen:
                     seen.add((column, shape))
                     value = values[row] if isinstance(values, list) else values[row].as_py()
@@ -183,12 +190,14 @@ def check_file(
 
 
 def _check_columns(
-    key: str, file: Path, source: Source, prompt_key: str, reader: str | None
+    key: str, file: Path, source: Source, named: Mapping[str, str], reader: str | None
 ) -> None:
+    """Look for the columns ``named``, each by the key that names it, and for those of rewards."""
     names = source.schema.names
     columns = f"its columns: {names}"
-    if prompt_key not in names:
-        raise ValueError(f"{key}: {file} has no column {prompt_key!r} (data.prompt_key), {columns}")
+    for column, by in named.items():
+        if column not in names:
+            raise ValueError(f"{key}: {file} has no column {column!r} ({by}), {columns}")
     for column in REWARD_COLUMNS if reader else ():
         if column not in names:
             raise ValueError(

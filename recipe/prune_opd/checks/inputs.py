@@ -1,4 +1,4 @@
-"""All files a run starts from, checked together: its data, and its two models."""
+"""All files a run starts from, checked together: its data, and its models."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from recipe.prune_opd.checks.agent_loops import AGENT_NAME, SINGLE_TURN, agent_loop_fault
 from recipe.prune_opd.checks.code import check_code, import_libraries
 from recipe.prune_opd.checks.data import Prompt, Rules, check_data
+from recipe.prune_opd.checks.engines import check_model
 from recipe.prune_opd.checks.files import refuse_pointers
 from recipe.prune_opd.checks.models import (
     Model,
@@ -17,7 +18,7 @@ from recipe.prune_opd.checks.models import (
     render,
 )
 from recipe.prune_opd.checks.scoring import GRADING, grades_here, reads_rows
-from recipe.prune_opd.config import PruneOPDConfig, shown
+from recipe.prune_opd.config import PruneOPDConfig, TeacherConfig, shown
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Inputs:
 
     student: Model
     """Configuration and tokenizer of the student."""
-    teacher: Model
-    """The same of the teacher."""
+    teachers: tuple[Model, ...]
+    """The same of each teacher, in the order of ``teacher.paths``."""
     reward_function: str | None
     """``reward.custom_reward_function.path`` that the data needs; None: as configured."""
 
@@ -35,12 +36,12 @@ class Inputs:
 def check_inputs(
     config: DictConfig, prune_opd: PruneOPDConfig, *, weights: bool, text_only: bool
 ) -> Inputs:
-    """Check the data, row by row, and both models without their weights.
+    """Check the data, row by row, and all models without their weights.
 
     Args:
         config: verl's composed configuration.
         prune_opd: the typed part of it.
-        weights: this run loads the teacher's weights, so its files must be there.
+        weights: this run loads the teachers' weights, so their files must be there.
         text_only: responses are scored by servers, which are asked about text.
 
     Raises:
@@ -48,11 +49,26 @@ def check_inputs(
     """
     import_libraries(config)
     check_code(config)
-    model = config.actor_rollout_ref.model
     rules = row_rules(config, prune_opd, text_only)
-    data = check_data(config, reads_rows(config), rules)
+    data = check_data(config, reads_rows(config), rules, teacher_rule(prune_opd.teacher))
     graded = grades_here(config, data.sources)
-    student = Model(
+    student, teachers = _read_student(config), _read_teachers(prune_opd.teacher)
+    for one in (student, *teachers) if weights else (student,):
+        refuse_pointers(one.key, one.path, weights=True)
+    for teacher in teachers:
+        check_pair(student, teacher, prune_opd.topk)
+    check_rollout_context(config, student)
+    key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+    check_split(key, OmegaConf.select(config, key), student)
+    check_model(config, "actor", student)
+    kwargs: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
+    check_template(student, data.prompts, kwargs)
+    return Inputs(student, teachers, GRADING if graded else None)
+
+
+def _read_student(config: DictConfig) -> Model:
+    model = config.actor_rollout_ref.model
+    return Model(
         "actor_rollout_ref.model.path",
         str(model.path),
         model.trust_remote_code,
@@ -60,18 +76,13 @@ def check_inputs(
         model.tokenizer_path,
         OmegaConf.select(model, "custom_chat_template"),
     )
-    given = prune_opd.teacher
-    teacher = Model("prune_opd.teacher.path", given.path, given.trust_remote_code, None, None)
-    for one in (student, teacher) if weights else (student,):
-        refuse_pointers(one.key, one.path, weights=True)
-    check_pair(student, teacher, prune_opd.topk)
-    check_rollout_context(config, student)
-    rollout = config.actor_rollout_ref.rollout
-    key = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-    check_split(key, rollout.tensor_model_parallel_size, student)
-    kwargs: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
-    check_template(student, data.prompts, kwargs)
-    return Inputs(student, teacher, GRADING if graded else None)
+
+
+def _read_teachers(given: TeacherConfig) -> tuple[Model, ...]:
+    return tuple(
+        Model(given.key_of(name), path, given.trust_remote_code, None, None)
+        for name, path in given.paths.items()
+    )
 
 
 def row_rules(config: DictConfig, prune_opd: PruneOPDConfig, text_only: bool) -> Rules:
@@ -94,6 +105,17 @@ def row_rules(config: DictConfig, prune_opd: PruneOPDConfig, text_only: bool) ->
 
     media = (config.data[f"{kind}_key"] for kind in ("image", "video", "audio"))
     return {AGENT_NAME: loop_fault, **{name: media_fault for name in media if text_only}}
+
+
+def teacher_rule(teacher: TeacherConfig) -> Rules:
+    """Rule for the column that names the teacher of a training row; none with one teacher."""
+
+    def teacher_fault(name: Any) -> str | None:
+        known = isinstance(name, str) and name in teacher.models
+        names = ", ".join(teacher.paths)
+        return None if known else f"allowed: a name of prune_opd.teacher.models, {names}"
+
+    return {teacher.key: teacher_fault} if teacher.models else {}
 
 
 def check_template(student: Model, prompts: list[Prompt], kwargs: dict[str, Any]) -> None:

@@ -252,11 +252,10 @@ def check_pair(student: Model, teacher: Model, topk: int) -> None:
     _check_ends(student)
     if student.ends != teacher.ends:
         logger.warning(
-            "the student ends a response with token %s, the teacher with %s: the teacher rates the"
-            " student's end as unlikely, so responses tend to grow until the limit cuts them; see"
-            " docs/troubleshooting.md",
-            student.names(student.ends),
-            teacher.names(teacher.ends),
+            f"{teacher.key}: the student ends a response with token {student.names(student.ends)},"
+            f" the teacher with {teacher.names(teacher.ends)}: it rates the student's end as"
+            " unlikely, so responses tend to grow until the limit cuts them; see"
+            " docs/troubleshooting.md"
         )
 
 

@@ -1,7 +1,7 @@
 """Numbers of verl that a run depends on: their kind and range, where verl fails later or never."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,17 +71,11 @@ NUMBERS = {
     f"{ACTOR}.ppo_mini_batch_size": COUNT,
     f"{ACTOR}.ppo_epochs": COUNT,
     f"{ACTOR}.ppo_max_token_len_per_gpu": COUNT,
-    f"{ACTOR}.ulysses_sequence_parallel_size": COUNT,
-    f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size": COUNT,
-    f"{ACTOR}.fsdp_config.fsdp_size": FROM_MINUS_ONE,
     f"{ACTOR}.clip_ratio": NOT_NEGATIVE,
     f"{ACTOR}.clip_ratio_c": ABOVE_ONE,
     f"{ACTOR}.optim.lr": NOT_NEGATIVE,
     f"{ACTOR}.optim.lr_warmup_steps_ratio": FROM_ZERO,
     f"{ACTOR}.optim.clip_grad": POSITIVE,
-    f"{REF}.ulysses_sequence_parallel_size": COUNT,
-    f"{REF}.fsdp_config.ulysses_sequence_parallel_size": COUNT,
-    f"{REF}.fsdp_config.fsdp_size": FROM_MINUS_ONE,
     "actor_rollout_ref.model.lora_rank": COUNT_OR_NONE,
     "reward.num_workers": COUNT,
     "trainer.nnodes": COUNT,
@@ -111,12 +105,21 @@ OPTIONAL = {
 
 
 def check_numbers(config: DictConfig) -> None:
-    """Check every number by itself.
+    """Check every number by itself, but those of the training engine.
 
     Raises:
         ValueError: the first key whose value is no number or out of its range.
     """
-    for key, allowed in (NUMBERS | OPTIONAL).items():
+    check_ranges(config, NUMBERS | OPTIONAL)
+
+
+def check_ranges(config: DictConfig, ranges: Mapping[str, Range]) -> None:
+    """Check that keys hold numbers in their ranges.
+
+    Raises:
+        ValueError: the first key whose value is no number or out of its range.
+    """
+    for key, allowed in ranges.items():
         found = look_up(config, key)
         if found is None and key in OPTIONAL:
             continue

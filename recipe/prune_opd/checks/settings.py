@@ -75,7 +75,11 @@ SETTINGS = (
         "there is no critic to warm up, and the student would not be trained",
     ),
     Setting("distillation.enabled", (False,), "it would replace the actor's loss"),
-    Setting(f"{ACTOR}.strategy", ("fsdp", "fsdp2"), "the scoring pass reads FSDP's logits"),
+    Setting(
+        f"{ACTOR}.strategy",
+        ("fsdp", "fsdp2", "veomni", "megatron"),
+        "verl's other engines show no logits to a loss",
+    ),
     Setting(
         f"{ACTOR}.use_kl_loss", (False,), "the reference model is the teacher, its KL is the reward"
     ),
@@ -102,20 +106,12 @@ SETTINGS = (
     ),
     Setting(f"{ACTOR}.use_prefix_grouper", (False,), "it takes another path through the model"),
     Setting(
-        f"{ACTOR}.pad_to_length", (False,), "rows of padded logits would not match the candidates"
-    ),
-    Setting(
-        "actor_rollout_ref.ref.pad_to_length",
-        (False,),
-        "rows of padded logits would not match the candidates",
-    ),
-    Setting(
         "actor_rollout_ref.model.use_fused_kernels", (False,), "fused kernels never show the logits"
     ),
     Setting(
         f"{ACTOR}.checkpoint.async_save",
         (False,),
-        "FSDP has none, and verl would not find the checkpoint again",
+        "verl would not find the checkpoint again",
     ),
     Setting(f"{ROLLOUT}.name", ("vllm", "sglang", "trtllm"), "verl has no other"),
     Setting(f"{ROLLOUT}.mode", ("async",), "verl has no other"),

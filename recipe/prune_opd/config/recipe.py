@@ -56,7 +56,7 @@ class PruneOPDConfig(Keys):
     one of your own that is registered with verl, or ``package.module:Name`` of one. A
     ``trainer.v1.trainer_mode`` on the command line is taken for it."""
     resume: Literal["strict", "any"] = "strict"
-    """Checkpoints to go on from. ``strict``: of the same teacher, k, γ, drift metric and strategy.
+    """Checkpoints to go on from. ``strict``: of the same teachers, k, γ, drift metric and strategy.
     ``any``: of others, too."""
     deadline: Seconds | None = 1800.0
     """Seconds without the end of a step after which a run that has lost one of its processes (a
@@ -94,7 +94,7 @@ class PruneOPDConfig(Keys):
     def _buildable(self) -> "PruneOPDConfig":
         BUDGETS.find(self.budget.rule)  # built once its lengths are known
         rules, _ = self.rules, self.gate_rule
-        self.semi.check(self.gate.enable)
+        self.semi.check(self.gate.enable, list(self.teacher.models))
         if self.gate.enable:
             known = rules.metric.ranks_only or self.teacher.temperature == 1
             servers = "servers report probabilities at temperature 1"

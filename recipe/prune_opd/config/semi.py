@@ -23,11 +23,12 @@ class SemiConfig(Keys):
     overlap_above: Share | None = None
     """Go live above it: the paper finds live rollouts worth their price where both overlap much."""
 
-    def check(self, gate: bool) -> None:
+    def check(self, gate: bool, teachers: list[str]) -> None:
         """Refuse keys that do not go together.
 
         Args:
             gate: ``gate.enable``.
+            teachers: names in ``teacher.models``.
 
         Raises:
             ValueError: names the key, what was found and what is allowed.
@@ -35,6 +36,8 @@ class SemiConfig(Keys):
         if not self.enable:
             return
         require(not gate, "gate.enable", gate, "false with semi.enable: cached responses are whole")
+        allowed = "none with semi.enable: cached rollouts are kept by their prompt alone"
+        require(not teachers, "teacher.models", teachers, allowed)
         require(bool(self.dir), "semi.dir", self.dir, "a folder with semi.enable")
         bounds = {"overlap_below": self.overlap_below, "overlap_above": self.overlap_above}
         given = [name for name, bound in bounds.items() if bound is not None]

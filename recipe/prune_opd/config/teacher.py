@@ -1,10 +1,11 @@
 """Keys of ``prune_opd.teacher``: the model, and where it is."""
 
+import re
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Lt
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from recipe.prune_opd.config.base import (
     Keys,
@@ -17,6 +18,7 @@ from recipe.prune_opd.config.base import (
     recipe,
     require,
 )
+from verl_ext.texts import named
 
 Engine = Literal["vllm", "sglang"]
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -27,13 +29,15 @@ class TeacherServerConfig(Keys):
     """The teacher as inference servers beside the trainer, where something needs it while responses
     are generated.
 
-    They take devices of their own, ``replicas * tensor_model_parallel_size`` of them.
+    They take devices of their own, ``replicas * tensor_model_parallel_size`` of them for each
+    teacher.
     """
 
     engine: str = recipe("vllm", "${actor_rollout_ref.rollout.name}")
     """Engine of the servers, ``vllm`` or ``sglang``."""
     replicas: Positive = 1
-    """Servers; responses are shared out among them, each stays with one."""
+    """Servers of a teacher; responses are shared out among them, each stays with one. Several
+    teachers (``teacher.models``) have so many each."""
     tensor_model_parallel_size: Positive = 1
     """Devices of a server."""
     gpu_memory_utilization: Share = 0.85
@@ -102,17 +106,31 @@ def _place(url: str) -> tuple[str, str, int]:
     return scheme, str(host), PORTS[scheme] if port is None else port
 
 
-class TeacherConfig(Keys):
-    """The frozen model that scores responses.
+ONLY = "default"
+"""Name of a teacher that is the only one, which is verl's for its servers."""
+NAME = re.compile(r"\w[\w./-]*")
+"""Names of teachers: a part of logged names, and of those of verl's server processes."""
+VERLS_OWN = "teacher_model"
+"""Name that verl's configuration has for the only teacher, and drops where there are several."""
 
-    How the worker group holds it is verl's own:
-    ``actor_rollout_ref.ref.fsdp_config.{model_dtype,param_offload}``,
+
+class TeacherConfig(Keys):
+    """The frozen model that scores responses, or several of them.
+
+    How the worker group holds it is verl's own, with FSDP
+    ``actor_rollout_ref.ref.fsdp_config.{model_dtype,param_offload}``, with every engine
     ``actor_rollout_ref.ref.log_prob_{use_dynamic_bsz,max_token_len_per_gpu}``,
     ``actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu``.
     """
 
-    path: str = Field("", validate_default=True, json_schema_extra={"recipe": None})
-    """Required. Local folder or hub name of the teacher."""
+    path: str = Field("", json_schema_extra={"recipe": None})
+    """Required, but with ``teacher.models``. Local folder or hub name of the teacher."""
+    models: dict[str, str] = Field(default_factory=dict, json_schema_extra={"recipe": None})
+    """Several teachers in place of ``teacher.path``: local folder or hub name of each by its name,
+    ``{math: PATH, code: PATH}``. A training row names its own in the column ``teacher.key``."""
+    key: str = "data_source"
+    """With ``teacher.models``: column of the training data that holds the name of a row's
+    teacher."""
     home: str = "worker_group"
     """Place where it is. ``worker_group``: on the trainer's devices, as verl's reference model;
     scores any token. ``lora_base``: the student without its LoRA adapter, so no second copy;
@@ -124,7 +142,7 @@ class TeacherConfig(Keys):
     args: dict[str, Any] = Field(default_factory=dict)
     """Parameters of a home of your own."""
     concurrency: Positive = 256
-    """Responses that servers score at once, for all rollout workers together.
+    """Responses that the servers of a teacher score at once, for all rollout workers together.
     Others wait their turn, so that a slow teacher does not pile up work."""
     deadline: Seconds = 600.0
     """Seconds that servers have for an answer about a finished response. A gate has its own,
@@ -150,9 +168,45 @@ class TeacherConfig(Keys):
     url: TeacherUrlConfig = TeacherUrlConfig()
     """Servers that somebody else runs, with ``home=url``."""
 
-    @field_validator("path", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _given(cls, path: Any) -> Any:
-        allowed = "a folder or hub name of the teacher model"
-        require(bool(str(path or "").strip()), "teacher.path", path, allowed)
-        return path
+    def _one_or_several(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            path, several = given.get("path"), bool(given.get("models"))
+            blank = not str(path or "").strip()
+            allowed = "a folder or hub name of the teacher model, or several in teacher.models"
+            require(several or not blank, "teacher.path", path, allowed)
+            allowed = "null with teacher.models, which has the path of each"
+            require(blank or not several, "teacher.path", path, allowed)
+        return given
+
+    @field_validator("path", "models", mode="before")
+    @classmethod
+    def _none(cls, value: Any, info: ValidationInfo) -> Any:
+        empty: dict[str, Any] = {"path": "", "models": {}}
+        return empty[str(info.field_name)] if value is None else value
+
+    @field_validator("models")
+    @classmethod
+    def _known(cls, models: dict[str, str]) -> dict[str, str]:
+        for name, one in models.items():
+            key = named("teacher", "models", name)
+            require(bool(one.strip()), key, one, "a folder or hub name of the teacher model")
+            allowed = f"names of letters, digits, _, -, . and /, and not {VERLS_OWN}"
+            known = NAME.fullmatch(name) and name != VERLS_OWN
+            require(bool(known), "teacher.models", name, allowed)
+        alike = len({name.replace("/", "_") for name in models}) < len(models)
+        allowed = "names that differ in more than / and _, which are one to verl's servers"
+        require(not alike, "teacher.models", list(models), allowed)
+        return models
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Path of each teacher by its name, in the order in which rows count them, which is not
+        that of the configuration: a resumed run must count alike."""
+        return dict(sorted(self.models.items())) or {ONLY: self.path}
+
+    def key_of(self, name: str) -> str:
+        """Name of the key that holds the path of one of ``paths``, for messages."""
+        parts = ("models", name) if self.models else ("path",)
+        return named("prune_opd", "teacher", *parts)

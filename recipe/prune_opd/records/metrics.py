@@ -1,6 +1,11 @@
 """Logged numbers of a step, out of its ``Tally``; ``docs/metrics.md`` says what each means."""
 
+from collections.abc import Iterable
+
 from recipe.prune_opd.records.tally import Tally, logged_edges
+
+MEANS = {"overlap": "overlap_ratio", "events": "event_rate", "reward": "reward_mean"}
+"""Columns of a tally whose mean over tokens is logged for each of several teachers, by its name."""
 
 
 def summarise(tally: Tally) -> dict[str, float]:
@@ -38,6 +43,29 @@ def summarise_task(tally: Tally) -> dict[str, float]:
     task, distillation = tally.total["task"], tally.total["distillation"]
     both = task + distillation
     return {"prune_opd/task_reward/share": task / both if both else 0.0}
+
+
+def summarise_teachers(tally: Tally, names: Iterable[str]) -> dict[str, float]:
+    """Numbers of each of several teachers in a batch, under their logged names. One that scored no
+    response has no means rather than made-up ones.
+
+    Args:
+        tally: of the real responses.
+        names: of the teachers, in the order in which responses count them.
+    """
+    found: dict[str, float] = {}
+    for number, name in enumerate(names):
+        own, key = tally.column("teacher") == number, f"prune_opd/teacher/{name}"
+        columns = {of: tally.column(of)[own] for of in ("tokens", "effective_length", *MEANS)}
+        total = {of: values.sum().item() for of, values in columns.items()}
+        found[f"{key}/responses"] = float(own.sum())
+        found[f"{key}/generated_tokens"] = total["tokens"]
+        if total["tokens"]:
+            means = {logged: total[of] / total["tokens"] for of, logged in MEANS.items()}
+            lengths = columns["effective_length"][columns["tokens"] > 0]
+            means["effective_response_length_mean"] = lengths.mean().item()
+            found |= {f"{key}/{logged}": value for logged, value in means.items()}
+    return found
 
 
 def _means_by_position(tally: Tally) -> dict[str, float]:

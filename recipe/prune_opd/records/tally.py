@@ -109,7 +109,7 @@ SCORE = tuple(f"score_{name}" for name in OF_SCORE)
 """Columns of these."""
 COLUMNS = (
     *(*SUMS, "effective_length", "reliable_to", "ended", "missing", "limit"),
-    *("task", *GATE, *SCORE),
+    *("task", *GATE, *SCORE, "teacher"),
 )
 """Numbers of a response."""
 
@@ -208,6 +208,8 @@ class Facts:
     """B, of its agent loop."""
     task: Tensor | None = None
     """(B,) float, sum of the absolute advantages that task rewards gave; None: they gave none."""
+    teachers: Tensor | None = None
+    """(B,) int, place of each response's teacher among several; None: there is one."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,7 @@ class Tally:
             torch.zeros(len(pruned.mask)) if facts.task is None else facts.task,
             *_gate_columns(facts, pruned.events).unbind(-1),
             *_score_columns(facts.reports).unbind(-1),
+            torch.zeros(len(pruned.mask)) if facts.teachers is None else facts.teachers,
         ]
         sums = [
             _add_up(torch.stack([table[name] for name in names], 1), where, edges).flatten(1)

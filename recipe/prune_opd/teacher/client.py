@@ -6,6 +6,7 @@ A response is scored as soon as it is complete, while others are still being gen
 
 import functools
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from recipe.prune_opd.config import PruneOPDConfig
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport
 from recipe.prune_opd.teacher.answers import NOTHING, Known, served
+from recipe.prune_opd.teacher.home import Home
 from verl_ext.rollout.client import FollowingClient
 from verl_ext.rollout.rows import MISSING_ID, At, TopKRows, missing_rows
 from verl_ext.rollout.scoring import ResponseScorer, ScoreReport
@@ -124,6 +126,53 @@ def _on_student(rows: TopKRows, student: TopKRows, report: ScoreReport) -> TopKR
     report.candidates, report.outside = outside.size, int(outside.sum())
     report.outside_mass = float(np.exp(student.log_probs[scored][outside]).sum())
     return rows[scored].spread(np.flatnonzero(scored), len(rows))
+
+
+class RoutingClient(FollowingClient):
+    """A client of the rollout servers beside several teachers, of which a row names its own.
+
+    Args:
+        client: of the rollout servers.
+        teachers: clients that reach one teacher each, in the order in which rows count them.
+    """
+
+    def __init__(self, client: "LLMServerClient", teachers: Sequence[TeachingClient]):
+        super().__init__(client)
+        self.teachers = teachers
+
+    def of(self, teacher: int) -> TeachingClient:
+        """The client that asks the teacher of a row.
+
+        Args:
+            teacher: its place among the teachers.
+        """
+        return self.teachers[teacher]
+
+
+def with_teachers(
+    client: "LLMServerClient", home: Home, teachers: Sequence[Any], vocab_sizes: Sequence[int]
+) -> "LLMServerClient | TeachingClient | RoutingClient":
+    """A client around that of the rollout servers, which reaches the teachers, too.
+
+    Args:
+        client: of the rollout servers.
+        home: of the teachers.
+        teachers: its ``clients``; without any the client stays as it is.
+        vocab_sizes: of the teachers.
+    """
+    reaching = [
+        TeachingClient(
+            client,
+            prune_opd=home.prune_opd,
+            teacher=teacher,
+            vocab_size=size,
+            teaches=not home.reference_model,
+        )
+        for teacher, size in zip(teachers, vocab_sizes, strict=False)
+    ]
+    if not reaching:
+        return client
+    return RoutingClient(client, reaching) if home.prune_opd.teacher.models else reaching[0]
 
 
 def _while_growing(gate: GateReport) -> ScoreReport:

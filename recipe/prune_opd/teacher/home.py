@@ -42,6 +42,8 @@ class Home(ABC):
     """The teacher is verl's reference model: a worker of the trainer scores with it."""
     has_files: ClassVar[bool] = True
     """``teacher.path`` holds its weights, which this run loads."""
+    several: ClassVar[bool] = False
+    """Serves several teachers, see ``clients``; in a worker of the trainer it need do nothing."""
 
     def __init__(self, prune_opd: PruneOPDConfig):
         self.prune_opd = prune_opd
@@ -88,6 +90,9 @@ class Home(ABC):
             ValueError: names the key, what was found and what is allowed.
         """
         given = self.prune_opd
+        alone = self.several or not given.teacher.models
+        allowed = f"none with teacher.home={given.teacher.home}, which serves one, teacher.path"
+        require(alone, "teacher.models", list(given.teacher.models), allowed)
         known = (*self.delivers, *OF_STUDENT)
         lacking = [part for part in given.rules.needs if part not in known]
         if lacking:
@@ -112,7 +117,7 @@ class Home(ABC):
     def check_models(  # noqa: B027  # nothing to ask where nobody is asked
         self, config: DictConfig, student: "Model", teacher: "Model"
     ) -> None:
-        """Refuse a teacher that cannot be asked.
+        """Refuse a teacher that cannot be asked; called for each where there are several.
 
         Args:
             config: verl's composed configuration.
@@ -139,6 +144,19 @@ class Home(ABC):
             A ``verl_ext.rollout.client.ScoringClient`` or what has its methods; None where nobody
             is asked.
         """
+
+    def clients(self, config: DictConfig, servers: Any) -> list[Any]:
+        """What the rollout workers ask, one for each teacher, in the order of ``teacher.paths``.
+
+        Args:
+            config: verl's configuration.
+            servers: of ``pool``, started; None where there are none.
+
+        Returns:
+            One ``client`` each; none where nobody is asked.
+        """
+        one = self.client(config, servers)
+        return [] if one is None else [one]
 
     def __str__(self) -> str:
         return self.prune_opd.teacher.home

@@ -43,6 +43,7 @@ class Servers(Served):
     """Servers with devices of their own beside the trainer's. They look for the student's
     candidates among their ``wide_topk`` most likely tokens."""
 
+    several = True
     lacks = LACKS | {
         "teacher_on_student": f"{LACKS['teacher_on_student']} without teacher.server.wide_topk"
     }
@@ -83,6 +84,10 @@ class Servers(Served):
         """See ``Home``."""
         return self.pool(config).client(config, servers)
 
+    def clients(self, config: DictConfig, servers: Any) -> list[Any]:
+        """See ``Home``."""
+        return self.pool(config).clients(config, servers)
+
 
 def follow_rollout(config: DictConfig, topk: int) -> None:
     """Have the rollout servers report the unprocessed top-k of what they generate."""
@@ -99,13 +104,13 @@ def follow_rollout(config: DictConfig, topk: int) -> None:
 
 
 def teacher_pool(config: DictConfig, prune_opd: PruneOPDConfig) -> "TeacherPool":
-    """The teacher's servers, as long as a training response may become."""
+    """The teachers' servers, as long as a training response may become."""
     from verl_ext.rollout.teacher_pool import TeacherPool
 
     server, rollout = prune_opd.teacher.server, config.actor_rollout_ref.rollout
     longest = prune_opd.budget.longest
     return TeacherPool(
-        path=local_path(str(prune_opd.teacher.path)),
+        paths={name: local_path(path) for name, path in prune_opd.teacher.paths.items()},
         engine=server.engine,
         topk=prune_opd.topk,
         max_prompt_length=rollout.prompt_length,
@@ -143,11 +148,13 @@ def check_pool(config: DictConfig, prune_opd: PruneOPDConfig, needed_by: str) ->
         teacher.trust_remote_code,
         "false with gate.enable or teacher.home=server: verl starts teacher servers without it",
     )
-    devices = server.replicas * server.tensor_model_parallel_size
+    teachers = len(teacher.paths)
+    devices = teachers * server.replicas * server.tensor_model_parallel_size
+    each = f" for each of {teachers} teachers" if teachers > 1 else ""
     if devices > per_node and (devices % per_node or per_node % server.tensor_model_parallel_size):
         raise ValueError(
             f"prune_opd.teacher.server: got {server.replicas} replicas of"
-            f" {server.tensor_model_parallel_size} devices, allowed: at most"
+            f" {server.tensor_model_parallel_size} devices{each}, allowed: at most"
             f" trainer.n_gpus_per_node, {per_node}, together, or whole nodes of whole replicas"
         )
     key = "prune_opd.teacher.server.engine_kwargs"

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from recipe.prune_opd.checks.engines import check_model
 from recipe.prune_opd.checks.models import Model
 from recipe.prune_opd.config import require
 from recipe.prune_opd.teacher.home import Home
@@ -15,13 +16,15 @@ if TYPE_CHECKING:  # takes seconds
 
 
 class WorkerGroup(Home):
-    """Teacher and student take turns on the same devices; any token can be scored.
+    """Teacher and student take turns on the same devices, several teachers, too; any token can be
+    scored.
 
-    For the gate a second copy of it is on servers.
+    For the gate a second copy of each teacher is on servers.
     """
 
     delivers = ("teacher_on_student", "sampled")
     reference_model = True
+    several = True
 
     def check(self, config: DictConfig) -> None:
         """See ``Home``."""
@@ -31,6 +34,8 @@ class WorkerGroup(Home):
 
     def check_models(self, config: DictConfig, student: Model, teacher: Model) -> None:
         """See ``Home``."""
+        if self.held:
+            check_model(config, "ref", teacher)
         if self.is_asked:
             check_server_models(config, self.prune_opd, teacher)
 
@@ -43,6 +48,11 @@ class WorkerGroup(Home):
         pool = self.pool(config)
         return pool.client(config, servers) if pool else None
 
+    def clients(self, config: DictConfig, servers: Any) -> list[Any]:
+        """See ``Home``."""
+        pool = self.pool(config)
+        return pool.clients(config, servers) if pool else []
+
     def __str__(self) -> str:
         return "worker group and, for the gate, servers" if self.is_asked else "worker group"
 
@@ -54,6 +64,7 @@ class LoraBase(WorkerGroup):
 
     worker_method = "compute_base_log_prob"
     held = None
+    several = False
 
     def check(self, config: DictConfig) -> None:
         """See ``Home``."""

@@ -24,8 +24,8 @@ from verl.workers.rollout.replica import TokenOutput
 
 from recipe.prune_opd.checks.agent_loops import WRAPPER
 from recipe.prune_opd.grading import TOKENS, TRUNCATED
-from recipe.prune_opd.teacher.client import TeachingClient
-from recipe.prune_opd.training.fields import INNER, LIMIT
+from recipe.prune_opd.teacher.client import RoutingClient, TeachingClient
+from recipe.prune_opd.training.fields import INNER, LIMIT, TEACHER
 from recipe.prune_opd.training.replayed_response import PLACES, Replay
 from recipe.prune_opd.training.trajectory import Trajectory
 
@@ -108,17 +108,24 @@ class PrunedAgentLoop:
             sampling_params: see there.
             **kwargs: fields of the prompt's row. ``LIMIT`` makes it one of training.
         """
-        limit, places, inner = (kwargs.pop(name, None) for name in (LIMIT, PLACES, INNER))
+        own = (LIMIT, PLACES, INNER, TEACHER)
+        limit, places, inner, teacher = (kwargs.pop(name, None) for name in own)
         name = inner or self.config.actor_rollout_ref.agent_loop
         if limit is None:
             return await self._validate(name, sampling_params, kwargs)
-        client = self.client if places is None else Replay(places, kwargs["session_id"])
+        client = self._client(teacher)
+        client = client if places is None else Replay(places, kwargs["session_id"])
         async with Trajectory(client, limit) as trajectory:
             trajectory.loop = self._make(name, trajectory, limited(self.config, int(limit)))
             found = await trajectory.loop.run(sampling_params, **kwargs)
         outputs = found if isinstance(found, list) else [found]
         taught = await asyncio.gather(*(finish(output, trajectory) for output in outputs))
         return taught if isinstance(found, list) else taught[0]
+
+    def _client(self, teacher: Any) -> Any:
+        """Client that reaches the teacher of a row, given by its place among several."""
+        routes = isinstance(self.client, RoutingClient)
+        return self.client.of(int(teacher)) if routes else self.client
 
     def _make(self, name: str, client: Any, config: DictConfig) -> Any:
         return hydra.utils.instantiate(

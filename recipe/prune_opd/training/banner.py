@@ -2,7 +2,7 @@
 
 import logging
 
-from recipe.prune_opd.config import QUESTIONS, GateConfig, PruneOPDConfig, SemiConfig
+from recipe.prune_opd.config import QUESTIONS, GateConfig, PruneOPDConfig, SemiConfig, TeacherConfig
 from recipe.prune_opd.method.budget import Budget
 from recipe.prune_opd.teacher.home import Home
 
@@ -34,7 +34,7 @@ def banner(prune_opd: PruneOPDConfig, home: Home, budget: Budget) -> str:
     mode = prune_opd.trainer_mode
     lines = {
         **({"trainer": mode} if mode != "sync" else {}),
-        "teacher": f"{teacher.path} ({home}, temperature {teacher.temperature})",
+        "teacher": f"{_teachers(teacher)} ({home}, temperature {teacher.temperature})",
         "reward": f"{prune_opd.strategy}, {prune_opd.weighting}, k = {prune_opd.topk}",
         "drift": str(prune_opd.rules.metric),
         "weights": weights if drift.enable else "off: plain OPD",
@@ -43,6 +43,11 @@ def banner(prune_opd: PruneOPDConfig, home: Home, budget: Budget) -> str:
         **({"rollouts": _rollouts(prune_opd.semi, home)} if prune_opd.semi.enable else {}),
     }
     return "\n".join(["Prune-OPD", *(f"  {name:<9} {line}" for name, line in lines.items())])
+
+
+def _teachers(teacher: TeacherConfig) -> str:
+    several = ", ".join(f"{name}: {path}" for name, path in teacher.models.items())
+    return f"{several}, by {teacher.key}" if several else teacher.path
 
 
 def _gate(prune_opd: PruneOPDConfig, budget: Budget) -> str:

@@ -45,7 +45,8 @@ class State:
         """Keys of ``prune_opd`` without which the limit that was reached means something else."""
         given = self.prune_opd
         return {
-            "teacher.path": str(given.teacher.path),
+            "teacher.models": given.teacher.models,
+            "teacher.path": given.teacher.path or None,
             "topk": given.topk,
             "drift.metric": given.drift.metric,
             "drift.threshold": given.drift.threshold,

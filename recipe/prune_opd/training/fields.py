@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
+from recipe.prune_opd.config import TeacherConfig, shown
 from recipe.prune_opd.method.reward import Sampled, Scores, TopK
 from recipe.prune_opd.records.tally import GATE_REPORT, GateReport, Reports
 from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS, is_missing
@@ -44,6 +45,9 @@ EXTRA = "extra_fields"  # verl's, where the agent loop leaves its reports
 LIMIT = "prune_opd_limit"
 """int64, one a row: the most tokens a response may have. Training prompts carry it from when they
 are sent out, and so do their responses; validation prompts do not."""
+TEACHER = "prune_opd_teacher"
+"""int64, one a row: the teacher that scores a response, by its place in ``teacher.paths``. Training
+prompts carry it as they carry ``LIMIT``, where there are several."""
 INNER = "prune_opd_inner"
 """Text: the agent loop that a training prompt's row names; not there where data name none."""
 UID, SESSION, ROLLOUT_LOG_PROBS = "uid", "session_id", "rollout_log_probs"  # verl's
@@ -62,7 +66,13 @@ def student_fields(home: Home) -> tuple[str, ...]:
 def teacher_fields(home: Home) -> tuple[str, ...]:
     """Name the fields the teacher's pass reads."""
     of_student = "teacher_on_student" in home.prune_opd.rules.needs
-    return (*MODEL_FIELDS, STUDENT_IDS) if of_student else MODEL_FIELDS
+    own = (STUDENT_IDS,) if of_student else ()
+    return (*MODEL_FIELDS, *own, *row_teacher_fields(home))
+
+
+def row_teacher_fields(home: Home) -> tuple[str, ...]:
+    """Name the field that says which teacher a row has; none with one teacher."""
+    return (TEACHER,) if home.prune_opd.teacher.models else ()
 
 
 def served_fields(home: Home) -> tuple[str, ...]:
@@ -95,7 +105,7 @@ READS = {
 
 def advantage_fields(home: Home) -> tuple[str, ...]:
     """Name the fields ``compute_pruned_advantage`` reads."""
-    fields = ["responses", "response_mask", LIMIT, *TOP_K_FIELDS]
+    fields = ["responses", "response_mask", LIMIT, *row_teacher_fields(home), *TOP_K_FIELDS]
     if home.prune_opd.dump_dir:
         fields.append("prompts")
     if home.is_asked:
@@ -153,6 +163,35 @@ def limits_of(data: TensorDict) -> Tensor:
             " super()._submit_batch_to_rollout?)"
         )
     return torch.as_tensor(data[LIMIT]).reshape(-1)
+
+
+def teachers_of(data: TensorDict) -> Tensor:
+    """(B,) int64, places of the rows' teachers in ``teacher.paths``; 0 where there is one."""
+    if TEACHER not in data:
+        return torch.zeros(len(data), dtype=torch.int64)
+    return torch.as_tensor(data[TEACHER]).reshape(-1)
+
+
+def row_teachers(batch: TensorDict, teacher: TeacherConfig) -> Tensor:
+    """(B,) int64, the column ``TEACHER`` of prompts that are sent out.
+
+    Args:
+        batch: rows of the training data.
+        teacher: of several models.
+
+    Raises:
+        ValueError: a row names none of them; files that were read before the start have been
+            refused for that, so the rows come from elsewhere.
+    """
+    names, column = list(teacher.paths), tu.get(batch, teacher.key)
+    given = column if isinstance(column, list) else [column] * len(batch)
+    for row, name in enumerate(given):
+        if name not in names:
+            raise ValueError(
+                f"prune_opd.teacher.key: row {row} of a training batch has {shown(name)} in its"
+                f" column {teacher.key!r}, allowed: {', '.join(names)}"
+            )
+    return torch.tensor([names.index(name) for name in given])
 
 
 def check_lengths(tags: Iterable[dict[str, Any]], limits: Iterable[int], largest: int) -> None:

@@ -60,7 +60,7 @@ class FrozenRollouts(PPOTrainer):
         """Of the prompts of a frozen step, by verl's name."""
         semi = self.prune_opd.semi
         if semi.enable:
-            teacher = inputs.teacher if self.home.cacheable else None
+            teacher = inputs.teachers[0] if self.home.cacheable else None
             making = made_by(config, self.prune_opd, inputs.student, teacher)
             self.cache = RolloutCache(Path(str(semi.dir)), *making)
             self.phase = semi.new_phase(self.cache.id)

@@ -35,5 +35,5 @@ def refuse_nan(padded: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"{name}: NaN at {int(value.isnan().any(-1).sum())} positions; its model is broken"
                 " or overflows in its dtype"
-                " (actor_rollout_ref.{actor,ref}.fsdp_config.mixed_precision)"
+                " (actor_rollout_ref.{actor,ref}: fsdp_config.mixed_precision, megatron.dtype)"
             )

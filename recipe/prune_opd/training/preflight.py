@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recipe.prune_opd.checks.agent_loops import check_agent_loop
 from recipe.prune_opd.checks.attention import check_attention, check_sequence_parallelism
 from recipe.prune_opd.checks.batches import check_batches
+from recipe.prune_opd.checks.engines import check_engine, check_package
 from recipe.prune_opd.checks.folders import check_folders
 from recipe.prune_opd.checks.inputs import Inputs, check_inputs
 from recipe.prune_opd.checks.kinds import unresolved
@@ -42,6 +43,7 @@ def check_values(config: DictConfig) -> tuple[PruneOPDConfig, Home]:
     """
     with _sentences():
         prune_opd = check_settings(config)
+        check_engine(config)
         check_mode(config, prune_opd, verl_mode(config.trainer.v1.trainer_mode, prune_opd))
         check_task_reward(config, prune_opd)
         check_agent_loop(config, prune_opd)
@@ -76,12 +78,14 @@ def check_files(config: DictConfig, prune_opd: PruneOPDConfig, home: Home) -> In
     with _sentences():
         check_checkpoint(config, prune_opd)
         check_folders(config, prune_opd)
+        check_package(config)
         check_attention(config, home.held)
         inputs = check_inputs(config, prune_opd, weights=home.has_files, text_only=home.is_asked)
-        home.check_models(config, inputs.student, inputs.teacher)
+        for teacher in inputs.teachers:
+            home.check_models(config, inputs.student, teacher)
         if prune_opd.semi.enable:
-            teacher = inputs.teacher if home.cacheable else None
-            making = made_by(config, prune_opd, inputs.student, teacher)
+            cached = inputs.teachers[0] if home.cacheable else None  # there is but one
+            making = made_by(config, prune_opd, inputs.student, cached)
             check_rollouts(Path(str(prune_opd.semi.dir)), *making)
         return inputs
 

@@ -27,10 +27,11 @@ from recipe.prune_opd.records.metrics import (
     summarise_gate,
     summarise_scores,
     summarise_task,
+    summarise_teachers,
 )
 from recipe.prune_opd.records.recorder import Recorder, Sample
 from recipe.prune_opd.records.tally import Tally
-from recipe.prune_opd.teacher.client import TeachingClient
+from recipe.prune_opd.teacher.client import RoutingClient, TeachingClient, with_teachers
 from recipe.prune_opd.teacher.servers import follow_rollout
 from recipe.prune_opd.training.banner import announce
 from recipe.prune_opd.training.faults import TopKMass, refuse_missing, warn_of_gate
@@ -43,6 +44,7 @@ from recipe.prune_opd.training.fields import (
     READS,
     STEP,
     SUMS,
+    TEACHER,
     TEACHER_IDS,
     TOP_K_FIELDS,
     UPDATE_FIELDS,
@@ -50,6 +52,7 @@ from recipe.prune_opd.training.fields import (
     check_lengths,
     counted_tokens,
     part_fields,
+    row_teachers,
     scores_of,
     student_fields,
 )
@@ -82,7 +85,7 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         compat.check()
         self.prune_opd, self.home = check_values(config)
         inputs = check_files(config, self.prune_opd, self.home)
-        self.teacher_vocab_size = inputs.teacher.vocab_size
+        self.teacher_vocab_sizes = [teacher.vocab_size for teacher in inputs.teachers]
         warn_of_slow_log_probs(config)
         warn_of_empty_responses(config)
         self.budget = self.prune_opd.budget.build()
@@ -103,7 +106,7 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
             config.prune_opd.budget = OmegaConf.merge(config.prune_opd.budget, lengths)
             config.prune_opd.task_reward.coef = self.prune_opd.task_reward.coef
             config.actor_rollout_ref.prune_opd = config.prune_opd
-            config.actor_rollout_ref.teacher_vocab_size = self.teacher_vocab_size
+            config.actor_rollout_ref.teacher_vocab_size = min(self.teacher_vocab_sizes)
             # The wrapper in the place of the agent loop, and that within.
             agent = config.actor_rollout_ref.rollout.agent
             config.actor_rollout_ref.agent_loop = agent.default_agent_loop
@@ -139,22 +142,12 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
                 self.config, pool, self.config.trainer.n_gpus_per_node
             )
 
-    def get_llm_client(self) -> LLMServerClient | TeachingClient:
+    def get_llm_client(self) -> LLMServerClient | TeachingClient | RoutingClient:
         """The trainer's client of the rollout servers, or one around it that also reaches the
-        teacher's."""
-        client, teacher = (
-            super().get_llm_client(),
-            self.home.client(self.config, self.teacher_servers),
-        )
-        if teacher is None:
-            return client
-        return TeachingClient(
-            client,
-            prune_opd=self.prune_opd,
-            teacher=teacher,
-            vocab_size=self.teacher_vocab_size,
-            teaches=not self.home.reference_model,
-        )
+        teachers'."""
+        client = super().get_llm_client()
+        teachers = self.home.clients(self.config, self.teacher_servers)
+        return with_teachers(client, self.home, teachers, self.teacher_vocab_sizes)
 
     # --------------------------------------------------------------------------------------- steps
 
@@ -171,6 +164,8 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         self.watch.close()
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        if self.prune_opd.teacher.models:
+            batch[TEACHER] = row_teachers(batch, self.prune_opd.teacher)
         if AGENT_NAME in batch:
             batch.rename_key_(AGENT_NAME, INNER)
         # A tensor: verl keeps it with the prompt, and a resumed run generates under it.
@@ -209,8 +204,10 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
 
     def _summary(self, tally: Tally) -> dict[str, float]:
         """Logged numbers of a tally."""
+        teacher = self.prune_opd.teacher
         return {
             **summarise(tally),
+            **(summarise_teachers(tally, teacher.paths) if teacher.models else {}),
             **({} if self.home.reference_model else summarise_scores(tally)),
             **(summarise_gate(tally) if self.prune_opd.gate.enable else {}),
             **(summarise_task(tally) if self.prune_opd.task_reward.factor else {}),

@@ -1,16 +1,16 @@
-"""Workers of Prune-OPD: verl's actor and reference worker, the reference model being the teacher.
+"""Workers of Prune-OPD: verl's actor and reference worker, the reference model being the teacher,
+or several.
 
 Passes return blocks of (response, K) values as jagged fields, which verl's ``register`` puts into
 TransferQueue, so they stay where the next worker reads them; ``fields`` has their names.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor
 from verl.single_controller.base.decorator import (
@@ -19,13 +19,10 @@ from verl.single_controller.base.decorator import (
     register,
 )
 from verl.utils import tensordict_utils as tu
-from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import AggregationType, Metric
 from verl.utils.profiler import DistProfiler
-from verl.workers.config import HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from recipe.prune_opd.checks.files import local_path
 from recipe.prune_opd.checks.models import end_tokens
 from recipe.prune_opd.config import load_config
 from recipe.prune_opd.method.loss import topk_policy_loss
@@ -50,6 +47,7 @@ from recipe.prune_opd.training.fields import (
     STUDENT_ON_TEACHER,
     SUMS,
     TASK_ADVANTAGES,
+    TEACHER,
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
     TEACHER_ON_STUDENT,
@@ -59,9 +57,12 @@ from recipe.prune_opd.training.fields import (
     limits_of,
     reports,
     scores_of,
+    teachers_of,
 )
 from recipe.prune_opd.training.jagged import jagged, refuse_nan
 from recipe.prune_opd.training.rollout_writer import RolloutWriter
+from recipe.prune_opd.training.teacher_workers import build_teachers
+from verl_ext import compat
 from verl_ext.topk import Request, TopKPass, collect, join_columns, request_pass, scoring_rows
 
 _on_actor = make_nd_compute_dataproto_dispatch_fn(mesh_name="actor")
@@ -69,7 +70,7 @@ _on_ref = make_nd_compute_dataproto_dispatch_fn(mesh_name="ref")
 
 
 class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
-    """Student (actor and rollout) and frozen teacher (reference model) on the same devices.
+    """Student (actor and rollout) and frozen teachers (reference model) on the same devices.
 
     ``config`` is verl's ``actor_rollout_ref`` node with ``prune_opd`` and ``teacher_vocab_size``
     beside its own keys. With the teacher on servers there is no reference model. A trainer whose
@@ -78,7 +79,9 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
-        """Build both models. See ``ActorRolloutRefWorker.init_model``."""
+        """Build all models. See ``ActorRolloutRefWorker.init_model``."""
+        if self.config.actor.strategy == "megatron":
+            compat.check("megatron-core")
         self.prune_opd = load_config(self.config.prune_opd)
         self.home = build_home(self.prune_opd)
         if self.home.held:
@@ -87,41 +90,14 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
             self.role += "_ref"
         # The base class gives the reference model a copy of the actor's model; this is its only
         # hook.
-        self.ref_worker_cls = self._build_teacher
+        self.ref_worker_cls = partial(build_teachers, self.config, self.prune_opd.teacher)
         super().init_model()
-        self.actor.set_loss_fn(TopKPass(self._policy_loss))
-        if self.ref is not None:
-            self.ref.set_loss_fn(TopKPass())
         student = self.actor.model_config
-        self.vocab_size = min(
-            student.hf_config.get_text_config().vocab_size, self.config.teacher_vocab_size
-        )
+        tokens = student.hf_config.get_text_config().vocab_size
+        self.vocab_size = min(tokens, self.config.teacher_vocab_size)
+        self.actor.set_loss_fn(TopKPass(self._policy_loss, tokens))
         self.ends = end_tokens(student.generation_config, student.tokenizer)
         self.max_length = self.prune_opd.budget.longest
-
-    def _build_teacher(self, config: TrainingWorkerConfig) -> TrainingWorker:
-        given = self.prune_opd.teacher
-        model: Any = OmegaConf.to_container(self.config.model, resolve=True)
-        model |= {
-            "path": local_path(str(given.path)),
-            "trust_remote_code": given.trust_remote_code,
-            "override_config": given.override_config,
-            # What belongs to the student alone:
-            "hf_config_path": None,
-            "tokenizer_path": None,
-            "custom_chat_template": None,
-            "lora_rank": 0,
-            "lora": {},
-            "lora_adapter_path": None,
-            "mtp": (model["mtp"] or {}) | {"enable": False},
-        }
-        teacher: HFModelConfig = omega_conf_to_dataclass(OmegaConf.create(model))
-        # ref.fsdp_config.forward_only=false keeps the teacher on its device, but then verl builds
-        # an optimizer for it, and has no settings for one. It never steps, so it holds no state.
-        optimizer = omega_conf_to_dataclass(self.config.actor.optim)
-        return TrainingWorker(
-            config=replace(config, model_config=teacher, optimizer_config=optimizer)
-        )
 
     # --------------------------------------------------------------------------------------- passes
 
@@ -228,7 +204,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         padded = {
             name: torch.nested.to_padded_tensor(value, 0)
             for name, value in data.items()
-            if name in advantage_fields(self.home) and name not in (EXTRA, LIMIT)
+            if name in advantage_fields(self.home) and name not in (EXTRA, LIMIT, TEACHER)
         }
         refuse_nan(padded)
         scores = scores_of(padded)
@@ -244,6 +220,7 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
             missing=(generated & ~pruned.mask).sum(-1),
             limits=limits_of(data),
             reports=reports(data),
+            teachers=teachers_of(data),
         )
         tally = Tally.of(pruned, scores, facts, self.max_length)
         results = self._results(pruned, self._candidates(pruned, padded, task))

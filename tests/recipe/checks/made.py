@@ -85,7 +85,8 @@ def check_inputs(config: DictConfig) -> Inputs:
     inputs = preflight.check_inputs(
         config, prune_opd, weights=home.has_files, text_only=home.is_asked
     )
-    home.check_models(config, inputs.student, inputs.teacher)
+    for teacher in inputs.teachers:
+        home.check_models(config, inputs.student, teacher)
     return inputs
 
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.prune_opd.checks.engines import FSDP, numbers_of
 from recipe.prune_opd.checks.kinds import KINDS
 from recipe.prune_opd.checks.numbers import NUMBERS, OPTIONAL
 from recipe.prune_opd.checks.settings import GATE_SETTINGS, SEMI_SETTINGS, SETTINGS
@@ -32,7 +33,8 @@ VERLS = [
     *KINDS,
     *NUMBERS,
     *OPTIONAL,
-    *(setting.key for setting in (*SETTINGS, *GATE_SETTINGS, *SEMI_SETTINGS)),
+    *numbers_of(FSDP),
+    *(setting.key for setting in (*SETTINGS, *FSDP.settings, *GATE_SETTINGS, *SEMI_SETTINGS)),
 ]
 GROUPS = {"prune_opd", *(key for key in KINDS if "." not in key)}
 """What a message may begin with that is no key of a group."""

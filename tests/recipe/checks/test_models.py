@@ -157,7 +157,7 @@ def test_topk_above_the_common_vocabulary_is_refused(inputs, tmp_path, smaller):
 
 def test_the_teachers_vocabulary_is_returned(inputs, tmp_path):
     inputs.prune_opd.teacher.path = save_model(tmp_path / "padded", rows=64)
-    assert check_inputs(inputs).teacher.vocab_size == 64
+    assert check_inputs(inputs).teachers[0].vocab_size == 64
 
 
 @pytest.mark.parametrize("outside", [23, 10**6])
@@ -396,7 +396,7 @@ def test_the_pairs_and_data_of_the_examples_are_accepted(
         out = tmp_path / recipe
         config = composed_command(launch.training_command(tmp_path, out, recipe, 2, [], setup))
         found = check_inputs(config)
-        assert (found.teacher.vocab_size, found.reward_function) == (len(tokenizer), None)
+        assert (found.teachers[0].vocab_size, found.reward_function) == (len(tokenizer), None)
     assert not caplog.records
 
 

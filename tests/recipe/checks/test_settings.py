@@ -23,7 +23,7 @@ WRONG = {
     "critic.enable": True,
     "trainer.critic_warmup": 5,
     "distillation.enabled": True,
-    "actor_rollout_ref.actor.strategy": "megatron",
+    "actor_rollout_ref.actor.strategy": "torchtitan",
     "actor_rollout_ref.actor.use_kl_loss": True,
     "actor_rollout_ref.actor.entropy_coeff": 0.01,
     "actor_rollout_ref.actor.calculate_entropy": True,
@@ -31,8 +31,6 @@ WRONG = {
     "actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-sum",
     "actor_rollout_ref.actor.policy_loss.loss_mode": "gspo",
     "actor_rollout_ref.actor.use_prefix_grouper": True,
-    "actor_rollout_ref.actor.pad_to_length": True,
-    "actor_rollout_ref.ref.pad_to_length": True,
     "actor_rollout_ref.model.use_fused_kernels": True,
     "actor_rollout_ref.actor.checkpoint.async_save": True,
     "actor_rollout_ref.rollout.name": "hf",
@@ -225,6 +223,18 @@ def test_the_teachers_servers_must_fit_the_nodes(
             check_values(gated)
     gated.prune_opd.gate.enable, gated.prune_opd.teacher.home = False, "worker_group"
     check_values(gated)
+
+
+def test_each_of_several_teachers_has_so_many_servers(gated):
+    gated.prune_opd.teacher.path = None
+    gated.prune_opd.teacher.models = {"math": "M", "code": "C"}
+    gated.prune_opd.teacher.server.replicas = 2
+    gated.trainer.n_gpus_per_node = 4
+    check_values(gated)
+    gated.prune_opd.teacher.server.replicas = 3
+    found = "3 replicas of 1 devices for each of 2 teachers"
+    with pytest.raises(ValueError, match=rf"^prune_opd\.teacher\.server: got {found}, allowed: "):
+        check_values(gated)
 
 
 @pytest.mark.parametrize(("key", "value"), [("temperature", 0.7), ("top_p", 0.9), ("top_k", 50)])

@@ -21,7 +21,7 @@ def here(monkeypatch) -> list[str]:
 
     def noted(name: str) -> Inputs:
         called.append(name)
-        return Inputs(None, None, None)
+        return Inputs(None, (None,), None)
 
     monkeypatch.setattr(preflight, "check_attention", lambda *given: called.append("attention"))
     monkeypatch.setattr(preflight, "check_inputs", lambda *given, **named: noted("inputs"))

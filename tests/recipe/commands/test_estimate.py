@@ -518,6 +518,7 @@ def test_a_cache_that_cannot_hold_all_responses_makes_them_queue(ask):
             ["data.train_batch_size=1000000000000"],
             "data.train_batch_size x actor_rollout_ref.rollout.n: got 4,000,000,000,000",
         ),
+        (["model_engine=megatron"], f"{configuration.STRATEGY}: got 'megatron', allowed: fsdp, "),
         ([f"{configuration.DTYPES[0]}=x"], f"{configuration.DTYPES[0]}: got 'x', allowed: fp32"),
         (
             [f"{configuration.OPTIONAL_COUNTS[1]}=x"],
@@ -598,6 +599,15 @@ def test_the_model_of_the_pair_that_cannot_be_counted_is_named(case, key, models
     assert main(["estimate", *pair, *PAPER]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"estimate: {key}: {tmp_path}{message}")
+
+
+def test_several_teachers_are_refused(models, capsys):
+    student = f"actor_rollout_ref.model.path={models[SMALL_PAIR[0]]}"
+    assert main(["estimate", student, "prune_opd.teacher.models={math:M,code:C}", *PAPER]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "estimate: prune_opd.teacher.models: got ['math', 'code'], allowed: none"
+    )
 
 
 def test_a_file_is_no_model(models, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import certifi
 import pytest
@@ -80,7 +81,7 @@ def test_the_teachers_pool_has_all_the_settings(config, monkeypatch):
         OmegaConf.update(config, key, value, force_add=True)
     pool = teacher_pool(config, read_config(config))
     assert vars(pool) == {
-        "path": "/home/user/models/teacher",
+        "paths": {"default": "/home/user/models/teacher"},
         "engine": "vllm",
         "topk": 24,
         "max_prompt_length": 100,
@@ -139,6 +140,39 @@ def test_verl_takes_the_teachers_configuration(config, monkeypatch, engine):
     }[engine]
     assert inference.name == engine
     assert inference.engine_kwargs == {engine: arguments | {"swap_space": 1}}
+
+
+def test_verl_takes_several_teachers_and_their_clients_keep_the_order(config, monkeypatch):
+    """The order in which rows count them, which is not that of the configuration."""
+    seen = []
+    monkeypatch.setattr(RolloutReplicaRegistry, "_registry", dict(RolloutReplicaRegistry._registry))
+    monkeypatch.setattr(
+        "verl_ext.rollout.teacher_pool.MultiTeacherModelManager", lambda **given: seen.append(given)
+    )
+    for key, value in GIVEN.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    config.prune_opd.teacher.path = None
+    config.prune_opd.teacher.models = {"math": "org/M", "code": "org/C"}
+    pool = teacher_pool(config, read_config(config))
+    pool.start(config, "pool", 12)
+    distillation = omega_conf_to_dataclass(seen[0]["config"].distillation)
+    assert (distillation.n_gpus_per_node, distillation.nnodes) == (12, 1)
+    found = {
+        name: (one.model_path, one.world_size) for name, one in distillation.teacher_models.items()
+    }
+    assert list(found.items()) == [("code", ("org/C", 6)), ("math", ("org/M", 6))]
+    # verl's class has other defaults than its yaml: random weights.
+    assert {one.inference.load_format for one in distillation.teacher_models.values()} == {"auto"}
+    names = list(found)
+    manager = SimpleNamespace(
+        server_addresses={name: [f"{name} 1", f"{name} 2"] for name in names},
+        server_handles={name: [name.upper(), name.title()] for name in names},
+        load_balancer_handle={name: f"balancer of {name}" for name in names},
+    )
+    code, math = pool.clients(config, manager)
+    assert code._servers == {"code 1": "CODE", "code 2": "Code"}
+    assert math._servers == {"math 1": "MATH", "math 2": "Math"}
+    assert math._load_balancer == "balancer of math"
 
 
 # -------------------------------------------------------------------------------------- behind URLs

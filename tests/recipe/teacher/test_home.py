@@ -253,6 +253,45 @@ def test_weights_are_refused_by_what_a_home_delivers():
     home_of("server", strategy="intersection", drift={"weights": "importance"})
 
 
+SEVERAL = {"path": None, "models": {"math": "M", "code": "C"}}
+
+
+@pytest.mark.parametrize("home", ["worker_group", "server"])
+def test_several_teachers_go_where_the_home_says_so(home):
+    assert home_of(home, SEVERAL).several
+
+
+@pytest.mark.parametrize(("home", "more"), [("url", {}), (MINE, {"args": {"address": "there"}})])
+def test_several_teachers_are_refused_by_a_home_of_one(home, more):
+    with pytest.raises(ValueError, match=r"^prune_opd\.teacher\.models: ") as refused:
+        home_of(home, SEVERAL | more, strategy="intersection")
+    assert str(refused.value) == (
+        "prune_opd.teacher.models: got ['math', 'code'], allowed: none with"
+        f" teacher.home={home}, which serves one, teacher.path"
+    )
+
+
+class Both(Elsewhere):
+    """A home of a user's own that serves several."""
+
+    several = True
+
+    def clients(self, config: DictConfig, servers: Any) -> list[str]:
+        return [f"client of {self.address}/{name}" for name in self.prune_opd.teacher.paths]
+
+
+def test_a_home_of_ones_own_may_serve_several():
+    given = SEVERAL | {"args": {"address": "there"}}
+    home = home_of(f"{__name__}:Both", given, strategy="intersection")
+    assert home.clients(VERL, None) == ["client of there/code", "client of there/math"]
+
+
+def test_a_home_of_one_has_one_client_or_none():
+    one = home_of(MINE, {"args": {"address": "there"}}, strategy="intersection")
+    assert one.clients(VERL, None) == ["client of there"]
+    assert home_of("worker_group").clients(VERL, None) == []
+
+
 def test_names_and_arguments_that_are_none_are_refused():
     with pytest.raises(
         ValueError,

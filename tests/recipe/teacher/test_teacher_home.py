@@ -136,10 +136,10 @@ def test_the_rollout_reaches_the_teachers_servers(monkeypatch, home: str, gate: 
     trainer = trainer_of(
         prune_opd_of(home, gate=gate),
         config="config",
-        teacher_vocab_size=77,
+        teacher_vocab_sizes=[77],
         teacher_servers="servers",
     )
-    pool = SimpleNamespace(client=lambda config, servers: f"client of {servers} under {config}")
+    pool = SimpleNamespace(clients=lambda config, servers: [f"client of {servers} under {config}"])
     trainer.home.pool = lambda config: pool
     client = trainer.get_llm_client()
     assert isinstance(client, TeachingClient)
@@ -154,7 +154,7 @@ def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
     monkeypatch.setenv("TEST_TEACHER_KEY", "secret")
     prune_opd = prune_opd_of("url", model="M", api="sglang", api_key_env="TEST_TEACHER_KEY")
     monkeypatch.setattr(PPOTrainerSync, "get_llm_client", lambda self: "verl's own")
-    trainer = trainer_of(prune_opd, config="config", teacher_vocab_size=77, teacher_servers=None)
+    trainer = trainer_of(prune_opd, config="config", teacher_vocab_sizes=[77], teacher_servers=None)
     client = trainer.get_llm_client()
     assert client.teacher == UrlTeacher(["http://10.0.0.1:8000"], "M", "sglang", "TEST_TEACHER_KEY")
     assert client.teaches
@@ -162,7 +162,8 @@ def test_the_rollout_reaches_servers_that_somebody_else_runs(monkeypatch):
 
 def test_a_teacher_in_the_worker_group_needs_no_client(monkeypatch):
     monkeypatch.setattr(PPOTrainerSync, "get_llm_client", lambda self: "verl's own")
-    trainer = trainer_of(prune_opd_of("worker_group"), config="config", teacher_servers=None)
+    given = {"teacher_vocab_sizes": [77], "teacher_servers": None}
+    trainer = trainer_of(prune_opd_of("worker_group"), config="config", **given)
     assert trainer.get_llm_client() == "verl's own"
 
 

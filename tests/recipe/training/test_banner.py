@@ -26,6 +26,12 @@ def test_tells_what_is_on():
         assert part in text
 
 
+def test_tells_several_teachers_by_their_names():
+    text = said(teacher={"models": {"math": "M", "code": "C"}, "key": "domain"})
+    (line,) = [line for line in text.splitlines() if line.startswith("  teacher ")]
+    assert line.startswith("  teacher   math: M, code: C, by domain (worker group, ")
+
+
 def test_tells_a_trainer_that_is_not_the_usual_one():
     assert "trainer" not in said()
     assert "  trainer   separate_async" in said(trainer_mode="separate_async").splitlines()

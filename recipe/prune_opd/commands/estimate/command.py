@@ -101,11 +101,14 @@ def estimate(config: "DictConfig", args: Arguments) -> dict[str, Any]:
     from recipe.prune_opd.commands.estimate.footprint import memory
     from recipe.prune_opd.commands.estimate.run_costs import Step
     from recipe.prune_opd.commands.estimate.values import collect
+    from recipe.prune_opd.config import require
     from recipe.prune_opd.training.preflight import check_values
 
     check_numbers(config)
     prune_opd, home = check_values(config)
     model, theirs = config.actor_rollout_ref.model, prune_opd.teacher
+    allowed = "none with estimate, which counts one: the largest, as teacher.path"
+    require(not theirs.models, "teacher.models", list(theirs.models), allowed)
     student = read_shape(
         "actor_rollout_ref.model.path", str(model.path), bool(model.trust_remote_code)
     )

@@ -32,6 +32,7 @@ DTYPES = (
     "actor_rollout_ref.actor.fsdp_config.model_dtype",
     "actor_rollout_ref.ref.fsdp_config.model_dtype",
 )
+STRATEGY = "actor_rollout_ref.actor.strategy"
 MOST_RESPONSES = 1_000_000
 """Responses of a step that are reckoned with, one by one."""
 SHARE = "actor_rollout_ref.rollout.gpu_memory_utilization"
@@ -73,6 +74,11 @@ def check_numbers(config: "DictConfig") -> None:
 
     from recipe.prune_opd.commands.estimate.costs import BYTES
 
+    if (strategy := OmegaConf.select(config, STRATEGY)) not in ("fsdp", "fsdp2"):
+        raise ValueError(
+            f"{STRATEGY}: got {strategy!r}, allowed: fsdp, fsdp2, the engines whose memory and time"
+            " estimate knows"
+        )
     for key in (*COUNTS, *OPTIONAL_COUNTS):
         value = OmegaConf.select(config, key)
         if (type(value) is not int or value < 1) and (value is not None or key in COUNTS):
