@@ -55,6 +55,7 @@ PAPER = {
             "max_num_batched_tokens": 2048,
             "enforce_eager": True,
             "engine_kwargs": {},
+            "wide_topk": 0,
         },
         "url": {"urls": [], "api": "vllm", "model": None, "api_key_env": None, "ca_file": None},
     },
