@@ -4,16 +4,15 @@ ranks that have rows for it and ranks that have none.
 Runs verl's training workers with FSDP2 on two gloo ranks.
 """
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from ranks import answers_of
 from row_workers_rank import COLUMN, WHOSE
 from tensordict import TensorDict
-from test_ulysses import run
 
 from verl_ext import cpu
 from verl_ext.row_workers import RowWorkers
@@ -27,14 +26,7 @@ on_cpu = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of each rank."""
-    folder = tmp_path_factory.mktemp("row_workers")
-    logs = run(
-        [[sys.executable, str(PROGRAM), str(folder), str(rank)] for rank in range(2)], folder
-    )
-    files = [folder / f"answers_{rank}.pt" for rank in range(2)]
-    if not all(file.is_file() for file in files):
-        pytest.fail("\n\n".join(log[-3000:] for log in logs))
-    return [torch.load(file, weights_only=True) for file in files]
+    return answers_of(PROGRAM, tmp_path_factory.mktemp("row_workers"))
 
 
 @on_cpu
