@@ -17,14 +17,14 @@ SLOW = {
         *("plain", "adopted", "output", "extended", "permuted", "filling", "semi", "scored"),
         *("weighted", "interrupted", "orphaned", "separate", "agents", "late", "resumed"),
         *("tools_gated", "rloo", "halted", "lost_trainer", "lost_server", "untrained_server"),
-        *("lora", "killed", "several"),
+        *("lora", "several"),
     },
     # What the engine has no part in is tested with vLLM: the trainer's own passes, its state.
     "sglang": {
         *("plain", "adopted", "same", "resumed", "permuted", "extended", "orphaned", "output"),
         *("filling", "semi", "scored", "weighted", "late", "separate", "interrupted"),
         *("agents", "tools_gated", "grpo", "rloo", "several"),
-        *("halted", "lost_trainer", "lost_server", "untrained_server", "lora", "killed"),
+        *("halted", "lost_trainer", "lost_server", "untrained_server", "lora"),
     },
 }
 """Runs of a minute or more that rarely find anything, by their fixture."""
