@@ -82,7 +82,8 @@ class RowWorkers:
 
 
 def _lengths(data: TensorDict) -> Tensor:
-    return data["input_ids"].offsets().diff()
+    offsets: Tensor = data["input_ids"].offsets()
+    return offsets.diff()
 
 
 def _in_order(answers: list[TensorDict], asked: list[Tensor], data: TensorDict) -> TensorDict:

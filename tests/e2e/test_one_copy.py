@@ -17,9 +17,8 @@ from recipe.prune_opd.training.fields import scores_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-WIDE, GENEROUS = 48, 512
-"""Most likely tokens of the teacher: so few that candidates lie outside, and for half of the
-vocabulary."""
+WIDE, GENEROUS = 48, 80
+"""Most likely tokens of the teacher, out of 93."""
 SETTINGS = SAME | {
     "prune_opd.teacher.home": "server",
     "prune_opd.budget.init": harness.MAX_RESPONSE,

@@ -225,7 +225,7 @@ def test_chosen_ids_are_scored_while_a_sequence_grows_and_in_one_piece(servers, 
         async with servers.teacher.sequence(len(prompt), K, vocabulary, WIDE) as sequence:
             for end in [*range(step, len(response), step), len(response)]:
                 asked = prompt + response[:end]
-                parts.append(await sequence.score(asked, 60, ids[at:end]))
+                parts.append(await sequence.score(asked, 300, ids[at:end]))
                 at = end
         whole = await servers.teacher.score(prompt + response, len(prompt), K, At(ids, WIDE))
         return [parts[0].join(*parts), whole.rows]

@@ -82,7 +82,7 @@ class TeacherPool:
             defaults: verl's, which only the node of this name has: those of its class are others,
                 random weights (``load_format``) among them.
         """
-        alone, found = len(self.paths) == 1, {}
+        alone, found = len(self.paths) == 1, dict[str, Any]()
         for name, path in self.paths.items():
             own = {
                 "key": name,

@@ -20,7 +20,8 @@ def making(inputs):
     def made(scores: bool = False) -> dict[str, str]:
         prompt, _ = check_values(inputs)
         found = check_inputs(inputs)
-        return made_by(inputs, prompt, found.student, found.teacher if scores else None)[0]
+        teacher = found.teachers[0] if scores else None
+        return made_by(inputs, prompt, found.student, teacher)[0]
 
     return made
 

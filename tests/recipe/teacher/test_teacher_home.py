@@ -322,12 +322,12 @@ def test_the_driver_gets_a_row_per_response_and_one_error_text(step, gate: bool,
     trainer = trainer_of(prune_opd_of(home, gate=gate))
     _, queue = step(trainer, *responses, errors=errors, padding=1)
     texts = [([ERRORS], 1)] * (gate + (home == "server"))
-    assert queue.asked == [([ROW_LIMIT], 3), ([SUMS, POSITIONS], 3), *texts]
+    assert queue.asked == [([SUMS, POSITIONS], 3), *texts]
 
 
 def test_without_faults_no_error_text_is_fetched(step):
     _, queue = step(trainer_of(prune_opd_of(gate=True)), kept(10), kept(9))
-    assert queue.asked == [([ROW_LIMIT], 2), ([SUMS, POSITIONS], 2)]
+    assert queue.asked == [([SUMS, POSITIONS], 2)]
 
 
 def test_warnings_name_the_last_error_of_those_who_asked(step, caplog):

@@ -119,7 +119,7 @@ def trainer(tmp_path, monkeypatch):
         one.steps_per_epoch, one.total_training_steps = len(texts) // BATCH, 3
         vars(one).update(settings)
         monkeypatch.setattr(frozen_rollouts, "made_by", lambda *given: ({"made": "so"}, {}))
-        one.open_rollouts(one.config, SimpleNamespace(student=None, teachers=(None,)))
+        one.open_rollouts(one.config, SimpleNamespace(student=None, teachers=[None]))
         one.played = one.actor_rollout_wg = one.replay_buffer = one.checkpoint_manager = (
             rollout or Rollout()
         )
