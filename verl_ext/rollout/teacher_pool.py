@@ -75,7 +75,7 @@ class TeacherPool:
         copied.distillation = OmegaConf.merge(copied.distillation, settings)
         return MultiTeacherModelManager(config=copied, resource_pool=resource_pool)
 
-    def _models(self, defaults: DictConfig) -> dict[str, DictConfig]:
+    def _models(self, defaults: DictConfig) -> dict[str, Any]:
         """verl's node for each teacher.
 
         Args:
