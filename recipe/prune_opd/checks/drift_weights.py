@@ -7,7 +7,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.numbers import ACTOR, COUNT
-from recipe.prune_opd.checks.settings import Setting, check_allowed
+from recipe.prune_opd.checks.settings import SHOW_LOGITS, Setting, check_allowed
 
 LOSS = "distillation.distillation_loss"
 TARGET = "recipe.prune_opd.training.drift_weights.DriftWeightsLossConfig"
@@ -18,7 +18,7 @@ DRIFT_WEIGHTS_SETTINGS = (
     Setting(f"{LOSS}.loss_mode", ("drift_weights",), "verl's other losses are not weighted"),
     Setting(
         f"{ACTOR}.strategy",
-        ("fsdp", "fsdp2", "veomni", "megatron"),
+        SHOW_LOGITS,
         "verl counts the overlap on the logits of these engines alone",
     ),
     Setting(

@@ -33,6 +33,8 @@ class Setting:
     why: str
 
 
+SHOW_LOGITS = ("fsdp", "fsdp2", "veomni", "megatron")
+"""verl's training engines that show their logits to a loss."""
 SETTINGS = (
     Setting("trainer.use_v1", (True,), "the trainer is built on verl's V1 trainer"),
     Setting(
@@ -77,7 +79,7 @@ SETTINGS = (
     Setting("distillation.enabled", (False,), "it would replace the actor's loss"),
     Setting(
         f"{ACTOR}.strategy",
-        ("fsdp", "fsdp2", "veomni", "megatron"),
+        SHOW_LOGITS,
         "verl's other engines show no logits to a loss",
     ),
     Setting(

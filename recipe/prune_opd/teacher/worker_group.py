@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from recipe.prune_opd.checks.engines import check_model
 from recipe.prune_opd.checks.models import Model
@@ -70,7 +70,7 @@ class LoraBase(WorkerGroup):
         """See ``Home``."""
         super().check(config)
         model, teacher = config.actor_rollout_ref.model, self.prune_opd.teacher
-        rank = model.get("lora", {}).get("rank", 0) or model.get("lora_rank", 0)
+        rank = OmegaConf.select(model, "lora.rank") or model.get("lora_rank")
         if not rank and model.get("lora_adapter_path") is None:
             raise ValueError(
                 f"actor_rollout_ref.model.lora_rank: got {shown(model.get('lora_rank'))}, allowed"

@@ -189,7 +189,9 @@ def test_a_base_is_that_of_a_student_with_an_adapter(teacher, model, said):
 
 
 @pytest.mark.parametrize(
-    "adapter", [{"lora_adapter_path": "/adapter"}, {"lora": {"rank": 8}}], ids=str
+    "adapter",
+    [{"lora_adapter_path": "/a"}, {"lora": {"rank": 8}}, {"lora": None, "lora_rank": 8}],
+    ids=str,
 )
 def test_an_adapter_is_one_however_it_is_named(adapter):
     model = {"lora_rank": 0, **adapter}
