@@ -265,8 +265,9 @@ def check_score(
     if not np.isfinite(rows.log_probs).all():
         raise BadScore("a log-prob that is not finite")
     # The rest of a wide row may be impossible, as the rows of an embedding are that have no token.
-    chosen = good_rows(score.rows, vocab_size).all() and (ahead.log_probs <= MOST).all()
-    if not (chosen and good_rows(rows, vocab_size).all()):
+    at = [] if score.rows.chosen is None else [score.rows.chosen.log_probs]
+    bounded = all((values <= MOST).all() for values in (*at, ahead.log_probs))
+    if not (bounded and good_rows(rows, vocab_size).all()):
         raise BadScore(
             f"ids from {rows.ids.min()} to {rows.ids.max()}, expected 0 to {vocab_size - 1}, each"
             f" once in a row, and log-probs from {rows.log_probs.min():.3g} to"

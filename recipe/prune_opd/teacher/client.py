@@ -160,6 +160,8 @@ def with_teachers(
         teachers: its ``clients``; without any the client stays as it is.
         vocab_sizes: of the teachers.
     """
+    if not teachers:
+        return client
     reaching = [
         TeachingClient(
             client,
@@ -168,10 +170,8 @@ def with_teachers(
             vocab_size=size,
             teaches=not home.reference_model,
         )
-        for teacher, size in zip(teachers, vocab_sizes, strict=False)
+        for teacher, size in zip(teachers, vocab_sizes, strict=True)
     ]
-    if not reaching:
-        return client
     return RoutingClient(client, reaching) if home.prune_opd.teacher.models else reaching[0]
 
 

@@ -165,11 +165,9 @@ def limits_of(data: TensorDict) -> Tensor:
     return torch.as_tensor(data[LIMIT]).reshape(-1)
 
 
-def teachers_of(data: TensorDict) -> Tensor:
-    """(B,) int64, places of the rows' teachers in ``teacher.paths``; 0 where there is one."""
-    if TEACHER not in data:
-        return torch.zeros(len(data), dtype=torch.int64)
-    return torch.as_tensor(data[TEACHER]).reshape(-1)
+def teachers_of(data: TensorDict) -> Tensor | None:
+    """(B,) int64, places of the rows' teachers in ``teacher.paths``; None where there is one."""
+    return torch.as_tensor(data[TEACHER]).reshape(-1) if TEACHER in data else None
 
 
 def row_teachers(batch: TensorDict, teacher: TeacherConfig) -> Tensor:
@@ -184,6 +182,7 @@ def row_teachers(batch: TensorDict, teacher: TeacherConfig) -> Tensor:
             refused for that, so the rows come from elsewhere.
     """
     names, column = list(teacher.paths), tu.get(batch, teacher.key)
+    # A column whose rows are all alike may have become one value.
     given = column if isinstance(column, list) else [column] * len(batch)
     for row, name in enumerate(given):
         if name not in names:

@@ -74,6 +74,7 @@ class Trajectory:
             kind = ReportedResponse if client.wide else Response
             return kind(client, prompt_ids, self.limit)
         size = len(prompt_ids), client.prune_opd.topk, client.vocab_size
+        # A client of a home of the user's own need know nothing of wide rows.
         opened = client.teacher.sequence(*size, **({"wide": client.wide} if client.wide else {}))
         sequence = await self._sequences.enter_async_context(opened)
         return GatedResponse(client, prompt_ids, self.limit, sequence)
