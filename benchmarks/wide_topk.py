@@ -136,8 +136,8 @@ def scored(
     s, t, r = (model(ids).logits[0, rows].float() for model in (student, teacher, rough))
     top = score(s, k, s.shape[-1])
     candidates = TopK(top["top_ids"], top["top_log_probs"])
-    exact = r.log_softmax(-1).gather(-1, candidates.ids.long())
-    return Response(s.log_softmax(-1), candidates, t.log_softmax(-1), exact)
+    rounded = r.log_softmax(-1).gather(-1, candidates.ids.long())
+    return Response(s.log_softmax(-1), candidates, t.log_softmax(-1), rounded)
 
 
 def measured(one: Response, wides: list[int]) -> dict[str, list[Tensor]]:
@@ -146,7 +146,7 @@ def measured(one: Response, wides: list[int]) -> dict[str, list[Tensor]]:
     ids, k = one.candidates.ids, one.candidates.ids.shape[-1]
     exact = one.teacher.gather(-1, ids.long())
     right = rewarded(one, exact)
-    tried = {f"every candidate, bfloat16 (8 {k})": (one.rough, torch.zeros_like(ids).bool())}
+    tried = {"every candidate, bfloat16": (one.rough, torch.zeros_like(ids).bool())}
     for wide in wides:
         best = one.teacher.topk(wide)
         rows = TopKRows(best.indices.int().numpy(), best.values.numpy())
@@ -198,7 +198,7 @@ def show(found: dict[str, list[list[Tensor]]], k: int) -> None:
         # Back: own ids and log-probs, the sampled token's, log-probs and flags at the candidates.
         wire = "" if name == first else f"{4 * k + 8 * k + 4 + 5 * k}"
         table.add_row(
-            name.partition(" (")[0],
+            name,
             f"{outside.mean():.2%}",
             f"{mass.mean():.2e}",
             f"{error.mean():.2e}",

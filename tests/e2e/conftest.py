@@ -17,13 +17,13 @@ SLOW = {
         *("plain", "adopted", "output", "extended", "permuted", "filling", "semi", "scored"),
         *("weighted", "interrupted", "orphaned", "separate", "agents", "late", "resumed"),
         *("tools_gated", "rloo", "halted", "lost_trainer", "lost_server", "untrained_server"),
-        *("lora", "several"),
+        *("lora", "several", "one_copy", "unlike"),
     },
     # What the engine has no part in is tested with vLLM: the trainer's own passes, its state.
     "sglang": {
         *("plain", "adopted", "same", "resumed", "permuted", "extended", "orphaned", "output"),
         *("filling", "semi", "scored", "weighted", "late", "separate", "interrupted"),
-        *("agents", "tools_gated", "grpo", "rloo", "several"),
+        *("agents", "tools_gated", "grpo", "rloo", "several", "one_copy", "unlike"),
         *("halted", "lost_trainer", "lost_server", "untrained_server", "lora"),
     },
 }

@@ -15,7 +15,7 @@ from recipe.prune_opd.method.drift import overlap_events, overlap_ratio
 from recipe.prune_opd.records.tally import COLUMNS
 from recipe.prune_opd.training.fields import scores_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 WIDE, GENEROUS = 48, 80
 """Most likely tokens of the teacher, out of 93."""
