@@ -10,7 +10,7 @@ import functools
 from typing import Any, TypeAlias
 
 import hydra
-from omegaconf import DictConfig, open_dict
+from omegaconf import Container, DictConfig, open_dict
 from pydantic import PrivateAttr
 from torch import Tensor
 from typing_extensions import Self
@@ -128,12 +128,15 @@ class PrunedAgentLoop:
         return self.client.of(int(teacher)) if routes else self.client
 
     def _make(self, name: str, client: Any, config: DictConfig) -> Any:
-        return hydra.utils.instantiate(
-            _agent_loop_registry[name],
-            trainer_config=DictConfigWrap(config),
-            server_manager=client,
-            **self.given,
+        registered = _agent_loop_registry[name]
+        own = any(isinstance(value, dict | list | Container) for value in registered.values())
+        make = (
+            functools.partial(hydra.utils.instantiate, registered)
+            if own
+            else _made(_Same(registered))
         )
+        given = {"trainer_config": DictConfigWrap(config), "server_manager": client}
+        return make(**given, **self.given)
 
     async def _validate(
         self, name: str, sampling_params: dict[str, Any], kwargs: dict[str, Any]
@@ -173,7 +176,7 @@ def limited(config: DictConfig, limit: int) -> DictConfig:
 class _Same:
     """Key of a cache: a configuration is itself, whatever it says."""
 
-    def __init__(self, config: DictConfig):
+    def __init__(self, config: Any):
         self.config = config
 
     def __hash__(self) -> int:
@@ -189,3 +192,11 @@ def _limited(same: _Same, limit: int) -> DictConfig:
     with open_dict(config):
         config.actor_rollout_ref.rollout.response_length = limit
     return config
+
+
+@functools.lru_cache(maxsize=COPIES)
+def _made(same: _Same) -> functools.partial[Any]:
+    """What makes a loop. Hydra merges all that it is given, for every response, which takes ten
+    times as long as making the loop."""
+    maker: functools.partial[Any] = hydra.utils.instantiate(same.config, _partial_=True)
+    return maker

@@ -116,6 +116,17 @@ def test_verls_worker_makes_the_wrapper_of_its_registry():
 # ---------------------------------------------------------------------------------- the loop within
 
 
+def test_objects_that_a_loop_is_registered_with_are_made_for_every_response(monkeypatch, loops):
+    """A list of its own, say, which it may change."""
+    registered = {"_target_": f"{__name__}.Inner", "notes": {"_target_": "builtins.list"}}
+    monkeypatch.setitem(_agent_loop_registry, "inner", registered)
+    run(Engine(), **{LIMIT: 300})
+    run(Engine(), **{LIMIT: 300})
+    first, second = (loop.given["notes"] for loop in loops)
+    assert first == second == []
+    assert first is not second
+
+
 def test_the_loop_within_is_the_runs_or_the_rows_own(loops):
     run(Engine(), **{LIMIT: 300})
     run(Engine(), **{LIMIT: 300, INNER: "talkative"})
