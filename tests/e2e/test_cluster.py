@@ -4,14 +4,19 @@ The nodes are two raylets of this machine, started by somebody who is not the on
 command: they have neither its environment nor its folder, as on a cluster that others run.
 """
 
-from collections.abc import Iterator
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import harness
 import psutil
 import pytest
-from ray.cluster_utils import Cluster
+import ray
 from stories import (
     DRIVER,
     HALT,
@@ -33,6 +38,7 @@ pytestmark = pytest.mark.e2e
 
 NODE, COMMAND = "E2E_NODE", "E2E_COMMAND"
 """Variables of the environment: a node's name, and what the command alone has."""
+KEYLESS = {"RAY_AUTH_MODE": "disabled"}
 PHASES = [(TRAINER, "update"), (TRAINER, "save"), (DRIVER, "update"), (DRIVER, "save")]
 GATED = {
     "prune_opd.gate.enable": True,
@@ -50,31 +56,46 @@ GATED = {
 
 
 @contextmanager
-def two_nodes() -> Iterator[str]:
-    """Two of Ray's nodes with three devices, for two ranks and the gate's teacher.
-
-    Returns:
-        The address of the first.
-    """
-    cluster = Cluster()
+def node(folder: Path, name: str, devices: int, words: list[str]) -> Iterator[None]:
+    """A node of Ray's, as one starts it on a machine, from the moment it is there."""
+    log, program = folder / f"{name}.log", Path(sys.executable).with_name("ray")
+    resources = ["--num-cpus=32", f"--num-gpus={devices}"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [program, "start", "--block", "--disable-usage-stats", *resources, *words],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {NODE: name} | KEYLESS,
+            cwd=folder,
+            start_new_session=True,
+        )
     try:
-        for name, devices in (("first", 2), ("second", 1)):
-            cluster.add_node(
-                num_cpus=32, num_gpus=devices, env_vars={NODE: name}, include_dashboard=False
-            )
-        yield cluster.address
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield
     finally:
-        cluster.shutdown()
+        harness.end_children(process)
 
 
-def run_on_two_nodes(inputs: Path, folder: Path, story) -> tuple[Scene, harness.Run]:
-    """Give the command from outside."""
+def run_on_two_nodes(
+    inputs: Path, folder: Path, nodes: Path, story: Callable[[Scene], Story]
+) -> tuple[Scene, harness.Run]:
+    """Give the command from outside to two nodes with three devices, for two ranks and the gate's
+    teacher."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"{ray.util.get_node_ip_address()}:{port}"
     # The workers get what the command says they get.
     logger = {
         "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH": folder / "metrics.jsonl"
     }
-    with two_nodes() as address:
-        more = {"RAY_ADDRESS": address, COMMAND: "1"}
+    more = {"RAY_ADDRESS": address, COMMAND: "1"} | KEYLESS
+    head = ["--head", f"--port={port}", "--include-dashboard=false"]
+    with node(nodes, "first", 2, head), node(nodes, "second", 1, [f"--address={address}"]):
         return play(inputs, folder, story, GATED | logger, more)
 
 
@@ -114,12 +135,14 @@ def lose_a_rank(scene: Scene) -> Story:
 
 @pytest.fixture(scope="session")
 def clustered(inputs, tmp_path_factory):
-    return run_on_two_nodes(inputs, tmp_path_factory.mktemp("clustered"), halt_and_lose_a_server)
+    folder, nodes = (tmp_path_factory.mktemp(name) for name in ("clustered", "nodes"))
+    return run_on_two_nodes(inputs, folder, nodes, halt_and_lose_a_server)
 
 
 @pytest.fixture(scope="session")
-def lost_rank(clustered, inputs):
-    return run_on_two_nodes(inputs, clustered[0].folder, lose_a_rank)
+def lost_rank(clustered, inputs, tmp_path_factory):
+    nodes = tmp_path_factory.mktemp("nodes")
+    return run_on_two_nodes(inputs, clustered[0].folder, nodes, lose_a_rank)
 
 
 def test_the_run_is_on_both_nodes_and_knows_nothing_of_the_command(clustered):
