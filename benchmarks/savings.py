@@ -288,23 +288,25 @@ def table(name: str, runs: dict[str, dict[int, Run]]) -> Table:
 
 
 def plot(name: str, runs: dict[str, dict[int, Run]], file: Path) -> None:
-    """Draw the progress of all runs over the tokens they generated, a colour an arm."""
+    """Draw the progress of all runs, a colour an arm and a line a seed, over steps and over the
+    tokens they generated."""
     matplotlib.use("Agg")
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, both = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for number, (arm, seeds) in enumerate(runs.items()):
-        for run in seeds.values():
-            axes.plot(run.tokens, run.progress, color=f"C{number}", marker=".", linewidth=1)
-        axes.plot([], [], color=f"C{number}", marker=".", label=arm)
-    axes.set(
-        xlabel="tokens generated in training",
-        ylabel="progress in validation",
-        title=f"Pair {name}, a line a seed",
-    )
-    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f}k")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
+        for first, run in enumerate(seeds.values()):
+            steps = [EVERY * at for at in range(len(run.progress))]
+            for axes, along in zip(both, (steps, run.tokens), strict=True):
+                label = None if first else arm
+                axes.plot(along, run.progress, f"C{number}.-", linewidth=1, label=label)
+    both[0].set(xlabel="steps", ylabel="progress in validation")
+    both[1].set(xlabel="tokens generated in training")
+    both[0].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+    both[1].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f}k")
+    for axes in both:
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4)
+    figure.suptitle(f"Pair {name}, a line a seed")
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
 
