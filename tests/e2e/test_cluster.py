@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -58,8 +59,10 @@ GATED = {
 def node(folder: Path, name: str, devices: int, words: list[str]) -> Iterator[None]:
     """A node of Ray's, as one starts it on a machine, from the moment it is there."""
     log, program = folder / f"{name}.log", Path(sys.executable).with_name("ray")
-    resources = ["--num-cpus=32", f"--num-gpus={devices}"]
-    with log.open("w") as output:
+    # A short one, which sockets lie in. In Ray's own the next run would look for this cluster.
+    temporary = tempfile.TemporaryDirectory(prefix="e2e_", ignore_cleanup_errors=True)
+    resources = ["--num-cpus=32", f"--num-gpus={devices}", f"--temp-dir={temporary.name}"]
+    with temporary, log.open("w") as output:
         process = subprocess.Popen(
             [program, "start", "--block", "--disable-usage-stats", *resources, *words],
             stdout=output,
@@ -68,15 +71,15 @@ def node(folder: Path, name: str, devices: int, words: list[str]) -> Iterator[No
             cwd=folder,
             start_new_session=True,
         )
-    try:
-        deadline = time.monotonic() + 120
-        while "Ray runtime started" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield
-    finally:
-        harness.end_children(process)
+        try:
+            deadline = time.monotonic() + 120
+            while "Ray runtime started" not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+            yield
+        finally:
+            harness.end_children(process)
 
 
 def run_on_two_nodes(
