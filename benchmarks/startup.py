@@ -1,7 +1,7 @@
 """What does the package cost before anything is computed?
 
-    import verl    in a process of its own, with the plugins of all packages and with none
-                   (verl's VERL_USE_EXTERNAL_PLUGINS), in turn
+    import verl    in a process of its own, with no plugins, the recipe's, and those of all
+                   packages (verl's VERL_USE_EXTERNAL_PLUGINS), in turn
     --help         of every command, in a process of its own
 
     python benchmarks/startup.py                # some minutes
@@ -27,7 +27,12 @@ from recipe.prune_opd.__main__ import COMMANDS
 
 POLICY = "VERL_USE_EXTERNAL_PLUGINS"
 IMPORT = ("-c", "import verl")
-ENVIRONMENTS = {"import verl, no plugins": "none", "import verl, all plugins": "auto"}
+ENVIRONMENTS = {
+    "import verl, no plugins": "none",
+    "import verl, the recipe's": "prune_opd",
+    "import verl, all plugins": "auto",
+}
+"""On a CPU, without the platform among all plugins verl looks for an accelerator."""
 
 
 def seconds(words: tuple[str, ...], more: Mapping[str, str]) -> tuple[float, float]:
@@ -68,10 +73,11 @@ def main() -> None:
             name, *(f"{value:.2f}" for of in columns for value in (statistics.median(of), min(of)))
         )
     Console().print(shown)
-    without, with_all = (
+    first, *others = (
         statistics.median(used for used, _ in found[name][1:]) for name in ENVIRONMENTS
     )
-    print(f"plugins: {1000 * (with_all - without):+.0f} ms of a processor, of {without:.1f} s")
+    for name, used in zip([*ENVIRONMENTS][1:], others, strict=True):
+        print(f"{name}: {1000 * (used - first):+.0f} ms of a processor, of {first:.1f} s")
 
 
 if __name__ == "__main__":
