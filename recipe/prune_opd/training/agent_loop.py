@@ -129,14 +129,10 @@ class PrunedAgentLoop:
 
     def _make(self, name: str, client: Any, config: DictConfig) -> Any:
         registered = _agent_loop_registry[name]
-        own = any(isinstance(value, dict | list | Container) for value in registered.values())
-        make = (
-            functools.partial(hydra.utils.instantiate, registered)
-            if own
-            else _made(_Same(registered))
-        )
-        given = {"trainer_config": DictConfigWrap(config), "server_manager": client}
-        return make(**given, **self.given)
+        given = {"trainer_config": DictConfigWrap(config), "server_manager": client, **self.given}
+        if any(isinstance(value, dict | list | Container) for value in registered.values()):
+            return hydra.utils.instantiate(registered, **given)  # has objects of its own: anew
+        return _made(_Same(registered))(**given)
 
     async def _validate(
         self, name: str, sampling_params: dict[str, Any], kwargs: dict[str, Any]
