@@ -29,6 +29,15 @@ from recipe.prune_opd.training.checkpoint import TRACKER  # noqa: E402
 ENGINE = "sglang" if find_spec("sglang") else "vllm"
 """The one this environment has. All tests are the same for both."""
 MAX_RESPONSE = 96
+GATED = {
+    "prune_opd.gate.enable": True,
+    "prune_opd.gate.chunk": 16,
+    "prune_opd.teacher.server.block_size": 16,
+    "prune_opd.drift.w_drop": 0.2,
+    "prune_opd.loss_normaliser": "reliable",
+    "prune_opd.budget.init": MAX_RESPONSE,
+}
+"""A gate that stops what drifts within a few chunks."""
 TIMEOUT = 600
 WIDE = os.environ | {"COLUMNS": "200"}
 """Environment in which tables are not folded."""

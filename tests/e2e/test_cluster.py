@@ -40,13 +40,7 @@ NODE, COMMAND = "E2E_NODE", "E2E_COMMAND"
 SERVERS = "ray::TopK"
 KEYLESS = {"RAY_AUTH_MODE": "disabled"}
 PHASES = [(TRAINER, "update"), (TRAINER, "save"), (DRIVER, "update"), (DRIVER, "save")]
-GATED = {
-    "prune_opd.gate.enable": True,
-    "prune_opd.gate.chunk": 16,
-    "prune_opd.teacher.server.block_size": 16,
-    "prune_opd.drift.w_drop": 0.2,
-    "prune_opd.loss_normaliser": "reliable",
-    "prune_opd.budget.init": harness.MAX_RESPONSE,
+GATED = harness.GATED | {
     "trainer.nnodes": 2,
     "trainer.n_gpus_per_node": 1,
     # What a cluster has is the cluster's to say.

@@ -92,18 +92,16 @@ def plain(inputs, tmp_path_factory):
 def gated(inputs, tmp_path_factory):
     """A teacher that drifts from the student, a gate that stops what has, padding rows, two
     ranks."""
-    settings = SAME | {
-        "prune_opd.teacher.path": inputs / "noisy",
-        "prune_opd.gate.enable": True,
-        "prune_opd.gate.chunk": 16,
-        "prune_opd.teacher.server.block_size": 16,
-        "prune_opd.drift.w_drop": 0.2,
-        "prune_opd.loss_normaliser": "reliable",
-        "prune_opd.budget.init": harness.MAX_RESPONSE,
-        "trainer.total_training_steps": 2,
-        "trainer.save_freq": -1,
-        "trainer.val_before_train": True,
-    }
+    settings = (
+        SAME
+        | harness.GATED
+        | {
+            "prune_opd.teacher.path": inputs / "noisy",
+            "trainer.total_training_steps": 2,
+            "trainer.save_freq": -1,
+            "trainer.val_before_train": True,
+        }
+    )
     return finished(harness.run(inputs, tmp_path_factory.mktemp("gated"), settings))
 
 
