@@ -40,10 +40,9 @@ RATES = (0.25, 0.5, 1.0)
 """Learning rates that are tried, in shares of the task's."""
 BEST: dict[tuple[str, str], float] = {
     ("drifting", "plain"): 5e-4,  # on seed 0, 1e-3: 25.8 % after 30 steps, 5e-4: 27.4 %
-    ("drifting", "random"): 1e-3,  # at 2e-3 it falls apart
+    ("drifting", "random"): 1e-3,  # at 2e-3 it falls apart (data of seed 1; on 0 it was not run)
 }
-"""(Pair, arm): its learning rate, where another than the task's does better on a seed that is not
-counted."""
+"""(Pair, arm): its learning rate, where another than the task's does better."""
 NO_LIMIT = "prune_opd.budget.enable=false"
 W_BASE = "prune_opd.drift.w_base="
 
