@@ -101,12 +101,13 @@ class Bench:
         self.config = compose(models, pair_, block_size)
         self.prune_opd = read_config(self.config)
         follow_rollout(self.config, self.prune_opd.topk)
-        rollout = LLMServerManager.create(config=self.config)
         pool = teacher_pool(self.config, self.prune_opd)
         resources = RayResourcePool(
             pool.nodes(1), use_gpu=True, max_colocate_count=2, name_prefix=f"pool_{pair_.name}"
         )
-        self.servers = pool.start(self.config, resources, 1)
+        starting = pool.start(self.config, resources, 1)
+        rollout = LLMServerManager.create(config=self.config)
+        self.servers = starting.result()
         teacher = pool.client(self.config, self.servers)
         self.plain = rollout.get_client()
         self.gated = TeachingClient(

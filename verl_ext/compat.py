@@ -32,6 +32,7 @@ _TRAINER = "verl.trainer.ppo.v1.trainer_base"
 _DETACHED = "verl.experimental.separation.engine_workers"
 _LOOPS = "verl.experimental.agent_loop.agent_loop"
 _CLIENT = "verl.workers.rollout.llm_server"
+_POOLS = "verl.single_controller.ray.base"
 _ENGINE = "verl.workers.engine.fsdp.transformer_impl"
 SYMBOLS = (
     Symbol(_TRAINER, "PPOTrainer._init_resource_pool_mgr", "puts our worker in place of verl's"),
@@ -57,7 +58,7 @@ SYMBOLS = (
     Symbol(_DETACHED, "DetachActorWorker.clear_cpu_model", "and forgotten"),
     Symbol(_TRAINER, "PPOTrainer._save_checkpoint", "our state is written before it"),
     Symbol(_TRAINER, "PPOTrainer._load_checkpoint", "our state is read after it"),
-    Symbol(_TRAINER, "PPOTrainer.on_init_end", "starts the teacher's servers"),
+    Symbol(_TRAINER, "PPOTrainer.on_init_end", "waits for the teacher's servers"),
     Symbol(_TRAINER, "PPOTrainer.on_train_begin", "generates the rollouts that are trained on"),
     Symbol(_TRAINER, "PPOTrainer.on_train_end", "is called where nobody is to be watched any more"),
     Symbol(_TRAINER, "PPOTrainer.fit", "keeps its agent_loop_manager"),
@@ -83,15 +84,12 @@ SYMBOLS = (
         _TRAINER, "PPOTrainer.get_llm_client", "gives agent loops a client that reaches the teacher"
     ),
     Symbol("verl.trainer.ppo.utils", "Role.TeacherModel", "role of the pool of teacher servers"),
-    Symbol(
-        "verl.single_controller.ray.base",
-        "ResourcePoolManager.get_resource_pool",
-        "devices of that pool",
-    ),
+    Symbol(_POOLS, "ResourcePoolManager.create_resource_pool", "starts them before the student"),
+    Symbol(_POOLS, "RayResourcePool.get_placement_groups", "takes the devices of a pool"),
     Symbol(
         "verl.experimental.teacher_loop",
         "MultiTeacherModelManager",
-        "starts the teacher servers, has their handles",
+        "is the teacher's servers, has their handles",
     ),
     Symbol(
         "verl.workers.rollout.replica",

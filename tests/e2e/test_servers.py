@@ -87,10 +87,11 @@ def servers(tmp_path_factory) -> Iterator[SimpleNamespace]:
     follow_rollout(config, K)
     ray.init(num_cpus=32, num_gpus=8, include_dashboard=False, log_to_driver=False)
     try:
-        rollout = LLMServerManager.create(config=config)
         pool = teacher_pool(config, prune_opd)
         resources = RayResourcePool(pool.nodes(3), use_gpu=True, max_colocate_count=2)
-        manager = pool.start(config, resources, 3)
+        starting = pool.start(config, resources, 3)
+        rollout = LLMServerManager.create(config=config)
+        manager = starting.result()
         teacher = pool.client(config, manager)
         client = TeachingClient(
             rollout.get_client(),

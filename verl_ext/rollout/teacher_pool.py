@@ -5,6 +5,7 @@ once more.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,13 +54,16 @@ class TeacherPool:
 
     def start(
         self, config: DictConfig, resource_pool: RayResourcePool, gpus_per_node: int
-    ) -> MultiTeacherModelManager:
-        """Start the servers and wait for them.
+    ) -> Future[MultiTeacherModelManager]:
+        """Start the servers, beside what the caller does meanwhile.
 
         Args:
             config: verl's configuration.
             resource_pool: of the shape ``nodes`` says.
             gpus_per_node: devices of a node.
+
+        Returns:
+            Their manager, once all of them serve, or what one could not start for.
         """
         register(self.engine)
         nodes = self.nodes(gpus_per_node)
@@ -73,7 +77,11 @@ class TeacherPool:
             "teacher_models": self._models(copied.distillation.teacher_models[ONLY]),
         }
         copied.distillation = OmegaConf.merge(copied.distillation, settings)
-        return MultiTeacherModelManager(config=copied, resource_pool=resource_pool)
+        with_pool = {"config": copied, "resource_pool": resource_pool}
+        starter = ThreadPoolExecutor(1, "teacher_servers")
+        started = starter.submit(MultiTeacherModelManager, **with_pool)
+        starter.shutdown(wait=False)
+        return started
 
     def _models(self, defaults: DictConfig) -> dict[str, Any]:
         """verl's node for each teacher.

@@ -16,7 +16,6 @@ from typing_extensions import Self
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.utils import tensordict_utils as tu
-from verl.workers.rollout.llm_server import LLMServerClient
 
 from recipe.prune_opd.checks.agent_loops import AGENT_NAME, WRAPPER
 from recipe.prune_opd.checks.attention import warn_of_slow_log_probs
@@ -31,7 +30,6 @@ from recipe.prune_opd.records.metrics import (
 )
 from recipe.prune_opd.records.recorder import Recorder, Sample
 from recipe.prune_opd.records.tally import Tally
-from recipe.prune_opd.teacher.client import RoutingClient, TeachingClient, with_teachers
 from recipe.prune_opd.teacher.servers import follow_rollout
 from recipe.prune_opd.training.banner import announce
 from recipe.prune_opd.training.faults import TopKMass, refuse_missing, warn_of_gate
@@ -61,6 +59,7 @@ from recipe.prune_opd.training.modes import find_trainer, mode_of, stands_on, wi
 from recipe.prune_opd.training.names import PruningTrainer
 from recipe.prune_opd.training.preflight import check_files, check_values
 from recipe.prune_opd.training.saving import Saving
+from recipe.prune_opd.training.teacher_servers import TeacherServers
 from recipe.prune_opd.training.watch import Watch, watched
 from verl_ext import compat
 
@@ -68,7 +67,7 @@ STUDENT_ROLES = (Role.Actor, Role.ActorRolloutRef, Role.ActorRollout)
 """Roles that verl may give the student, the first that there is."""
 
 
-class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
+class PruneOPD(TeacherServers, FrozenRollouts, Saving, PruningTrainer):
     """Mixin over one of verl's trainers, or one of the user's own: its reference model is the
     teacher. Calls ``super()`` in every hook that it overrides.
 
@@ -124,30 +123,12 @@ class PruneOPD(FrozenRollouts, Saving, PruningTrainer):
         # The trainer's own role for the student stays, with a worker that holds the teacher, too.
         role = next(one for one in STUDENT_ROLES if one in self.role_worker_mapping)
         self.role_worker_mapping[role] = with_method(self.role_worker_mapping[role])
-        self.teacher_pool = self.home.pool(self.config)
-        if self.teacher_pool:
-            nodes = self.teacher_pool.nodes(self.config.trainer.n_gpus_per_node)
-            self.resource_pool_manager.resource_pool_spec["teacher_pool"] = nodes
-            self.mapping[Role.TeacherModel] = "teacher_pool"
 
     def on_init_end(self) -> None:
-        """Start the teacher's servers, on devices of their own."""
+        """verl's, and the reference model is the teacher."""
         super().on_init_end()
         # Only now: verl would have looked for a reference worker of its own.
         self.use_reference_policy, self.ref_policy_wg = True, self.actor_rollout_wg
-        self.teacher_servers = None
-        if self.teacher_pool:
-            pool = self.resource_pool_manager.get_resource_pool(Role.TeacherModel)
-            self.teacher_servers = self.teacher_pool.start(
-                self.config, pool, self.config.trainer.n_gpus_per_node
-            )
-
-    def get_llm_client(self) -> LLMServerClient | TeachingClient | RoutingClient:
-        """The trainer's client of the rollout servers, or one around it that also reaches the
-        teachers'."""
-        client = super().get_llm_client()
-        teachers = self.home.clients(self.config, self.teacher_servers)
-        return with_teachers(client, self.home, teachers, self.teacher_vocab_sizes)
 
     # --------------------------------------------------------------------------------------- steps
 

@@ -119,7 +119,7 @@ def test_verl_takes_the_teachers_configuration(config, monkeypatch, engine):
     for key, value in GIVEN.items():
         OmegaConf.update(config, key, value, force_add=True)
     before = copy.deepcopy(config)
-    teacher_pool(config, read_config(config)).start(config, "pool", 8)
+    teacher_pool(config, read_config(config)).start(config, "pool", 8).result()
     assert config == before, "distillation itself stays off"
     ((given),) = seen
     assert given["resource_pool"] == "pool"
@@ -154,7 +154,7 @@ def test_verl_takes_several_teachers_and_their_clients_keep_the_order(config, mo
     config.prune_opd.teacher.path = None
     config.prune_opd.teacher.models = {"math": "org/M", "code": "org/C"}
     pool = teacher_pool(config, read_config(config))
-    pool.start(config, "pool", 12)
+    pool.start(config, "pool", 12).result()
     distillation = omega_conf_to_dataclass(seen[0]["config"].distillation)
     assert (distillation.n_gpus_per_node, distillation.nnodes) == (12, 1)
     found = {

@@ -6,6 +6,7 @@ Workers, queue and rollout are stood in for.
 import copy
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from torchdata.stateful_dataloader import StatefulDataLoader
+from verl.single_controller.ray.base import ResourcePoolManager
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
@@ -49,6 +51,7 @@ from recipe.prune_opd.training.fields import LIMIT as ROW_LIMIT
 from recipe.prune_opd.training.preflight import check_values
 from recipe.prune_opd.training.trainer import PruneOPDTrainer
 from recipe.prune_opd.training.worker import PruneOPDWorker
+from verl_ext.rollout.teacher_pool import TeacherPool
 from verl_ext.rollout.url_teacher import UrlTeacher
 
 LIMIT = 100
@@ -126,6 +129,62 @@ def test_the_student_keeps_the_role_that_verl_gives_it(composed, settings, lora)
     assert pools.mapping.get(Role.TeacherModel) == ("teacher_pool" if started else None)
     expected = {"global_pool": [4]} | ({"teacher_pool": [3]} if started else {})
     assert pools.resource_pool_spec == expected
+
+
+class Devices:
+    """verl's pool of devices, which notes when they are taken."""
+
+    def __init__(self, name: str, happened: list[str]):
+        self.name, self.happened = name, happened
+
+    def get_placement_groups(self, device_name: str) -> None:
+        self.happened.append(f"takes {self.name}")
+
+
+def started_run(composed: DictConfig, monkeypatch, starting: Future[str]) -> tuple[Any, list[str]]:
+    """A trainer before its workers are made, and what has happened up to there."""
+    config, happened = copy.deepcopy(composed), list[str]()
+    OmegaConf.update(config, "prune_opd.gate.enable", True)
+    trainer = trainer_of(check_values(config)[0], config=config, actor_rollout_wg="workers")
+    monkeypatch.setattr(PPOTrainerSync, "on_init_end", lambda self: happened.append("student"))
+
+    def create(pools: ResourcePoolManager) -> None:
+        pools.resource_pool_dict |= {
+            one: Devices(one, happened) for one in pools.resource_pool_spec
+        }
+        happened.append("creates")
+
+    def start(
+        pool: TeacherPool, config: DictConfig, devices: Devices, per_node: int
+    ) -> Future[str]:
+        happened.append(f"starts on {devices.name}")
+        return starting
+
+    monkeypatch.setattr(ResourcePoolManager, "create_resource_pool", create)
+    monkeypatch.setattr(TeacherPool, "start", start)
+    trainer._init_resource_pool_mgr()
+    trainer.resource_pool_manager.create_resource_pool()
+    return trainer, happened
+
+
+def test_the_teachers_servers_start_beside_the_student(composed, monkeypatch):
+    """Once the trainer has its devices; who asks them waits for them."""
+    starting = Future[str]()
+    trainer, happened = started_run(composed, monkeypatch, starting)
+    devices = ["takes global_pool", "takes teacher_pool"]
+    assert happened == ["creates", *devices, "starts on teacher_pool"]
+    starting.set_result("servers")
+    trainer.on_init_end()
+    assert happened[-1] == "student"
+    assert trainer.teacher_servers == "servers"
+
+
+def test_what_the_teachers_servers_could_not_start_for_ends_the_run(composed, monkeypatch):
+    starting = Future[str]()
+    trainer, _ = started_run(composed, monkeypatch, starting)
+    starting.set_exception(RuntimeError("no such model"))
+    with pytest.raises(RuntimeError, match="no such model"):
+        trainer.on_init_end()
 
 
 @pytest.mark.parametrize(
