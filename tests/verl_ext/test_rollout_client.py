@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayTaskError,
+)
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
@@ -272,7 +277,9 @@ def test_an_open_question_is_withdrawn_with_its_sequence(monkeypatch, error: typ
 
 
 @pytest.mark.parametrize(
-    "death", [ActorDiedError(), DeadServer("its engine")], ids=["actor", "engine"]
+    "death",
+    [ActorDiedError(), DeadServer("its engine"), OutOfMemoryError("1 worker was killed\nTop 10")],
+    ids=["actor", "engine", "memory"],
 )
 def test_a_dead_server_leaves_the_rotation_and_another_takes_over(death: Exception):
     dead, alive = Server(None, death), Server()
@@ -280,8 +287,9 @@ def test_a_dead_server_leaves_the_rotation_and_another_takes_over(death: Excepti
 
     async def body(sequence: GrowingSequence) -> None:
         await sequence.score(list(range(20)), 1)
-        with pytest.raises(DeadServer):
+        with pytest.raises(DeadServer) as raised:
             await sequence.score(list(range(30)), 1)
+        assert len(str(raised.value).splitlines()) == 1
         await asyncio.sleep(0)  # it is told, not waited for
         assert list(balancer.servers) == ["b"]
         assert same(await sequence.score(list(range(35)), 1), alive.rows[20:35])

@@ -12,7 +12,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayError
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
@@ -26,6 +26,9 @@ from verl_ext.rollout.rows import (
     TopKRows,
     check_score,
 )
+
+DEATHS = (ActorDiedError, NodeDiedError, OutOfMemoryError)
+"""Ray's errors for a process that is gone; the last two are none of its ``RayActorError``."""
 
 logger = logging.getLogger(__name__)
 
@@ -198,9 +201,11 @@ class ScoringClient(LLMServerClient):
         except asyncio.CancelledError:
             ray.cancel(reference)
             raise
-        except (ActorDiedError, DeadServer) as error:
+        except (*DEATHS, DeadServer) as error:
             self._rotation.drop(name)
-            raise DeadServer(f"{type(error).__name__}: {error}") from error
+            # Ray's account of a kill for memory has sixty lines.
+            said = str(error).strip().partition("\n")[0]
+            raise DeadServer(f"{type(error).__name__}: {said}") from error
 
 
 @dataclass

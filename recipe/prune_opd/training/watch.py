@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 LOOK = 30.0
 """Seconds between two looks."""
@@ -85,7 +85,7 @@ class Watch:
             return False
         try:
             ray.get(answer)
-        except RayActorError as error:
+        except RayError as error:  # a kill for memory is none of Ray's ``RayActorError``
             self.dead[name] = str(error).strip().splitlines()[0]
             return True
         self._asked[name] = actor, actor.__ray_ready__.remote()

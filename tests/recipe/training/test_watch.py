@@ -6,6 +6,8 @@ Real actors of a small Ray.
 import logging
 import math
 import os
+import time
+from typing import Any
 
 import pytest
 import ray
@@ -24,11 +26,26 @@ class Process:
             pass
 
 
+def start(**config: Any) -> None:
+    quiet = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+    ray.init(num_cpus=1, _system_config=config, **quiet)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    start()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def starved(cluster):
+    """A Ray that takes any process for one too many."""
+    ray.shutdown()
+    start(memory_usage_threshold=0.001, memory_monitor_refresh_ms=100)
+    yield
+    ray.shutdown()
+    start()
 
 
 class Clock:
@@ -47,10 +64,11 @@ def watching(clock, deadline=60.0, **actors):
 
 
 def look_until_dead(found: Watch, count: int) -> None:
-    for _ in range(10_000):
+    for _ in range(3000):
         found.look()
         if len(found.dead) == count:
             return
+        time.sleep(0.01)
     pytest.fail(f"dead: {found.dead}")
 
 
@@ -85,6 +103,18 @@ def test_a_run_that_stands_still_without_a_process_is_ended(clock, caplog):
     (said,) = clock.ended
     assert said.startswith("the run is ended: no step has ended for 60 s (prune_opd.deadline)")
     assert "since rollout server a:1 died; start it again" in said
+
+
+def test_a_process_that_ray_killed_for_memory_has_died(starved, clock, caplog):
+    found = watching(clock, **{"agent-loop worker 0": Process.remote()})
+    with caplog.at_level(logging.WARNING, "recipe"):
+        look_until_dead(found, 1)
+    (record,) = caplog.records
+    assert "agent-loop worker 0 died: 1 worker(s) were killed due to" in record.getMessage()
+    assert "\n" not in record.getMessage()
+    clock.now += 60
+    found.look()
+    assert len(clock.ended) == 1
 
 
 @pytest.mark.parametrize("deadline", [60.0, math.inf])
