@@ -2,6 +2,7 @@
 # make test          unit tests, then end-to-end tests with the real trainer
 # make test-all      also the tests that are slow and rarely break
 # make test-pins     unit tests with the versions that a GPU installation gets (10 GB, no GPU needed)
+# make soak          500 steps while memory, files and queues are watched; the same while teachers are killed; hours
 # make lint          ruff and mypy
 # make licences      licences of all that is installed; fails on one that asks more than Apache-2.0 does
 # make update        newest versions for the CPU environment, and what changed
@@ -24,7 +25,7 @@ RUN ?= runs/quickstart$(if $(filter vllm,$(ENGINE)),,-$(ENGINE))
 CPU := verl_ext/cpu
 INSTALL := PYTHON=$(PYTHON) bash $(CPU)/install.sh
 
-.PHONY: install quickstart test test-unit test-e2e test-all test-pins lint licences update clean
+.PHONY: install quickstart test test-unit test-e2e test-all test-pins soak lint licences update clean
 
 install: $(VENV)/installed
 
@@ -56,6 +57,10 @@ test-all: test-unit
 test-pins: .venv-pins/installed
 	OMP_NUM_THREADS=1 .venv-pins/bin/python -m pytest -m "not e2e" -n 2 --dist loadfile $(UNIT) \
 		--ignore=tests/recipe/grading --ignore=tests/examples --ignore=tests/test_install.py
+
+soak: install
+	$(BIN)/python benchmarks/soak.py --out runs/soak
+	$(BIN)/python benchmarks/soak.py --out runs/soak_killed --kill-every 50
 
 lint: install
 	$(BIN)/ruff check .

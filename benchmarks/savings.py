@@ -180,6 +180,8 @@ class Bench:
     name: str
     out: Path
     steps: int
+    more: tuple[str, ...] = ()
+    """Settings of every arm, which win."""
 
     @property
     def shared(self) -> Path:
@@ -220,6 +222,7 @@ class Bench:
                 f"actor_rollout_ref.actor.optim.lr={lr}",
                 f"trainer.test_freq={EVERY}",
                 "trainer.save_freq=-1",
+                *self.more,
             ]
             command = launch.training_command(
                 self.shared, folder, chosen.recipe, self.steps, overrides, self.setup
@@ -320,13 +323,21 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument(
+        "--set",
+        dest="more",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="more settings for verl, of every arm (runs that are there stay: name another --out)",
+    )
     parser.add_argument("--tune", nargs="+", choices=ARMS, metavar="ARM", help="learning rates")
     args = parser.parse_args()
     # Where the workers find perfect_stop.py.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(HERE), os.environ.get("PYTHONPATH")))
     )
-    bench = Bench(args.pair, args.out.resolve() / args.pair, args.steps)
+    bench = Bench(args.pair, args.out.resolve() / args.pair, args.steps, tuple(args.more))
     bench.prepare()
     for arm in args.tune or ():
         rates = [share * bench.setup.lr for share in RATES]
