@@ -89,8 +89,9 @@ def plot(looks: list[Look], file: Path) -> None:
 
 
 def save(looks: list[Look], file: Path) -> None:
-    """Keep all looks as CSV."""
-    with file.open("w", newline="") as output:
+    """Append to a CSV file, which gets a head if it is new."""
+    with file.open("a", newline="") as output:
         writer = csv.writer(output)
-        writer.writerow(Look.__dataclass_fields__)
+        if not output.tell():
+            writer.writerow(Look.__dataclass_fields__)
         writer.writerows(vars(one).values() for one in looks)

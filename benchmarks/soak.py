@@ -15,12 +15,13 @@ one start: the steps behind the warm-up, and its last steps.
 """
 
 import argparse
+import json
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,10 @@ from growth import Look, plot, save, table
 
 from recipe.prune_opd.records.files import read_steps
 
+HERE = Path(__file__).resolve().parent
 PAIR, PROMPTS = "drifting", 8
 LOOK, ASK = 5.0, 30.0
 """Seconds between two looks at the processes, and between two questions to Ray."""
-QUEUE = ("TransferQueueController", "transfer_queue")
-"""Name and namespace of TransferQueue's controller actor."""
 ADDRESS = "--gcs-address="
 """How Ray's daemons are told where its head is."""
 
@@ -64,47 +64,49 @@ def look_at(root: psutil.Process) -> Iterator[tuple[str, str, float]]:
 
 
 class Cluster:
-    """Ray and TransferQueue of the run, asked from a driver of our own."""
+    """Ray and TransferQueue of a run, asked by a process of their own, see ``ray_state``.
 
-    def __init__(self, root: psutil.Process):
+    Args:
+        root: process of the run.
+        log: where that process may complain.
+    """
+
+    def __init__(self, root: psutil.Process, log: Path):
         words = [(one, word) for _, one in processes(root) for word in one.cmdline()]
         daemon, address = next(found for found in words if found[1].startswith(ADDRESS))
         # Ray's daemons ask for the token of the user, where they were told to.
         given = daemon.environ().items()
-        os.environ.update({name: value for name, value in given if name.startswith("RAY_AUTH")})
-        import ray
+        token = {name: value for name, value in given if name.startswith("RAY_AUTH")}
+        with log.open("a") as errors:
+            self._asked = subprocess.Popen(
+                [sys.executable, str(HERE / "ray_state.py"), address.removeprefix(ADDRESS)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=os.environ | token,
+                text=True,
+            )
 
-        self.ray = ray
-        ray.init(
-            address.removeprefix(ADDRESS),
-            namespace=QUEUE[1],
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+    def ask(self) -> dict[str, Any]:
+        """See ``ray_state.look``.
 
-    def ask(self) -> Iterator[tuple[str, str, float]]:
-        """Objects of Ray and entries of TransferQueue."""
-        from ray.util.state import summarize_objects
-
-        found: dict[str, Any] = summarize_objects(raise_on_missing_output=False)["cluster"]
-        yield "Ray", "objects", found["total_objects"]
-        controller = self.ray.get_actor(*QUEUE)
-        names = self.ray.get(controller.list_partitions.remote())
-        ids = self.ray.get(
-            [controller.get_partition_index_range.remote(name) for name in names], timeout=60
-        )
-        yield "TransferQueue", "entries", sum(map(len, ids))
-
-    def teachers(self) -> list[psutil.Process]:
-        """Teacher servers that are running."""
-        from ray.util.state import list_actors
-
-        alive = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-        return [psutil.Process(actor.pid) for actor in alive if "server_teacher_" in actor.name]
+        Raises:
+            OSError: the cluster has ended, or was not reached.
+        """
+        question, answers = self._asked.stdin, self._asked.stdout
+        assert question is not None
+        assert answers is not None
+        print(file=question, flush=True)
+        answer = answers.readline()
+        if not answer:
+            raise ConnectionError
+        found: dict[str, Any] = json.loads(answer)
+        return found
 
     def close(self) -> None:
-        """Leave the run alone."""
-        self.ray.shutdown()
+        """Ask no more."""
+        self._asked.kill()
+        self._asked.wait()
 
 
 class Soak:
@@ -181,35 +183,46 @@ class Soak:
 
     def _watch(self, process: "subprocess.Popen[bytes]") -> None:
         cluster, asked, root = None, 0.0, psutil.Process(process.pid)
-        while process.poll() is None:
-            time.sleep(LOOK)
-            steps = self.logged()
-            if not steps:  # still starting
-                continue
-            step = int(steps[-1]["step"])
-            self._note(step, look_at(root))
-            if time.monotonic() - asked > ASK:
-                cluster, asked = cluster or Cluster(root), time.monotonic()
-                # The run may end while it is asked.
-                with suppress(Exception):
-                    self._note(step, cluster.ask())
-                    self._kill(step, cluster)
-            print(f"\rstep {step} of {self.steps}, start {self.starts + 1}", end="", flush=True)
-        if cluster:
-            cluster.close()
+        try:
+            while process.poll() is None:
+                time.sleep(LOOK)
+                steps = self.logged()
+                if not steps:  # still starting
+                    continue
+                step = int(steps[-1]["step"])
+                self._note(step, look_at(root))
+                if time.monotonic() - asked > ASK:
+                    cluster, asked = cluster or Cluster(root, self.complaints), time.monotonic()
+                    self._ask(step, cluster)
+                print(f"\rstep {step} of {self.steps}, start {self.starts + 1}", end="", flush=True)
+        finally:
+            if cluster:
+                cluster.close()
 
-    def _note(self, step: int, found: Iterator[tuple[str, str, float]]) -> None:
-        seconds = time.monotonic() - self.began
-        self.looks += [Look(self.starts, step, seconds, *one) for one in found]
+    @property
+    def complaints(self) -> Path:
+        """Errors of who asks Ray; those of its end are none."""
+        return self.out / "ray_state.log"
 
-    def _kill(self, step: int, cluster: Cluster) -> None:
-        if not self.kill_every or step // self.kill_every <= self.killed:
+    def _ask(self, step: int, cluster: Cluster) -> None:
+        try:
+            found = cluster.ask()
+        except OSError:  # the run may end meanwhile; ``faults_of`` tells where nothing was answered
             return
-        victim = cluster.teachers()[0]
-        for one in [*victim.children(recursive=True), victim]:
-            one.kill()
-        self.killed += 1
-        print(f"\nkilled a teacher behind step {step}", flush=True)
+        counts = [("Ray", "objects"), ("TransferQueue", "entries")]
+        self._note(step, ((who, what, found[what]) for who, what in counts))
+        if self.kill_every and step // self.kill_every > self.killed:
+            victim = psutil.Process(found["teachers"][0])
+            for one in [*victim.children(recursive=True), victim]:
+                one.kill()
+            self.killed += 1
+            print(f"\nkilled a teacher behind step {step}", flush=True)
+
+    def _note(self, step: int, found: Iterable[tuple[str, str, float]]) -> None:
+        seconds = time.monotonic() - self.began
+        new = [Look(self.starts, step, seconds, *one) for one in found]
+        self.looks += new
+        save(new, self.out / "looks.csv")
 
 
 def faults_of(soak: Soak) -> list[str]:
@@ -226,6 +239,10 @@ def faults_of(soak: Soak) -> list[str]:
                 for name, value in record.items()
                 if name.startswith("prune_opd/") and not math.isfinite(value)
             ]
+    asked = {one.start for one in soak.looks if one.what == "objects"}
+    silent = sorted(set(range(soak.starts + 1)) - asked)
+    if silent:
+        found.append(f"Ray did not answer in starts {silent}: {soak.complaints}")
     page = soak.out / "report.html"
     words = ["-m", "recipe.prune_opd", "report", str(soak.out / "checkpoints"), "--out", str(page)]
     made = subprocess.run([sys.executable, *words], capture_output=True, text=True)
@@ -251,10 +268,7 @@ def main() -> None:
     pair.build_pair(out / "models", settings)
     task.write_parquet(out / "data", **train.PAIRS[PAIR][0].data)
     soak = Soak(out, args.steps, args.kill_every)
-    try:
-        soak.run()
-    finally:
-        save(soak.looks, out / "looks.csv")
+    soak.run()
     Console(width=120).print(table(soak.looks))
     plot(soak.looks, out / "soak.png")
     said = f"{args.steps} steps, {soak.starts + 1} starts, {soak.killed} teachers killed"

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
-STARTUP_HINT = "starting Ray, the rollout engine and the workers, about a minute and a half"
+STARTUP_HINT = "starting Ray, the rollout engine and the workers, some minutes"
 GATE_OVERSHOOT = "prune_opd/gate/overshoot_tokens"
 SEMI_GENERATED = "prune_opd/semi/generated_tokens"
 
