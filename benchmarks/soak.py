@@ -128,6 +128,7 @@ class Soak:
             "trainer.max_actor_ckpt_to_keep=2",
             "trainer.test_freq=-1",
             "trainer.val_before_train=false",
+            "ray_kwargs.ray_init.include_dashboard=true",  # which ``ray_state`` asks
             f"prune_opd.teacher.server.replicas={2 if self.kill_every else 1}",
         ]
         setup = train.PAIRS[PAIR][0]
