@@ -307,7 +307,7 @@ def plot(name: str, runs: dict[str, dict[int, Run]], file: Path) -> None:
     for axes in both:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4)
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(f"Pair {name}, a line a seed")
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
