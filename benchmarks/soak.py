@@ -1,7 +1,7 @@
 """Does anything grow? Hundreds of steps of the quickstart's pair in flight, with one batch of 8 a
 step, while all processes of the run are looked at.
 
-    python benchmarks/soak.py --out runs/soak                            # an hour on 2 cores
+    python benchmarks/soak.py --out runs/soak                            # half an hour on 2 cores
     python benchmarks/soak.py --out runs/soak_killed --kill-every 50     # teachers are killed, too
 
 With ``--kill-every`` a teacher has two replicas; one is killed every so many steps. A run that has

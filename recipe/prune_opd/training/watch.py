@@ -86,7 +86,7 @@ class Watch:
         try:
             ray.get(answer)
         except RayError as error:  # a kill for memory is none of Ray's ``RayActorError``
-            self.dead[name] = str(error).strip().splitlines()[0]
+            self.dead[name] = str(error).strip().partition("\n")[0]
             return True
         self._asked[name] = actor, actor.__ray_ready__.remote()
         return False
