@@ -6,8 +6,11 @@ The engine is scripted. Importing SGLang takes seconds.
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from importlib.util import find_spec
+from threading import Barrier, Semaphore
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +23,7 @@ if find_spec("sglang") is None:
     pytest.skip("SGLang is not installed", allow_module_level=True)
 
 from sglang.srt.managers.io_struct import GenerateReqInput
+from verl.workers.rollout import replica
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from verl_ext import compat
@@ -32,6 +36,27 @@ from verl_ext.rollout import sglang_server  # noqa: E402
 from verl_ext.rollout.sglang_server import FollowedManager, TopKSGLangServer, observe  # noqa: E402
 
 K, VOCAB = 3, 40
+
+
+def test_two_threads_load_the_servers_at_once(monkeypatch):
+    """verl's loader sets a variable and deletes it: the second of two that overlap found none."""
+    inside = Semaphore(1)
+
+    def one_at_a_time() -> None:
+        assert inside.acquire(blocking=False)
+        sleep(0.05)  # the other thread comes
+        inside.release()
+
+    monkeypatch.setattr(replica, "_load_sglang", one_at_a_time)
+    both = Barrier(2)
+
+    def load() -> Any:
+        both.wait()
+        return RolloutReplicaRegistry.get("sglang")
+
+    with ThreadPoolExecutor(2) as threads:
+        loads = [threads.submit(load) for _ in range(2)]
+    assert [load.result() for load in loads] == [TopKSGLangReplica] * 2
 
 
 class Text:

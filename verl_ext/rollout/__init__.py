@@ -1,11 +1,14 @@
 """Rollout servers that can be followed by token, and teachers that score a growing sequence."""
 
+from threading import Lock
 from typing import Any
 
 from verl.workers.rollout import replica
 
 ENGINES = ("vllm", "sglang")
 """Engines, by verl's names, whose servers can be followed and asked."""
+
+_LOADING = Lock()
 
 
 def register(engine: str) -> None:
@@ -25,7 +28,10 @@ def _load_vllm() -> Any:
 
 
 def _load_sglang() -> Any:
-    replica._load_sglang()  # prepares a process without a GPU for the import
+    # It prepares a process without a GPU for the import, by a variable of the environment that it
+    # takes away again: not while another thread, which starts the teacher's servers, does the same.
+    with _LOADING:
+        replica._load_sglang()
     from verl_ext.rollout.sglang_server import TopKSGLangReplica
 
     return TopKSGLangReplica
