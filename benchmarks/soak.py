@@ -5,7 +5,8 @@ step, while all processes of the run are looked at.
     python benchmarks/soak.py --out runs/soak_killed --kill-every 50     # teachers are killed, too
 
 With ``--kill-every`` a teacher has two replicas; one is killed every so many steps. A run that has
-lost both stops with a checkpoint and is started again. What is printed compares two stretches of
+lost both goes on without a gate; when the next kill is due it is stopped and started again, as its
+warnings tell a user to. What is printed compares two stretches of
 one start: the steps behind the warm-up, and its last steps.
 
     memory     resident and private to the process (RSS less shared pages), MB
@@ -110,7 +111,7 @@ class Cluster:
 
 
 class Soak:
-    """A training that is watched, and started again where it stopped for want of a teacher."""
+    """A training that is watched, and started again where it has lost its teachers."""
 
     def __init__(self, out: Path, steps: int, kill_every: int | None):
         self.out, self.steps, self.kill_every = out, steps, kill_every
@@ -194,7 +195,9 @@ class Soak:
                 self._note(step, look_at(root))
                 if time.monotonic() - asked > ASK:
                     cluster, asked = cluster or Cluster(root, self.complaints), time.monotonic()
-                    self._ask(step, cluster)
+                    teachers = self._ask(step, cluster)
+                    if teachers is not None and not self._kill(step, teachers):
+                        return
                 print(f"\rstep {step} of {self.steps}, start {self.starts + 1}", end="", flush=True)
         finally:
             if cluster:
@@ -205,19 +208,30 @@ class Soak:
         """Errors of who asks Ray; those of its end are none."""
         return self.out / "ray_state.log"
 
-    def _ask(self, step: int, cluster: Cluster) -> None:
+    def _ask(self, step: int, cluster: Cluster) -> list[int] | None:
+        """Note Ray's state; processes of the teachers, None where it was not answered."""
         try:
             found = cluster.ask()
         except OSError:  # the run may end meanwhile; ``faults_of`` tells where nothing was answered
-            return
+            return None
         counts = [("Ray", "objects"), ("TransferQueue", "entries")]
         self._note(step, ((who, what, found[what]) for who, what in counts))
-        if self.kill_every and step // self.kill_every > self.killed:
-            victim = psutil.Process(found["teachers"][0])
-            for one in [*victim.children(recursive=True), victim]:
-                one.kill()
-            self.killed += 1
-            print(f"\nkilled a teacher behind step {step}", flush=True)
+        teachers: list[int] = found["teachers"]
+        return teachers
+
+    def _kill(self, step: int, teachers: list[int]) -> bool:
+        """Kill a teacher if that is due; False: there was none to kill."""
+        if not self.kill_every or step // self.kill_every <= self.killed:
+            return True
+        if not teachers:
+            print(f"\nno teacher is left at step {step}: started again", flush=True)
+            return False
+        victim = psutil.Process(teachers[0])
+        for one in [*victim.children(recursive=True), victim]:
+            one.kill()
+        self.killed += 1
+        print(f"\nkilled a teacher behind step {step}", flush=True)
+        return True
 
     def _note(self, step: int, found: Iterable[tuple[str, str, float]]) -> None:
         seconds = time.monotonic() - self.began

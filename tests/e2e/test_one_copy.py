@@ -8,7 +8,7 @@ import harness
 import pytest
 import torch
 from harness import finished
-from test_trainer import SAME, log_probs
+from test_trainer import SAME, assert_loss_is_reward, log_probs
 from transformers import AutoModelForCausalLM
 
 from recipe.prune_opd.method.drift import overlap_events, overlap_ratio
@@ -25,18 +25,20 @@ SETTINGS = SAME | {
     "trainer.save_freq": -1,
     "prune_opd.teacher.server.block_size": 16,
 }
+GATED = SETTINGS | {
+    "prune_opd.gate.enable": True,
+    "prune_opd.gate.chunk": 16,
+    "prune_opd.drift.w_drop": 0.2,
+    "trainer.total_training_steps": 2,
+}
 
 
 @pytest.fixture(scope="session")
 def one_copy(inputs, tmp_path_factory):
     """The gate asks about the candidates while responses grow; padding rows, two ranks."""
-    settings = SETTINGS | {
+    settings = GATED | {
         "prune_opd.teacher.path": inputs / "noisy",
         "prune_opd.teacher.server.wide_topk": WIDE,
-        "prune_opd.gate.enable": True,
-        "prune_opd.gate.chunk": 16,
-        "prune_opd.drift.w_drop": 0.2,
-        "trainer.total_training_steps": 2,
     }
     return finished(harness.run(inputs, tmp_path_factory.mktemp("one_copy"), settings))
 
@@ -52,6 +54,16 @@ def unlike(inputs, tmp_path_factory):
         "trainer.total_training_steps": 1,
     }
     return finished(harness.run(inputs, tmp_path_factory.mktemp("unlike"), settings))
+
+
+@pytest.fixture(scope="session", params=["server", "worker_group"])
+def reported(request, inputs, tmp_path_factory):
+    """The rollout tells the student's part, whichever home the teacher has; two ranks."""
+    wide = {"prune_opd.teacher.server.wide_topk": WIDE if request.param == "server" else 0}
+    settings = GATED | wide | {"prune_opd.teacher.home": request.param}
+    settings |= {"prune_opd.teacher.path": inputs / "noisy", "prune_opd.student": "rollout"}
+    folder = tmp_path_factory.mktemp(f"reported_{request.param}")
+    return finished(harness.run(inputs, folder, settings))
 
 
 @torch.no_grad()
@@ -119,3 +131,31 @@ def test_without_a_gate_a_finished_response_is_scored_at_them(unlike, inputs):
         mass / tokens, rel=1e-2, abs=1e-5
     )
     assert logged["prune_opd/teacher/missing_ratio"] == 0
+
+
+def test_the_rollout_tells_what_a_pass_of_the_student_would(reported, inputs):
+    """Candidates, their log-probs and those of the sampled tokens, of the weights it had."""
+    student = AutoModelForCausalLM.from_pretrained(inputs / "student")
+    close, tokens = {"atol": 1e-4, "rtol": 0}, 0
+    for dump in reported.dump(1):
+        for i, length in enumerate(dump["lengths"].tolist()):
+            if not dump["response_mask"][i].any():
+                continue  # padding
+            expected = log_probs(student, dump, i)
+            ids = dump["student_topk_ids"][i, :length].long()
+            found = dump["student_topk_log_probs"][i, :length]
+            torch.testing.assert_close(found, expected.topk(16).values, **close)
+            torch.testing.assert_close(found, expected.gather(1, ids), **close)
+            tokens += length
+    assert tokens == reported.steps[0]["prune_opd/generated_tokens"]
+
+
+def test_no_pass_of_the_student_is_made_for_it(reported):
+    """verl logs the entropy of that pass, and how the rollout's log-probs differ from it."""
+    for step in reported.steps:
+        assert "actor/entropy" not in step
+        assert "training/rollout_probs_diff_mean" not in step
+        assert step["prune_opd/gate/event_agreement"] == 1
+        assert step["prune_opd/teacher/missing_ratio"] == 0
+    assert_loss_is_reward(reported)
+    assert "student   as the rollout reports it" in reported.output

@@ -57,7 +57,7 @@ SETTINGS = (
     Setting(
         "algorithm.rollout_correction.bypass_mode",
         (False,),
-        "old log-probs come from the trainer's own pass",
+        "old log-probs are the trainer's own, or with prune_opd.student=rollout the rollout's",
     ),
     Setting(
         "algorithm.rollout_correction.rollout_is",
@@ -169,6 +169,9 @@ def check_settings(config: DictConfig) -> PruneOPDConfig:
     _check_folders(config)
     typed = read_config(config)
     typed.budget.build()
+    if typed.student == "rollout":
+        _check_plain(config)
+        check_followed(config, typed, "student=rollout")
     if typed.gate.enable:
         check_followed(config, typed, "gate.enable")
         _check_reach(typed.gate_rule, typed.gate.min_tokens, typed.budget.longest)
@@ -233,13 +236,29 @@ def check_followed(config: DictConfig, prune_opd: PruneOPDConfig, needed_by: str
     key = f"{ROLLOUT}.engine_kwargs.{rollout.name}"
     engine = check_mapping(key, rollout.engine_kwargs.get(rollout.name))
     check_engine(key, engine, prune_opd.topk, needed_by)
-    plain = rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
-    if rollout.calculate_log_probs and not plain:
+    if rollout.calculate_log_probs and not _is_plain(rollout):
         raise ValueError(
             f"{ROLLOUT}.calculate_log_probs: got True, allowed with prune_opd.{needed_by}: False"
             " where the rollout has a temperature, top_p or top_k, because the servers then report"
             " the unprocessed distribution"
         )
+
+
+def _is_plain(rollout: DictConfig) -> bool:
+    """Tell whether responses are sampled from the distribution that the servers report."""
+    return rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
+
+
+def _check_plain(config: DictConfig) -> None:
+    """The rollout reports the unprocessed distribution: it must be that which is sampled from."""
+    rollout = config.actor_rollout_ref.rollout
+    for key, allowed in {"temperature": (1,), "top_p": (1,), "top_k": (-1, 0)}.items():
+        if rollout[key] not in allowed:
+            raise ValueError(
+                f"{ROLLOUT}.{key}: got {shown(rollout[key])}, allowed with"
+                f" prune_opd.student=rollout: {allowed[0]}, because the servers report the"
+                " unprocessed distribution"
+            )
 
 
 def _check_reach(rule: GateRule, min_tokens: int, longest: int) -> None:

@@ -63,6 +63,10 @@ class PruneOPDConfig(Keys):
     trainer's worker, a rollout server, an agent-loop worker) is ended; null: verl waits for ever.
     Longer than a step and a validation take."""
     teacher: TeacherConfig
+    student: Literal["trainer", "rollout"] = "trainer"
+    """Who tells the student's candidates with their log-probs, and the old log-probs: a pass of the
+    ``trainer``, or the ``rollout``'s servers while they generate, which saves that pass, as verl's
+    ``bypass_mode`` does. The latter with ``gate.enable`` or a teacher on servers."""
     topk: Positive = 16
     """k: candidates per position of each model; at most the smaller vocabulary."""
     strategy: str = "only_stu"

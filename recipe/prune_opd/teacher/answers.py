@@ -15,9 +15,10 @@ from verl_ext.rollout.rows import TopKRows
 
 SERVED_IDS, SERVED_LOG_PROBS = "teacher_ids", "teacher_logprobs"
 """Fields of a response, jagged (B, R, columns): ids and what the teacher says of each. In this
-order, the first and the last only where somebody needs them: the sampled token, the teacher's K
-candidates, the student's K. These are verl's names: its padding rows are resized under no others.
-They have more rows than their response has tokens."""
+order, each only where somebody needs it: the sampled token, the teacher's K candidates, the
+student's K, and these once more with what the student itself says of them. These are verl's names:
+its padding rows are resized under no others. They have more rows than their response has
+tokens."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +36,35 @@ NOTHING = Known()
 
 
 def served(
-    rows: TopKRows,
     tokens: Sequence[int],
-    sampled: NDArray[np.float32] | None,
+    teacher: TopKRows | None,
+    sampled: NDArray[np.float32] | None = None,
     student_ids: NDArray[np.int32] | None = None,
+    student: TopKRows | None = None,
 ) -> dict[str, Tensor]:
     """A response's answers as the two fields.
 
     Args:
-        rows: (R, K).
         tokens: R ids of the response.
-        sampled: (R,) log-probs of the tokens themselves; None where nobody needs them.
-        student_ids: (R, K), which ``rows.chosen`` are of; None where nobody needs them.
+        teacher: (R, K); None where no server scores finished responses.
+        sampled: (R,) the teacher's log-probs of the tokens themselves; None where nobody needs
+            them.
+        student_ids: (R, K), which ``teacher.chosen`` are of; None where nobody needs them.
+        student: (R, K) of the rollout; None where the trainer tells them.
     """
-    # Copies: Ray's arrays are read-only.
-    ids, log_probs = [torch.tensor(rows.ids)], [torch.tensor(rows.log_probs)]
+    blocks = []
     if sampled is not None:
-        ids.insert(0, torch.tensor(tokens, dtype=torch.int32).unsqueeze(-1))
-        log_probs.insert(0, torch.tensor(sampled).unsqueeze(-1))
-    if student_ids is not None and rows.chosen is not None:
-        ids.append(torch.tensor(student_ids))
-        log_probs.append(torch.tensor(rows.chosen.log_probs))
-    return {SERVED_IDS: torch.cat(ids, -1), SERVED_LOG_PROBS: torch.cat(log_probs, -1)}
+        blocks.append((np.array(tokens, dtype=np.int32)[:, None], sampled[:, None]))
+    if teacher is not None:
+        blocks.append((teacher.ids, teacher.log_probs))
+        if student_ids is not None and teacher.chosen is not None:
+            blocks.append((student_ids, teacher.chosen.log_probs))
+    if student is not None:
+        blocks.append((student.ids, student.log_probs))
+    ids, log_probs = (
+        torch.from_numpy(np.concatenate(one, -1)) for one in zip(*blocks, strict=True)
+    )
+    return {SERVED_IDS: ids, SERVED_LOG_PROBS: log_probs}
 
 
 def served_rows(field: Tensor, responses: Tensor, columns: slice | int = slice(None)) -> Tensor:

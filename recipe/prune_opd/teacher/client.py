@@ -60,6 +60,16 @@ class TeachingClient(FollowingClient):
         asks = self.teaches and "teacher_on_student" in self.prune_opd.rules.needs
         return self.prune_opd.teacher.server.wide_topk if asks else 0
 
+    @property
+    def student_tells(self) -> bool:
+        """Tell whether the student's own log-probs are those that the rollout reports."""
+        return self.prune_opd.student == "rollout"
+
+    @property
+    def keeps_student(self) -> bool:
+        """Tell whether somebody needs the candidates that the rollout reports."""
+        return bool(self.wide) or self.student_tells
+
     @functools.cached_property
     def _scorer(self) -> ResponseScorer:
         given, workers = (
@@ -78,7 +88,7 @@ class TeachingClient(FollowingClient):
 
     async def teach(self, output: "AgentLoopOutput", known: Known = NOTHING) -> dict[str, Tensor]:
         """Get the teacher's rows of a finished response, and put how they came about into its
-        ``extra_fields``.
+        ``extra_fields``; with them the student's, where the rollout tells these.
 
         Args:
             output: of the agent loop.
@@ -91,6 +101,11 @@ class TeachingClient(FollowingClient):
         Raises:
             ValueError: the response has images, video or audio.
         """
+        tokens = output.response_ids
+        student = known.student or missing_rows(len(tokens), self.prune_opd.topk)
+        own = student if self.student_tells else None
+        if not self.teaches:
+            return served(tokens, None, student=own)
         given = [name for name, value in (output.multi_modal_data or {}).items() if value]
         if given:
             raise ValueError(
@@ -98,20 +113,19 @@ class TeachingClient(FollowingClient):
                 " would score as text alone; allowed: text, or worker_group without"
                 " prune_opd.gate.enable"
             )
-        sampled, tokens = "sampled" in self.prune_opd.rules.needs, len(output.response_ids)
-        student = known.student or missing_rows(tokens, self.prune_opd.topk)
+        sampled = "sampled" in self.prune_opd.rules.needs
         if known.teacher is not None and not sampled:
             gate = output.extra_fields[GATE_REPORT]
-            rows, own, report = known.teacher, None, _while_growing(gate)
+            rows, scored, report = known.teacher, None, _while_growing(gate)
         else:
             at = At(student.ids, self.wide) if self.wide else None
-            rows, own, report = await self._scorer.score(output.prompt_ids, output.response_ids, at)
+            rows, scored, report = await self._scorer.score(output.prompt_ids, tokens, at)
         if self.wide:
             rows = _on_student(rows, student, report)
         # Set and not changed: verl makes plain values of fields that are set, and of no other.
         output.extra_fields = output.extra_fields | {SCORE_REPORT: report}
         ids = student.ids if self.wide else None
-        return served(rows, output.response_ids, own if sampled else None, ids)
+        return served(tokens, rows, scored if sampled else None, ids, own)
 
 
 def _on_student(rows: TopKRows, student: TopKRows, report: ScoreReport) -> TopKRows:

@@ -62,7 +62,8 @@ class Home(ABC):
     @property
     def follows(self) -> bool:
         """Tell whether the rollout's servers report their top k of what they generate."""
-        return self.prune_opd.gate.enable or self.asks_on_student
+        given = self.prune_opd
+        return given.gate.enable or self.asks_on_student or given.student == "rollout"
 
     @property
     def cacheable(self) -> bool:
@@ -113,6 +114,20 @@ class Home(ABC):
         )
         cached = given.semi.enable and self.asks_on_student
         require(not cached, "semi.enable", given.semi.enable, allowed)
+        if given.student == "rollout":
+            self._check_rollout_tells()
+
+    def _check_rollout_tells(self) -> None:
+        """Refuse a rollout that tells the student's part, where nobody listens to it, where it is a
+        cached one, or where the strategy has the trainer tell another part."""
+        given = self.prune_opd
+        allowed = "trainer where no servers are asked: gate.enable is false and teacher.home is"
+        require(self.is_asked, "student", given.student, f"{allowed} {given.teacher.home}")
+        allowed = "trainer with semi.enable: a cached response has no such report"
+        require(not given.semi.enable, "student", given.student, allowed)
+        pure = "student_on_teacher" not in given.rules.needs
+        allowed = f"trainer with strategy={given.strategy}, for which the trainer scores, too"
+        require(pure, "student", given.student, allowed)
 
     def check_models(  # noqa: B027  # nothing to ask where nobody is asked
         self, config: DictConfig, student: "Model", teacher: "Model"

@@ -153,13 +153,13 @@ class PrunedAgentLoop:
 
 
 async def finish(output: AgentLoopOutput, trajectory: Trajectory) -> AgentLoopOutput:
-    """An output within its limit, reported on, and with the teacher's rows where servers give
-    them."""
+    """An output within its limit, reported on, and with the rows of teacher and student where
+    servers give them."""
     known, client = trajectory.finish(output), trajectory.client
     rows: dict[str, Tensor] = {}
     if isinstance(client, Replay):
         rows = client.teach()
-    elif isinstance(client, TeachingClient) and client.teaches:
+    elif isinstance(client, TeachingClient) and (client.teaches or client.student_tells):
         rows = await client.teach(output, known)
     return TaughtOutput.of(output, rows) if rows else output
 

@@ -35,6 +35,7 @@ def banner(prune_opd: PruneOPDConfig, home: Home, budget: Budget) -> str:
     lines = {
         **({"trainer": mode} if mode != "sync" else {}),
         "teacher": f"{_teachers(teacher)} ({home}, temperature {teacher.temperature})",
+        **({"student": "as the rollout reports it"} if prune_opd.student == "rollout" else {}),
         "reward": f"{prune_opd.strategy}, {prune_opd.weighting}, k = {prune_opd.topk}",
         "drift": str(prune_opd.rules.metric),
         "weights": weights if drift.enable else "off: plain OPD",

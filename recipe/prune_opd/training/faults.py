@@ -54,9 +54,14 @@ def warn_of_gate(step: int, metrics: dict[str, float], error: str) -> None:
 
 
 def refuse_missing(
-    step: int, metrics: dict[str, float], error: str, allowed: float, save: Callable[[], str]
+    step: int,
+    metrics: dict[str, float],
+    error: str,
+    allowed: float,
+    save: Callable[[], str],
+    what: str = "the teacher's score",
 ) -> None:
-    """Warn of scores that the teacher failed to give; stop where too many are missing.
+    """Warn of scores that servers failed to give; stop where too many are missing.
 
     Args:
         step: its number.
@@ -64,6 +69,7 @@ def refuse_missing(
         error: text of the last late or failed question, or empty.
         allowed: share of the tokens, ``teacher.max_missing``.
         save: called before the end; saves what can be saved and says where the run goes on.
+        what: is missing, for messages.
 
     Raises:
         RuntimeError: more than that.
@@ -75,7 +81,7 @@ def refuse_missing(
     error = error or "rows that are not finite"
     if missing > allowed:
         raise RuntimeError(
-            f"step {step}: {missing:.1%} of the tokens lack the teacher's score,"
+            f"step {step}: {missing:.1%} of the tokens lack {what},"
             f" allowed: prune_opd.teacher.max_missing={allowed:.1%}; {late:.0f} answers were"
             f" late, {failed:.0f} failed, the last error: {error}; {save()}"
         )

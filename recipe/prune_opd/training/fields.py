@@ -76,7 +76,7 @@ def row_teacher_fields(home: Home) -> tuple[str, ...]:
 
 
 def served_fields(home: Home) -> tuple[str, ...]:
-    """Name the fields ``read_served_scores`` reads."""
+    """Name the fields ``read_served_scores`` and ``read_reported_student`` read."""
     return "responses", SERVED_IDS, SERVED_LOG_PROBS
 
 
@@ -145,9 +145,10 @@ def scores_of(fields: Mapping[str, Tensor]) -> Scores:
 
 
 def counted_tokens(fields: Mapping[str, Tensor]) -> Tensor:
-    """(B, T) bool. A token without the teacher's score takes no part in anything, as if it were
-    padding."""
-    return fields["response_mask"].bool() & ~is_missing(fields[TEACHER_LOG_PROBS])
+    """(B, T) bool. A token without the teacher's score, or without the student's report, takes no
+    part in anything, as if it were padding."""
+    missing = is_missing(fields[TEACHER_LOG_PROBS]) | is_missing(fields[STUDENT_LOG_PROBS])
+    return fields["response_mask"].bool() & ~missing
 
 
 def limits_of(data: TensorDict) -> Tensor:

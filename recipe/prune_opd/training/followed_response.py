@@ -85,14 +85,14 @@ class ReportedResponse(Response):
         return output
 
     def _take_in(self, turn: "FollowedTurn") -> None:
-        """Keep the candidates of the turn's tokens, where somebody asks the teacher about them."""
-        if self.client.wide and turn.student:
+        """Keep the candidates of the turn's tokens, where somebody needs them."""
+        if turn.student:
             rows = TopKRows.join(*turn.student)[: turn.kept]
             self.student.add(len(self.tokens), rows)
 
     def report_on(self, output: AgentLoopOutput) -> Known:
         """See ``Response``; what a loop has masked out is none of the student's."""
-        if not self.client.wide:
+        if not self.client.keeps_student:
             return NOTHING
         return Known(student=self.student.spread(output.response_mask, self.client.prune_opd.topk))
 
@@ -131,7 +131,7 @@ class FollowedTurn:
         """Take in a chunk."""
         self.tokens += part.token_ids
         self.log_probs += part.sampled_log_probs.tolist()
-        if self.client.wide:
+        if self.client.keeps_student:
             self.student.append(part.rows)
 
     async def _generate(self, chunk: int) -> TokenOutput:

@@ -72,4 +72,4 @@ class Replay:
         response = self._response
         if response.teacher is None:
             return {}
-        return served(response.teacher, response.tokens.tolist(), response.teacher_sampled)
+        return served(response.tokens.tolist(), response.teacher, response.teacher_sampled)

@@ -52,6 +52,7 @@ from recipe.prune_opd.training.fields import (
     part_fields,
     row_teachers,
     scores_of,
+    served_fields,
     student_fields,
 )
 from recipe.prune_opd.training.frozen_rollouts import FrozenRollouts
@@ -115,6 +116,9 @@ class PruneOPD(TeacherServers, FrozenRollouts, Saving, PruningTrainer):
                 config.reward.custom_reward_function.path = reward_function
             if self.home.follows:
                 follow_rollout(config, self.prune_opd.topk)
+            if self.prune_opd.student == "rollout":
+                config.actor_rollout_ref.rollout.calculate_log_probs = True
+                config.algorithm.rollout_correction.bypass_mode = True
 
     # ------------------------------------------------------------------------------------- teacher
 
@@ -189,12 +193,14 @@ class PruneOPD(TeacherServers, FrozenRollouts, Saving, PruningTrainer):
         return {
             **summarise(tally),
             **(summarise_teachers(tally, teacher.paths) if teacher.models else {}),
-            **({} if self.home.reference_model else summarise_scores(tally)),
+            **(summarise_scores(tally) if self._may_lack_scores else {}),
             **(summarise_gate(tally) if self.prune_opd.gate.enable else {}),
             **(summarise_task(tally) if self.prune_opd.task_reward.factor else {}),
         }
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        if self.prune_opd.student == "rollout":
+            self._on_workers("read_reported_student", batch, served_fields(self.home))
         batch.fields = list(student_fields(self.home))  # as in ``_on_workers``
         return super()._compute_old_log_prob(batch, metrics)
 
@@ -240,13 +246,21 @@ class PruneOPD(TeacherServers, FrozenRollouts, Saving, PruningTrainer):
         self._look_for_faults(batch, tally)
         return batch
 
+    @property
+    def _may_lack_scores(self) -> bool:
+        """Tell whether servers tell what the update is made of, and not passes of the trainer
+        alone."""
+        return not self.home.reference_model or self.prune_opd.student == "rollout"
+
     def _look_for_faults(self, batch: KVBatchMeta, tally: Tally) -> None:
         """Warn of a teacher that was late or failed, and stop before training on too little."""
         step = self.global_steps
-        if not (self.home.reference_model or self.frozen):
+        if self._may_lack_scores and not self.frozen:
             found, allowed = summarise_scores(tally), self.prune_opd.teacher.max_missing
-            error = self._last_error(batch, tally, "score")
-            refuse_missing(step, found, error, allowed, self._save_before_step)
+            error, what = self._last_error(batch, tally, "score"), "the teacher's score"
+            if self.home.reference_model:
+                error, what = "an agent loop that rewrites responses?", "the rollout's report"
+            refuse_missing(step, found, error, allowed, self._save_before_step, what)
         if self.prune_opd.gate.enable:
             warn_of_gate(step, summarise_gate(tally), self._last_error(batch, tally, "gate"))
 

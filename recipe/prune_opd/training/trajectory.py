@@ -71,7 +71,7 @@ class Trajectory:
         if not isinstance(client, TeachingClient):
             return Response(client, prompt_ids, self.limit)
         if not client.prune_opd.gate.enable:
-            kind = ReportedResponse if client.wide else Response
+            kind = ReportedResponse if client.keeps_student else Response
             return kind(client, prompt_ids, self.limit)
         size = len(prompt_ids), client.prune_opd.topk, client.vocab_size
         # A client of a home of the user's own need know nothing of wide rows.

@@ -183,12 +183,29 @@ class PruneOPDWorker(RolloutWriter, ActorRolloutRefWorker):
         if first:
             fields[TEACHER_SAMPLED] = served_rows(given[1], data["responses"], 0)
         if self.home.asks_on_student:
-            rest = slice(own.stop, None)
+            rest = slice(own.stop, own.stop + self.prune_opd.topk)
             ids, log_probs = (served_rows(field, data["responses"], rest) for field in given)
             # Of an id that one of the models lacks the wide row's bound says nothing.
             log_probs.values().masked_fill_(ids.values() >= self.vocab_size, -torch.inf)
             fields[TEACHER_ON_STUDENT] = log_probs
         return TensorDict(fields, batch_size=len(data))
+
+    @register(dispatch_mode=_on_actor)
+    def read_reported_student(self, data: TensorDict) -> TensorDict | None:
+        """What the rollout reported of the student, as the fields that a pass of it would give.
+
+        A row with an id that one of the models lacks is missing as a whole. One rank of a
+        sequence-parallel group answers, as in ``compute_pruned_advantage``.
+        """
+        if not self.actor.engine.is_mp_src_rank_with_outputs():
+            return None
+        own, given = slice(-self.prune_opd.topk, None), (data[SERVED_IDS], data[SERVED_LOG_PROBS])
+        ids, log_probs = (served_rows(field, data["responses"], own) for field in given)
+        rows = ids.values()
+        lacking = ((rows < 0) | (rows >= self.vocab_size)).any(-1, keepdim=True)
+        rows.masked_fill_(lacking, 0)
+        log_probs.values().masked_fill_(lacking, -torch.inf)
+        return TensorDict({STUDENT_IDS: ids, STUDENT_LOG_PROBS: log_probs}, batch_size=len(data))
 
     # ------------------------------------------------------------------------------- drift and loss
 

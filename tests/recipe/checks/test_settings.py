@@ -1,5 +1,7 @@
 """Every verl key that cannot go with the method is refused, and all others are left alone."""
 
+import re
+
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
@@ -275,6 +277,67 @@ def test_the_rollout_must_report_k_candidates(gated, most, allowed):
             ValueError, match=r"max_logprobs: got 15, allowed with prune_opd\.gate\.enable: .* 16$"
         ):
             check_values(gated)
+
+
+# ------------------------------------------------------------------ the student as the rollout says
+
+
+@pytest.fixture
+def told(gated) -> DictConfig:
+    """A gate, and the student's part from the rollout."""
+    gated.prune_opd.student = "rollout"
+    return gated
+
+
+def test_the_rollout_may_tell_the_students_part(told):
+    typed, home = check_values(told)
+    assert typed.student == "rollout"
+    assert home.follows
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prune_opd.student": "both"}, "prune_opd.student: got 'both', allowed: "),
+        (
+            {"prune_opd.gate.enable": False},
+            "prune_opd.student: got 'rollout', allowed: trainer where no servers are asked",
+        ),
+        (
+            {"prune_opd.strategy": "union"},
+            "prune_opd.student: got 'rollout', allowed: trainer with strategy=union",
+        ),
+        (
+            {"actor_rollout_ref.rollout.temperature": 0.7},
+            "actor_rollout_ref.rollout.temperature: got 0.7, allowed with"
+            " prune_opd.student=rollout: 1",
+        ),
+        (
+            {"actor_rollout_ref.rollout.top_k": 50},
+            "actor_rollout_ref.rollout.top_k: got 50, allowed with prune_opd.student=rollout: -1",
+        ),
+        (
+            {"actor_rollout_ref.rollout.name": "trtllm", "prune_opd.gate.enable": False}
+            | {"prune_opd.teacher.home": "url", "prune_opd.strategy": "only_tch"},
+            "actor_rollout_ref.rollout.name: got 'trtllm', allowed with prune_opd.student=rollout",
+        ),
+    ],
+)
+def test_where_the_rollout_cannot_tell_it_the_start_ends(told, settings, message):
+    for key, value in settings.items():
+        OmegaConf.update(told, key, value)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        check_values(told)
+
+
+def test_a_cached_response_has_no_report_of_the_student(served):
+    served.prune_opd.student = "rollout"
+    check_values(served)
+    served.prune_opd.semi.enable = True
+    with pytest.raises(
+        ValueError, match=r"^prune_opd\.student: got 'rollout', allowed: trainer with"
+    ):
+        check_values(served)
 
 
 # ---------------------------------------------------------------------------------- teacher servers

@@ -335,6 +335,8 @@ def test_parts_of_a_step_are_in_proportion(ask):
     )["scenarios"][0]["flops_per_step"]
     assert flops["update"] == pytest.approx(3 * flops["score_teacher"])
     assert flops["score_student"] == pytest.approx(2 * flops["score_teacher"])
+    told = ask(*SMALL_PAIR, "prune_opd.gate.enable=true", "prune_opd.student=rollout")
+    assert {one["flops_per_step"]["score_student"] for one in told["scenarios"]} == {0}
 
 
 def test_memory_by_hand(ask, models):

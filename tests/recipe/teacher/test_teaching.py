@@ -316,6 +316,32 @@ def test_the_students_candidates_come_last_with_what_the_teacher_says_of_them(
     assert [at.wide for at in teacher.asked] == [WIDE] * (not grew)
 
 
+@pytest.mark.parametrize("wide", [0, WIDE])
+def test_where_the_rollout_tells_the_students_part_its_log_probs_come_last(wide: int):
+    strategy = "only_stu" if wide else "intersection"
+    teacher = WideTeacher() if wide else Teacher()
+    client = client_of(teacher, strategy, wide=wide)
+    client.prune_opd = client.prune_opd.changed(student="rollout")
+    fields = asyncio.run(client.teach(output_of(), Known(STUDENT)))
+    assert fields[SERVED_IDS].shape == fields[SERVED_LOG_PROBS].shape == (4, K * (3 if wide else 2))
+    assert fields[SERVED_IDS][:, -K:].tolist() == STUDENT.ids.tolist()
+    assert fields[SERVED_LOG_PROBS][:, -K:].tolist() == STUDENT.log_probs.tolist()
+    before = [[0, 1, 2, *row] for row in STUDENT.ids.tolist()] if wide else rows_of(4).ids.tolist()
+    assert fields[SERVED_IDS][:, :-K].tolist() == before
+
+
+@pytest.mark.parametrize("known", [Known(STUDENT), Known()])
+def test_a_gate_alone_leaves_the_students_part(known: Known):
+    """The teacher that rewards is the trainer's own; nobody is asked about finished responses."""
+    client, output = client_of(None), output_of()
+    client.prune_opd = client.prune_opd.changed(student="rollout")
+    client.teaches = False
+    fields = asyncio.run(client.teach(output, known))
+    told = known.student.log_probs.tolist() if known.student else [[MISSING] * K] * 4
+    assert fields[SERVED_LOG_PROBS].tolist() == told
+    assert not output.extra_fields
+
+
 def test_of_a_token_without_candidates_the_teacher_is_not_asked_and_it_is_missing():
     """A tool's, or one of a response that a loop of the user's rewrote."""
     student = TopKRows(STUDENT.ids.copy(), STUDENT.log_probs.copy())

@@ -34,7 +34,7 @@ from recipe.prune_opd.records.tally import (
     recorded_edges,
 )
 from recipe.prune_opd.records.tally import SUMS as PER_TOKEN
-from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS
+from recipe.prune_opd.teacher.answers import SERVED_IDS, SERVED_LOG_PROBS, is_missing
 from recipe.prune_opd.teacher.client import SCORE_REPORT
 from recipe.prune_opd.teacher.home import build_home
 from recipe.prune_opd.training.fields import (
@@ -59,6 +59,7 @@ from recipe.prune_opd.training.fields import (
     TEACHER_SAMPLED,
     UPDATE_FIELDS,
     advantage_fields,
+    counted_tokens,
     reports,
     served_fields,
     student_fields,
@@ -561,6 +562,58 @@ def test_candidates_of_the_rollout_are_the_students_everywhere():
     data = data.select(*student_fields(worker.home), strict=False)
     fields = inspect.unwrap(PruneOPDWorker.compute_log_prob)(worker, data)
     assert fields[STUDENT_IDS].values().tolist() == [[9, 4], [V, 8], [5, 7]]
+
+
+REPORTED = [[4, 9], [8, 3], [2, 1]]
+
+
+def reported(before: int, told: list[list[int]] = REPORTED) -> TensorDict:
+    """Two responses with columns of the teacher ``before`` the student's two; the first has a row
+    before its own, verl's."""
+    ids = torch.tensor([[11] * before + row for row in [[0, 0], *told]])
+    log_probs = -ids.float()
+    return TensorDict(
+        {
+            "responses": jagged([torch.tensor([5, 6]), torch.tensor([7])]),
+            SERVED_IDS: jagged([ids[:3], ids[3:]]),
+            SERVED_LOG_PROBS: jagged([log_probs[:3], log_probs[3:]]),
+        },
+        batch_size=2,
+    )
+
+
+def read_student(worker: PruneOPDWorker, data: TensorDict) -> TensorDict | None:
+    data = data.select(*served_fields(worker.home))
+    return inspect.unwrap(PruneOPDWorker.read_reported_student)(worker, data)
+
+
+@pytest.mark.parametrize("before", [0, 2, 5])
+def test_what_the_rollout_reports_stands_for_a_pass_of_the_student(before):
+    """Whatever the teacher's servers tell beside it."""
+    worker = wide_server()
+    found = read_student(worker, reported(before))
+    assert found[STUDENT_IDS].values().tolist() == REPORTED
+    assert found[STUDENT_LOG_PROBS].values().tolist() == [[-4, -9], [-8, -3], [-2, -1]]
+    assert found[STUDENT_IDS].offsets().tolist() == [0, 2, 3]
+    worker.actor = SimpleNamespace(
+        engine=SimpleNamespace(is_mp_src_rank_with_outputs=lambda: False)
+    )
+    assert read_student(worker, reported(before)) is None
+
+
+@pytest.mark.parametrize("lacking", [MISSING_ID, V])
+def test_a_token_of_which_the_rollout_reports_too_little_takes_no_part(lacking):
+    """Nothing, or an id that one of the models lacks."""
+    found = read_student(wide_server(), reported(0, [[4, 9], [8, lacking], [2, 1]]))
+    assert found[STUDENT_IDS].values()[1].tolist() == [0, 0]
+    assert is_missing(found[STUDENT_LOG_PROBS].values()).tolist() == [False, True, False]
+    fields = {
+        name: torch.nested.to_padded_tensor(jagged(list(field.unbind())), 0)
+        for name, field in found.items()
+    }
+    fields[TEACHER_LOG_PROBS] = torch.zeros(2, 2, 2)
+    fields["response_mask"] = torch.tensor([[1, 1], [1, 0]])
+    assert counted_tokens(fields).tolist() == [[True, False], [True, False]]
 
 
 def test_servers_tell_what_the_weights_need_of_the_sampled_tokens():

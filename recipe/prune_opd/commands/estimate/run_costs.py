@@ -45,7 +45,8 @@ class Step:
         self.values, self.decode_rate = values, decode_rate
         self.gpus: int = values["GPUs of the training"]
         self.responses: int = values["prompts per step"] * values["responses per prompt"]
-        self.passes = 2 if "student_on_teacher" in prune_opd.rules.needs else 1
+        needs = prune_opd.rules.needs
+        self.passes = (prune_opd.student == "trainer") + ("student_on_teacher" in needs)
         # The forward pass is made once more where activations are recomputed for the gradient.
         self.update = 4 if config.actor_rollout_ref.model.enable_gradient_checkpointing else 3
         self.parallel: int = config.actor_rollout_ref.rollout.tensor_model_parallel_size
