@@ -62,6 +62,7 @@ def reported(request, inputs, tmp_path_factory):
     wide = {"prune_opd.teacher.server.wide_topk": WIDE if request.param == "server" else 0}
     settings = GATED | wide | {"prune_opd.teacher.home": request.param}
     settings |= {"prune_opd.teacher.path": inputs / "noisy", "prune_opd.student": "rollout"}
+    settings["actor_rollout_ref.actor.ppo_mini_batch_size"] = 7  # one, whose loss is that of all
     folder = tmp_path_factory.mktemp(f"reported_{request.param}")
     return finished(harness.run(inputs, folder, settings))
 
