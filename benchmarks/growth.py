@@ -65,7 +65,9 @@ def table(looks: list[Look]) -> Table:
 
 
 def plot(looks: list[Look], file: Path) -> None:
-    """Draw memory and files of the run over the steps, and what Ray and TransferQueue hold."""
+    """Draw memory and files of the run over the steps, and what Ray and TransferQueue hold; a
+    process that grew by a tenth is named."""
+    grown = {(who, what) for who, what, early, late in growth(looks) if late > 1.1 * early}
     matplotlib.use("Agg")
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
     titles = {
@@ -79,11 +81,15 @@ def plot(looks: list[Look], file: Path) -> None:
         for one in looks:
             if one.what == what:
                 lines.setdefault((one.start, one.who), []).append(one)
-        for line in lines.values():
-            axis.plot([one.step for one in line], [one.value for one in line], linewidth=0.8)
+        for (_, who), line in lines.items():
+            name = who if ":" in who and (who, what) in grown else None
+            steps, values = [one.step for one in line], [one.value for one in line]
+            axis.plot(steps, values, linewidth=0.8, label=name)
         axis.set(title=title, xlabel="step")
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
+        if any(line.get_label()[0] != "_" for line in axis.lines):
+            axis.legend(loc="center right")
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 

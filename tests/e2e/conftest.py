@@ -17,7 +17,7 @@ SLOW = {
         *("plain", "adopted", "output", "extended", "permuted", "filling", "semi", "scored"),
         *("weighted", "interrupted", "orphaned", "separate", "agents", "late", "resumed"),
         *("tools_gated", "rloo", "halted", "lost_trainer", "lost_server", "untrained_server"),
-        *("lora", "several", "one_copy", "unlike", "clustered", "lost_rank", "reported"),
+        *("lora", "several", "one_copy", "unlike", "clustered", "lost_rank", "reported", "killed"),
     },
     # What the engine has no part in is tested with vLLM: the trainer's own passes, its state.
     "sglang": {
@@ -25,7 +25,7 @@ SLOW = {
         *("filling", "semi", "scored", "weighted", "late", "separate", "interrupted"),
         *("agents", "tools_gated", "grpo", "rloo", "several", "one_copy", "unlike"),
         *("halted", "lost_trainer", "lost_server", "untrained_server", "lora"),
-        *("clustered", "lost_rank", "reported"),
+        *("clustered", "lost_rank", "reported", "killed"),
     },
 }
 """Runs of a minute or more that rarely find anything, by their fixture."""
