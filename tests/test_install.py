@@ -294,3 +294,20 @@ def test_cleaning_leaves_what_runs_wrote(engine):
 
 def test_the_set_up_advises_nothing_that_removes_more_than_it_made():
     assert "make clean" not in (CHECKOUT / "verl_ext/cpu/install.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "said"), [("'13.0'", "torch is built for CUDA 13.0, "), ("None", "")]
+)
+def test_a_torch_for_cuda_is_named_where_it_cannot_even_be_imported(tmp_path, cuda, said):
+    """Its libraries are not installed with it."""
+    script = (CHECKOUT / "verl_ext/cpu/install.sh").read_text()
+    program = script.rpartition('"$python" -c \'')[2].rstrip().removesuffix("'")
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise ImportError('libcudnn.so.9')")
+    (tmp_path / "torch/version.py").write_text(f"cuda = {cuda}")
+    given = {"cwd": tmp_path, "env": {"PYTHONPATH": str(tmp_path)}}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, **given)
+    assert done.stderr.startswith(said)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == bool(said)

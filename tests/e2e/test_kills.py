@@ -2,6 +2,7 @@
 none twice, and goes on under the limit that was saved: ten kills over verl's three trainer modes.
 """
 
+import math
 import os
 import random
 import signal
@@ -72,13 +73,14 @@ def newest(folder: Path) -> int:
 def in_a_step(folder: Path, share: float) -> Callable[[], bool]:
     """Moment in the third step of a start, as far into it as a share of the second says: the first
     warms up."""
-    metrics = folder / "metrics.jsonl"
+    came = math.inf
 
     def has_come() -> bool:
-        steps = launch.training_steps(launch.read(metrics))
-        if len(steps) < 2:
-            return False
-        return time.time() >= metrics.stat().st_mtime + share * steps[1]["timing_s/step"]
+        nonlocal came
+        steps = launch.training_steps(launch.read(folder / "metrics.jsonl"))
+        if came == math.inf and len(steps) > 1:
+            came = time.monotonic() + share * steps[1]["timing_s/step"]
+        return time.monotonic() >= came
 
     return has_come
 

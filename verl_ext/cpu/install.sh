@@ -58,11 +58,15 @@ case $kind in
     "$python" -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "sglang_on_cpu.pth").write_text("import sglang_on_cpu\n")'
     ;;
 esac
+# Not imported: a build for CUDA needs libraries that are not here.
 "$python" -c '
-import sys, torch
-if torch.version.cuda:
+import runpy, sys
+from importlib.util import find_spec
+(torch,) = find_spec("torch").submodule_search_locations
+cuda = runpy.run_path(f"{torch}/version.py")["cuda"]
+if cuda:
     sys.exit(
-        f"torch is built for CUDA {torch.version.cuda}, but the engines here need the CPU build: "
+        f"torch is built for CUDA {cuda}, but the engines here need the CPU build: "
         f"remove {sys.prefix} and run UV_TORCH_BACKEND=cpu make install, which takes it from PyTorch, or point pip to"
         " its CPU wheels"
     )'
