@@ -131,6 +131,9 @@ GATE_SETTINGS = (
 )
 """Settings that are refused where the rollout reports its top k."""
 
+PLAIN = {"temperature": (1,), "top_p": (1,), "top_k": (-1, 0)}
+"""Keys of the rollout with which it samples from the distribution that its servers report."""
+
 ALL = -1
 """Value of vLLM's ``max_logprobs`` that stands for the whole vocabulary."""
 
@@ -236,7 +239,8 @@ def check_followed(config: DictConfig, prune_opd: PruneOPDConfig, needed_by: str
     key = f"{ROLLOUT}.engine_kwargs.{rollout.name}"
     engine = check_mapping(key, rollout.engine_kwargs.get(rollout.name))
     check_engine(key, engine, prune_opd.topk, needed_by)
-    if rollout.calculate_log_probs and not _is_plain(rollout):
+    plain = all(rollout[name] in allowed for name, allowed in PLAIN.items())
+    if rollout.calculate_log_probs and not plain:
         raise ValueError(
             f"{ROLLOUT}.calculate_log_probs: got True, allowed with prune_opd.{needed_by}: False"
             " where the rollout has a temperature, top_p or top_k, because the servers then report"
@@ -244,15 +248,10 @@ def check_followed(config: DictConfig, prune_opd: PruneOPDConfig, needed_by: str
         )
 
 
-def _is_plain(rollout: DictConfig) -> bool:
-    """Tell whether responses are sampled from the distribution that the servers report."""
-    return rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k in (-1, 0)
-
-
 def _check_plain(config: DictConfig) -> None:
     """The rollout reports the unprocessed distribution: it must be that which is sampled from."""
     rollout = config.actor_rollout_ref.rollout
-    for key, allowed in {"temperature": (1,), "top_p": (1,), "top_k": (-1, 0)}.items():
+    for key, allowed in PLAIN.items():
         if rollout[key] not in allowed:
             raise ValueError(
                 f"{ROLLOUT}.{key}: got {shown(rollout[key])}, allowed with"
