@@ -31,6 +31,7 @@ from recipe.prune_opd.method.gates import (
 PAPER = {
     "trainer_mode": "sync",
     "resume": "strict",
+    "student": "trainer",
     "deadline": 1800.0,
     "teacher": {
         "path": "T",
