@@ -682,6 +682,33 @@ def test_a_token_without_a_score_takes_no_part(strategy: str, metric: str, norma
     assert not result[SUMS].isnan().any()
 
 
+@pytest.mark.parametrize("metric", ["overlap_ratio", "teacher_top_p_accept"])
+@pytest.mark.parametrize("strategy", ["only_stu", "intersection", "sampled"])
+def test_a_token_that_the_rollout_did_not_report_takes_no_part(strategy: str, metric: str):
+    """The teacher has scored it, in the worker group, at whatever stands there."""
+    batch, fields = passes(strategy)
+    fields[TEACHER_ON_STUDENT] = cut(fields[TEACHER_LOG_PROBS].values() - 1)
+    batch.update(fields)
+    drift = DriftConfig(w_drop=W_DROP, metric=metric)
+    worker = worker_of(strategy=strategy, drift=drift)
+    lacking = batch.clone()
+    for name, nothing in ((STUDENT_IDS, 0), (STUDENT_LOG_PROBS, MISSING)):
+        lacking[name] = cut(batch[name].values().clone().masked_fill_(LACKING[:, None], nothing))
+    result, expected = computed(worker, lacking), computed(worker, without(batch, LACKING))
+    for name in (ADVANTAGES, COUNTED):
+        values = result[name].values()
+        assert not values[LACKING].any(), name
+        torch.testing.assert_close(values[~LACKING], expected[name].values())
+    columns = [COLUMNS.index(name) for name in (*PER_TOKEN, "effective_length")]
+    torch.testing.assert_close(result[SUMS][:, columns], expected[SUMS][:, columns])
+    assert result[SUMS][:, COLUMNS.index("missing")].tolist() == [3, 0, 1]
+    assert not result[SUMS].isnan().any()
+    loss, _ = topk_policy_loss(
+        *(result[name].values() for name in (OLD_LOG_PROBS, OLD_LOG_PROBS, ADVANTAGES)), ~LACKING
+    )
+    assert loss.isfinite()
+
+
 def test_without_drift_weights_a_token_without_a_score_takes_no_part_either():
     batch, fields = passes("intersection")
     worker = server_of("intersection", drift=DriftConfig(enable=False))
