@@ -232,9 +232,11 @@ def end_children(process: subprocess.Popen) -> None:
     process.wait(30)
 
 
-def teacher_servers() -> list[psutil.Process]:
-    """Teacher servers that are running, where the rollout's are verl's own."""
-    return started({"vllm": "ray::TopKHttpServer", "sglang": "ray::TopKSGLangServer"}[ENGINE])
+def servers() -> list[psutil.Process]:
+    """Our servers that are running, in the order of their start: a teacher's, then the
+    rollout's."""
+    name = {"vllm": "ray::TopKHttpServer", "sglang": "ray::TopKSGLangServer"}[ENGINE]
+    return sorted(started(name), key=psutil.Process.create_time)
 
 
 def started(name: str) -> list[psutil.Process]:

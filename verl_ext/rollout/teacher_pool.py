@@ -57,6 +57,9 @@ class TeacherPool:
     ) -> Future[MultiTeacherModelManager]:
         """Start the servers, beside what the caller does meanwhile.
 
+        The rollout's servers of the same engine, which verl starts later, are then of our class,
+        too; nobody following them, they generate as verl's.
+
         Args:
             config: verl's configuration.
             resource_pool: of the shape ``nodes`` says.
