@@ -24,9 +24,9 @@ import argparse
 import statistics
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import product
 from pathlib import Path
 
@@ -117,23 +117,26 @@ def pin_processes(log: Path) -> None:
 
 @contextmanager
 def pinned(folder: Path) -> Iterator[None]:
-    """Pin a run's processes once it has logged a step."""
+    """Pin a run's processes once it has logged a step.
+
+    Raises:
+        Exception: what they could not be pinned for.
+    """
     ended = threading.Event()
 
     def wait() -> None:
         while not launch.read(folder / "metrics.jsonl"):
             if ended.wait(1):
-                return
+                raise RuntimeError(f"no step was logged, so nothing was pinned: {folder}")
         pin_processes(folder / "ray_state.log")
-        (folder / "pinned").write_text(str(time.time()))
 
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        waiting.join()
+    with ThreadPoolExecutor(1) as waiting:
+        done = waiting.submit(wait)
+        try:
+            yield
+        finally:
+            ended.set()
+    done.result()
 
 
 def measure(args: argparse.Namespace, out: Path, pair: str, way: str) -> list[dict[str, float]]:
@@ -142,12 +145,7 @@ def measure(args: argparse.Namespace, out: Path, pair: str, way: str) -> list[di
     folder.mkdir(exist_ok=True)
     words = command(pair, way, out, folder, args.steps, args.pin)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
-    if args.pin:
-        with pinned(folder):
-            launch.train(words, folder, args.steps, timeout=1800)
-        if not (folder / "pinned").exists():
-            sys.exit(f"the processes were not pinned: {folder / 'ray_state.log'}")
-    else:
+    with pinned(folder) if args.pin else nullcontext():
         launch.train(words, folder, args.steps, timeout=1800)
     steps = [one for one in launch.read(folder / "metrics.jsonl") if "timing_s/step" in one]
     return steps[3 if args.pin else 1 :]

@@ -135,7 +135,7 @@ def test_without_a_gate_a_finished_response_is_scored_at_them(unlike, inputs):
 
 
 def test_the_rollout_tells_what_a_pass_of_the_student_would(reported, inputs):
-    """Candidates, their log-probs and those of the sampled tokens, of the weights it had."""
+    """Candidates and their log-probs, of the weights it had."""
     student = AutoModelForCausalLM.from_pretrained(inputs / "student")
     close, tokens = {"atol": 1e-4, "rtol": 0}, 0
     for dump in reported.dump(1):
