@@ -2,7 +2,7 @@
 # make test          unit tests, then end-to-end tests with the real trainer
 # make test-all      also the tests that are slow and rarely break
 # make test-pins     unit tests with the versions that a GPU installation gets (10 GB, no GPU needed)
-# make soak          500 steps while memory, files and queues are watched; the same while teachers are killed; hours
+# make soak          500 steps while memory, files and queues are watched; the same while teachers are killed; half an hour or more
 # make lint          ruff and mypy
 # make licences      licences of all that is installed; fails on one that asks more than Apache-2.0 does
 # make update        newest versions for the CPU environment, and what changed
